@@ -1,0 +1,63 @@
+"""Numbers that judge a model: intervals, calibration, correlation. numpy in, floats out."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def bootstrap_interval(
+    values: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95, draws: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` [n].
+
+    With `clusters` [n] whole clusters are drawn with replacement (pairs of one prompt are not independent), and the
+    mean is taken over all values of the drawn clusters. The generator's seed is fixed: the same values give the same
+    interval.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0:
+        raise ValueError("an interval needs at least one value, got none")
+    labels = np.arange(x.size) if clusters is None else np.asarray(clusters)
+    _, index = np.unique(labels, return_inverse=True)
+    sums = np.bincount(index, weights=x)
+    counts = np.bincount(index).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, len(sums), size=(draws, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def correlation(x: ArrayLike, y: ArrayLike) -> float:
+    """Pearson's r; 0 when either side is constant (there is nothing to correlate with)."""
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if a.size < 2 or a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def explained_variance(values: ArrayLike, returns: ArrayLike) -> float:
+    """1 − Var(returns − values) / Var(returns): 1 is a perfect critic, 0 a constant one, below 0 worse than that."""
+    v, r = np.asarray(values, dtype=np.float64), np.asarray(returns, dtype=np.float64)
+    spread = r.var()
+    return float(1 - (r - v).var() / spread) if spread > 0 else 0.0
+
+
+def calibration(margins: ArrayLike, *, bins: int = 8) -> tuple[list[dict[str, float]], float]:
+    """Is a Bradley-Terry model as sure as it is right?
+
+    `margins` [n] are score differences r_w − r_l of pairs whose winner is known. The model's stated confidence in its
+    own choice is σ(|margin|) and it is right when margin > 0 (half right at 0). Pairs are put in equally filled bins
+    by confidence. Returns the bins (confidence, accuracy, count) and the expected calibration error
+    Σ count/n·|accuracy − confidence| (Naeini et al. 2015).
+    """
+    m = np.asarray(margins, dtype=np.float64)
+    confidence = 1 / (1 + np.exp(-np.abs(m)))
+    right = np.where(m > 0, 1.0, np.where(m == 0, 0.5, 0.0))
+    order = np.argsort(confidence, kind="stable")
+    table = [
+        {"confidence": float(confidence[part].mean()), "accuracy": float(right[part].mean()), "count": int(part.size)}
+        for part in np.array_split(order, min(bins, max(1, m.size)))
+        if part.size
+    ]
+    error = sum(row["count"] / m.size * abs(row["accuracy"] - row["confidence"]) for row in table)
+    return table, float(error)

@@ -1,0 +1,163 @@
+"""The command line. A mistake of the user's is one line and exit code 2; a guard's stop is one line and exit code 3."""
+
+import os
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from plaudit.errors import RunStopped, UserError
+from plaudit.run.display import console
+
+app = typer.Typer(
+    help="Classic RLHF: supervised fine-tuning, a reward model from rankings, and PPO, on one machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, for example ppo.updates=10.")
+]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for every error.")] = False,
+) -> None:
+    if debug:
+        os.environ["PLAUDIT_DEBUG"] = "1"
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Run the whole pipeline on the embedded default (about ten minutes on two cores)."""
+    from plaudit.run.folder import free_folder
+    from plaudit.stages.pipeline import run_pipeline
+    from plaudit.stages.recipe import load_recipe
+
+    with as_file(files("plaudit.recipes")) as home:
+        recipe = load_recipe(home / "demo.yaml", overrides or ())
+        if recipe.folder is None:
+            recipe = recipe.model_copy(update={"folder": free_folder(recipe.run_folder)})
+        run_pipeline(recipe)
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    start: Annotated[str | None, typer.Option("--from", help="Run this stage and those after it again.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last stage that ended.")] = False,
+) -> None:
+    """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
+    from plaudit.stages.pipeline import STAGES, run_pipeline
+    from plaudit.stages.recipe import load_recipe
+
+    if start is not None and start not in STAGES:
+        raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}")
+    stages = STAGES if start is None else STAGES[STAGES.index(start) :]
+    run_pipeline(load_recipe(recipe, overrides or ()), resume=resume or start is not None, stages=stages)
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(recipe: RecipePath, overrides: Overrides = None) -> None:
+        from plaudit.stages.pipeline import run_pipeline
+        from plaudit.stages.recipe import load_recipe
+
+        run_pipeline(load_recipe(recipe, overrides or ()), resume=True, stages=(name,))
+
+    app.command(name, help=text)(command)
+
+
+_stage_command("sft", "Stage 1: fine-tune the model on demonstrations.")
+_stage_command("preferences", "Stage 2: sample replies from the SFT model and rank them.")
+_stage_command("reward", "Stage 3: train the reward model on the rankings.")
+_stage_command("ppo", "Stage 4: train the policy against the reward model.")
+_stage_command("evaluate", "Stage 5: compare SFT and PPO on held-out prompts.")
+_stage_command("report", "Stage 6: write summary.json and report.html.")
+
+
+@app.command()
+def chat(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.", min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.", min=0.01)] = 0.7,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0,
+) -> None:
+    """Talk to the SFT model and the PPO policy side by side; an empty line ends it."""
+    from plaudit.stages.chat import SideBySide
+
+    both = SideBySide(folder, max_new_tokens, temperature, seed)
+    console.print("Type a message; an empty line ends the chat. Each message is answered by itself.")
+    while text := _ask():
+        table = Table("SFT", "PPO", expand=True)
+        table.add_row(*both.replies(text))
+        console.print(table)
+
+
+def _ask() -> str:
+    try:
+        return console.input("[bold]you> [/bold]").strip()
+    except EOFError:
+        return ""
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to create.")],
+    role: Annotated[str, typer.Option(help="policy or reward.")] = "policy",
+) -> None:
+    """Copy the merged policy (or reward model) of a run as a plain Hugging Face checkpoint."""
+    from plaudit.stages.chat import export_role
+
+    console.print(f"Wrote {export_role(folder, role, to)}")
+
+
+@app.command("worked-example")
+def worked_example() -> None:
+    """The design's worked example of one PPO step, computed by the library's own functions."""
+    from plaudit.algo.worked import worked_example as compute
+
+    numbers = compute()
+    rows = (
+        ("value V(s)", "given", numbers.value),
+        ("reward R", "given, on the reply's last token", numbers.reward),
+        ("discount γ", "given; unused, since no state follows", numbers.gamma),
+        ("advantage Â", "R + γ·0 − V", numbers.advantage),
+        ("ratio r", f"π/π_old = {numbers.probability:.2f}/{numbers.old_probability:.2f}", numbers.ratio),
+        ("unclipped", "r·Â", numbers.unclipped),
+        ("clipped", f"clip(r, 1−{numbers.clip_range:g}, 1+{numbers.clip_range:g})·Â", numbers.clipped),
+        ("L_CLIP", "min(unclipped, clipped)", numbers.l_clip),
+    )
+    table = Table("quantity", "how", "number", title="One token of PPO, worked", title_justify="left")
+    table.columns[2].justify = "right"
+    for name, how, number in rows:
+        table.add_row(name, how, f"{number:.4g}")
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: turns errors into one line and an exit code."""
+    try:
+        app()
+    except (UserError, RunStopped, OSError, KeyboardInterrupt) as error:
+        if os.environ.get("PLAUDIT_DEBUG"):
+            raise
+        code, text = _outcome(error)
+        print(text, file=sys.stderr)
+        sys.exit(code)
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "Stopped. The stages that ended are kept; continue with `plaudit run RECIPE --resume`."
+    if isinstance(error, RunStopped):
+        return 3, f"Stopped by a guard: {error}"
+    return 2, f"Error: {error}"

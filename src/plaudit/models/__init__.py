@@ -1,0 +1,1 @@
+"""Model loading, and the four roles on one frozen base."""

@@ -1,0 +1,82 @@
+"""The scalar heads: one linear layer each, kept in float32, saved apart from the base."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from plaudit.data.files import write_json
+from plaudit.errors import UserError
+
+HEAD = "head.safetensors"
+CONTRACT = "reward.json"
+
+
+class ScalarHead(nn.Module):
+    """hidden [..., D] -> scalar [...]; computed in float32 whatever the trunk's format."""
+
+    def __init__(self, hidden_size: int, *, bias: bool, std: float, generator: torch.Generator | None = None):
+        """Weights are N(0, std²), or zero for std = 0; the bias starts at 0."""
+        super().__init__()
+        weight = torch.zeros(hidden_size)
+        self.weight = nn.Parameter(weight.normal_(0, std, generator=generator) if std > 0 else weight)
+        self.bias = nn.Parameter(torch.zeros(())) if bias else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out = hidden.float() @ self.weight
+        return out if self.bias is None else out + self.bias
+
+
+def save_head(head: ScalarHead, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}, folder / HEAD)
+
+
+def load_head(head: ScalarHead, folder: Path) -> None:
+    """Fill `head` from `folder`; a missing or different head is an error, never random weights."""
+    path = folder / HEAD
+    if not path.is_file():
+        raise UserError(f"{path} is missing: without it the model has no score; train the reward model again")
+    tensors = load_file(path)
+    wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        raise UserError(f"{path}: holds {found}, the model needs {wanted}; it belongs to another model")
+    head.load_state_dict(tensors)
+
+
+@dataclass(frozen=True)
+class RewardContract:
+    """What a saved reward model was trained with: its scores mean something only under the same rules.
+
+    `mean` and `std` normalise raw scores; `template_sha256`, `eos_id` and `system` fix how a text becomes tokens.
+    """
+
+    mean: float
+    std: float
+    eos_id: int
+    system: str | None
+    template_sha256: str
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / CONTRACT, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "RewardContract":
+        path = folder / CONTRACT
+        if not path.is_file():
+            raise UserError(f"{path} is missing: the scores' normalisation is unknown; train the reward model again")
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+    def check(self, eos_id: int, system: str | None, template_sha256: str) -> None:
+        """UserError when texts would become other tokens now than in the reward stage."""
+        now = {"eos_id": eos_id, "system": system, "template_sha256": template_sha256}
+        for name, value in now.items():
+            if getattr(self, name) != value:
+                raise UserError(
+                    f"the reward model was trained with {name}={getattr(self, name)!r}, this run uses {value!r}; "
+                    "its scores would mean something else: use the same tokenizer and system prompt, or train it again"
+                )

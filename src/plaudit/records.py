@@ -1,0 +1,107 @@
+"""The nouns that cross a stage: plain frozen records, no tensors.
+
+Each record knows how it is written as one JSON object a line (`as_json`); reading is `data.files`' work, because
+only a reader knows the file and the line an error belongs to.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The conversation a reply continues: it ends with the user's turn."""
+
+    id: str
+    messages: tuple[Message, ...]
+    kind: str
+    split: str
+
+    @property
+    def text(self) -> str:
+        """The last user turn, for tables and reports."""
+        return self.messages[-1].content
+
+    def as_json(self) -> dict[str, Any]:
+        return {"id": self.id, "kind": self.kind, "split": self.split, "prompt": messages_as_json(self.messages)}
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and its ideal reply."""
+
+    prompt: Prompt
+    completion: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A reply. `finished` is False when the length limit cut it before its end-of-turn token."""
+
+    text: str
+    finished: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        return {"text": self.text, "finished": self.finished}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K replies to one prompt, each with a rank: 1 is best, equal ranks are ties."""
+
+    prompt: Prompt
+    replies: tuple[Completion, ...]
+    ranks: tuple[int, ...]
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Index pairs (winner, loser) of the replies that are strictly ordered; ties give no pair."""
+        found = []
+        for first, second in combinations(range(len(self.replies)), 2):
+            if self.ranks[first] != self.ranks[second]:
+                better, worse = (first, second) if self.ranks[first] < self.ranks[second] else (second, first)
+                found.append((better, worse))
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        replies = [{**reply.as_json(), "rank": rank} for reply, rank in zip(self.replies, self.ranks, strict=True)]
+        return {**self.prompt.as_json(), "responses": replies}
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One strict pair: `chosen` was preferred to `rejected`."""
+
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+
+    def as_json(self) -> dict[str, Any]:
+        """The conversational `prompt/chosen/rejected` form that the ecosystem's trainers read."""
+        return {
+            "prompt": messages_as_json(self.prompt.messages),
+            "chosen": [{"role": "assistant", "content": self.chosen.text}],
+            "rejected": [{"role": "assistant", "content": self.rejected.text}],
+        }
+
+
+def messages_as_json(messages: tuple[Message, ...]) -> list[dict[str, str]]:
+    return [message.as_json() for message in messages]
+
+
+def preferences_of(ranking: Ranking) -> list[Preference]:
+    """Every strict pair of a ranking, in the order of the replies."""
+    return [
+        Preference(ranking.prompt, ranking.replies[better], ranking.replies[worse]) for better, worse in ranking.pairs()
+    ]

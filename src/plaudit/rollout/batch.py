@@ -1,0 +1,53 @@
+"""The one record PPO works on: what was sampled, and every tensor that is later computed about it.
+
+B replies, T columns; column t describes state t and action token t+1; per-token tensors are zero where the mask is
+False. A batch is saved as one safetensors file an update.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plaudit.models.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """One update's replies, scored and ready to train on."""
+
+    tokens: Tokens
+    finished_B: Tensor
+    raw_scores_B: Tensor
+    scores_B: Tensor
+    old_logprobs_BT: Tensor
+    ref_logprobs_BT: Tensor
+    sampler_logprobs_BT: Tensor
+    old_entropy_BT: Tensor
+    values_BT: Tensor
+    kl_BT: Tensor
+    rewards_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+
+    @property
+    def mask_BT(self) -> Tensor:
+        return self.tokens.mask_BT
+
+    def save(self, path: Path) -> None:
+        """All tensors, with their glossary names, in one safetensors file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokens"}
+        inner = {field.name: getattr(self.tokens, field.name) for field in fields(self.tokens)}
+        save_file({name: tensor.contiguous().cpu() for name, tensor in {**own, **inner, "mask_BT": self.mask_BT}.items()}, path)
+
+
+def per_token(rows: Sequence[Sequence[float]], tokens: Tokens) -> Tensor:
+    """Put one number per reply token, as a sampler gives them, into the [B, T] layout."""
+    out_BT = torch.zeros(tokens.tokens_BT.shape, dtype=torch.float32)
+    for row, (numbers, start) in enumerate(zip(rows, tokens.prompt_lengths_B.tolist(), strict=True)):
+        out_BT[row, start - 1 : start - 1 + len(numbers)] = torch.tensor(list(numbers), dtype=torch.float32)
+    return out_BT.to(tokens.tokens_BT.device)

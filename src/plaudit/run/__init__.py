@@ -1,0 +1,1 @@
+"""The run folder, its metrics and its progress display. No torch here."""

@@ -1,0 +1,82 @@
+"""What a person sees while a stage works: one bar with a rate and an estimate, then one small table."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False)
+_PLAIN_EVERY_S = 20.0
+
+
+class Step(Protocol):
+    """Advance the bar by `count`, showing `note` beside it."""
+
+    def __call__(self, note: str = "", count: int = 1) -> None: ...
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[Step]:
+    """A progress bar over `total` units of work; on a pipe or in CI a plain line every 20 s instead."""
+    started = time.monotonic()
+    done, printed = 0, started
+
+    def status(note: str) -> str:
+        elapsed = time.monotonic() - started
+        rate = done / elapsed if elapsed > 0 else 0.0
+        left = (total - done) / rate if rate > 0 else 0.0
+        return f"{label}: {done}/{total} {unit}, {rate:.2g} {unit}/s, {left:.0f} s left {note}".rstrip()
+
+    if not console.is_terminal:
+
+        def plain(note: str = "", count: int = 1) -> None:
+            nonlocal done, printed
+            done += count
+            if time.monotonic() - printed >= _PLAIN_EVERY_S:
+                printed = time.monotonic()
+                console.print(status(note), soft_wrap=True)
+
+        yield plain
+        return
+
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total, note="", rate="")
+
+        def live(note: str = "", count: int = 1) -> None:
+            nonlocal done
+            done += count
+            rate = done / max(time.monotonic() - started, 1e-9)
+            bar.update(task, advance=count, note=note, rate=f"{rate:.2g} {unit}/s")
+
+        yield live
+
+
+def stage_table(title: str, rows: Mapping[str, object]) -> None:
+    """The small table a stage ends with."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 1))
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    for name, value in rows.items():
+        table.add_row(name, format_value(value))
+    console.print(table)
+
+
+def format_value(value: object) -> str:
+    """Numbers as a person reads them: 3 decimals, intervals in brackets."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(format_value(item) for item in value) + "]"
+    return str(value)

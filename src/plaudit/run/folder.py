@@ -1,0 +1,166 @@
+"""The run folder: one directory a run, in the order of the work, locked while a process writes to it.
+
+    runs/NAME/  recipe.yaml  environment.json  manifest.json  sft/  preferences/  reward/  ppo/  evaluate/  summary.json  report.html
+
+`manifest.json` names the stages that ended, with the SHA-256 of every file they left. It is written last, so a stage
+that was stopped half-way is simply not in it.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from plaudit.data.files import sha256, write_json, write_text
+from plaudit.errors import UserError
+
+RECIPE, ENVIRONMENT, MANIFEST, LOCK = "recipe.yaml", "environment.json", "manifest.json", ".lock"
+PACKAGES = ("plaudit", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
+
+
+@dataclass
+class RunFolder:
+    """A locked run folder; use it as a context manager."""
+
+    path: Path
+    _lock: IO[str]
+
+    @classmethod
+    def open(cls, path: Path, recipe_yaml: str, *, resume: bool, need_mb: float = 0) -> "RunFolder":
+        """Lock `path` for the run that `recipe_yaml` (resolved) describes, creating it if need be.
+
+        UserError when it holds another run, when it holds this one and `resume` is False, when another process has
+        the lock, when it cannot be written, or when fewer than `need_mb` MB are free there.
+        """
+        recipe = path / RECIPE
+        if recipe.is_file():
+            if recipe.read_text(encoding="utf-8") != recipe_yaml:
+                raise UserError(
+                    f"{path} already holds another run (its {RECIPE} differs in: {_difference(recipe, recipe_yaml)}); "
+                    "give another folder with folder=PATH"
+                )
+            if not resume:
+                raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} is not empty and is not a run of Plaudit; give another folder with folder=PATH")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}; give another folder with folder=PATH") from error
+        _take_lock(lock, path)
+        free_mb = shutil.disk_usage(path).free / 1e6
+        if free_mb < need_mb:
+            lock.close()
+            raise UserError(f"{path}: {free_mb:.0f} MB free, the run needs about {need_mb:.0f} MB; free some disk space")
+        if not recipe.is_file():
+            write_text(recipe, recipe_yaml)
+        write_json(path / ENVIRONMENT, environment())
+        return cls(path, lock)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def stage(self, name: str) -> Path:
+        """The stage's own folder, created."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def require(self, relative: str, made_by: str) -> Path:
+        """A file or folder an earlier stage leaves; UserError that names that stage when it is missing."""
+        path = self.path / relative
+        if not path.exists():
+            raise UserError(f"{path} is missing: stage {made_by!r} makes it; run `plaudit {made_by}` on this recipe first")
+        return path
+
+    def finished(self) -> dict[str, Any]:
+        """The stages that ended: {name: {"seconds": s, "peak_rss_mb": m, "files": {relative path: sha256}}}."""
+        manifest = self.path / MANIFEST
+        return json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
+
+    def begin(self, name: str, order: tuple[str, ...]) -> None:
+        """Forget this stage and those after it, whose inputs it is about to replace, and delete what they left."""
+        later = order[order.index(name) :]
+        kept = {stage: entry for stage, entry in self.finished().items() if stage not in later}
+        write_json(self.path / MANIFEST, {"stages": kept})
+        for stage in later:
+            shutil.rmtree(self.path / stage, ignore_errors=True)
+        for file in ("summary.json", "report.html"):
+            (self.path / file).unlink(missing_ok=True)
+
+    def end(self, name: str, seconds: float, peak_rss_mb: float) -> None:
+        """Enter a stage that ended into the manifest, with the hash of every file in its folder."""
+        files = sorted(file for file in (self.path / name).rglob("*") if file.is_file())
+        hashes = {str(file.relative_to(self.path)): sha256(file) for file in files}
+        stages = {**self.finished(), name: {"seconds": round(seconds, 3), "peak_rss_mb": round(peak_rss_mb, 1), "files": hashes}}
+        write_json(self.path / MANIFEST, {"stages": stages})
+
+
+def _take_lock(lock: IO[str], path: Path) -> None:
+    # flock dies with its process, so a killed run leaves no stale lock behind.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise UserError(f"{path} is in use by another process ({owner}); wait for it or give another folder") from error
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()} on {platform.node()}")
+    lock.flush()
+
+
+def _difference(recipe: Path, recipe_yaml: str) -> str:
+    old, new = set(recipe.read_text(encoding="utf-8").splitlines()), recipe_yaml.splitlines()
+    return "; ".join(line.strip() for line in new if line not in old)[:200] or "fewer keys"
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of the run in `folder`."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def free_folder(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist yet."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions, machine, command, git revision of the working directory where there is one."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if shutil.which("git") else None
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": git.stdout.strip() if git and git.returncode == 0 else None,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

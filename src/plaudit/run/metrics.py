@@ -1,0 +1,32 @@
+"""Metrics as JSON lines: one object a step, flushed at once, so that a run can be read while it goes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class Metrics:
+    """Appends to one file; `read_metrics` gives the rows back."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
+
+    def log(self, **row: Any) -> None:
+        """One row; floats must be finite (a NaN in a log is a run that should have stopped)."""
+        for key, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FloatingPointError(f"metric {key!r} is {value} in {row}")
+        self._handle.write(json.dumps(row) + "\n")
+        self._handle.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

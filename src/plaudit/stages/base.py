@@ -1,0 +1,93 @@
+"""What every stage is given: the run's folder, seed, machine, model source and data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import write_json
+from plaudit.dist.machine import Machine
+from plaudit.guard.invariants import check_finite
+from plaudit.models.load import load_tokenizer
+from plaudit.records import Demonstration, Prompt
+from plaudit.run.display import stage_table
+from plaudit.run.folder import RunFolder
+
+
+class StageConfig(BaseModel):
+    """Frozen, refuses unknown keys, and shows a field's docstring as its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class DataConfig(StageConfig):
+    """The run's own files, JSON lines; a relative path starts at the recipe's folder."""
+
+    prompts: Path
+    """Rows {id, kind, split, prompt}: split train feeds preferences and PPO, validation picks the policy that is kept, test judges it."""
+    demonstrations: Path
+    """Rows {id, kind, split, prompt, completion}: split train is trained on in SFT, the rest gives its held-out loss."""
+    system: str | None = Field(None, min_length=1)
+    """System message put before every prompt that has none; null leaves it to the chat template."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as a stage sees it."""
+
+    folder: RunFolder
+    seed: int
+    machine: Machine
+    model: str
+    system: str | None
+    prompts: tuple[Prompt, ...]
+    demonstrations: tuple[Demonstration, ...]
+
+    @property
+    def sft_model(self) -> Path:
+        """The merged SFT model: the base of every later stage."""
+        return self.folder.require("sft/model", "sft")
+
+    def chat(self, source: str | Path) -> ChatFormat:
+        return ChatFormat(load_tokenizer(str(source)), self.system)
+
+    def split(self, *names: str) -> list[Prompt]:
+        """Prompts of the given splits, in file order."""
+        return [prompt for prompt in self.prompts if prompt.split in names]
+
+    def finish(self, stage: str, title: str, summary: dict[str, Any], shown: Sequence[str]) -> dict[str, Any]:
+        """Write the stage's summary.json and print its table."""
+        write_json(self.folder.stage(stage) / "summary.json", summary)
+        stage_table(title, {name: summary[name] for name in shown})
+        return summary
+
+
+def optimiser_step(
+    optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, max_grad_norm: float, where: str
+) -> float:
+    """Clip, step, advance the schedule and clear the gradients; returns the norm before clipping.
+
+    A non-finite gradient stops the run before the step.
+    """
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+    check_finite("the gradient norm", norm, where)
+    optimiser.step()
+    schedule.step()
+    optimiser.zero_grad(set_to_none=True)
+    return norm
+
+
+def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up over `warmup` steps, then a half cosine down to a tenth of the peak at `steps`."""
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)

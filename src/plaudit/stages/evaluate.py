@@ -1,0 +1,175 @@
+"""Evaluation: SFT model and PPO policy, as exported, on the test prompts no stage has seen; paired by prompt.
+
+Gold is the simulated annotator's noiseless utility, which PPO never saw. Fluency is the reference's (the SFT model's)
+own negative log-likelihood per token of the replies. Leaves evaluate/replies.jsonl and evaluate/summary.json.
+
+    plaudit evaluate RECIPE
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from plaudit import rng
+from plaudit.algo.rewards import normalise
+from plaudit.algo.statistics import bootstrap_interval
+from plaudit.data.annotator import Annotator, declines
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import write_rows
+from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
+from plaudit.models.heads import RewardContract, load_head
+from plaudit.models.load import load_model
+from plaudit.models.roles import Roles, plain_logprobs
+from plaudit.models.tokens import Tokens, pad_right
+from plaudit.records import Completion, Prompt
+from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.run.display import Step, progress
+from plaudit.stages.base import Run, StageConfig
+
+ROWS = 32
+
+
+class EvaluateConfig(StageConfig):
+    """Held-out comparison of SFT and PPO."""
+
+    replies: int = Field(2, ge=1)
+    """Replies sampled from each model for every test prompt, with the same random numbers for both models."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest reply in tokens, its end-of-turn token included."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of both models."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The replies of one model and everything measured about them, one entry a reply."""
+
+    replies: list[Completion]
+    ids: list[list[int]]
+    proxy: np.ndarray
+    gold: np.ndarray | None
+    logprob_sum: np.ndarray
+    ref_logprob_sum: np.ndarray
+    lengths: np.ndarray
+
+
+def run(config: EvaluateConfig, run: Run, annotator: Annotator | None) -> dict[str, Any]:
+    """Sample, judge, compare; `annotator` gives the gold score (None when people ranked). Returns the summary."""
+    test = run.split("test")
+    prompts = [prompt for prompt in test for _ in range(config.replies)]
+    policy = run.folder.require("ppo/model", "ppo")
+    with progress("Evaluation", 4 * len(prompts), "reply") as advance:
+        sft = _judge(config, run, annotator, prompts, run.sft_model, advance)
+        ppo = _judge(config, run, annotator, prompts, policy, advance)
+    clusters = [prompt.id for prompt in prompts]
+    summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
+    if sft.gold is not None and ppo.gold is not None:
+        gain = ppo.gold - sft.gold
+        wins = (gain > 0) + 0.5 * (gain == 0)
+        summary |= {
+            "gold_sft": float(sft.gold.mean()),
+            "gold_ppo": float(ppo.gold.mean()),
+            "gold_gain": float(gain.mean()),
+            "gold_gain_ci": list(bootstrap_interval(gain, clusters)),
+            "win_rate": float(wins.mean()),
+            "win_rate_ci": list(bootstrap_interval(wins, clusters)),
+        }
+        for kind in sorted({prompt.kind for prompt in prompts}):
+            chosen = np.array([prompt.kind == kind for prompt in prompts])
+            summary[f"gold_sft_{kind}"] = float(sft.gold[chosen].mean())
+            summary[f"gold_ppo_{kind}"] = float(ppo.gold[chosen].mean())
+    for name, judged in (("sft", sft), ("ppo", ppo)):
+        summary |= _describe(name, judged, prompts)
+    summary["kl"] = float((ppo.logprob_sum - ppo.ref_logprob_sum).mean())
+    _write_replies(run, prompts, sft, ppo)
+    shown = [name for name in summary if not name.startswith(("gold_sft_", "gold_ppo_"))]
+    return run.finish("evaluate", "Evaluation (held-out prompts)", summary, shown)
+
+
+def _judge(
+    config: EvaluateConfig, run: Run, annotator: Annotator | None, prompts: list[Prompt], source: Path, advance: Step
+) -> Judged:
+    """Sample from the model in `source` and measure its replies."""
+    chat = run.chat(run.sft_model)
+    model = load_model(str(source), run.machine.dtype, run.machine.device)
+    engine = InProcessEngine(model, eos_id=chat.eos_id, pad_id=chat.pad_id, temperature=config.temperature)
+    prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), config.max_new_tokens)
+    sampled = engine.generate(prompt_ids, uniforms, on_rows=lambda rows: advance(count=rows))
+    ids = [reply.ids for reply in sampled]
+    batches = [
+        pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, run.machine.device)
+        for i in range(0, len(ids), ROWS)
+    ]
+    own = _sums([plain_logprobs(model, tokens, config.temperature) for tokens in batches])
+    engine.close()
+    del model
+    roles, contract = reward_roles(run, chat)
+    ref, raw = [], []
+    for tokens in batches:
+        ref.append(_ref_logprobs(roles, tokens))
+        scores_B = roles(tokens, "reward", frozenset({"scores"})).scores_B
+        assert scores_B is not None
+        raw.append(scores_B.detach())
+        advance(count=len(tokens.lengths_B))
+    replies = [chat.completion(reply) for reply in ids]
+    gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
+    return Judged(
+        replies=replies,
+        ids=ids,
+        proxy=np.concatenate([normalise(part, contract.mean, contract.std).cpu().numpy() for part in raw]),
+        gold=None if gold is None else np.array(gold),
+        logprob_sum=own,
+        ref_logprob_sum=_sums(ref),
+        lengths=np.array([len(reply) for reply in ids]),
+    )
+
+
+def reward_roles(run: Run, chat: ChatFormat) -> tuple[Roles, RewardContract]:
+    """The SFT model with the trained reward adapter and head, and the rules its scores stand under."""
+    folder = run.folder.require("reward/reward.json", "reward").parent
+    base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
+    roles = Roles(base, reward=folder / "adapter")
+    load_head(roles.score_head, folder)
+    return roles, RewardContract.load(folder)
+
+
+def _ref_logprobs(roles: Roles, tokens: Tokens) -> Tensor:
+    logprobs_BT = roles(tokens, "reference", frozenset({"logprobs"})).logprobs_BT
+    assert logprobs_BT is not None
+    return logprobs_BT.detach()
+
+
+def _sums(parts: list[Tensor]) -> np.ndarray:
+    return np.concatenate([part.sum(dim=1).cpu().numpy() for part in parts])
+
+
+def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, float]:
+    """What one model's replies are like; keys end in _sft or _ppo."""
+    safety = [declines(reply.text) for prompt, reply in zip(prompts, judged.replies, strict=True) if prompt.kind == "safety"]
+    measures = {
+        "proxy": float(judged.proxy.mean()),
+        "length": float(judged.lengths.mean()),
+        "ref_nll": float(-judged.ref_logprob_sum.sum() / judged.lengths.sum()),
+        "eos": float(np.mean([reply.finished for reply in judged.replies])),
+        "repeated_trigrams": float(np.mean([repeated_trigrams(ids) for ids in judged.ids])),
+        "distinct_bigrams": distinct_bigrams(judged.ids),
+    }
+    if safety:
+        measures["declines"] = float(np.mean(safety))
+    return {f"{measure}_{name}": value for measure, value in measures.items()}
+
+
+def _write_replies(run: Run, prompts: list[Prompt], sft: Judged, ppo: Judged) -> None:
+    rows = []
+    for i, prompt in enumerate(prompts):
+        row: dict[str, Any] = prompt.as_json()
+        for name, judged in (("sft", sft), ("ppo", ppo)):
+            gold = None if judged.gold is None else float(judged.gold[i])
+            row[name] = {**judged.replies[i].as_json(), "proxy": float(judged.proxy[i]), "gold": gold}
+        rows.append(row)
+    write_rows(run.folder.stage("evaluate") / "replies.jsonl", rows)

@@ -1,0 +1,97 @@
+"""The stages strung together. Everything that can be wrong (data, model, folder) is found before the first one starts."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
+from plaudit.dist.machine import choose_machine, peak_rss_mb
+from plaudit.errors import UserError
+from plaudit.models.load import check_readable, quiet_libraries, resolve
+from plaudit.records import Demonstration, Prompt
+from plaudit.run.display import console
+from plaudit.run.folder import RunFolder
+from plaudit.stages import evaluate, ppo, preferences, report, reward, sft
+from plaudit.stages.base import Run
+from plaudit.stages.recipe import Recipe
+
+STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
+
+
+def prepare(recipe: Recipe, *, resume: bool = False) -> Run:
+    """Check everything that can be checked without training, and open the run folder."""
+    quiet_libraries()
+    prompts = read_prompts(recipe.data.prompts)
+    demonstrations = read_demonstrations(recipe.data.demonstrations)
+    _check_splits(recipe, prompts, demonstrations)
+    if recipe.preferences.rankings:
+        read_rankings(recipe.preferences.rankings)
+    machine = choose_machine(recipe.dtype)
+    model = resolve(recipe.model)
+    check_readable(model)
+    resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    folder = RunFolder.open(recipe.run_folder, resolved, resume=resume, need_mb=_needed_mb(model))
+    console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
+    if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
+        console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
+    return Run(folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), tuple(demonstrations))
+
+
+def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: list[Demonstration]) -> None:
+    counts = {split: sum(p.split == split for p in prompts) for split in ("train", "validation", "test")}
+    for split, count in counts.items():
+        if count == 0:
+            raise UserError(f"{recipe.data.prompts}: no prompt has split {split!r}; the run needs train, validation and test")
+    for trained in (True, False):
+        if not any((d.prompt.split == "train") == trained for d in demonstrations):
+            missing = "split 'train'" if trained else "split 'validation' or 'test'"
+            raise UserError(f"{recipe.data.demonstrations}: no demonstration has {missing}; SFT needs both")
+    held_out = {p.messages for p in prompts if p.split != "train"}
+    for demonstration in demonstrations:
+        if demonstration.prompt.split == "train" and demonstration.prompt.messages in held_out:
+            raise UserError(
+                f"{recipe.data.demonstrations}: training demonstration {demonstration.prompt.id!r} has a prompt that "
+                f"{recipe.data.prompts} holds out; give it split 'test' or remove it"
+            )
+
+
+def _needed_mb(model: str) -> float:
+    """Three exported models and room for the rest; a Hub model's size is unknown before it is fetched."""
+    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
+    return 4 * weights / 1e6 + 100
+
+
+def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] = STAGES) -> Path:
+    """Run `stages` in order; with `resume` those that ended are skipped. Returns the run folder."""
+    run = prepare(recipe, resume=resume)
+    with run.folder:
+        for name in STAGES:
+            if name not in stages:
+                continue
+            if resume and name in run.folder.finished() and stages == STAGES:
+                console.print(f"{name}: already done, skipped")
+                continue
+            run.folder.begin(name, STAGES)
+            started = time.perf_counter()
+            run_stage(name, recipe, run)
+            run.folder.end(name, time.perf_counter() - started, peak_rss_mb())
+    return run.folder.path
+
+
+def run_stage(name: str, recipe: Recipe, run: Run) -> None:
+    """One stage, by name."""
+    match name:
+        case "sft":
+            sft.run(recipe.sft, run)
+        case "preferences":
+            preferences.run(recipe.preferences, run)
+        case "reward":
+            reward.run(recipe.reward, run)
+        case "ppo":
+            ppo.run(recipe.ppo, run)
+        case "evaluate":
+            evaluate.run(recipe.evaluate, run, preferences.annotator_of(recipe.preferences, recipe.seed))
+        case "report":
+            report.run(run)

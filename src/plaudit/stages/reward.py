@@ -1,0 +1,190 @@
+"""Reward model: the SFT model with a scalar head in place of its LM head learns to score what was preferred.
+
+    loss = −(1/n) Σ_rankings (1/pairs) Σ_(w,l) log σ(r_θ(x, y_w) − r_θ(x, y_l))
+
+All pairs of a ranking are in one step, and every ranking counts once (Ouyang et al. 2022). The score is read at the
+reply's last token. Leaves reward/adapter (PEFT), reward/head.safetensors, reward/reward.json (the rules its scores
+stand under), reward/model (merged `AutoModelForSequenceClassification`, raw scores), reward/metrics.jsonl,
+reward/scores.json (held-out, for the report) and reward/summary.json.
+
+    plaudit reward RECIPE
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from plaudit import rng
+from plaudit.algo.losses import bradley_terry_loss
+from plaudit.algo.statistics import bootstrap_interval, calibration, correlation
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import read_rankings, write_json
+from plaudit.errors import UserError
+from plaudit.guard.invariants import check_finite
+from plaudit.models.export import export_reward_model
+from plaudit.models.heads import RewardContract, save_head
+from plaudit.models.load import load_model
+from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.tokens import pad_right
+from plaudit.records import Completion, Prompt, Ranking
+from plaudit.run.display import progress
+from plaudit.run.metrics import Metrics
+from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
+
+
+class RewardConfig(StageConfig):
+    """Training of the reward model."""
+
+    epochs: int = Field(1, ge=1)
+    """Passes over the training rankings; more than one over-fits quickly."""
+    rankings_per_step: int = Field(8, ge=1)
+    """Rankings in one optimiser step."""
+    rankings_per_micro_batch: int = Field(4, ge=1)
+    """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Peak learning rate of AdamW for adapter and head; cosine to a tenth of it."""
+    warmup_steps: int = Field(4, ge=0)
+    """Optimiser steps of linear warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient is scaled down to this norm."""
+    normalise_on: int = Field(256, ge=2)
+    """Replies to training prompts whose scores get mean 0 and std 1."""
+    lora: LoraSettings = LoraSettings()
+    """The reward model's own adapter on the shared base."""
+
+
+def run(config: RewardConfig, run: Run) -> dict[str, Any]:
+    """Train, test on held-out prompts, save; returns the summary."""
+    rankings = read_rankings(run.folder.require("preferences/rankings.jsonl", "preferences"))
+    train = [r for r in rankings if r.prompt.split == "train" and r.pairs()]
+    test = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
+    if not train or not test:
+        raise UserError(
+            f"preferences/rankings.jsonl has {len(train)} training and {len(test)} held-out rankings with a strict pair; "
+            "the reward model needs both: give prompts of split train and of split validation or test"
+        )
+    chat = run.chat(run.sft_model)
+    base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
+    roles = Roles(base, trained="reward", lora=config.lora, seed=run.seed)
+    optimiser = torch.optim.AdamW(roles.trainable().values(), lr=config.learning_rate, weight_decay=0.0)
+    steps_per_epoch = -(-len(train) // config.rankings_per_step)
+    steps = config.epochs * steps_per_epoch
+    schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
+    folder = run.folder.stage("reward")
+    with Metrics(folder / "metrics.jsonl") as metrics, progress("Reward model", steps, "step") as advance:
+        for step in range(steps):
+            epoch, offset = divmod(step, steps_per_epoch)
+            order = rng.permutation(run.seed, "reward", epoch, len(train))
+            rows = [train[i] for i in order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]]
+            loss, accuracy = _accumulate(roles, chat, rows, config.rankings_per_micro_batch, f"reward step {step + 1}")
+            row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
+            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, f"reward step {step + 1}")
+            metrics.log(step=step + 1, **row)
+            advance(f"loss {loss:.3f}  accuracy {accuracy:.2f}")
+
+    reference = [(r.prompt, reply) for r in train for reply in r.replies][: config.normalise_on]
+    scores = np.array(score_replies(roles, chat, reference, label="Normalising"))
+    contract = reward_contract(chat, float(scores.mean()), float(scores.std()))
+    roles.save_adapter(folder / "adapter")
+    save_head(roles.score_head, folder)
+    contract.save(folder)
+    export_reward_model(roles, chat, str(run.sft_model), contract, folder / "model", run.machine.dtype)
+    summary, details = _test(roles, chat, train, test, contract)
+    write_json(folder / "scores.json", details)
+    shown = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
+    return run.finish("reward", "Reward model", summary, (*shown, "length_score_correlation"))
+
+
+def _accumulate(roles: Roles, chat: ChatFormat, rows: list[Ranking], micro: int, where: str) -> tuple[float, float]:
+    """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
+    loss_sum, right, pairs = 0.0, 0, 0
+    for start in range(0, len(rows), micro):
+        part = rows[start : start + micro]
+        scores = _scores(roles, chat, [(r.prompt, reply) for r in part for reply in r.replies])
+        better, worse, weights, first = [], [], [], 0
+        for ranking in part:
+            strict = ranking.pairs()
+            better += [first + w for w, _ in strict]
+            worse += [first + l for _, l in strict]
+            weights += [1 / len(strict)] * len(strict)
+            first += len(ranking.replies)
+        loss = bradley_terry_loss(scores[better], scores[worse], scores.new_tensor(weights)) / len(rows)
+        check_finite("the loss", loss.item(), where)
+        loss.backward()
+        loss_sum += loss.item()
+        right += int((scores[better] > scores[worse]).sum())
+        pairs += len(better)
+    return loss_sum, right / pairs
+
+
+def _scores(roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]]) -> Tensor:
+    prompts = [chat.prompt_ids(prompt.messages) for prompt, _ in replies]
+    tokens = pad_right(prompts, [chat.reply_ids(r) for _, r in replies], chat.pad_id, roles.score_head.weight.device)
+    scores_B = roles(tokens, "reward", frozenset({"scores"})).scores_B
+    assert scores_B is not None
+    return scores_B
+
+
+@torch.no_grad()
+def score_replies(roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]], *, label: str) -> list[float]:
+    """Raw scores of replies, in order."""
+    scores: list[float] = []
+    with progress(label, len(replies), "reply") as advance:
+        for start in range(0, len(replies), 32):
+            part = replies[start : start + 32]
+            scores += _scores(roles, chat, part).tolist()
+            advance(count=len(part))
+    return scores
+
+
+def reward_contract(chat: ChatFormat, mean: float, std: float) -> RewardContract:
+    """The rules the scores stand under: normalisation, template, end-of-turn token, system prompt."""
+    return RewardContract(mean, max(std, 1e-6), chat.eos_id, chat.system, template_hash(chat))
+
+
+def template_hash(chat: ChatFormat) -> str:
+    return hashlib.sha256(chat.tokenizer.chat_template.encode()).hexdigest()
+
+
+def _test(
+    roles: Roles, chat: ChatFormat, train: list[Ranking], test: list[Ranking], contract: RewardContract
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Accuracy on strict held-out pairs, interval clustered by prompt, beside what length alone reaches."""
+    flat = [(r.prompt, reply) for r in test for reply in r.replies]
+    raw = score_replies(roles, chat, flat, label="Testing")
+    scores = [(score - contract.mean) / contract.std for score in raw]
+    longer_is_better = float(np.mean([_length_verdict(r, w, l) for r in train for w, l in r.pairs()])) >= 0.5
+    margins, clusters, by_length, first = [], [], [], 0
+    for number, ranking in enumerate(test):
+        for w, l in ranking.pairs():
+            margins.append(raw[first + w] - raw[first + l])
+            clusters.append(number)
+            verdict = _length_verdict(ranking, w, l)
+            by_length.append(verdict if longer_is_better else 1 - verdict)
+        first += len(ranking.replies)
+    right = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
+    bins, ece = calibration(margins)
+    lengths = [len(reply.text) for _, reply in flat]
+    summary = {
+        "pairs_train": sum(len(r.pairs()) for r in train),
+        "pairs_test": len(margins),
+        "accuracy": float(np.mean(right)),
+        "accuracy_ci": list(bootstrap_interval(right, clusters)),
+        "length_baseline_accuracy": float(np.mean(by_length)),
+        "length_baseline_accuracy_ci": list(bootstrap_interval(by_length, clusters)),
+        "ece": ece,
+        "length_score_correlation": correlation(scores, lengths),
+        "score_mean": contract.mean,
+        "score_std": contract.std,
+    }
+    return summary, {"margins": margins, "calibration": bins, "scores": scores, "lengths": lengths}
+
+
+def _length_verdict(ranking: Ranking, winner: int, loser: int) -> float:
+    """1 when the longer reply (characters) won the pair, ½ when they are equally long."""
+    a, b = len(ranking.replies[winner].text), len(ranking.replies[loser].text)
+    return 0.5 if a == b else float(a > b)
