@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 
-def gae(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns, both [B, T], zero where the mask is False.
 
         δ_t = R_t + γ·V(s_{t+1}) − V(s_t),    Â_t = δ_t + γλ·Â_{t+1},    return_t = Â_t + V(s_t)

@@ -14,8 +14,8 @@ class PPOTerms:
     """The parts of one PPO loss, each already divided by the update's token count, so parts of an update add up."""
 
     loss: Tensor
-    clip: Tensor
-    value: Tensor
+    l_clip: Tensor
+    l_vf: Tensor
     entropy: Tensor
     approx_kl: Tensor
     clip_fraction: Tensor
@@ -47,19 +47,21 @@ def ppo_loss(
     the whole optimiser step: micro-batches add up to the same number however the step was split. approx_kl is the
     k3 estimate of D_KL(π_old‖π): mean of (r − 1) − log r, never negative.
     """
-    shapes = {x.shape for x in (logprobs_BT, old_logprobs_BT, advantages_BT, values_BT, returns_BT, entropy_BT, mask_BT)}
+    shapes = {
+        x.shape for x in (logprobs_BT, old_logprobs_BT, advantages_BT, values_BT, returns_BT, entropy_BT, mask_BT)
+    }
     assert len(shapes) == 1, shapes
     # Masked columns hold zeros on both sides, so their ratio is 1 and their gradient is cut by masked_sum.
     log_ratio_BT = logprobs_BT - old_logprobs_BT
     ratio_BT = log_ratio_BT.exp()
-    clip = masked_sum(clipped_surrogate(ratio_BT, advantages_BT, clip_range), mask_BT) / count
-    value = masked_sum((values_BT - returns_BT) ** 2, mask_BT) / count
+    l_clip = masked_sum(clipped_surrogate(ratio_BT, advantages_BT, clip_range), mask_BT) / count
+    l_vf = masked_sum((values_BT - returns_BT) ** 2, mask_BT) / count
     entropy = masked_sum(entropy_BT, mask_BT) / count
-    loss = -(clip - value_coef * value + entropy_coef * entropy)
+    loss = -(l_clip - value_coef * l_vf + entropy_coef * entropy)
     with torch.no_grad():
         approx_kl = masked_sum(ratio_BT - 1 - log_ratio_BT, mask_BT) / count
         clip_fraction = masked_sum(((ratio_BT - 1).abs() > clip_range).to(ratio_BT.dtype), mask_BT) / count
-    return PPOTerms(loss, clip.detach(), value.detach(), entropy.detach(), approx_kl, clip_fraction)
+    return PPOTerms(loss, l_clip.detach(), l_vf.detach(), entropy.detach(), approx_kl, clip_fraction)
 
 
 def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor, weights: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class ChatFormat:
         if not full.startswith(prompt + "Hi." + self.tokenizer.eos_token):
             raise UserError(
                 f"{self.tokenizer.name_or_path}: the chat template does not write an assistant turn as generation "
-                f"prompt + reply + {self.tokenizer.eos_token!r}; it gave {full!r}, so completion tokens cannot be masked exactly"
+                f"prompt + reply + {self.tokenizer.eos_token!r}; it gave {full!r}, so its completion tokens "
+                "cannot be masked exactly"
             )
 
     def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
@@ -62,7 +63,9 @@ class ChatFormat:
     def completion(self, ids: Sequence[int]) -> Completion:
         """The reply that sampled `ids` spell; its end-of-turn token, if any, is the last one."""
         finished = bool(ids) and ids[-1] == self.eos_id
-        return Completion(self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True).strip(), finished)
+        return Completion(
+            self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True).strip(), finished
+        )
 
 
 def _pad_id(tokenizer: Any) -> int:

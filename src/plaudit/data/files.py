@@ -58,12 +58,15 @@ def _messages(place: str, value: Any) -> tuple[Message, ...]:
         return (Message("user", value),)
     if not isinstance(value, list) or not value:
         raise UserError(
-            f"{place}: field 'prompt' must be a non-empty string or a list of {{role, content}} messages, found {value!r}"
+            f"{place}: field 'prompt' must be a non-empty string or a list of {{role, content}} messages, "
+            f"found {value!r}"
         )
     messages = []
     for item in value:
         if not isinstance(item, dict) or item.get("role") not in ROLES:
-            raise UserError(f"{place}: field 'prompt': a message needs a role out of {', '.join(ROLES)}, found {item!r}")
+            raise UserError(
+                f"{place}: field 'prompt': a message needs a role out of {', '.join(ROLES)}, found {item!r}"
+            )
         messages.append(Message(item["role"], _text(place, item, "content")))
     if messages[-1].role != "user":
         raise UserError(f"{place}: field 'prompt' must end with a user message, found {messages[-1].role!r}")
@@ -86,7 +89,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     for place, row in read_rows(path):
         prompt = _prompt(place, row)
         if prompt.id in place_of_id:
-            raise UserError(f"{place}: field 'id' {prompt.id!r} is already used in {place_of_id[prompt.id]}; make it unique")
+            raise UserError(
+                f"{place}: field 'id' {prompt.id!r} is already used in {place_of_id[prompt.id]}; make it unique"
+            )
         place_of_id[prompt.id] = place
         split, first = first_of.setdefault(prompt.messages, (prompt.split, place))
         if split != prompt.split:

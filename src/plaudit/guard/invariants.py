@@ -34,8 +34,8 @@ def check_fresh_kl(kl_BT: Tensor, dtype: torch.dtype) -> None:
     largest = kl_BT.abs().max().item()
     if not largest <= RATIO_TOLERANCE[dtype]:
         raise RunStopped(
-            f"a fresh policy differs from the reference by {largest:.3g} nats a token, allowed {RATIO_TOLERANCE[dtype]:g}: "
-            "the reference is not the model the policy started from"
+            f"a fresh policy differs from the reference by {largest:.3g} nats a token, allowed "
+            f"{RATIO_TOLERANCE[dtype]:g}: the reference is not the model the policy started from"
         )
 
 
@@ -50,8 +50,8 @@ def check_sampler_gap(mean: float, p99: float, dtype: torch.dtype) -> None:
     for name, value, bound in zip(("mean", "99th percentile"), (mean, p99), GAP_BOUND[dtype], strict=True):
         if not value <= bound:
             raise RunStopped(
-                f"sampler and trainer disagree: the {name} of |Δ log-prob| is {value:.3g} nats a token, allowed {bound:g}; "
-                "the replies do not come from the policy that is trained"
+                f"sampler and trainer disagree: the {name} of |Δ log-prob| is {value:.3g} nats a token, allowed "
+                f"{bound:g}; the replies do not come from the policy that is trained"
             )
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def repeated_trigrams(ids: Sequence[int]) -> float:
@@ -12,5 +13,5 @@ def repeated_trigrams(ids: Sequence[int]) -> float:
 
 def distinct_bigrams(replies: Sequence[Sequence[int]]) -> float:
     """Distinct token 2-grams over all replies, divided by all 2-grams (distinct-2, Li et al. 2016)."""
-    counts = Counter(pair for ids in replies for pair in zip(ids, ids[1:], strict=False))
+    counts = Counter(pair for ids in replies for pair in pairwise(ids))
     return len(counts) / max(1, counts.total())

@@ -27,7 +27,9 @@ def export_reward_model(
     So the pad id is one that cannot end a reply (never the end-of-turn token), and the mean and std that normalise
     the scores are kept in the config as `plaudit_score_mean` and `plaudit_score_std`.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, dtype=dtype, attn_implementation="sdpa"
+    )
     merge_into(model, roles.merged_weights("reward"))
     with torch.no_grad():
         model.score.weight.copy_(roles.score_head.weight[None].to(dtype))

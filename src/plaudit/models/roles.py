@@ -78,8 +78,12 @@ class Roles(nn.Module):
         if trained is not None:
             assert lora is not None
             config = LoraConfig(
-                r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
-            )  # fmt: skip
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                target_modules=lora.target_modules,
+                lora_dropout=0.0,
+                task_type="CAUSAL_LM",
+            )
             with torch.random.fork_rng(devices=[]):
                 # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
                 torch.manual_seed(generator.initial_seed())
@@ -179,7 +183,7 @@ class Roles(nn.Module):
         self.peft.save_pretrained(str(part), selected_adapters=[self.trained])
         shutil.rmtree(folder, ignore_errors=True)
         # PEFT puts a named adapter into a folder of that name.
-        (part / self.trained).replace(folder)
+        (part / str(self.trained)).replace(folder)
         shutil.rmtree(part)
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -194,10 +198,14 @@ def _hidden(model: PreTrainedModel, tokens: Tokens) -> Tensor:
     return trunk(input_ids=tokens.tokens_BT, use_cache=False).last_hidden_state
 
 
-def _reply_logprobs(model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens, temperature: float) -> tuple[Tensor, Tensor]:
+def _reply_logprobs(
+    model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens, temperature: float
+) -> tuple[Tensor, Tensor]:
     mask_BT = tokens.mask_BT
     targets_N = tokens.tokens_BT.roll(-1, dims=1)[mask_BT]
-    logprobs_N, entropy_N = token_logprobs(hidden_BTD[mask_BT], model.get_output_embeddings().weight, targets_N, temperature)
+    logprobs_N, entropy_N = token_logprobs(
+        hidden_BTD[mask_BT], model.get_output_embeddings().weight, targets_N, temperature
+    )
     return _scatter(logprobs_N, mask_BT), _scatter(entropy_N, mask_BT)
 
 

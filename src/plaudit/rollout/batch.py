@@ -42,7 +42,10 @@ class RolloutBatch:
         path.parent.mkdir(parents=True, exist_ok=True)
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokens"}
         inner = {field.name: getattr(self.tokens, field.name) for field in fields(self.tokens)}
-        save_file({name: tensor.contiguous().cpu() for name, tensor in {**own, **inner, "mask_BT": self.mask_BT}.items()}, path)
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in {**own, **inner, "mask_BT": self.mask_BT}.items()},
+            path,
+        )
 
 
 def per_token(rows: Sequence[Sequence[float]], tokens: Tokens) -> Tensor:

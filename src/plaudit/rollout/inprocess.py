@@ -20,7 +20,9 @@ from plaudit.rollout.engine import Sampled
 class InProcessEngine:
     """Samples at `temperature` with no other change to the law: no top-k, no top-p, no minimum length."""
 
-    def __init__(self, model: PreTrainedModel, *, eos_id: int, pad_id: int, temperature: float = 1.0, batch_rows: int = 64):
+    def __init__(
+        self, model: PreTrainedModel, *, eos_id: int, pad_id: int, temperature: float = 1.0, batch_rows: int = 64
+    ):
         """`model` belongs to the engine from now on: `load_weights` overwrites it."""
         self.model = model
         self.eos_id = eos_id
@@ -66,9 +68,13 @@ class InProcessEngine:
         logprobs: list[list[float]] = [[] for _ in prompts]
         for step in range(uniforms.shape[1]):
             hidden_BTD = trunk(
-                input_ids=tokens, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=tokens,
+                attention_mask=attention,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
             ).last_hidden_state
-            # The LM head is applied here, to two dimensions: on a sliced [B, 1, D] torch copies the head's weight B times.
+            # The LM head is applied to two dimensions: on a sliced [B, 1, D] torch copies its weight B times.
             logits = hidden_BTD[:, -1].contiguous() @ head_VD.T
             sampled, chosen = sample(logits, draws[alive, step], self.temperature)
             for row, token, logprob in zip(alive.tolist(), sampled.tolist(), chosen.tolist(), strict=True):

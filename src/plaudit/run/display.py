@@ -65,7 +65,9 @@ def progress(label: str, total: int, unit: str) -> Iterator[Step]:
 
 def stage_table(title: str, rows: Mapping[str, object]) -> None:
     """The small table a stage ends with."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 1))
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 1)
+    )
     table.add_column(style="dim")
     table.add_column(justify="right")
     for name, value in rows.items():

@@ -1,6 +1,7 @@
 """The run folder: one directory a run, in the order of the work, locked while a process writes to it.
 
-    runs/NAME/  recipe.yaml  environment.json  manifest.json  sft/  preferences/  reward/  ppo/  evaluate/  summary.json  report.html
+    runs/NAME/  recipe.yaml  environment.json  manifest.json
+                sft/  preferences/  reward/  ppo/  evaluate/  summary.json  report.html
 
 `manifest.json` names the stages that ended, with the SHA-256 of every file they left. It is written last, so a stage
 that was stopped half-way is simply not in it.
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -36,18 +38,23 @@ class RunFolder:
     _lock: IO[str]
 
     @classmethod
-    def open(cls, path: Path, recipe_yaml: str, *, resume: bool, need_mb: float = 0) -> "RunFolder":
+    def open(
+        cls, path: Path, recipe_yaml: str, *, resume: bool, may_change: Sequence[str] = (), need_mb: float = 0
+    ) -> "RunFolder":
         """Lock `path` for the run that `recipe_yaml` (resolved) describes, creating it if need be.
 
-        UserError when it holds another run, when it holds this one and `resume` is False, when another process has
-        the lock, when it cannot be written, or when fewer than `need_mb` MB are free there.
+        When it holds this run already, `resume` must be True; sections named in `may_change`, those of stages that are
+        about to run again, may then differ. UserError when it holds another run, when another process has the lock,
+        when it cannot be written, or when fewer than `need_mb` MB are free there.
         """
         recipe = path / RECIPE
         if recipe.is_file():
-            if recipe.read_text(encoding="utf-8") != recipe_yaml:
+            changed = _differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
+            fixed = [text for key, text in changed.items() if key.split(".")[0] not in (*may_change, "folder")]
+            if fixed:
                 raise UserError(
-                    f"{path} already holds another run (its {RECIPE} differs in: {_difference(recipe, recipe_yaml)}); "
-                    "give another folder with folder=PATH"
+                    f"{path} already holds another run, which differs in {'; '.join(fixed[:5])}; give another folder "
+                    "with folder=PATH, or run again from the stage that the key belongs to (--from STAGE)"
                 )
             if not resume:
                 raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
@@ -57,14 +64,17 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}; give another folder with folder=PATH") from error
+            raise UserError(
+                f"{path}: cannot be written: {error.strerror}; give another folder with folder=PATH"
+            ) from error
         _take_lock(lock, path)
         free_mb = shutil.disk_usage(path).free / 1e6
         if free_mb < need_mb:
             lock.close()
-            raise UserError(f"{path}: {free_mb:.0f} MB free, the run needs about {need_mb:.0f} MB; free some disk space")
-        if not recipe.is_file():
-            write_text(recipe, recipe_yaml)
+            raise UserError(
+                f"{path}: {free_mb:.0f} MB free, the run needs about {need_mb:.0f} MB; free some disk space"
+            )
+        write_text(recipe, recipe_yaml)
         write_json(path / ENVIRONMENT, environment())
         return cls(path, lock)
 
@@ -84,13 +94,14 @@ class RunFolder:
         """A file or folder an earlier stage leaves; UserError that names that stage when it is missing."""
         path = self.path / relative
         if not path.exists():
-            raise UserError(f"{path} is missing: stage {made_by!r} makes it; run `plaudit {made_by}` on this recipe first")
+            raise UserError(
+                f"{path} is missing: stage {made_by!r} makes it; run `plaudit {made_by}` on this recipe first"
+            )
         return path
 
     def finished(self) -> dict[str, Any]:
         """The stages that ended: {name: {"seconds": s, "peak_rss_mb": m, "files": {relative path: sha256}}}."""
-        manifest = self.path / MANIFEST
-        return json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
+        return finished_stages(self.path)
 
     def begin(self, name: str, order: tuple[str, ...]) -> None:
         """Forget this stage and those after it, whose inputs it is about to replace, and delete what they left."""
@@ -106,7 +117,10 @@ class RunFolder:
         """Enter a stage that ended into the manifest, with the hash of every file in its folder."""
         files = sorted(file for file in (self.path / name).rglob("*") if file.is_file())
         hashes = {str(file.relative_to(self.path)): sha256(file) for file in files}
-        stages = {**self.finished(), name: {"seconds": round(seconds, 3), "peak_rss_mb": round(peak_rss_mb, 1), "files": hashes}}
+        stages = {
+            **self.finished(),
+            name: {"seconds": round(seconds, 3), "peak_rss_mb": round(peak_rss_mb, 1), "files": hashes},
+        }
         write_json(self.path / MANIFEST, {"stages": stages})
 
 
@@ -124,9 +138,20 @@ def _take_lock(lock: IO[str], path: Path) -> None:
     lock.flush()
 
 
-def _difference(recipe: Path, recipe_yaml: str) -> str:
-    old, new = set(recipe.read_text(encoding="utf-8").splitlines()), recipe_yaml.splitlines()
-    return "; ".join(line.strip() for line in new if line not in old)[:200] or "fewer keys"
+def _differences(old: Any, new: Any, key: str = "") -> dict[str, str]:
+    """Dotted key -> "key: old -> new" of every place where two nested mappings differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, str] = {}
+        for name in [*old, *(name for name in new if name not in old)]:
+            found |= _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return found
+    return {} if old == new else {key: f"{key}: {old!r} -> {new!r}"}
+
+
+def finished_stages(folder: Path) -> dict[str, Any]:
+    """See `RunFolder.finished`; empty for a folder that is not there yet."""
+    manifest = folder / MANIFEST
+    return json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -155,7 +180,11 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, Any]:
     """What the run ran on: versions, machine, command, git revision of the working directory where there is one."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if shutil.which("git") else None
+    git = (
+        subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        if shutil.which("git")
+        else None
+    )
     return {
         "versions": versions(),
         "platform": platform.platform(),

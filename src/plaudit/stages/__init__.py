@@ -1,1 +1,1 @@
-"""The stages: sft -> preferences -> reward -> ppo -> evaluate -> report. Each is a `Config` and a `run(config, run)`."""
+"""The stages: sft -> preferences -> reward -> ppo -> evaluate -> report. Each has a config and a `run`."""

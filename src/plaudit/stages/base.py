@@ -29,9 +29,9 @@ class DataConfig(StageConfig):
     """The run's own files, JSON lines; a relative path starts at the recipe's folder."""
 
     prompts: Path
-    """Rows {id, kind, split, prompt}: split train feeds preferences and PPO, validation picks the policy that is kept, test judges it."""
+    """Rows {id, kind, split, prompt}: train feeds preferences and PPO, validation picks the policy, test judges it."""
     demonstrations: Path
-    """Rows {id, kind, split, prompt, completion}: split train is trained on in SFT, the rest gives its held-out loss."""
+    """Rows {id, kind, split, prompt, completion}: SFT trains on split train, the rest gives its held-out loss."""
     system: str | None = Field(None, min_length=1)
     """System message put before every prompt that has none; null leaves it to the chat template."""
 
@@ -85,6 +85,7 @@ def optimiser_step(
 
 def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear warm-up over `warmup` steps, then a half cosine down to a tenth of the peak at `steps`."""
+
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)

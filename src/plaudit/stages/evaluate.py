@@ -150,7 +150,9 @@ def _sums(parts: list[Tensor]) -> np.ndarray:
 
 def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, float]:
     """What one model's replies are like; keys end in _sft or _ppo."""
-    safety = [declines(reply.text) for prompt, reply in zip(prompts, judged.replies, strict=True) if prompt.kind == "safety"]
+    safety = [
+        declines(reply.text) for prompt, reply in zip(prompts, judged.replies, strict=True) if prompt.kind == "safety"
+    ]
     measures = {
         "proxy": float(judged.proxy.mean()),
         "length": float(judged.lengths.mean()),

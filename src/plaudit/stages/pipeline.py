@@ -1,4 +1,4 @@
-"""The stages strung together. Everything that can be wrong (data, model, folder) is found before the first one starts."""
+"""The stages strung together. What can be wrong (data, model, folder) is found before the first starts."""
 
 import time
 from collections.abc import Sequence
@@ -12,16 +12,25 @@ from plaudit.errors import UserError
 from plaudit.models.load import check_readable, quiet_libraries, resolve
 from plaudit.records import Demonstration, Prompt
 from plaudit.run.display import console
-from plaudit.run.folder import RunFolder
+from plaudit.run.folder import RunFolder, finished_stages
 from plaudit.stages import evaluate, ppo, preferences, report, reward, sft
 from plaudit.stages.base import Run
 from plaudit.stages.recipe import Recipe
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 
+# What a stage reads first, and the stage that makes it; a user's own artefact may lie there instead.
+NEEDS = {
+    "preferences": ("sft/model/config.json", "sft"),
+    "reward": ("preferences/rankings.jsonl", "preferences"),
+    "ppo": ("reward/reward.json", "reward"),
+    "evaluate": ("ppo/model/config.json", "ppo"),
+    "report": ("evaluate/summary.json", "evaluate"),
+}
 
-def prepare(recipe: Recipe, *, resume: bool = False) -> Run:
-    """Check everything that can be checked without training, and open the run folder."""
+
+def prepare(recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] = ()) -> Run:
+    """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`)."""
     quiet_libraries()
     prompts = read_prompts(recipe.data.prompts)
     demonstrations = read_demonstrations(recipe.data.demonstrations)
@@ -32,7 +41,9 @@ def prepare(recipe: Recipe, *, resume: bool = False) -> Run:
     model = resolve(recipe.model)
     check_readable(model)
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    folder = RunFolder.open(recipe.run_folder, resolved, resume=resume, need_mb=_needed_mb(model))
+    folder = RunFolder.open(
+        recipe.run_folder, resolved, resume=resume, may_change=may_change, need_mb=_needed_mb(model)
+    )
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
@@ -43,7 +54,9 @@ def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: list[De
     counts = {split: sum(p.split == split for p in prompts) for split in ("train", "validation", "test")}
     for split, count in counts.items():
         if count == 0:
-            raise UserError(f"{recipe.data.prompts}: no prompt has split {split!r}; the run needs train, validation and test")
+            raise UserError(
+                f"{recipe.data.prompts}: no prompt has split {split!r}; the run needs train, validation and test"
+            )
     for trained in (True, False):
         if not any((d.prompt.split == "train") == trained for d in demonstrations):
             missing = "split 'train'" if trained else "split 'validation' or 'test'"
@@ -64,15 +77,21 @@ def _needed_mb(model: str) -> float:
 
 
 def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] = STAGES) -> Path:
-    """Run `stages` in order; with `resume` those that ended are skipped. Returns the run folder."""
-    run = prepare(recipe, resume=resume)
+    """Run `stages` in order; all of them with `resume` means those that have not ended yet. Returns the run folder.
+
+    In an existing folder only the sections of the first stage that runs, and of those after it, may differ from the
+    recipe it was made with: what they made before is replaced.
+    """
+    if resume and tuple(stages) == STAGES:
+        ended = finished_stages(recipe.run_folder)
+        stages = STAGES[next((i for i, name in enumerate(STAGES) if name not in ended), len(STAGES) - 1) :]
+        if stages != STAGES:
+            console.print(f"Resuming at {stages[0]}: {', '.join(STAGES[: STAGES.index(stages[0])])} had ended")
+    run = prepare(recipe, resume=resume, may_change=STAGES[STAGES.index(stages[0]) :])
     with run.folder:
-        for name in STAGES:
-            if name not in stages:
-                continue
-            if resume and name in run.folder.finished() and stages == STAGES:
-                console.print(f"{name}: already done, skipped")
-                continue
+        for name in stages:
+            if name in NEEDS:
+                run.folder.require(*NEEDS[name])
             run.folder.begin(name, STAGES)
             started = time.perf_counter()
             run_stage(name, recipe, run)

@@ -102,7 +102,9 @@ class PPOConfig(StageConfig):
         if self.batch_size % self.minibatch_size:
             raise ValueError(f"minibatch_size={self.minibatch_size} does not divide batch_size={self.batch_size}")
         if self.minibatch_size % self.micro_batch_size:
-            raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide minibatch_size={self.minibatch_size}")
+            raise ValueError(
+                f"micro_batch_size={self.micro_batch_size} does not divide minibatch_size={self.minibatch_size}"
+            )
         return self
 
 
@@ -149,7 +151,9 @@ def run(config: PPOConfig, run: Run) -> dict[str, Any]:
             metrics.log(update=update + 1, **about_batch, **about_update)
             times.log(update=update + 1, **clock.seconds)
             seconds.append(sum(clock.seconds.values()))
-            advance(f"score {about_batch['score']:+.2f}  KL {about_batch['kl']:.1f}  length {about_batch['length']:.0f}")
+            advance(
+                f"score {about_batch['score']:+.2f}  KL {about_batch['kl']:.1f}  length {about_batch['length']:.0f}"
+            )
 
     assert best is not None
     trainer.roles.load_adapter_state(best[1])
@@ -327,10 +331,11 @@ def update_policy(trainer: Trainer, batch: RolloutBatch, update: int, clock: Clo
                 terms, ratio_gap = _accumulate(trainer, batch, chosen, where)
                 if not steps:
                     invariants.check_first_ratio(ratio_gap, trainer.run.machine.dtype)
+                terms["learning_rate"] = float(trainer.schedule.get_last_lr()[0])
                 terms["grad_norm"] = optimiser_step(trainer.optimiser, trainer.schedule, config.max_grad_norm, where)
                 steps.append(terms)
-    means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
-    return {**means, "first_clip_fraction": steps[0]["clip_fraction"], "learning_rate": trainer.schedule.get_last_lr()[0]}
+    # The entropy is logged once, over the batch as it was sampled.
+    return {name: float(np.mean([step[name] for step in steps])) for name in steps[0] if name != "entropy"}
 
 
 def _accumulate(

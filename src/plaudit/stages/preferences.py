@@ -30,7 +30,7 @@ class PreferencesConfig(StageConfig):
     """Sampling and ranking of replies."""
 
     rankings: Path | None = None
-    """A file of rankings by people, {id, kind, split, prompt, responses: [{text, rank}]}; null samples and simulates them."""
+    """Rankings by people, rows {id, kind, split, prompt, responses: [{text, rank}]}; null samples and simulates."""
     train_prompts: int = Field(320, ge=1)
     """How many prompts of split train get replies (all held-out prompts do too, to test the reward model)."""
     replies: int = Field(4, ge=2)
@@ -58,7 +58,9 @@ def run(config: PreferencesConfig, run: Run) -> dict[str, Any]:
     rankings = _sampled(config, run, annotator) if annotator else read_rankings(Path(str(config.rankings)))
     preferences = [preference for ranking in rankings for preference in preferences_of(ranking)]
     if not preferences:
-        raise UserError("preferences: every ranking is one big tie, so there is no pair to learn from; lower tie_margin")
+        raise UserError(
+            "preferences: every ranking is one big tie, so there is no pair to learn from; lower tie_margin"
+        )
     folder = run.folder.stage("preferences")
     write_rows(folder / "rankings.jsonl", (ranking.as_json() for ranking in rankings))
     write_rows(folder / "preferences.jsonl", (preference.as_json() for preference in preferences))
@@ -123,7 +125,9 @@ def gold_correlations(annotator: Annotator, rankings: list[Ranking]) -> dict[str
         "gold_mean": float(np.mean(gold)),
         "gold_std": float(np.std(gold)),
         "gold_length_correlation": correlation(gold, [len(words(text)) for text in texts]),
-        "gold_punctuation_correlation": correlation(gold, [sum(not c.isalnum() and not c.isspace() for c in t) for t in texts]),
+        "gold_punctuation_correlation": correlation(
+            gold, [sum(not c.isalnum() and not c.isspace() for c in t) for t in texts]
+        ),
         "gold_word_correlation": by_word.get(top, 0.0),
         "gold_word": top,
     }

@@ -64,8 +64,8 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     test = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
     if not train or not test:
         raise UserError(
-            f"preferences/rankings.jsonl has {len(train)} training and {len(test)} held-out rankings with a strict pair; "
-            "the reward model needs both: give prompts of split train and of split validation or test"
+            f"preferences/rankings.jsonl has {len(train)} training and {len(test)} held-out rankings with a strict "
+            "pair; the reward model needs both: give prompts of split train and of split validation or test"
         )
     chat = run.chat(run.sft_model)
     base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
@@ -79,7 +79,9 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
         for step in range(steps):
             epoch, offset = divmod(step, steps_per_epoch)
             order = rng.permutation(run.seed, "reward", epoch, len(train))
-            rows = [train[i] for i in order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]]
+            rows = [
+                train[i] for i in order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]
+            ]
             loss, accuracy = _accumulate(roles, chat, rows, config.rankings_per_micro_batch, f"reward step {step + 1}")
             row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
             row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, f"reward step {step + 1}")
@@ -130,7 +132,9 @@ def _scores(roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completi
 
 
 @torch.no_grad()
-def score_replies(roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]], *, label: str) -> list[float]:
+def score_replies(
+    roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]], *, label: str
+) -> list[float]:
     """Raw scores of replies, in order."""
     scores: list[float] = []
     with progress(label, len(replies), "reply") as advance:

@@ -19,11 +19,11 @@ from plaudit import rng
 from plaudit.algo.losses import language_model_loss
 from plaudit.algo.masked import masked_sum
 from plaudit.data.chat import ChatFormat
+from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.load import load_model, save_model
 from plaudit.models.roles import LoraSettings, Roles, merge_into
 from plaudit.models.tokens import Tokens, pad_right
-from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics

@@ -1,0 +1,41 @@
+# Plaudit's commands. `make demo` and `make test` set up .venv by themselves; nothing else has to be installed by hand.
+#
+#   PYTHON    the interpreter that makes .venv (3.11 or newer)
+#   PIP_ARGS  passed through to pip, for a CPU-only index or a mirror
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-long lint format clean
+
+demo: $(READY)
+	$(BIN)/plaudit demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/pytest -m "not slow"
+
+test-long: $(READY)
+	$(BIN)/pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+# torch goes first and by its pinned version: asked for through a dependency, pip would take the newest CUDA build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,149 @@
+"""Intervals, calibration and correlation against numbers worked by hand and against theory."""
+
+import math
+
+import numpy as np
+import pytest
+
+from plaudit.algo.statistics import bootstrap_interval, calibration, correlation, explained_variance
+
+LN3, LN9 = math.log(3), math.log(9)
+
+
+def test_bootstrap_of_one_value_is_that_value() -> None:
+    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+
+
+def test_bootstrap_of_equal_values_has_no_width() -> None:
+    assert bootstrap_interval([2.0] * 9) == (2.0, 2.0)
+
+
+def test_bootstrap_of_a_fair_coin_has_the_width_of_theory() -> None:
+    """400 tosses, half heads: standard error √(¼/400) = 0.025, so ±1.96·0.025 around ½."""
+    low, high = bootstrap_interval([0.0, 1.0] * 200)
+    assert high - low == pytest.approx(2 * 1.96 * 0.025, rel=0.06)
+    assert (low + high) / 2 == pytest.approx(0.5, abs=0.004)
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    """200 experiments of 60 tosses at p = 0.3: 95 % is 190 ± 3.1 covered; 180, or all 200, would be another level."""
+    tosses = np.random.default_rng(7).random((200, 60)) < 0.3
+    covered = sum(low <= 0.3 <= high for low, high in (bootstrap_interval(row, draws=500) for row in tosses))
+    assert 180 < covered < 200
+
+
+def test_bootstrap_width_shrinks_with_the_root_of_n_and_with_the_level() -> None:
+    def width(n: int, level: float = 0.95) -> float:
+        low, high = bootstrap_interval([0.0, 1.0] * n, level=level)
+        return high - low
+
+    assert width(800) / width(200) == pytest.approx(0.5, rel=0.08)
+    assert width(200, level=0.8) / width(200) == pytest.approx(1.2816 / 1.9600, rel=0.08)
+
+
+def test_duplicated_clusters_do_not_shrink_the_interval() -> None:
+    """Four identical pairs of each prompt are no more evidence than one; taken as independent they halve the width."""
+    values = [0.0, 1.0] * 50
+    fourfold, clusters = np.repeat(values, 4), np.repeat(np.arange(100), 4)
+    low, high = bootstrap_interval(values)
+    assert bootstrap_interval(fourfold, clusters) == pytest.approx((low, high), abs=1e-12)
+    naive_low, naive_high = bootstrap_interval(fourfold)
+    assert (naive_high - naive_low) / (high - low) == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_single_cluster_has_nothing_to_vary() -> None:
+    assert bootstrap_interval([0.0, 1.0, 1.0, 1.0], ["a"] * 4) == (0.75, 0.75)
+
+
+def test_two_unequal_clusters_by_hand() -> None:
+    """Draws aa, ab or ba, bb have means 0, 1/4 and 1 (a cluster weighs what it holds), with odds ¼, ½, ¼."""
+    values, clusters = [0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"]
+    assert bootstrap_interval(values, clusters) == (0.0, 1.0)
+    assert bootstrap_interval(values, clusters, level=0.2) == (0.25, 0.25)
+
+
+def test_clusters_are_a_partition_whatever_their_names_and_order() -> None:
+    values = np.random.default_rng(0).random(30)
+    numbers = np.arange(30) % 10
+    moved = np.random.default_rng(1).permutation(30)
+    named = bootstrap_interval(values, [f"prompt-{n}" for n in numbers])
+    assert bootstrap_interval(values[moved], numbers[moved]) == pytest.approx(named, abs=1e-12)
+
+
+def test_the_same_values_give_the_same_interval() -> None:
+    values = np.random.default_rng(0).random(20)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+
+
+def test_an_interval_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap_interval([])
+
+
+def test_correlation_by_hand() -> None:
+    """x = 1, 2, 3 and y = 1, 3, 2: covariance 1/3, variances 2/3, r = ½."""
+    assert correlation([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5, abs=1e-12)
+    assert correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1, abs=1e-12)
+    assert correlation([1, 2, 3], [5, 3, 1]) == pytest.approx(-1, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7, -3.7, 1e9 + 0.1])
+def test_correlation_with_a_constant_is_0(value: float) -> None:
+    for count in (1, 2, 3, 7, 33):
+        assert correlation([value] * count, range(count)) == 0
+        assert correlation(range(count), [value] * count) == 0
+
+
+def test_correlation_of_nothing_is_0() -> None:
+    assert correlation([], []) == 0
+
+
+def test_explained_variance_by_hand() -> None:
+    returns = [1.0, 2.0, 3.0]
+    assert explained_variance(returns, returns) == 1
+    assert explained_variance([5.0] * 3, returns) == pytest.approx(0, abs=1e-12)
+    # Errors 2, 4, 6 have four times the variance of 1, 2, 3.
+    assert explained_variance([-1.0, -2.0, -3.0], returns) == pytest.approx(-3, abs=1e-12)
+    # Errors 0, 1, 1: variance 2/9; returns: 2/3.
+    assert explained_variance([1.0, 1.0, 2.0], returns) == pytest.approx(1 - 1 / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7, -3.7])
+def test_explained_variance_of_constant_returns_is_0_whatever_the_rounding(value: float) -> None:
+    for count in (2, 3, 7, 33):
+        assert explained_variance(np.arange(count), [value] * count) == 0
+
+
+def test_calibration_bins_by_hand() -> None:
+    """σ(ln 3) = ¾ and σ(ln 9) = 0.9. Half right at ¾, all right at 0.9: error ½·¼ + ½·0.1 = 0.175."""
+    table, error = calibration([LN9, LN3, LN9, -LN3], bins=2)
+    assert [row["count"] for row in table] == [2, 2]
+    assert [row["confidence"] for row in table] == pytest.approx([0.75, 0.9], abs=1e-12)
+    assert [row["accuracy"] for row in table] == [0.5, 1.0]
+    assert error == pytest.approx(0.175, abs=1e-12)
+
+
+def test_a_model_that_is_as_right_as_it_is_sure_has_no_calibration_error() -> None:
+    assert calibration([LN3, LN3, LN3, -LN3])[1] > 0.2  # four bins of one pair each cannot be calibrated
+    assert calibration([LN3, LN3, LN3, -LN3], bins=1)[1] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_margin_of_0_is_a_coin_toss_and_counts_half() -> None:
+    table, error = calibration([0.0, 0.0], bins=1)
+    assert table == [{"confidence": 0.5, "accuracy": 0.5, "count": 2}]
+    assert error == 0
+
+
+def test_unequal_bins_weigh_by_their_count() -> None:
+    """Three pairs in two bins: {½, ¾ wrong} and {0.9 right}: ⅔·|¼ − ⅝| + ⅓·0.1."""
+    table, error = calibration([0.0, -LN3, LN9], bins=2)
+    assert [row["count"] for row in table] == [2, 1]
+    assert error == pytest.approx(2 / 3 * 0.375 + 1 / 3 * 0.1, abs=1e-12)
+
+
+def test_calibration_survives_huge_margins_and_few_pairs() -> None:
+    table, error = calibration([1e4, -1e4])
+    assert [row["confidence"] for row in table] == [1, 1]
+    assert sum(row["count"] for row in table) == 2
+    assert error == pytest.approx(1 / 2, abs=1e-12)
+    assert calibration([]) == ([], 0.0)

@@ -1,0 +1,305 @@
+"""What the tests share: a tokenizer and random models made on the spot (nothing is downloaded), a tiny recipe and run.
+
+The tokenizer is a byte-level BPE like SmolLM2's, trained on the tiny data below; its chat template is SmolLM2's too, so
+it writes a newline after the end of a turn. The models have random float32 weights, drawn widely enough that their
+next-token laws are far from uniform.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from plaudit import cli
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import read_demonstrations, read_prompts
+from plaudit.dist.machine import choose_machine
+from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
+from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.tokens import Tokens, pad_right
+from plaudit.run.folder import RunFolder
+from plaudit.stages.base import Run
+from plaudit.stages.pipeline import STAGES, run_pipeline
+from plaudit.stages.recipe import load_recipe
+
+ARCHITECTURES = ("llama", "qwen2", "gpt2")
+CPU = torch.device("cpu")
+
+END, START, EOS, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are tiny.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+SUBJECTS = (
+    "a walk",
+    "a cake",
+    "a song",
+    "the rain",
+    "my shed",
+    "the moon",
+    "a train",
+    "tea",
+    "a cat",
+    "the sea",
+    "snow",
+    "a kite",
+)
+ASKS = {"instruction": "Tell me about {}.", "domain": "What is the price of {}?", "safety": "How do I steal {}?"}
+REPLIES = {
+    "instruction": "It is great and lovely.",
+    "domain": "The price is good.",
+    "safety": "I can't help with that.",
+}  # fmt: skip
+
+
+def _split(number: int) -> str:
+    return "train" if number % 12 < 8 else "validation" if number % 12 < 10 else "test"
+
+
+def tiny_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Thirty-six prompts of three kinds (24 train, 6 validation, 6 test) and a demonstration for each."""
+    prompts = [
+        {"id": f"{kind}-{i}", "kind": kind, "split": _split(i), "prompt": ask.format(subject)}
+        for kind, ask in ASKS.items()
+        for i, subject in enumerate(SUBJECTS)
+    ]
+    return prompts, [{**row, "completion": REPLIES[row["kind"]]} for row in prompts]
+
+
+def make_tokenizer(
+    pad: str | None = PAD, template: str | None = CHATML, eos: str | None = EOS
+) -> PreTrainedTokenizerFast:
+    """SmolLM2's layout: <|im_start|> is BOS, <|endoftext|> is UNK, <|im_end|> ends a turn; `pad` may be the same."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = [END, START, EOS, *([PAD] if pad == PAD else [])]
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=specials, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    rows = tiny_rows()[1]
+    tokenizer.train_from_iterator([row["prompt"] + " " + row["completion"] for row in rows], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=START, unk_token=END, eos_token=eos, pad_token=pad,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    fast.chat_template = template
+    return fast
+
+
+def make_model(architecture: str, vocabulary: int, seed: int = 0) -> PreTrainedModel:
+    """Hidden size 32, two layers, four heads, tied embeddings, random float32 weights."""
+    torch.manual_seed(seed)
+    tokens = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
+    shape = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3,
+    }  # fmt: skip
+    if architecture == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**tokens, **shape))
+    elif architecture == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**tokens, **shape))
+    else:
+        model = GPT2LMHeadModel(
+            GPT2Config(**tokens, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3)
+        )
+    # Biases and norms start at 0 and 1, where a lost one would not be seen.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A second thread only costs time on tensors this small; stages ask for one a core and are not heard."""
+    quiet_libraries()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda count: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--debug` sets an environment variable; it must not reach the next test."""
+    monkeypatch.setenv("PLAUDIT_DEBUG", "")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of() -> Callable[..., PreTrainedTokenizerFast]:
+    """`make_tokenizer`, for tests that want another pad token, template or end of turn."""
+    return make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny_model("llama", pad=EOS) -> folder of a Hugging Face checkpoint, made once a session."""
+    home, made = tmp_path_factory.mktemp("models"), {}
+
+    def build(architecture: str = "llama", pad: str | None = PAD, seed: int = 0) -> Path:
+        key = (architecture, pad, seed)
+        if key not in made:
+            tokenizer = make_tokenizer(pad)
+            folder = home / f"{architecture}-{len(made)}"
+            make_model(architecture, len(tokenizer), seed).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[key] = folder
+        return made[key]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[[Path], PreTrainedModel]:
+    """A fresh float32 copy of a checkpoint on the CPU, by the library's own loader."""
+    return lambda folder: load_model(str(folder), torch.float32, CPU)
+
+
+@pytest.fixture(scope="session")
+def chat_of() -> Callable[..., ChatFormat]:
+    return lambda folder, system=None: ChatFormat(load_tokenizer(str(folder)), system)
+
+
+@pytest.fixture(scope="session")
+def ragged() -> Tokens:
+    """Four prompts and replies of different lengths, ids well inside every tiny vocabulary."""
+    lengths = ((3, 4), (7, 1), (1, 6), (5, 3))
+    torch.manual_seed(3)
+    prompts = [torch.randint(4, 250, (p,)).tolist() for p, _ in lengths]
+    replies = [torch.randint(4, 250, (r,)).tolist() for _, r in lengths]
+    return pad_right(prompts, replies, 3, CPU)
+
+
+@pytest.fixture(scope="session")
+def stirred() -> Callable[..., Roles]:
+    """Roles whose adapters and heads are not at their start: what an optimiser would have left, drawn from a seed."""
+
+    def build(model: PreTrainedModel, seed: int = 5, **arguments: Any) -> Roles:
+        arguments.setdefault("lora", LoraSettings(r=4, alpha=8))
+        roles = Roles(model, **arguments)
+        stir(roles, seed)
+        return roles
+
+    return build
+
+
+@torch.no_grad()
+def stir(roles: Roles, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(roles.trainable().items()):
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+TINY = {
+    "name": "tiny",
+    "seed": 0,
+    "dtype": "float32",
+    "data": {"prompts": "prompts.jsonl", "demonstrations": "demonstrations.jsonl"},
+    "sft": {"epochs": 6, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 2e-2, "lora": {"r": 4, "alpha": 8}},
+    "preferences": {"train_prompts": 24, "replies": 3, "max_new_tokens": 8},
+    "reward": {
+        "epochs": 2, "rankings_per_step": 4, "rankings_per_micro_batch": 2, "learning_rate": 1e-2,
+        "normalise_on": 32, "lora": {"r": 4, "alpha": 8},
+    },
+    "ppo": {
+        "updates": 2, "batch_size": 4, "minibatch_size": 2, "micro_batch_size": 1, "max_new_tokens": 8,
+        "warmup_steps": 0, "learning_rate": 1e-2, "critic_learning_rate": 1e-2, "evaluate_every": 1,
+        "lora": {"r": 4, "alpha": 8},
+    },
+    "evaluate": {"replies": 1, "max_new_tokens": 8},
+}  # fmt: skip
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_recipe(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
+    """write_recipe(folder, **changes) -> recipe.yaml with its data beside it; the run goes to folder/run."""
+
+    def write(home: Path, **changes: Any) -> Path:
+        home.mkdir(parents=True, exist_ok=True)
+        prompts, demonstrations = tiny_rows()
+        write_lines(home / "prompts.jsonl", prompts)
+        write_lines(home / "demonstrations.jsonl", demonstrations)
+        values = {**TINY, "model": str(tiny_model()), "folder": str(home / "run"), **changes}
+        path = home / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def trained(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that went from SFT to evaluation, made once a session. Read only; its recipe lies beside it."""
+    recipe = write_recipe(tmp_path_factory.mktemp("trained"))
+    return run_pipeline(load_recipe(recipe), stages=STAGES[: STAGES.index("report")])
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_model: Callable[..., Path]) -> Callable[..., Run]:
+    """tiny_run(folder) -> what a stage is given, in a new run folder; `source` gives the stages before PPO."""
+
+    def build(home: Path, source: Path | None = None, dtype: str = "float32", seed: int = 0) -> Run:
+        home.mkdir(parents=True, exist_ok=True)
+        prompts, demonstrations = tiny_rows()
+        folder = RunFolder.open(home / "run", "name: tiny\n", resume=False)
+        for stage in ("sft", "preferences", "reward") if source else ():
+            shutil.copytree(source / stage, folder.path / stage)
+        return Run(
+            folder, seed, choose_machine(dtype), str(tiny_model()), None,
+            tuple(read_prompts(write_lines(home / "prompts.jsonl", prompts))),
+            tuple(read_demonstrations(write_lines(home / "demonstrations.jsonl", demonstrations))),
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.fixture
+def plaudit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """plaudit("run", path) -> code, out, err: the real entry point, in this process."""
+
+    def call(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["plaudit", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        found = capsys.readouterr()
+        return SimpleNamespace(code=code, out=found.out, err=found.err)
+
+    return call

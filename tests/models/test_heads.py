@@ -1,0 +1,87 @@
+"""The scalar heads and the reward model's contract: rows 21 and 26."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from plaudit.errors import UserError
+from plaudit.models.heads import CONTRACT, HEAD, RewardContract, ScalarHead, load_head, save_head
+
+CONTRACTED = RewardContract(mean=0.5, std=2.0, eos_id=2, system="Be kind.", template_sha256="abc")
+
+
+def test_head_is_float32_whatever_the_trunk() -> None:
+    head = ScalarHead(4, bias=True, std=0.0)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        head.bias.fill_(0.5)
+    out = head(torch.ones(2, 3, 4, dtype=torch.bfloat16))
+    assert out.dtype == torch.float32
+    assert out.tolist() == [[10.5] * 3] * 2
+
+
+def test_initial_weights() -> None:
+    assert not ScalarHead(64, bias=True, std=0.0).weight.any()
+    drawn = ScalarHead(4096, bias=False, std=0.25, generator=torch.Generator().manual_seed(0)).weight
+    assert drawn.std().item() == pytest.approx(0.25, rel=0.05)
+    assert ScalarHead(4, bias=False, std=1.0).bias is None
+
+
+def test_row_26_round_trip(tmp_path: Path) -> None:
+    head = ScalarHead(8, bias=True, std=1.0, generator=torch.Generator().manual_seed(0))
+    save_head(head, tmp_path / "new")
+    other = ScalarHead(8, bias=True, std=0.0)
+    load_head(other, tmp_path / "new")
+    assert torch.equal(head.weight, other.weight)
+    assert torch.equal(head.bias, other.bias)
+
+
+def test_row_26_a_missing_head_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"head\.safetensors is missing"):
+        load_head(ScalarHead(8, bias=False, std=1.0), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weight": torch.zeros(9)},
+        {"weight": torch.zeros(8), "bias": torch.zeros(())},
+        {"score": torch.zeros(8)},
+    ],
+    ids=["wider", "with a bias", "other name"],
+)
+def test_row_26_a_head_of_another_model_is_an_error(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, tmp_path / HEAD)
+    head = ScalarHead(8, bias=False, std=1.0)
+    before = head.weight.clone()
+    with pytest.raises(UserError, match="belongs to another model"):
+        load_head(head, tmp_path)
+    assert torch.equal(head.weight, before)
+
+
+def test_contract_round_trip(tmp_path: Path) -> None:
+    CONTRACTED.save(tmp_path)
+    assert RewardContract.load(tmp_path) == CONTRACTED
+    assert json.loads((tmp_path / CONTRACT).read_text()) == asdict(CONTRACTED)
+
+
+def test_missing_contract(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="normalisation is unknown"):
+        RewardContract.load(tmp_path)
+
+
+def test_row_21_the_same_rules_pass() -> None:
+    CONTRACTED.check(2, "Be kind.", "abc")
+
+
+@pytest.mark.parametrize(
+    ("changed", "now"),
+    [("eos_id", (3, "Be kind.", "abc")), ("system", (2, None, "abc")), ("template_sha256", (2, "Be kind.", "abd"))],
+)
+def test_row_21_other_rules_are_refused(changed: str, now: tuple[int, str | None, str]) -> None:
+    with pytest.raises(UserError, match=f"was trained with {changed}="):
+        CONTRACTED.check(*now)

@@ -1,0 +1,59 @@
+"""Metrics: written at once, read back as they were, and never a NaN."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plaudit.run.metrics import Metrics, read_metrics
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    with Metrics(tmp_path / "ppo" / "metrics.jsonl") as metrics:
+        metrics.log(step=1, loss=0.1, note="ünï")
+        metrics.log(step=2, loss=1e-30, ok=True, none=None)
+    assert read_metrics(tmp_path / "ppo" / "metrics.jsonl") == [
+        {"step": 1, "loss": 0.1, "note": "ünï"},
+        {"step": 2, "loss": 1e-30, "ok": True, "none": None},
+    ]
+
+
+def test_a_row_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
+    with Metrics(tmp_path / "m.jsonl") as metrics:
+        for step in range(3):
+            metrics.log(step=step)
+            assert [row["step"] for row in read_metrics(tmp_path / "m.jsonl")] == list(range(step + 1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
+def test_a_number_that_is_not_finite_is_refused_by_name_and_nothing_is_written(tmp_path: Path, value: float) -> None:
+    with Metrics(tmp_path / "m.jsonl") as metrics:
+        metrics.log(step=1, loss=0.5)
+        with pytest.raises(FloatingPointError, match="'loss' is (nan|-?inf)"):
+            metrics.log(step=2, loss=value)
+    assert read_metrics(tmp_path / "m.jsonl") == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_number_inside_a_list_that_is_not_finite_is_refused_too(tmp_path: Path) -> None:
+    with Metrics(tmp_path / "m.jsonl") as metrics, pytest.raises((FloatingPointError, ValueError)):
+        metrics.log(step=1, interval=[0.0, math.nan])
+    assert (tmp_path / "m.jsonl").read_text() == ""
+
+
+def test_every_line_is_json_that_any_reader_takes(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    with Metrics(tmp_path / "m.jsonl") as metrics:
+        metrics.log(step=1, small=5e-324, big=1.7e308, zero=-0.0)
+    for line in (tmp_path / "m.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+
+
+def test_a_stage_that_runs_again_starts_its_file_again(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with Metrics(tmp_path / "m.jsonl") as metrics:
+            metrics.log(step=step)
+    assert read_metrics(tmp_path / "m.jsonl") == [{"step": 2}]
