@@ -1,5 +1,6 @@
 # Plaudit's commands. `make demo` and `make test` set up .venv by themselves; nothing else has to be installed by hand.
 #
+#   ARGS      recipe keys for the demo, for example ARGS="seed=1"
 #   PYTHON    the interpreter that makes .venv (3.11 or newer)
 #   PIP_ARGS  passed through to pip, for a CPU-only index or a mirror
 
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-long lint format clean
 
 demo: $(READY)
-	$(BIN)/plaudit demo $(ARGS)
+	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow"

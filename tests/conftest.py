@@ -263,7 +263,7 @@ def write_recipe(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def trained(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that went from SFT to evaluation, made once a session. Read only; its recipe lies beside it."""
+    """The folder of a run from SFT to evaluation, made once a session. Read only; its recipe lies beside it."""
     recipe = write_recipe(tmp_path_factory.mktemp("trained"))
     return run_pipeline(load_recipe(recipe), stages=STAGES[: STAGES.index("report")])
 

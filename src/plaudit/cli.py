@@ -1,6 +1,7 @@
 """The command line. A mistake of the user's is one line and exit code 2; a guard's stop is one line and exit code 3."""
 
-import os
+import errno
+import signal
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -29,10 +30,12 @@ Overrides = Annotated[
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for every error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback for every error (anywhere on the line).")
+    ] = False,
 ) -> None:
-    if debug:
-        os.environ["PLAUDIT_DEBUG"] = "1"
+    # `main` takes --debug out of the line before typer sees it; it is declared here for --help.
+    ...
 
 
 @app.command()
@@ -62,8 +65,8 @@ def run(
 
     if start is not None and start not in STAGES:
         raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}")
-    stages = STAGES if start is None else STAGES[STAGES.index(start) :]
-    run_pipeline(load_recipe(recipe, overrides or ()), resume=resume or start is not None, stages=stages)
+    stages = () if start is None else STAGES[STAGES.index(start) :]
+    run_pipeline(load_recipe(recipe, overrides or ()), resume=resume and start is None, stages=stages)
 
 
 def _stage_command(name: str, text: str) -> None:
@@ -71,7 +74,7 @@ def _stage_command(name: str, text: str) -> None:
         from plaudit.stages.pipeline import run_pipeline
         from plaudit.stages.recipe import load_recipe
 
-        run_pipeline(load_recipe(recipe, overrides or ()), resume=True, stages=(name,))
+        run_pipeline(load_recipe(recipe, overrides or ()), stages=(name,))
 
     app.command(name, help=text)(command)
 
@@ -104,7 +107,7 @@ def chat(
 
 def _ask() -> str:
     try:
-        return console.input("[bold]you> [/bold]").strip()
+        return console.input("you> ").strip()
     except EOFError:
         return ""
 
@@ -118,7 +121,7 @@ def export(
     """Copy the merged policy (or reward model) of a run as a plain Hugging Face checkpoint."""
     from plaudit.stages.chat import export_role
 
-    console.print(f"Wrote {export_role(folder, role, to)}")
+    console.print(f"Wrote {export_role(folder, role, to)}", soft_wrap=True)
 
 
 @app.command("worked-example")
@@ -144,21 +147,35 @@ def worked_example() -> None:
     console.print(table)
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. Not KeyboardInterrupt: typer ends the process on that one without letting us say what is kept."""
+
+
 def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
-    except (UserError, RunStopped, OSError, KeyboardInterrupt) as error:
-        if os.environ.get("PLAUDIT_DEBUG"):
+    except (UserError, RunStopped, OSError, Interrupted) as error:
+        if debug:
             raise
         code, text = _outcome(error)
         print(text, file=sys.stderr)
         sys.exit(code)
 
 
+def _interrupt(*_: object) -> None:
+    raise Interrupted
+
+
 def _outcome(error: BaseException) -> tuple[int, str]:
-    if isinstance(error, KeyboardInterrupt):
-        return 130, "Stopped. The stages that ended are kept; continue with `plaudit run RECIPE --resume`."
+    go_on = "the stages that ended are kept; go on with `plaudit run FOLDER/recipe.yaml --resume`"
+    if isinstance(error, Interrupted):
+        return 130, f"Stopped. If a run was going, {go_on}."
     if isinstance(error, RunStopped):
         return 3, f"Stopped by a guard: {error}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return 2, f"Error: no space left on the disk ({error}); free some: {go_on}"
     return 2, f"Error: {error}"

@@ -243,6 +243,15 @@ def test_row25_a_prompt_in_two_splits_names_both_lines_and_splits(tmp_path: Path
         assert needle in message
 
 
+def test_the_same_last_turn_after_another_conversation_is_another_prompt(tmp_path: Path) -> None:
+    def row(split: str, first: str) -> dict[str, Any]:
+        turns = [("user", first), ("assistant", "Yes."), ("user", "Why?")]
+        return {"id": split, "split": split, "prompt": [{"role": role, "content": text} for role, text in turns]}
+
+    path = put(tmp_path / "a.jsonl", row("train", "Is the sky blue?"), row("test", "Is grass green?"))
+    assert [p.split for p in files.read_prompts(path)] == ["train", "test"]
+
+
 def test_a_prompt_twice_in_one_split_is_allowed(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", {"id": "a", "prompt": "x"}, {"id": "b", "prompt": "x"})
     assert [p.id for p in files.read_prompts(path)] == ["a", "b"]

@@ -8,12 +8,10 @@ from rich.console import Console
 from plaudit.run import display
 
 
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """A pipe instead of the console, wide enough for any line."""
-    out = io.StringIO()
-    monkeypatch.setattr(display, "console", Console(file=out, width=200, highlight=False))
-    return out
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines do not wrap, whatever COLUMNS says."""
+    monkeypatch.setattr(display.console, "_width", 200)
 
 
 @pytest.mark.parametrize(
@@ -33,22 +31,22 @@ def test_values_are_shown_as_a_person_reads_them(value: object, shown: str) -> N
     assert display.format_value(value) == shown
 
 
-def test_a_stage_ends_with_its_title_and_one_line_a_value(screen: io.StringIO) -> None:
+def test_a_stage_ends_with_its_title_and_one_line_a_value(capsys: pytest.CaptureFixture[str]) -> None:
     display.stage_table("SFT", {"steps": 48, "accuracy": 0.6789, "accuracy_ci": [0.5, 0.75]})
-    lines = [line.split() for line in screen.getvalue().splitlines()]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [["SFT"], ["steps", "48"], ["accuracy", "0.679"], ["accuracy_ci", "[0.500,", "0.750]"]]
 
 
 @pytest.mark.parametrize("value", ["[bold]", "[/x]", "a [red]word[/red]", ["b", "c"]])
-def test_text_is_shown_as_it_stands_and_never_read_as_markup(screen: io.StringIO, value: object) -> None:
+def test_text_is_shown_as_it_stands_and_never_read_as_markup(capsys: pytest.CaptureFixture[str], value: object) -> None:
     """Some values are words that a model or a person wrote (the word that the gold score hangs on, for example)."""
     display.stage_table("Table", {"gold_word": value})
     expected = value if isinstance(value, str) else "[b, c]"
-    assert expected in screen.getvalue()
+    assert expected in capsys.readouterr().out
 
 
 def test_on_a_pipe_progress_is_a_plain_line_with_rate_and_estimate(
-    screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([100.0, *[110.0] * 20])
     monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
@@ -57,14 +55,14 @@ def test_on_a_pipe_progress_is_a_plain_line_with_rate_and_estimate(
         advance("score 1.0", count=2)
         advance("quiet")  # no time has passed since the last line
     # Two updates in ten seconds: 0.2 a second, six left: 30 s.
-    assert screen.getvalue() == "PPO: 2/8 update, 0.2 update/s, 30 s left score 1.0\n"
+    assert capsys.readouterr().out == "PPO: 2/8 update, 0.2 update/s, 30 s left score 1.0\n"
 
 
-def test_on_a_pipe_quick_work_prints_nothing(screen: io.StringIO) -> None:
+def test_on_a_pipe_quick_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with display.progress("SFT", 3, "step") as advance:
         for _ in range(3):
             advance()
-    assert screen.getvalue() == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_on_a_terminal_progress_is_one_bar_with_count_rate_and_note(monkeypatch: pytest.MonkeyPatch) -> None:

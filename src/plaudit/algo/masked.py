@@ -24,11 +24,15 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, floor: float = 0
     """(x − mean) / max(std, floor) over the masked elements of the whole update; masked-out elements become 0.
 
     The variance is the biased one (divided by N), so that a batch of equal numbers or of one number is finite: it
-    comes out as 0. `shift_mean=False` divides only. Returns the whitened tensor and the std that was used.
+    comes out as 0, and its std as 1. `shift_mean=False` divides only. Returns the whitened tensor and the std used.
     """
     count = mask.sum().clamp(min=1)
     mean = masked_sum(x, mask) / count
-    variance = masked_sum((x - mean) ** 2, mask) / count
-    std = torch.maximum(variance.sqrt(), torch.as_tensor(max(floor, 1e-8), dtype=x.dtype))
-    whitened = ((x - mean) if shift_mean else x) / std
+    centred = x - mean
+    # Equal numbers differ from their rounded mean by a few units of rounding: that is not a spread to blow up.
+    rounding = 16 * torch.finfo(x.dtype).eps * torch.where(mask, x, torch.zeros_like(x)).abs().max()
+    centred = torch.where(centred.abs() <= rounding, torch.zeros_like(x), centred)
+    spread = (masked_sum(centred**2, mask) / count).sqrt()
+    std = torch.where(spread > 0, spread, torch.ones_like(spread)).clamp(min=floor)
+    whitened = (centred if shift_mean else x) / std
     return torch.where(mask, whitened, torch.zeros_like(whitened)), std

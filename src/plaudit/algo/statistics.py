@@ -38,8 +38,9 @@ def correlation(x: ArrayLike, y: ArrayLike) -> float:
 def explained_variance(values: ArrayLike, returns: ArrayLike) -> float:
     """1 − Var(returns − values) / Var(returns): 1 is a perfect critic, 0 a constant one, below 0 worse than that."""
     v, r = np.asarray(values, dtype=np.float64), np.asarray(returns, dtype=np.float64)
-    spread = r.var()
-    return float(1 - (r - v).var() / spread) if spread > 0 else 0.0
+    # Constant returns leave nothing to explain; their computed variance is rounding, not exactly 0.
+    constant = np.ptp(r) <= 1e-12 * max(1.0, float(np.abs(r).max()))
+    return 0.0 if constant else float(1 - (r - v).var() / r.var())
 
 
 def calibration(margins: ArrayLike, *, bins: int = 8) -> tuple[list[dict[str, float]], float]:

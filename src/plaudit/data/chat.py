@@ -10,6 +10,8 @@ every reply stops here and where the reward model reads its score.
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from plaudit.errors import UserError
 from plaudit.records import Completion, Message
 
@@ -46,26 +48,44 @@ class ChatFormat:
         turns = [message.as_json() for message in messages]
         if self.system is not None and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: the chat template refuses the turns {roles}: {error}"
+                + ("; leave data.system out" if self.system is not None else "")
+            ) from error
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the conversation up to and with the generation prompt."""
-        return self.tokenizer(self._render(messages, generate=True), add_special_tokens=False)["input_ids"]
+        """Ids of the conversation up to and with the generation prompt.
+
+        Special-token strings that a person typed stay plain text: they must not end or fake a turn. So where there
+        are any, the template is rendered around place holders, and each content is tokenised by itself.
+        """
+        if not any(token in message.content for message in messages for token in self.tokenizer.all_special_tokens):
+            return self._ids(self._render(messages, generate=True))
+        holders = [f"\ue000{number}\ue001" for number in range(len(messages))]
+        held = [Message(message.role, holder) for message, holder in zip(messages, holders, strict=True)]
+        rest, ids = self._render(held, generate=True), []
+        for message, holder in zip(messages, holders, strict=True):
+            before, rest = rest.split(holder)
+            ids += self._ids(before) + self._ids(message.content, split_special_tokens=True)
+        return ids + self._ids(rest)
+
+    def _ids(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]
 
     def reply_ids(self, reply: Completion) -> list[int]:
-        """Ids of a reply, closed by the end-of-turn token unless the length limit cut it.
-
-        Special-token strings that a person typed stay plain text: they must not end or fake a turn.
-        """
-        ids = self.tokenizer(reply.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Ids of a reply, closed by the end-of-turn token unless the length limit cut it; typed special-token
+        strings stay plain text here too."""
+        ids = self._ids(reply.text, split_special_tokens=True)
         return [*ids, self.eos_id] if reply.finished else ids
 
     def completion(self, ids: Sequence[int]) -> Completion:
         """The reply that sampled `ids` spell; its end-of-turn token, if any, is the last one."""
         finished = bool(ids) and ids[-1] == self.eos_id
-        return Completion(
-            self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True).strip(), finished
-        )
+        return Completion(self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True), finished)
 
 
 def _pad_id(tokenizer: Any) -> int:

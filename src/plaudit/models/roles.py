@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit import rng
+from plaudit.errors import UserError
 from plaudit.models.heads import ScalarHead
 from plaudit.models.logprobs import token_logprobs
 from plaudit.models.tokens import Tokens
@@ -87,7 +88,12 @@ class Roles(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
                 torch.manual_seed(generator.initial_seed())
-                self.peft = PeftModel(base, config, adapter_name=trained)
+                try:
+                    self.peft = PeftModel(base, config, adapter_name=trained)
+                except ValueError as error:
+                    raise UserError(
+                        f"lora.target_modules={lora.target_modules!r} fits no layer of this model"
+                    ) from error
             if reward is not None:
                 self.peft.load_adapter(str(reward), "reward", is_trainable=False)
         else:

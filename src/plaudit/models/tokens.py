@@ -30,9 +30,10 @@ class Tokens:
         return self.lengths_B - self.prompt_lengths_B
 
     def rows(self, index: Sequence[int]) -> "Tokens":
-        """The given rows, still T columns wide."""
+        """The given rows, as wide as the longest of them: columns that only pad are dropped."""
         rows = torch.as_tensor(index, device=self.tokens_BT.device)
-        return Tokens(self.tokens_BT[rows], self.prompt_lengths_B[rows], self.lengths_B[rows])
+        lengths_b = self.lengths_B[rows]
+        return Tokens(self.tokens_BT[rows, : int(lengths_b.max())], self.prompt_lengths_B[rows], lengths_b)
 
 
 def pad_right(

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False)
+# No markup: what is printed may hold brackets of a path, a prompt or a reply.
+console = Console(highlight=False, markup=False)
 _PLAIN_EVERY_S = 20.0
 
 

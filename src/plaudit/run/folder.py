@@ -27,6 +27,7 @@ from plaudit.data.files import sha256, write_json, write_text
 from plaudit.errors import UserError
 
 RECIPE, ENVIRONMENT, MANIFEST, LOCK = "recipe.yaml", "environment.json", "manifest.json", ".lock"
+SUMMARY, REPORT = "summary.json", "report.html"
 PACKAGES = ("plaudit", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
 
@@ -54,12 +55,20 @@ class RunFolder:
             if fixed:
                 raise UserError(
                     f"{path} already holds another run, which differs in {'; '.join(fixed[:5])}; give another folder "
-                    "with folder=PATH, or run again from the stage that the key belongs to (--from STAGE)"
+                    "with folder=PATH (a stage's own keys may change when the run is repeated from it: --from STAGE)"
                 )
             if not resume:
                 raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, not a folder; give another folder with folder=PATH")
+        elif path.exists() and any(file.name != LOCK for file in path.iterdir()):
             raise UserError(f"{path} is not empty and is not a run of Plaudit; give another folder with folder=PATH")
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        free_mb = shutil.disk_usage(existing).free / 1e6
+        if free_mb < need_mb:
+            raise UserError(
+                f"{path}: {free_mb:.0f} MB free, the run needs about {need_mb:.0f} MB; free some disk space"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("a+", encoding="utf-8")
@@ -68,14 +77,9 @@ class RunFolder:
                 f"{path}: cannot be written: {error.strerror}; give another folder with folder=PATH"
             ) from error
         _take_lock(lock, path)
-        free_mb = shutil.disk_usage(path).free / 1e6
-        if free_mb < need_mb:
-            lock.close()
-            raise UserError(
-                f"{path}: {free_mb:.0f} MB free, the run needs about {need_mb:.0f} MB; free some disk space"
-            )
         write_text(recipe, recipe_yaml)
-        write_json(path / ENVIRONMENT, environment())
+        if not (path / ENVIRONMENT).is_file():
+            write_json(path / ENVIRONMENT, environment())
         return cls(path, lock)
 
     def __enter__(self) -> "RunFolder":
@@ -110,12 +114,13 @@ class RunFolder:
         write_json(self.path / MANIFEST, {"stages": kept})
         for stage in later:
             shutil.rmtree(self.path / stage, ignore_errors=True)
-        for file in ("summary.json", "report.html"):
+        for file in (SUMMARY, REPORT):
             (self.path / file).unlink(missing_ok=True)
 
     def end(self, name: str, seconds: float, peak_rss_mb: float) -> None:
         """Enter a stage that ended into the manifest, with the hash of every file in its folder."""
-        files = sorted(file for file in (self.path / name).rglob("*") if file.is_file())
+        left = [*(self.path / name).rglob("*"), *(self.path / file for file in (SUMMARY, REPORT) if name == "report")]
+        files = sorted(file for file in left if file.is_file())
         hashes = {str(file.relative_to(self.path)): sha256(file) for file in files}
         stages = {
             **self.finished(),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
@@ -22,7 +22,15 @@ from plaudit.run.folder import RunFolder
 class StageConfig(BaseModel):
     """Frozen, refuses unknown keys, and shows a field's docstring as its help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads yes and on as true, and pydantic would take true for 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("a number is needed, not a truth value")
+        return value
 
 
 class DataConfig(StageConfig):

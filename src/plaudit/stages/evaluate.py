@@ -1,7 +1,9 @@
-"""Evaluation: SFT model and PPO policy, as exported, on the test prompts no stage has seen; paired by prompt.
+"""Evaluation: SFT model and PPO policy, as exported, on the test prompts no stage was trained on; paired by prompt.
 
 Gold is the simulated annotator's noiseless utility, which PPO never saw. Fluency is the reference's (the SFT model's)
-own negative log-likelihood per token of the replies. Leaves evaluate/replies.jsonl and evaluate/summary.json.
+own negative log-likelihood per token of the replies, at temperature 1, as a perplexity is; the KL is that of the laws
+the replies were sampled from.
+Leaves evaluate/replies.jsonl and evaluate/summary.json.
 
     plaudit evaluate RECIPE
 """
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from plaudit import rng
 from plaudit.algo.rewards import normalise
@@ -24,11 +27,12 @@ from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.models.heads import RewardContract, load_head
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles, plain_logprobs
-from plaudit.models.tokens import Tokens, pad_right
+from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.stages.base import Run, StageConfig
+from plaudit.stages.reward import load_contract
 
 ROWS = 32
 
@@ -54,6 +58,7 @@ class Judged:
     gold: np.ndarray | None
     logprob_sum: np.ndarray
     ref_logprob_sum: np.ndarray
+    ref_nll_sum: np.ndarray
     lengths: np.ndarray
 
 
@@ -108,10 +113,12 @@ def _judge(
     own = _sums([plain_logprobs(model, tokens, config.temperature) for tokens in batches])
     engine.close()
     del model
-    roles, contract = reward_roles(run, chat)
-    ref, raw = [], []
+    reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
+    ref = _sums([plain_logprobs(reference, tokens, config.temperature) for tokens in batches])
+    ref_nll = -_sums([plain_logprobs(reference, tokens, 1.0) for tokens in batches])
+    roles, contract = reward_roles(run, chat, reference)
+    raw = []
     for tokens in batches:
-        ref.append(_ref_logprobs(roles, tokens))
         scores_B = roles(tokens, "reward", frozenset({"scores"})).scores_B
         assert scores_B is not None
         raw.append(scores_B.detach())
@@ -124,24 +131,18 @@ def _judge(
         proxy=np.concatenate([normalise(part, contract.mean, contract.std).cpu().numpy() for part in raw]),
         gold=None if gold is None else np.array(gold),
         logprob_sum=own,
-        ref_logprob_sum=_sums(ref),
+        ref_logprob_sum=ref,
+        ref_nll_sum=ref_nll,
         lengths=np.array([len(reply) for reply in ids]),
     )
 
 
-def reward_roles(run: Run, chat: ChatFormat) -> tuple[Roles, RewardContract]:
-    """The SFT model with the trained reward adapter and head, and the rules its scores stand under."""
-    folder = run.folder.require("reward/reward.json", "reward").parent
-    base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
+def reward_roles(run: Run, chat: ChatFormat, base: PreTrainedModel) -> tuple[Roles, RewardContract]:
+    """The SFT model `base` with the trained reward adapter and head, and the rules its scores stand under."""
+    folder, contract = load_contract(run, chat)
     roles = Roles(base, reward=folder / "adapter")
     load_head(roles.score_head, folder)
-    return roles, RewardContract.load(folder)
-
-
-def _ref_logprobs(roles: Roles, tokens: Tokens) -> Tensor:
-    logprobs_BT = roles(tokens, "reference", frozenset({"logprobs"})).logprobs_BT
-    assert logprobs_BT is not None
-    return logprobs_BT.detach()
+    return roles, contract
 
 
 def _sums(parts: list[Tensor]) -> np.ndarray:
@@ -156,7 +157,7 @@ def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, flo
     measures = {
         "proxy": float(judged.proxy.mean()),
         "length": float(judged.lengths.mean()),
-        "ref_nll": float(-judged.ref_logprob_sum.sum() / judged.lengths.sum()),
+        "ref_nll": float(judged.ref_nll_sum.sum() / judged.lengths.sum()),
         "eos": float(np.mean([reply.finished for reply in judged.replies])),
         "repeated_trigrams": float(np.mean([repeated_trigrams(ids) for ids in judged.ids])),
         "distinct_bigrams": distinct_bigrams(judged.ids),

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
 from plaudit.dist.machine import choose_machine, peak_rss_mb
 from plaudit.errors import UserError
-from plaudit.models.load import check_readable, quiet_libraries, resolve
+from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Demonstration, Prompt
 from plaudit.run.display import console
 from plaudit.run.folder import RunFolder, finished_stages
@@ -19,7 +20,7 @@ from plaudit.stages.recipe import Recipe
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 
-# What a stage reads first, and the stage that makes it; a user's own artefact may lie there instead.
+# What a stage reads first, and the stage that makes it.
 NEEDS = {
     "preferences": ("sft/model/config.json", "sft"),
     "reward": ("preferences/rankings.jsonl", "preferences"),
@@ -36,10 +37,13 @@ def prepare(recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] =
     demonstrations = read_demonstrations(recipe.data.demonstrations)
     _check_splits(recipe, prompts, demonstrations)
     if recipe.preferences.rankings:
-        read_rankings(recipe.preferences.rankings)
+        ranked = [ranking.prompt for ranking in read_rankings(recipe.preferences.rankings)]
+        _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, prompts)
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
+    ChatFormat(load_tokenizer(model), recipe.data.system)
+    recipe = recipe.model_copy(update={"folder": recipe.run_folder})
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     folder = RunFolder.open(
         recipe.run_folder, resolved, resume=resume, may_change=may_change, need_mb=_needed_mb(model)
@@ -61,12 +65,17 @@ def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: list[De
         if not any((d.prompt.split == "train") == trained for d in demonstrations):
             missing = "split 'train'" if trained else "split 'validation' or 'test'"
             raise UserError(f"{recipe.data.demonstrations}: no demonstration has {missing}; SFT needs both")
-    held_out = {p.messages for p in prompts if p.split != "train"}
-    for demonstration in demonstrations:
-        if demonstration.prompt.split == "train" and demonstration.prompt.messages in held_out:
+    _check_no_leak("demonstration", recipe.data.demonstrations, [d.prompt for d in demonstrations], recipe, prompts)
+
+
+def _check_no_leak(what: str, path: Path, used: list[Prompt], recipe: Recipe, prompts: list[Prompt]) -> None:
+    """No held-out prompt, of the prompts file or of this one, may stand in a row that is trained on."""
+    held_out = {p.messages for p in [*prompts, *used] if p.split != "train"}
+    for prompt in used:
+        if prompt.split == "train" and prompt.messages in held_out:
             raise UserError(
-                f"{recipe.data.demonstrations}: training demonstration {demonstration.prompt.id!r} has a prompt that "
-                f"{recipe.data.prompts} holds out; give it split 'test' or remove it"
+                f"{path}: training {what} {prompt.id!r} has a prompt that is held out here or in "
+                f"{recipe.data.prompts}: {prompt.text[:60]!r}; give it split 'test' or remove it"
             )
 
 
@@ -76,18 +85,20 @@ def _needed_mb(model: str) -> float:
     return 4 * weights / 1e6 + 100
 
 
-def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] = STAGES) -> Path:
-    """Run `stages` in order; all of them with `resume` means those that have not ended yet. Returns the run folder.
+def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] = ()) -> Path:
+    """Run the named `stages`; without names all, or with `resume` those that have not ended. Returns the folder.
 
     In an existing folder only the sections of the first stage that runs, and of those after it, may differ from the
     recipe it was made with: what they made before is replaced.
     """
-    if resume and tuple(stages) == STAGES:
+    existing = resume or bool(stages)
+    stages = stages or STAGES
+    if resume:
         ended = finished_stages(recipe.run_folder)
         stages = STAGES[next((i for i, name in enumerate(STAGES) if name not in ended), len(STAGES) - 1) :]
         if stages != STAGES:
             console.print(f"Resuming at {stages[0]}: {', '.join(STAGES[: STAGES.index(stages[0])])} had ended")
-    run = prepare(recipe, resume=resume, may_change=STAGES[STAGES.index(stages[0]) :])
+    run = prepare(recipe, resume=existing, may_change=STAGES[STAGES.index(stages[0]) :])
     with run.folder:
         for name in stages:
             if name in NEEDS:

@@ -216,7 +216,7 @@ def _policy_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_
     return [
         panel(
             "score", f"The reward model's score {moved('score')} on validation prompts", "score (std of SFT replies)",
-            note="On validation prompts a reply that never ended has its penalty subtracted.",
+            note="A reply that never ended has its penalty subtracted.",
         ),
         panel(
             "kl", f"The policy that is kept is {number(kept['kl'], 1)} nats a reply from the reference",

