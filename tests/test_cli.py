@@ -1,6 +1,7 @@
 """The command line: help, the worked example, chat and export of a run, exit codes."""
 
 import io
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,9 +182,11 @@ def test_a_guards_stop_is_exit_code_3(
 def test_control_c_says_how_to_go_on(
     plaudit: Plaudit, write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped_by(KeyboardInterrupt(), monkeypatch)
+    monkeypatch.setattr(pipeline, "run_stage", lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
     done = plaudit("run", write_recipe(tmp_path))
     assert done.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
     assert "--resume" in done.err
 
 

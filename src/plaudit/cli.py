@@ -155,7 +155,7 @@ def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    signal.signal(signal.SIGINT, _interrupt)
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except (UserError, RunStopped, OSError, Interrupted) as error:
@@ -164,6 +164,8 @@ def main() -> None:
         code, text = _outcome(error)
         print(text, file=sys.stderr)
         sys.exit(code)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _interrupt(*_: object) -> None:

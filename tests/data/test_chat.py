@@ -95,11 +95,11 @@ def test_completion_round_trip(text: str, finished: bool, chat: ChatFormat) -> N
 
 
 def test_completion_of_sampled_ids(chat: ChatFormat) -> None:
-    """What a model sampled: end of turn at the end or not, stray special tokens and outer spaces dropped."""
+    """What a model sampled: end of turn at the end or not, stray special tokens dropped, the text left as it is."""
     words = chat.reply_ids(Completion(" fine ", finished=False))
     start = chat.tokenizer.convert_tokens_to_ids(START)
-    assert chat.completion([start, *words, chat.eos_id]) == Completion("fine", True)
-    assert chat.completion(words) == Completion("fine", False)
+    assert chat.completion([start, *words, chat.eos_id]) == Completion(" fine ", True)
+    assert chat.completion(words) == Completion(" fine ", False)
     assert chat.completion([chat.eos_id]) == Completion("", True)
 
 

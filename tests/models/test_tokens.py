@@ -27,10 +27,13 @@ def test_last_column_is_always_masked(ragged: Tokens) -> None:
     assert not ragged.mask_BT[:, -1].any()
 
 
-def test_rows_keep_the_width(ragged: Tokens) -> None:
+def test_rows_drop_the_columns_that_only_pad(ragged: Tokens) -> None:
     part = ragged.rows([2, 0])
-    assert torch.equal(part.tokens_BT, ragged.tokens_BT[[2, 0]])
-    assert torch.equal(part.mask_BT, ragged.mask_BT[[2, 0]])
+    width = max(ragged.lengths_B[2], ragged.lengths_B[0])
+    assert part.tokens_BT.shape == (2, width)
+    assert torch.equal(part.tokens_BT, ragged.tokens_BT[[2, 0], :width])
+    assert torch.equal(part.mask_BT, ragged.mask_BT[[2, 0], :width])
+    assert not ragged.mask_BT[[2, 0], width:].any()
 
 
 def test_an_empty_prompt_is_refused() -> None:

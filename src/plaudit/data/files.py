@@ -78,8 +78,8 @@ def _messages(place: str, value: Any) -> tuple[Message, ...]:
     if any(message.role == "system" for message in messages[1:]) or turns != expected or turns[-1:] != ["user"]:
         found = " ".join(message.role for message in messages)
         raise UserError(
-            f"{place}: field 'prompt' must be an optional system message, then user and assistant in turn, ending with "
-            f"user; found {found!r}"
+            f"{place}: field 'prompt' must be an optional system message, then user and assistant in turn, and end "
+            f"with a user message; found {found!r}"
         )
     return tuple(messages)
 

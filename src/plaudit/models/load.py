@@ -169,7 +169,7 @@ def check_readable(source: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"model: {file}: cut short or damaged ({error}); copy or convert the weights again"
+                f"model: {file}: cannot be loaded: cut short or damaged ({error}); copy it again"
             ) from error
 
 

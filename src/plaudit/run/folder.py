@@ -49,7 +49,8 @@ class RunFolder:
         when it cannot be written, or when fewer than `need_mb` MB are free there.
         """
         recipe = path / RECIPE
-        if recipe.is_file():
+        # Without a stage's folder the run never began (its model could not be loaded, say): any recipe may take it.
+        if recipe.is_file() and any(child.is_dir() for child in path.iterdir()):
             changed = _differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
             fixed = [text for key, text in changed.items() if key.split(".")[0] not in (*may_change, "folder")]
             if fixed:
@@ -61,7 +62,7 @@ class RunFolder:
                 raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
         elif path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, not a folder; give another folder with folder=PATH")
-        elif path.exists() and any(file.name != LOCK for file in path.iterdir()):
+        elif path.exists() and not recipe.is_file() and any(file.name != LOCK for file in path.iterdir()):
             raise UserError(f"{path} is not empty and is not a run of Plaudit; give another folder with folder=PATH")
         existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         free_mb = shutil.disk_usage(existing).free / 1e6

@@ -20,10 +20,12 @@ class Metrics:
 
     def log(self, **row: Any) -> None:
         """One row; every number in it must be finite (a NaN in a log is a run that should have stopped)."""
-        try:
-            line = json.dumps(row, allow_nan=False)
-        except ValueError as error:
-            raise FloatingPointError(f"a metric is not finite in {row}") from error
+        for name, value in row.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError as error:
+                raise FloatingPointError(f"metric {name!r} is {value} in {row}") from error
+        line = json.dumps(row)
         self._handle.write(line + "\n")
         self._handle.flush()
 

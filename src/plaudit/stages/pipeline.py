@@ -74,8 +74,8 @@ def _check_no_leak(what: str, path: Path, used: list[Prompt], recipe: Recipe, pr
     for prompt in used:
         if prompt.split == "train" and prompt.messages in held_out:
             raise UserError(
-                f"{path}: training {what} {prompt.id!r} has a prompt that is held out here or in "
-                f"{recipe.data.prompts}: {prompt.text[:60]!r}; give it split 'test' or remove it"
+                f"{path}: training {what} {prompt.id!r} has a prompt that this file or "
+                f"{recipe.data.prompts} holds out: {prompt.text[:60]!r}; give it split 'test' or remove it"
             )
 
 

@@ -36,7 +36,7 @@ def run(run: Run) -> dict[str, Any]:
     write_text(run.folder.path / "report.html", page)
     name = read_recipe(run.folder.path)["name"]
     stage_table(f"Run {name}: SFT -> PPO on held-out prompts", closing_rows(summary))
-    console.print(f"Report: {run.folder.path / 'report.html'}", markup=False, soft_wrap=True)
+    console.print(f"Report: {run.folder.path / 'report.html'}", soft_wrap=True)
     return summary
 
 
@@ -135,7 +135,7 @@ def verdict(summary: dict[str, Any]) -> str:
             "No PPO update scored above the SFT model on the validation prompts within the KL budget, so the policy "
             "that was kept is the SFT model."
         )
-    on = f"on {evaluated['prompts']} prompts that no stage had seen"
+    on = f"on {evaluated['prompts']} prompts that no stage was trained on"
     if "gold_gain" not in evaluated:
         proxy = f"the proxy score went from {number(evaluated['proxy_sft'])} to {number(evaluated['proxy_ppo'])} {on}"
         return f"After PPO {proxy}; people ranked, so only they can say whether the replies are better."
@@ -174,6 +174,9 @@ def cautions(summary: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
     before, after = both("length")
     if not 0.7 <= after / before <= 1.3:
         found.append(f"The replies' length changed a lot: {number(before, 1)} to {number(after, 1)} tokens.")
+    before, after = both("ref_nll")
+    if after > 1.3 * before:
+        found.append(f"The replies are less fluent: reference NLL {number(before)} to {number(after)} nats a token.")
     before, after = both("eos")
     if after < before - 0.1:
         found.append(f"Fewer replies end by themselves: the EOS rate fell from {percent(before)} to {percent(after)}.")
