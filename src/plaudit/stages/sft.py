@@ -22,6 +22,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.load import load_model, save_model
+from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Roles, merge_into
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Demonstration
@@ -66,7 +67,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     roles = Roles(base, trained="policy", lora=config.lora, seed=run.seed)
     base_hash = tensors_hash(roles)
     parameters = [p for name, p in roles.trainable().items() if "value_head" not in name]
-    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    optimiser = MasterAdamW([{"params": parameters, "lr": config.learning_rate}])
     steps_per_epoch = -(-len(train) // config.batch_size)
     steps = config.epochs * steps_per_epoch
     schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
