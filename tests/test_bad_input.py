@@ -192,7 +192,7 @@ LINES = {
     ),
     "ends with the assistant": (
         '{"id": "x", "prompt": [{"role": "assistant", "content": "Hi"}]}',
-        (":2: ", "must end with a user message", "'assistant'"),
+        (":2: ", "end with a user message", "'assistant'"),
     ),
 }
 
@@ -361,15 +361,25 @@ def test_no_network_for_the_weights(
 
 
 def test_a_folder_that_holds_another_run(desk: Desk, plaudit: Plaudit) -> None:
-    refused(plaudit("run", desk.recipe, "name=other", "sft.max_length=8"), "sft.max_length=8")
-    before = {path: path.read_bytes() for path in desk.run.iterdir()}
+    begun(desk, plaudit, "name=other")
+    before = {path: path.read_bytes() for path in desk.run.iterdir() if path.is_file()}
     refused(plaudit("run", desk.recipe), str(desk.run), "another run", "name: 'other' -> 'tiny'", "folder=PATH")
-    assert {path: path.read_bytes() for path in desk.run.iterdir()} == before
+    assert {path: path.read_bytes() for path in desk.run.iterdir() if path.is_file()} == before
+
+
+def begun(desk: Desk, plaudit: Plaudit, *overrides: str) -> None:
+    """A run that was stopped in its first stage."""
+    refused(plaudit("run", desk.recipe, "sft.max_length=8", *overrides), "sft.max_length=8")
+    (desk.run / "sft").mkdir()
+
+
+def test_a_run_that_never_began_leaves_its_folder_free(desk: Desk, plaudit: Plaudit) -> None:
+    refused(plaudit("run", desk.recipe, "sft.max_length=8", "name=other"), "sft.max_length=8")
+    refused(plaudit("run", desk.recipe, "sft.max_length=9"), "sft.max_length=9")
 
 
 def test_a_folder_that_holds_this_run(desk: Desk, plaudit: Plaudit) -> None:
-    stopped = plaudit("run", desk.recipe, "sft.max_length=8")
-    refused(stopped, "sft.max_length=8")
+    begun(desk, plaudit)
     refused(plaudit("run", desk.recipe, "sft.max_length=8"), str(desk.run), "--resume", "folder=PATH")
 
 

@@ -48,8 +48,9 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
 
 
 def made(path: Path) -> Path:
-    with RunFolder.open(path, text(RECIPE), resume=False):
-        pass
+    """A run whose first stage has begun."""
+    with RunFolder.open(path, text(RECIPE), resume=False) as run:
+        run.stage("sft")
     return path
 
 
@@ -67,6 +68,12 @@ def test_a_new_folder_gets_recipe_and_environment(tmp_path: Path) -> None:
 
 def test_an_empty_folder_that_is_there_already_will_do(tmp_path: Path) -> None:
     assert (made(tmp_path) / "recipe.yaml").is_file()
+
+
+def test_a_run_that_never_began_leaves_its_folder_to_any_recipe(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        with RunFolder.open(tmp_path / "run", text({**RECIPE, "seed": seed}), resume=False):
+            assert read_recipe(tmp_path / "run")["seed"] == seed
 
 
 def test_a_second_opening_needs_resume(tmp_path: Path) -> None:
@@ -96,8 +103,8 @@ def test_another_recipe_is_refused_and_the_differing_key_is_named(
 def test_the_differing_key_is_named_even_when_its_new_line_stands_elsewhere_in_the_old_recipe(tmp_path: Path) -> None:
     """Three sections have a `temperature`: ppo's goes back from 1.0 to the 0.7 that the others have."""
     old = {**RECIPE, "ppo": {"temperature": 1.0, "updates": 20}}
-    with RunFolder.open(tmp_path / "run", text(old), resume=False):
-        pass
+    with RunFolder.open(tmp_path / "run", text(old), resume=False) as run:
+        run.stage("sft")
     message = refusal(tmp_path / "run", text(RECIPE), resume=True)
     assert "temperature" in message
     assert "ppo" in message
