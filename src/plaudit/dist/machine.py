@@ -51,7 +51,10 @@ def keep_freed_memory() -> None:
 
 
 def release_memory() -> None:
-    """Give what a finished stage has left back to the kernel: dead models first, then the pages they were in."""
+    """Give what a stage or an update has left back to the kernel: dead objects first, then the pages they were in.
+
+    Replies of ever new lengths leave holes of ever new sizes behind; without this a run grows update by update.
+    """
     gc.collect()
     if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)

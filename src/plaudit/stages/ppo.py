@@ -28,6 +28,7 @@ from plaudit.algo.losses import ppo_loss
 from plaudit.algo.masked import masked_mean, whiten
 from plaudit.algo.statistics import explained_variance
 from plaudit.data.chat import ChatFormat
+from plaudit.dist.machine import release_memory
 from plaudit.guard import invariants
 from plaudit.models.export import export_policy
 from plaudit.models.heads import RewardContract, load_head, save_head
@@ -151,6 +152,7 @@ def run(config: PPOConfig, run: Run) -> dict[str, Any]:
             about_update = update_policy(trainer, batch, update, clock)
             metrics.log(update=update + 1, **about_batch, **about_update)
             times.log(update=update + 1, **clock.seconds)
+            release_memory()
             seconds.append(sum(clock.seconds.values()))
             advance(
                 f"score {about_batch['score']:+.2f}  KL {about_batch['kl']:.1f}  length {about_batch['length']:.0f}"
