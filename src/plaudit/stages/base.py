@@ -4,17 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
+from plaudit.data.formats import FORMATS
 from plaudit.dist.machine import Machine
 from plaudit.guard.invariants import check_finite
 from plaudit.models.load import load_tokenizer
-from plaudit.records import Demonstration, Prompt
+from plaudit.records import Demonstration, Prompt, Ranking
 from plaudit.run.display import stage_table
 from plaudit.run.folder import RunFolder
 
@@ -33,13 +34,29 @@ class StageConfig(BaseModel):
         return value
 
 
+def _known_format(value: str) -> str:
+    if value not in FORMATS:
+        raise ValueError(f"must be one of {', '.join(FORMATS)}")
+    return value
+
+
+DataFormat = Annotated[str, AfterValidator(_known_format)]
+"""The name of a format of rows (data/formats.py)."""
+
+
 class DataConfig(StageConfig):
-    """The run's own files, JSON lines; a relative path starts at the recipe's folder."""
+    """The run's own files, of any format of data.md; a relative path starts at the recipe's folder."""
 
     prompts: Path
-    """Rows {id, kind, split, prompt}: train feeds preferences and PPO, validation picks the policy, test judges it."""
+    """Prompts: train feeds preferences and PPO, validation picks the policy, test judges it."""
     demonstrations: Path
-    """Rows {id, kind, split, prompt, completion}: SFT trains on split train, the rest gives its held-out loss."""
+    """Prompts with ideal replies: SFT trains on split train, the rest gives its held-out loss."""
+    format: DataFormat | None = None
+    """Format of the rows of demonstrations; null detects it and prints what it found."""
+    prompts_format: DataFormat | None = None
+    """The same for prompts."""
+    on_bad_row: Literal["stop", "quarantine"] = "stop"
+    """A bad row of any data file stops the run, or is moved to data/quarantine.jsonl of the run folder and counted."""
     system: str | None = Field(None, min_length=1)
     """System message put before every prompt that has none; null leaves it to the chat template."""
 
@@ -55,6 +72,8 @@ class Run:
     system: str | None
     prompts: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...]
+    rankings: tuple[Ranking, ...] | None = None
+    """Rankings by people, where the recipe has them."""
 
     @property
     def sft_model(self) -> Path:
