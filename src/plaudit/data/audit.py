@@ -43,6 +43,7 @@ LEVELS = {
     "contradiction": ("warning", "two rows prefer opposite replies: keep one, or make it a tie"),
     "duplicate": ("warning", "the row stands twice: delete one, or it counts twice"),
     "near-duplicate": ("warning", "the row nearly repeats another: keep one of them"),
+    "near leak": ("warning", "a row close to a held-out one is trained on: keep one split of it"),
     "validation and test overlap": ("warning", "what chooses the policy should not judge it: keep one split"),
     "empty reply": ("warning", "write the reply or delete the row"),
     "cut reply": ("warning", "the reply seems to stop in the middle: complete it, or mark it finished: false"),
@@ -271,9 +272,6 @@ class Audit:
         }
         return {"files": files, "overlaps": self._overlaps(), "problems": problems, **totals}
 
-    def _file_of(self, row: int) -> int:
-        return next(n for n, file in enumerate(self.files) if file.first <= row < file.last)
-
     def _duplicates(self, content: Any) -> list[int]:
         """Rows of each file whose content stands earlier in the same file."""
         found = []
@@ -291,9 +289,17 @@ class Audit:
         if self._near is None:
             return None
         counts = [0] * len(self.files)
-        for row, earlier in self._near.pairs(content):
-            counts[self._file_of(row)] += 1
+        sizes = [file.last - file.first for file in self.files]
+        part = np.repeat(np.arange(len(self.files), dtype=np.uint64), sizes)
+        for row, earlier in self._near.pairs(content, part):
+            counts[int(part[row])] += 1
             self.problems.add("near-duplicate", self.place(row), f"nearly the same as {self.place(earlier)}")
+        # Two files may well share rows; what is held out in one and trained on in the other is another matter.
+        for row, earlier in self._near.pairs(np.frombuffer(self._prompt, dtype=np.uint64)):
+            splits = {SPLITS[self._split[row]], SPLITS[self._split[earlier]]}
+            if "train" in splits and len(splits) == 2:
+                text = f"nearly the same as {self.place(earlier)}, and one of them is held out"
+                self.problems.add("near leak", self.place(row), text)
         return counts
 
     def _leaks(self) -> None:

@@ -18,7 +18,6 @@ be asked for and is printed by every caller.
 """
 
 import difflib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -52,8 +51,8 @@ _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 _KEYS = frozenset(
-    "id kind split prompt completion messages instruction input output system conversations chosen rejected responses "
-    "response_1 response_2 preference_strength".split()
+    ("id", "kind", "split", "prompt", "completion", "messages", "instruction", "input", "output", "system")
+    + ("conversations", "chosen", "rejected", "responses", "response_1", "response_2", "preference_strength")
 )
 _LOOKED_AT = 64  # rows whose commonest format a file with quarantine has
 
@@ -101,11 +100,17 @@ def conversation(place: str, field: str, value: Any, ends: str) -> tuple[Message
 def _in_turn(place: str, field: str, messages: list[Message], ends: str) -> tuple[Message, ...]:
     turns = [message.role for message in messages if message.role != "system"]
     expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
-    if any(message.role == "system" for message in messages[1:]) or turns != expected or turns[-1:] != [ends]:
-        found = " ".join(message.role for message in messages)
+    found = ", ".join(repr(message.role) for message in messages)
+    found = found if len(found) <= 160 else f"{found[:160]}…"
+    if any(message.role == "system" for message in messages[1:]) or turns != expected:
         raise UserError(
-            f"{place}: field {field!r} must be an optional system message, then user and assistant in turn, and end "
-            f"with {'a user' if ends == 'user' else 'an assistant'} message; found {shown(found)}"
+            f"{place}: field {field!r} must be an optional system message, then user and assistant in turn; found "
+            f"{found}; join or remove the turn that is out of order"
+        )
+    if turns[-1:] != [ends]:
+        raise UserError(
+            f"{place}: field {field!r} must end with {'a user' if ends == 'user' else 'an assistant'} message; found "
+            f"{found}"
         )
     return tuple(messages)
 
@@ -223,7 +228,8 @@ def _spoken(place: str, field: str, row: dict[str, Any]) -> tuple[tuple[Message,
 
 def _shared_start(place: str, chosen: str, rejected: str) -> str:
     """TRL's implicit prompt of two strings: what they share; here it ends before a word that only half agrees."""
-    shared = os.path.commonprefix([chosen, rejected])
+    parts = (at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    shared = chosen[: next(parts, min(len(chosen), len(rejected)))]
     rests = (chosen[len(shared) :], rejected[len(shared) :])
     if any(rest and not rest[0].isspace() for rest in rests):
         shared = shared[: len(shared) - len(re.split(r"\s", shared)[-1])]
@@ -323,12 +329,17 @@ _PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
 
 # --- detection ---
 
+_OWN_KEY = {
+    "messages": "messages",
+    "completion": "prompt-completion",
+    "conversations": "sharegpt",
+    "instruction": "alpaca",
+}
+
 
 def fits(row: dict[str, Any]) -> list[str]:
     """The formats that a row's keys fit; a row of none or of several is not understood."""
-    found = [name for name in ("messages", "completion", "conversations", "instruction") if name in row]
-    names = {"completion": "prompt-completion", "conversations": "sharegpt", "instruction": "alpaca"}
-    found = [names.get(name, name) for name in found]
+    found = [name for key, name in _OWN_KEY.items() if key in row]
     if "chosen" in row or "rejected" in row:
         texts = [row.get("chosen"), row.get("rejected")]
         is_hh = "prompt" not in row and all(isinstance(t, str) and t.lstrip().startswith("Human:") for t in texts)

@@ -15,6 +15,7 @@ PERMUTATIONS = 64
 _BAND = 4  # 16 bands of 4: a pair of similarity 0.8 shares a band with probability 0.9998
 _CHARACTERS = 20_000  # of a longer text only the beginning is compared
 _MASK = (1 << 64) - 1
+Numbers = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 def _mixed(number: int) -> int:
@@ -51,7 +52,7 @@ class Sample:
             self._kept = int(self.mask().sum())
         return len(self._marks) - 1
 
-    def mask(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    def mask(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Of the rows taken, in order: which are still in the sample."""
         marks = np.frombuffer(self._marks, dtype=np.uint64)
         return np.ones(len(marks), dtype=bool) if self._below > _MASK else marks < np.uint64(self._below)
@@ -78,14 +79,16 @@ class NearDuplicates:
             return
         self._rows.append(row)
         words = text[:_CHARACTERS].lower().split()
-        triples = set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
+        triples: set[tuple[str, ...]] = set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
         self._hash.clear()
         self._hash.update_batch([" ".join(triple).encode() for triple in triples])
         self._signatures += self._hash.hashvalues.astype(np.uint32).tobytes()
 
-    def pairs(self, same: "np.ndarray[Any, np.dtype[np.uint64]]") -> list[tuple[int, int]]:
-        """(row, earlier row) for every sampled row that nearly repeats an earlier one; rows of equal `same` do not
-        count, since they are exact duplicates."""
+    def pairs(self, same: Numbers, part: Numbers | None = None) -> list[tuple[int, int]]:
+        """(row, earlier row) for every sampled row that nearly repeats an earlier one of the same `part`.
+
+        Rows of equal `same` do not count: they are known already.
+        """
         mask = self.sample.mask()
         if not mask.any():
             return []
@@ -96,12 +99,16 @@ class NearDuplicates:
             band = np.ascontiguousarray(signatures[:, start : start + _BAND]).view(np.uint64)
             # Two rows of one key that are unlike each other are told apart below.
             key = band[:, 0] * np.uint64(0x9E3779B97F4A7C15) + band[:, 1] * np.uint64(0xC2B2AE3D27D4EB4F)
+            if part is not None:
+                key = key + part[rows] * np.uint64(0xD6E8FEB86659FD93)
             order = np.argsort(key, kind="stable")
             begins = np.concatenate(([True], key[order][1:] != key[order][:-1]))
             # Each row is compared with the first of its bucket only, so a bucket costs its size, not its square.
             first = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
             later = (order != first) & (earlier[order] < 0)
             later &= same[rows[order]] != same[rows[first]]
+            if part is not None:
+                later &= part[rows[order]] == part[rows[first]]
             mine, theirs = order[later], first[later]
             for at in range(0, len(mine), 100_000):
                 m, t = mine[at : at + 100_000], theirs[at : at + 100_000]

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from plaudit.errors import UserError
 
@@ -91,7 +91,7 @@ def rows(source: str | Path) -> Iterator[Row]:
         yield from json_lines(path)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
@@ -399,8 +399,7 @@ def _dataset_rows(source: str) -> Iterator[Row]:
     name, _, only = source.removeprefix(HUB).partition("#")
     name, _, config = name.partition(":") if is_hub(source) else (name, "", "")
     try:
-        saved = Path(name).is_dir() and any(Path(name).glob("*/state.json")) or (Path(name) / "state.json").is_file()
-        if saved and not is_hub(source):
+        if not is_hub(source) and any(next(Path(name).glob(at), None) for at in ("state.json", "*/state.json")):
             loaded = datasets.load_from_disk(name)
         else:
             loaded = datasets.load_dataset(name, config or None, streaming=True)
@@ -408,7 +407,7 @@ def _dataset_rows(source: str) -> Iterator[Row]:
         if only and only not in parts:
             raise UserError(f"{source}: no split {only!r}; there are {', '.join(parts)}")
         number = 0
-        for part, table in ([(only, parts[only])] if only else parts.items()):
+        for part, table in [(only, parts[only])] if only else parts.items():
             split = _split_of(source, part)
             for at, value in enumerate(chain(table), start=1):
                 number += 1

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
@@ -34,14 +34,11 @@ class StageConfig(BaseModel):
         return value
 
 
-def _known_format(value: str) -> str:
-    if value not in FORMATS:
+def known_format(value: str | None) -> str | None:
+    """A format of rows (data/formats.py) by its name, or None to detect it."""
+    if value is not None and value not in FORMATS:
         raise ValueError(f"must be one of {', '.join(FORMATS)}")
     return value
-
-
-DataFormat = Annotated[str, AfterValidator(_known_format)]
-"""The name of a format of rows (data/formats.py)."""
 
 
 class DataConfig(StageConfig):
@@ -51,14 +48,16 @@ class DataConfig(StageConfig):
     """Prompts: train feeds preferences and PPO, validation picks the policy, test judges it."""
     demonstrations: Path
     """Prompts with ideal replies: SFT trains on split train, the rest gives its held-out loss."""
-    format: DataFormat | None = None
-    """Format of the rows of demonstrations; null detects it and prints what it found."""
-    prompts_format: DataFormat | None = None
+    format: str | None = None
+    """Format of the rows of demonstrations (a name of data.md); null detects it and prints what it found."""
+    prompts_format: str | None = None
     """The same for prompts."""
     on_bad_row: Literal["stop", "quarantine"] = "stop"
     """A bad row of any data file stops the run, or is moved to data/quarantine.jsonl of the run folder and counted."""
     system: str | None = Field(None, min_length=1)
     """System message put before every prompt that has none; null leaves it to the chat template."""
+
+    _formats = field_validator("format", "prompts_format")(known_format)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from plaudit import rng
 from plaudit.algo.statistics import correlation
@@ -23,7 +23,7 @@ from plaudit.models.load import load_model
 from plaudit.records import Completion, Prompt, Ranking, preferences_of
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
-from plaudit.stages.base import DataFormat, Run, StageConfig
+from plaudit.stages.base import Run, StageConfig, known_format
 
 
 class PreferencesConfig(StageConfig):
@@ -31,8 +31,8 @@ class PreferencesConfig(StageConfig):
 
     rankings: Path | None = None
     """Rankings or pairs by people, of any format of data.md; null samples and simulates."""
-    format: DataFormat | None = None
-    """Format of the rows of rankings; null detects it and prints what it found."""
+    format: str | None = None
+    """Format of the rows of rankings (a name of data.md); null detects it and prints what it found."""
     train_prompts: int = Field(320, ge=1)
     """How many prompts of split train get replies (all held-out prompts do too, to test the reward model)."""
     replies: int = Field(4, ge=2)
@@ -47,6 +47,8 @@ class PreferencesConfig(StageConfig):
     """The simulated annotator gives replies within this of the best of their group its rank."""
     batch_rows: int = Field(64, ge=1)
     """Replies sampled at once. Changes speed and memory, not what is sampled (beyond rounding)."""
+
+    _format = field_validator("format")(known_format)
 
     @model_validator(mode="after")
     def _nothing_dead(self) -> "PreferencesConfig":
