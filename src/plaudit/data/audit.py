@@ -292,15 +292,18 @@ class Audit:
         sizes = [file.last - file.first for file in self.files]
         part = np.repeat(np.arange(len(self.files), dtype=np.uint64), sizes)
         for row, earlier in self._near.pairs(content, part):
-            counts[int(part[row])] += 1
-            self.problems.add("near-duplicate", self.place(row), f"nearly the same as {self.place(earlier)}")
+            if not self._held_out_and_trained(row, earlier):
+                counts[int(part[row])] += 1
+                self.problems.add("near-duplicate", self.place(row), f"nearly the same as {self.place(earlier)}")
         # Two files may well share rows; what is held out in one and trained on in the other is another matter.
         for row, earlier in self._near.pairs(np.frombuffer(self._prompt, dtype=np.uint64)):
-            splits = {SPLITS[self._split[row]], SPLITS[self._split[earlier]]}
-            if "train" in splits and len(splits) == 2:
+            if self._held_out_and_trained(row, earlier):
                 text = f"nearly the same as {self.place(earlier)}, and one of them is held out"
                 self.problems.add("near leak", self.place(row), text)
         return counts
+
+    def _held_out_and_trained(self, row: int, other: int) -> bool:
+        return (SPLITS[self._split[row]] == "train") != (SPLITS[self._split[other]] == "train")
 
     def _leaks(self) -> None:
         """A prompt of split train that is held out elsewhere, in one file or across them."""
@@ -361,7 +364,10 @@ class Audit:
             "rows": reader.rows,
             "used": reader.rows - reader.bad,
             "bad": reader.bad,
-            "ignored_keys": dict(sorted(reader.ignored.items())),
+            # A key may be half a surrogate pair, which no terminal takes.
+            "ignored_keys": {
+                key.encode("utf-8", "backslashreplace").decode(): count for key, count in sorted(reader.ignored.items())
+            },
             "kinds": dict(file.kinds.most_common()),
             "splits": {split: file.splits[split] for split in SPLITS if file.splits[split]},
             "roles": dict(file.roles.most_common()),

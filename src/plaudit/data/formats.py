@@ -50,10 +50,10 @@ _CANONICAL = {"prompts": "prompts", "demonstrations": "prompt-completion", "rank
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
-_KEYS = frozenset(
-    ("id", "kind", "split", "prompt", "completion", "messages", "instruction", "input", "output", "system")
-    + ("conversations", "chosen", "rejected", "responses", "response_1", "response_2", "preference_strength")
-)
+_KEYS = {
+    *("id", "kind", "split", "prompt", "completion", "messages", "instruction", "input", "output", "system"),
+    *("conversations", "chosen", "rejected", "responses", "response_1", "response_2", "preference_strength"),
+}
 _LOOKED_AT = 64  # rows whose commonest format a file with quarantine has
 
 
@@ -81,7 +81,7 @@ def conversation(place: str, field: str, value: Any, ends: str) -> tuple[Message
     A string is one user message.
     """
     if isinstance(value, str) and value.strip():
-        value = [{"role": "user", "content": value}]
+        value = [{"role": "user", "content": _clean(place, field, value)}]
     if not isinstance(value, list) or not value:
         raise UserError(
             f"{place}: field {field!r} must be a non-empty string or a list of {{role, content}} messages, "
@@ -102,15 +102,15 @@ def _in_turn(place: str, field: str, messages: list[Message], ends: str) -> tupl
     expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
     found = ", ".join(repr(message.role) for message in messages)
     found = found if len(found) <= 160 else f"{found[:160]}…"
-    if any(message.role == "system" for message in messages[1:]) or turns != expected:
-        raise UserError(
-            f"{place}: field {field!r} must be an optional system message, then user and assistant in turn; found "
-            f"{found}; join or remove the turn that is out of order"
-        )
     if turns[-1:] != [ends]:
         raise UserError(
             f"{place}: field {field!r} must end with {'a user' if ends == 'user' else 'an assistant'} message; found "
             f"{found}"
+        )
+    if any(message.role == "system" for message in messages[1:]) or turns != expected:
+        raise UserError(
+            f"{place}: field {field!r} must be an optional system message, then user and assistant in turn; found "
+            f"{found}; join or remove the turn that is out of order"
         )
     return tuple(messages)
 
