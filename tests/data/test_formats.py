@@ -259,7 +259,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"prompt": "x", "response_1": "a", "response_2": "b", "preference_strength": "high"},
         ("'preference_strength'", "'high'"),
     ),
-    "a NUL character": ({"prompt": "x\0y"}, ("'prompt'", "NUL")),
+    "half a surrogate pair": ({"prompt": "x\ud800"}, ("'prompt'", "surrogate")),
 }
 
 

@@ -1,4 +1,4 @@
-"""Mangled files: never a traceback, never a lost row. Rows in = rows used + rows set aside, whatever stands in a file."""
+"""Mangled files: never a traceback, never a lost row: rows in = rows used + rows set aside, whatever stands there."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from plaudit.data.audit import Audit
 from plaudit.data.convert import convert
-from plaudit.data.formats import FORMATS, Reader
+from plaudit.data.formats import FORMATS, Item, Reader
 from plaudit.errors import UserError
 
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
@@ -96,7 +96,18 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, mangled(data, draw)
 
 
+WANTED = (None, "prompts", "demonstrations", "rankings")
 SETTINGS = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def read(reader: Reader) -> tuple[list[Item], str | None]:
+    """(what was read, the UserError that stopped it); any other exception fails the test."""
+    items: list[Item] = []
+    try:
+        items.extend(reader)
+    except UserError as error:
+        return items, str(error)
+    return items, None
 
 
 def lines_in(data: bytes) -> int:
@@ -115,11 +126,9 @@ def test_every_row_is_used_or_set_aside_and_nothing_but_a_user_error_is_raised(
         path = Path(home) / name
         path.write_bytes(data)
         reader = Reader(path, format=format, wanted=wanted, quarantine=True)
-        try:
-            items = list(reader)
-        except UserError as error:
-            assert str(path) in str(error)
-            items = []
+        items, stopped = read(reader)
+        if stopped is not None:
+            assert str(path) in stopped
         else:
             used = sum(item.record is not None for item in items)
             assert reader.rows == len(items) == used + reader.bad
@@ -130,13 +139,12 @@ def test_every_row_is_used_or_set_aside_and_nothing_but_a_user_error_is_raised(
                 assert [item.bad.raw for item in items if item.bad] == [
                     line for line, item in zip(data.split(b"\n"), items, strict=False) if item.bad
                 ]
-        strict = Reader(path, format=format, wanted=wanted)
-        try:
-            taken = [item.record for item in strict]
-        except UserError as error:
-            assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 700
+        taken, refused = read(Reader(path, format=format, wanted=wanted))
+        if refused is not None:
+            assert str(path) in refused and "\n" not in refused and len(refused) < 700
         else:
-            assert items and reader.bad == 0 and taken == [item.record for item in items]
+            assert stopped is None and reader.bad == 0
+            assert [item.record for item in taken] == [item.record for item in items]
 
 
 @SETTINGS
@@ -174,7 +182,5 @@ def test_random_bytes_are_a_user_error_or_accounted_for(data: bytes, name: str) 
         path = Path(home) / name
         path.write_bytes(data)
         reader = Reader(path, quarantine=True)
-        try:
-            assert len(list(reader)) == reader.rows
-        except UserError as error:
-            assert str(path) in str(error)
+        items, stopped = read(reader)
+        assert len(items) == reader.rows if stopped is None else str(path) in stopped

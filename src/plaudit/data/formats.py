@@ -49,7 +49,7 @@ ROLES = ("system", "user", "assistant")
 _CANONICAL = {"prompts": "prompts", "demonstrations": "prompt-completion", "rankings": "rankings"}
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-_NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
+_NOT_TEXT = re.compile("[\ud800-\udfff]")
 _KEYS = {
     *("id", "kind", "split", "prompt", "completion", "messages", "instruction", "input", "output", "system"),
     *("conversations", "chosen", "rejected", "responses", "response_1", "response_2", "preference_strength"),
@@ -69,10 +69,10 @@ def text_of(place: str, row: dict[str, Any], field: str, default: str | None = N
 
 
 def _clean(place: str, field: str, value: str) -> str:
-    if (value.isascii() and "\0" not in value) or not (found := _NOT_TEXT.search(value)):
-        return value
-    what = "a NUL character" if found.group() == "\0" else "half a surrogate pair"
-    raise UserError(f"{place}: field {field!r} holds {what}, which is not text: {shown(value)}; remove it")
+    """A control character is text, which a model may have written; half a surrogate pair is not."""
+    if not value.isascii() and _NOT_TEXT.search(value):
+        raise UserError(f"{place}: field {field!r} holds half a surrogate pair, which is not text: {shown(value)}")
+    return value
 
 
 def conversation(place: str, field: str, value: Any, ends: str) -> tuple[Message, ...]:

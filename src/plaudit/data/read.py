@@ -226,10 +226,12 @@ def _array_rows(path: Path) -> Iterator[Row]:
             if not block:
                 break
             buffer += block
-    if not closed or buffer.strip():
-        said = "text after the closing bracket" if closed else f"the JSON array is cut{damage}; fetch the file again"
+    if not closed or buffer.strip() or damage:
+        said = "text after the closing bracket" if closed and not damage else f"the JSON array is cut{damage}"
         place = f"{path}:{line + _leading_lines(buffer)}"
-        yield Row(place, number + 1, None, f"{place}: {said}: {shown(buffer.strip()[:60])}", buffer)
+        yield Row(
+            place, number + 1, None, f"{place}: {said}; fetch the file again: {shown(buffer.strip()[:60])}", buffer
+        )
     elif number == 0:
         raise UserError(f"{path}: the array is empty; it needs one JSON object a row")
 
