@@ -4,12 +4,15 @@ import errno
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from plaudit.errors import RunStopped, UserError
@@ -108,7 +111,9 @@ def data_check(
 
     audit = Audit(_token_counter(tokenizer) if tokenizer else None)
     for source in sources:
-        audit.add(source, format)
+        # On stderr, and only on a terminal: --json has stdout to itself.
+        with Console(stderr=True, markup=False, highlight=False).status(f"Reading {source}") as status:
+            audit.add(source, format, _follow(status, source))
     report = audit.report()
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
@@ -116,6 +121,16 @@ def data_check(
         print_report(report)
     if report["errors"]:
         raise typer.Exit(1)
+
+
+def _follow(status: Status, source: str) -> Callable[[int], None]:
+    started = time.monotonic()
+
+    def update(rows: int) -> None:
+        rate = rows / max(time.monotonic() - started, 1e-9)
+        status.update(f"Reading {source}: {rows:,} rows, {rate:,.0f} rows/s")
+
+    return update
 
 
 def _token_counter(model: str) -> Callable[[Sequence[str]], list[int]]:

@@ -152,11 +152,16 @@ class Audit:
         self._near = NearDuplicates(SAMPLE) if near else None
         self._random = random.Random(0)
 
-    def add(self, source: str | Path, format: str | None = None) -> None:
-        """Read one file to its end; bad rows are problems, and the others are still looked at."""
+    def add(
+        self, source: str | Path, format: str | None = None, on_rows: Callable[[int], None] = lambda rows: None
+    ) -> None:
+        """Read one file to its end; bad rows are problems, and the others are still looked at. `on_rows` hears now and
+        then how many there were."""
         file = _File(Reader(source, format=format, quarantine=True), len(self._line))
         self.files.append(file)
         for item in file.reader:
+            if file.reader.rows % 5000 == 0:
+                on_rows(file.reader.rows)
             if item.record is None:
                 assert item.bad is not None
                 self.problems.add("bad row", item.place, item.bad.problem.removeprefix(f"{item.place}: "))
