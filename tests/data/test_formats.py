@@ -206,6 +206,13 @@ def test_a_row_of_two_formats_is_refused_and_format_decides(tmp_path: Path) -> N
     assert records(path, format="messages")[0] == [Demonstration(ASKED, "a")]
 
 
+def test_a_named_format_ignores_a_key_that_looks_misspelt(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", {"instruction": P, "output": "It was boiled.", "inputs": 3})
+    assert "did you mean 'input'? Name the format" in refusal(path)
+    found, reader = records(path, format="alpaca")
+    assert found == [SHOWN] and reader.ignored == {"inputs": 1}
+
+
 def test_keys_of_no_format_are_named(tmp_path: Path) -> None:
     message = refusal(put(tmp_path / "a.jsonl", {"question": "x", "answer": "y"}))
     assert "a.jsonl:1: no known format has the keys 'question', 'answer'" in message and "alpaca" in message

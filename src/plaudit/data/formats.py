@@ -469,8 +469,10 @@ class Reader:
                 continue
             if key not in self.ignored:
                 near = difflib.get_close_matches(key, _KEYS - row.keys(), n=1, cutoff=0.85)
-                if near:
-                    raise UserError(f"{place}: unknown key {shown(key)}; did you mean {near[0]!r}?")
+                if near and self.given is None:
+                    raise UserError(
+                        f"{place}: unknown key {shown(key)}; did you mean {near[0]!r}? Name the format to ignore the key"
+                    )
                 if len(self.ignored) >= 1000:
                     raise UserError(f"{place}: more than 1,000 different unknown keys, now {shown(key)}; not a table")
             self.ignored[key] = self.ignored.get(key, 0) + 1

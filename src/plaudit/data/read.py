@@ -120,7 +120,7 @@ def _lines(path: Path) -> Iterator[bytes | Row]:
                         raise UserError(f"{path}:{number}: one line of more than {_MAX_HELD >> 20} MiB; split it")
                 yield b"".join(pieces)
         except _DAMAGE as error:
-            problem = f"{path}: cannot be read as UTF-8 JSON lines beyond line {number}: {error}; fetch the file again"
+            problem = f"{path}: cannot be read beyond line {number}: {error}; fetch the file again"
             yield Row(f"{path}:{number + 1}", number + 1, None, problem, b"")
             return
     if number == 0:
