@@ -249,7 +249,8 @@ class Audit:
             a, b = len(ranking.replies[better].text), len(ranking.replies[worse].text)
             file.longer_wins += 0.5 if a == b else float(a > b)
             if hashes[better] == hashes[worse]:
-                self.problems.add("identical replies", place, f"the better and the worse reply are {shown(texts[0])}")
+                text = f"the better and the worse reply are {shown(texts[better])}"
+                self.problems.add("identical replies", place, text)
                 continue
             first, second = sorted((hashes[better], hashes[worse]))
             self._pair.append(_hash(str(self._prompt[row]), str(first), str(second)))

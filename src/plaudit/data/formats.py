@@ -470,9 +470,8 @@ class Reader:
             if key not in self.ignored:
                 near = difflib.get_close_matches(key, _KEYS - row.keys(), n=1, cutoff=0.85)
                 if near and self.given is None:
-                    raise UserError(
-                        f"{place}: unknown key {shown(key)}; did you mean {near[0]!r}? Name the format to ignore the key"
-                    )
+                    hint = f"did you mean {near[0]!r}? Name the format to ignore the key"
+                    raise UserError(f"{place}: unknown key {shown(key)}; {hint}")
                 if len(self.ignored) >= 1000:
                     raise UserError(f"{place}: more than 1,000 different unknown keys, now {shown(key)}; not a table")
             self.ignored[key] = self.ignored.get(key, 0) + 1
