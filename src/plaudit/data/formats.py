@@ -54,7 +54,7 @@ _KEYS = {
     *("id", "kind", "split", "prompt", "completion", "messages", "instruction", "input", "output", "system"),
     *("conversations", "chosen", "rejected", "responses", "response_1", "response_2", "preference_strength"),
 }
-_LOOKED_AT = 64  # rows whose commonest format a file with quarantine has
+_LOOKED_AT = 16  # rows whose commonest format a file with quarantine has
 
 
 # --- fields ---
