@@ -115,6 +115,9 @@ OVERRIDES = {
         "reward.rankings_per_micro_batch=3",
         ("rankings_per_micro_batch=3", "does not divide", "rankings_per_step=4"),
     ),
+    "unknown format": ("data.format=alpacca", ("data.format", "prompt-completion, messages, alpaca", "'alpacca'")),
+    "format of nothing": ("preferences.format=pairs", ("preferences", "format=pairs without rankings")),
+    "unknown rule": ("data.on_bad_row=drop", ("data.on_bad_row", "'stop' or 'quarantine'", "'drop'")),
     "layers that are not there": ("sft.lora.target_modules=[q_prj]", ("target_modules", "q_prj")),
 }
 

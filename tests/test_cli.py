@@ -28,6 +28,7 @@ COMMANDS = {
     "report": "Stage 6",
     "chat": "Talk to the SFT model and the PPO policy",
     "export": "Copy the merged policy",
+    "data": "What is in data files",
     "worked-example": "The design's worked example",
 }
 

@@ -29,8 +29,10 @@ from safetensors import safe_open
 import plaudit as package
 from plaudit.algo.advantages import gae
 from plaudit.algo.worked import worked_example
+from plaudit.data.audit import LEVELS
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
+from plaudit.data.formats import FORMATS, Reader
 from plaudit.models.heads import RewardContract, load_head
 from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.roles import Roles
@@ -50,6 +52,11 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 SYMBOLS = (
     "s_t", "a_t", "π_φ", "π_φold", "π_ref", "r_θ(x, y)", "R_t", "V_ψ(s_t)", "Â_t", "r_t(φ)", "γ, λ, ε", "S[π](s_t)",
     "D_KL", "c1, c2", "Ê_t", "L",
+)  # fmt: skip
+
+# The formats, in the order of docs/data.md.
+FORMATS_IN_ORDER = (
+    "prompts", "prompt-completion", "messages", "alpaca", "sharegpt", "pairs", "hh", "rankings", "votes", "strength",
 )  # fmt: skip
 
 # --- reading Markdown ---
@@ -309,6 +316,37 @@ def test_the_example_lines_of_the_data_page_are_read(tmp_path: Path) -> None:
     (read,) = read_rankings(path)
     assert read.pairs() == [(0, 2), (1, 2)]
     assert [reply.finished for reply in read.replies] == [True, True, False]
+
+
+def test_the_formats_of_the_data_page_are_what_is_detected(tmp_path: Path) -> None:
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### `([\w-]+)`\n(.*?)(?=^##)", text, flags=re.MULTILINE | re.DOTALL)
+    assert tuple(name for name, _ in sections) == FORMATS_IN_ORDER and set(FORMATS_IN_ORDER) == set(FORMATS)
+    for name, section in sections:
+        (block,) = blocks(section, "jsonl")
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(block, encoding="utf-8")
+        reader = Reader(path)
+        assert len(list(reader)) == block.count("\n") and reader.format == name
+
+
+def test_the_check_on_the_data_page_prints_what_it_says(
+    tmp_path: Path, plaudit: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    section = text[text.index("## The check") : text.index("## Converting")]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, block in zip(("garden.jsonl", "pairs.jsonl"), blocks(section, "jsonl"), strict=True):
+        Path(name).write_text(block, encoding="utf-8")
+    done = plaudit("data", "check", "garden.jsonl", "pairs.jsonl")
+    (printed,) = blocks(section, "text")
+    assert [line.rstrip() for line in done.out.splitlines()] == printed.splitlines()
+    assert done.code == 1
+    problems = {
+        quoted(row[0])[0]: row[1] for heading, rows in tables(text) if heading == "The check" for row in rows[1:]
+    }
+    assert problems == {kind: level for kind, (level, _) in LEVELS.items()}
 
 
 def test_the_demos_lines_on_the_data_page_are_real() -> None:

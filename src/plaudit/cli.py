@@ -1,13 +1,18 @@
 """The command line. A mistake of the user's is one line and exit code 2; a guard's stop is one line and exit code 3."""
 
 import errno
+import json
 import signal
 import sys
+import time
+from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from plaudit.errors import RunStopped, UserError
@@ -20,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+data = typer.Typer(help="What is in data files, and what is wrong with it, line by line.", no_args_is_help=True)
+app.add_typer(data, name="data")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
 Overrides = Annotated[
@@ -85,6 +93,70 @@ _stage_command("reward", "Stage 3: train the reward model on the rankings.")
 _stage_command("ppo", "Stage 4: train the policy against the reward model.")
 _stage_command("evaluate", "Stage 5: compare SFT and PPO on held-out prompts.")
 _stage_command("report", "Stage 6: write summary.json and report.html.")
+
+
+FormatOption = Annotated[str | None, typer.Option("--format", help="Format of the rows; left out, it is detected.")]
+
+
+@data.command("check")
+def data_check(
+    sources: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, folders or hub:OWNER/NAME.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    tokenizer: Annotated[str | None, typer.Option(help="Model whose tokenizer measures lengths; else words.")] = None,
+    format: FormatOption = None,
+) -> None:
+    """Count, measure and find what is wrong. Exit code 1 when there are errors, 0 with warnings or none."""
+    from plaudit.data.audit import Audit
+    from plaudit.run.audit_table import print_report
+
+    audit = Audit(_token_counter(tokenizer) if tokenizer else None)
+    for source in sources:
+        # On stderr, and only on a terminal: --json has stdout to itself.
+        with Console(stderr=True, markup=False, highlight=False).status(f"Reading {source}") as status:
+            audit.add(source, format, _follow(status, source))
+    report = audit.report()
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        print_report(report)
+    if report["errors"]:
+        raise typer.Exit(1)
+
+
+def _follow(status: Status, source: str) -> Callable[[int], None]:
+    started = time.monotonic()
+
+    def update(rows: int) -> None:
+        rate = rows / max(time.monotonic() - started, 1e-9)
+        status.update(f"Reading {source}: {rows:,} rows, {rate:,.0f} rows/s")
+
+    return update
+
+
+def _token_counter(model: str) -> Callable[[Sequence[str]], list[int]]:
+    from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
+
+    quiet_libraries()
+    tokenizer = load_tokenizer(resolve(model))
+    return lambda texts: [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+@data.command("convert")
+def data_convert(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A file, a folder or hub:OWNER/NAME.")],
+    to: Annotated[Path, typer.Option("--to", help="JSONL file to write.")],
+    format: FormatOption = None,
+    on_bad_row: Annotated[str, typer.Option(help="stop, or quarantine: set bad rows aside.")] = "stop",
+) -> None:
+    """Write the rows as canonical JSON lines."""
+    from plaudit.data.convert import convert
+
+    if on_bad_row not in ("stop", "quarantine"):
+        raise UserError(f"--on-bad-row {on_bad_row!r}: write stop or quarantine")
+    done = convert(source, to, format=format, quarantine=on_bad_row == "quarantine")
+    console.print(done.described, soft_wrap=True)
+    aside = f", {done.quarantined:,} in {done.quarantine}" if done.quarantined else ""
+    console.print(f"{done.rows:,} rows: {done.written:,} in {to}{aside}", soft_wrap=True)
 
 
 @app.command()

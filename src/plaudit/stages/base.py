@@ -4,18 +4,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
+from plaudit.data.formats import FORMATS
 from plaudit.dist.machine import Machine
 from plaudit.guard.invariants import check_finite
 from plaudit.models.load import load_tokenizer
 from plaudit.models.optimiser import MasterAdamW
-from plaudit.records import Demonstration, Prompt
+from plaudit.records import Demonstration, Prompt, Ranking
 from plaudit.run.display import stage_table
 from plaudit.run.folder import RunFolder
 
@@ -34,15 +35,30 @@ class StageConfig(BaseModel):
         return value
 
 
+def known_format(value: str | None) -> str | None:
+    """A format of rows (data/formats.py) by its name, or None to detect it."""
+    if value is not None and value not in FORMATS:
+        raise ValueError(f"must be one of {', '.join(FORMATS)}")
+    return value
+
+
 class DataConfig(StageConfig):
-    """The run's own files, JSON lines; a relative path starts at the recipe's folder."""
+    """The run's own files, of any format of data.md; a relative path starts at the recipe's folder."""
 
     prompts: Path
-    """Rows {id, kind, split, prompt}: train feeds preferences and PPO, validation picks the policy, test judges it."""
+    """Prompts: train feeds preferences and PPO, validation picks the policy, test judges it."""
     demonstrations: Path
-    """Rows {id, kind, split, prompt, completion}: SFT trains on split train, the rest gives its held-out loss."""
+    """Prompts with ideal replies: SFT trains on split train, the rest gives its held-out loss."""
+    format: str | None = None
+    """Format of the rows of demonstrations (a name of data.md); null detects it and prints what it found."""
+    prompts_format: str | None = None
+    """The same for prompts."""
+    on_bad_row: Literal["stop", "quarantine"] = "stop"
+    """A bad row of any data file stops the run, or is moved to data/quarantine.jsonl of the run folder and counted."""
     system: str | None = Field(None, min_length=1)
     """System message put before every prompt that has none; null leaves it to the chat template."""
+
+    _formats = field_validator("format", "prompts_format")(known_format)
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ class Run:
     system: str | None
     prompts: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...]
+    rankings: tuple[Ranking, ...] | None = None
+    """Rankings by people, where the recipe has them."""
 
     @property
     def sft_model(self) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
+from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
+from plaudit.data.read import BadRow
 from plaudit.dist.machine import choose_machine, peak_rss_mb, release_memory
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
@@ -33,11 +34,14 @@ NEEDS = {
 def prepare(recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] = ()) -> Run:
     """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`)."""
     quiet_libraries()
-    prompts = read_prompts(recipe.data.prompts)
-    demonstrations = read_demonstrations(recipe.data.demonstrations)
+    bad: list[BadRow] = []
+    prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts_format, bad))
+    demonstrations = read_demonstrations(recipe.data.demonstrations, _reading(recipe, recipe.data.format, bad))
     _check_splits(recipe, prompts, demonstrations)
+    rankings = None
     if recipe.preferences.rankings:
-        ranked = [ranking.prompt for ranking in read_rankings(recipe.preferences.rankings)]
+        rankings = read_rankings(recipe.preferences.rankings, _reading(recipe, recipe.preferences.format, bad))
+        ranked = [ranking.prompt for ranking in rankings]
         _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, prompts)
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
@@ -51,7 +55,20 @@ def prepare(recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] =
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
-    return Run(folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), tuple(demonstrations))
+    if bad:
+        aside = folder.path / "data" / "quarantine.jsonl"
+        write_rows(aside, (row.as_json() for row in bad))
+        console.print(f"{len(bad)} bad rows set aside in {aside}", soft_wrap=True)
+    return Run(
+        folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), tuple(demonstrations),
+        tuple(rankings) if rankings is not None else None,
+    )  # fmt: skip
+
+
+def _reading(recipe: Recipe, format: str | None, bad: list[BadRow]) -> Reading:
+    """How a data file of the recipe is read; what was detected is printed."""
+    kept = bad if recipe.data.on_bad_row == "quarantine" else None
+    return Reading(format, kept, lambda line: console.print(line, soft_wrap=True))
 
 
 def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: list[Demonstration]) -> None:

@@ -12,25 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from plaudit import rng
 from plaudit.algo.statistics import correlation
 from plaudit.data.annotator import Annotator, simulated_annotator, words
-from plaudit.data.files import read_rankings, write_rows
+from plaudit.data.files import write_rows
 from plaudit.errors import UserError
 from plaudit.models.load import load_model
 from plaudit.records import Completion, Prompt, Ranking, preferences_of
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
-from plaudit.stages.base import Run, StageConfig
+from plaudit.stages.base import Run, StageConfig, known_format
 
 
 class PreferencesConfig(StageConfig):
     """Sampling and ranking of replies."""
 
     rankings: Path | None = None
-    """Rankings by people, rows {id, kind, split, prompt, responses: [{text, rank}]}; null samples and simulates."""
+    """Rankings or pairs by people, of any format of data.md; null samples and simulates."""
+    format: str | None = None
+    """Format of the rows of rankings (a name of data.md); null detects it and prints what it found."""
     train_prompts: int = Field(320, ge=1)
     """How many prompts of split train get replies (all held-out prompts do too, to test the reward model)."""
     replies: int = Field(4, ge=2)
@@ -46,11 +48,16 @@ class PreferencesConfig(StageConfig):
     batch_rows: int = Field(64, ge=1)
     """Replies sampled at once. Changes speed and memory, not what is sampled (beyond rounding)."""
 
+    _format = field_validator("format")(known_format)
+
     @model_validator(mode="after")
     def _nothing_dead(self) -> "PreferencesConfig":
+        if self.rankings is None and self.format is not None:
+            raise ValueError(f"format={self.format} without rankings would do nothing")
         if self.rankings is not None:
             fields = type(self).model_fields
-            dead = [n for n, field in fields.items() if n != "rankings" and getattr(self, n) != field.default]
+            used = ("rankings", "format")
+            dead = [n for n, field in fields.items() if n not in used and getattr(self, n) != field.default]
             if dead:
                 raise ValueError(
                     f"nothing is sampled with rankings={self.rankings}: {', '.join(dead)} would do nothing"
@@ -66,7 +73,7 @@ def annotator_of(config: PreferencesConfig, seed: int) -> Annotator | None:
 def run(config: PreferencesConfig, run: Run) -> dict[str, Any]:
     """Sample, rank, write; returns the summary."""
     annotator = annotator_of(config, run.seed)
-    rankings = _sampled(config, run, annotator) if annotator else read_rankings(Path(str(config.rankings)))
+    rankings = _sampled(config, run, annotator) if annotator else list(run.rankings or ())
     preferences = [preference for ranking in rankings for preference in preferences_of(ranking)]
     if not preferences:
         raise UserError(

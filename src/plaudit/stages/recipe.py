@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from plaudit.data.read import is_hub
 from plaudit.errors import UserError
 from plaudit.stages.base import DataConfig, StageConfig
 from plaudit.stages.evaluate import EvaluateConfig
@@ -81,11 +82,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError("; ".join(explained)) from error
     home = path.resolve().parent
     data = recipe.data.model_copy(
-        update={"prompts": home / recipe.data.prompts, "demonstrations": home / recipe.data.demonstrations}
+        update={name: _located(home, getattr(recipe.data, name)) for name in ("prompts", "demonstrations")}
     )
     rankings = recipe.preferences.rankings
-    chosen = recipe.preferences.model_copy(update={"rankings": home / rankings if rankings else None})
+    chosen = recipe.preferences.model_copy(update={"rankings": _located(home, rankings) if rankings else None})
     return recipe.model_copy(update={"data": data, "preferences": chosen})
+
+
+def _located(home: Path, source: Path) -> Path:
+    """A relative path starts at the recipe's folder; the name of a Hub data set stays what it is."""
+    return source if is_hub(source) else home / source
 
 
 def _lines(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
