@@ -15,8 +15,8 @@ from torch import Tensor
 from plaudit.errors import RunStopped
 
 RATIO_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.0}
-# (mean, 99th percentile) of |sampler − trainer| in nats a token. The bf16 bounds are three times what was measured on
-# SmolLM2-135M over a whole demo run (docs/benchmarks.md); the merged copy's rounding is most of it.
+# (mean, 99th percentile) of |sampler − trainer| in nats a token. The bf16 bounds are about three times the largest seen
+# on SmolLM2-135M over whole demo runs (docs/benchmarks.md).
 GAP_BOUND = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.15, 0.8)}
 
 

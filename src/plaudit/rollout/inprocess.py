@@ -1,9 +1,9 @@
 """The in-process engine: transformers' own forward pass with a key-value cache, and sampling by inverse CDF.
 
-It holds a merged copy of the policy (base + adapter in the base's format): decoding through unmerged adapters costs
-about three times as much a step. The copy is the one exception to "the base weights are held once". bf16 rounds small
-updates of the copy away, so PPO never trains on the sampler's log-probabilities: it recomputes them in the trainer
-and checks that the two stay within a stated bound.
+It holds a merged copy of the policy (base + adapter in the base's format): unmerged, every decoding step would pay two
+more small products in every adapted layer. The copy is the one exception to "the base weights are held once". bf16
+rounds small updates of the copy away, so PPO never trains on the sampler's log-probabilities: it recomputes them in the
+trainer and checks that the two stay within a stated bound.
 """
 
 from collections.abc import Callable, Iterator, Sequence
