@@ -93,13 +93,15 @@ def tiny_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def make_tokenizer(
-    pad: str | None = PAD, template: str | None = CHATML, eos: str | None = EOS
+    pad: str | None = PAD, template: str | None = CHATML, eos: str | None = EOS, words: bool = True
 ) -> PreTrainedTokenizerFast:
-    """SmolLM2's layout: <|im_start|> is BOS, <|endoftext|> is UNK, <|im_end|> ends a turn; `pad` may be the same."""
+    """SmolLM2's layout: <|im_start|> is BOS, <|endoftext|> is UNK, <|im_end|> ends a turn; `pad` may be the same.
+
+    Without `words` the two turn markers are not there at all, as in a base model's tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    specials = [END, START, EOS, *([PAD] if pad == PAD else [])]
+    specials = [END, *([START, EOS] if words else []), *([PAD] if pad == PAD else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=340, special_tokens=specials, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -107,7 +109,7 @@ def make_tokenizer(
     rows = tiny_rows()[1]
     tokenizer.train_from_iterator([row["prompt"] + " " + row["completion"] for row in rows], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START, unk_token=END, eos_token=eos, pad_token=pad,
+        tokenizer_object=tokenizer, bos_token=START if words else None, unk_token=END, eos_token=eos, pad_token=pad,
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
     fast.chat_template = template
