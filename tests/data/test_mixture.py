@@ -41,11 +41,7 @@ def test_epochs_take_other_rows_and_other_orders() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 60), st.floats(0.05, 5), st.integers(1, 3)), min_size=1, max_size=4
-    )
-)
+@given(st.lists(st.tuples(st.integers(1, 60), st.floats(0.05, 5), st.integers(1, 3)), min_size=1, max_size=4))
 def test_shares_hold_to_one_example(sources: list[tuple[int, float, int]]) -> None:
     shares = [Share(str(i), size, weight=weight, repeat=repeat) for i, (size, weight, repeat) in enumerate(sources)]
     try:

@@ -125,7 +125,9 @@ def test_lost_positions_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT-2's absolute positions must restart with every example."""
     plain = attention._probe
 
-    def without_positions(model: PreTrainedModel, trunk: torch.nn.Module, rows: list[list[int]], segments: object) -> Tensor:
+    def without_positions(
+        model: PreTrainedModel, trunk: torch.nn.Module, rows: list[list[int]], segments: object
+    ) -> Tensor:
         if segments is None:
             return plain(model, trunk, rows, None)
         ids = torch.tensor([[token for row in rows for token in row]])

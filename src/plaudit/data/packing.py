@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one conversation; `learnt[i]` is True where token i is a target of the loss (never the first)."""
+    """Token ids of one conversation; `learnt[i]` is true where token i is a target of the loss (never the first)."""
 
-    ids: tuple[int, ...]
-    learnt: tuple[bool, ...]
+    ids: Sequence[int]
+    learnt: Sequence[bool] | bytes
     kind: str
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of [B, heads, T, D]; with `segments` inside each example of the row only. Gives [B, T, heads, D].
+    """Causal attention of [B, heads, T, D], with `segments` inside each example of the row only; [B, T, heads, D].
 
     transformers makes no mask for a name that is only in the registry of attention functions, so the sliding window is
     applied here. Without `segments` rows are padded on the right, where a causal pass needs no mask.

@@ -74,18 +74,18 @@ class _CompletionLoss(torch.autograd.Function):
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_grad else None
         total, grads = hidden_ND.new_zeros((), dtype=torch.float32), []
         for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
-            z = (hidden @ weight_VD.T).float()
-            log_sum = z.logsumexp(dim=1, keepdim=True)
-            total += (log_sum - z.gather(1, targets[:, None])).sum()
+            q = _log_softmax(hidden, weight_VD, 1.0)
+            total -= q.gather(1, targets[:, None]).sum()
             if hidden_grad or weight_grad:
-                grad_z = z.sub_(log_sum).exp_()
-                grad_z[torch.arange(len(targets), device=z.device), targets] -= 1
+                grad_z = q.exp_()
+                grad_z[torch.arange(len(targets), device=grad_z.device), targets] -= 1
                 grad_z = grad_z.to(weight_VD.dtype)
                 grads.append(grad_z @ weight_VD)
                 if grad_VD is not None:
                     grad_VD += (grad_z.T @ hidden).float()
         ctx.save_for_backward(
-            torch.cat(grads) if grads else None, None if grad_VD is None else grad_VD.to(weight_VD.dtype)
+            torch.cat(grads).to(hidden_ND.dtype) if grads else None,
+            None if grad_VD is None else grad_VD.to(weight_VD.dtype),
         )
         return total
 

@@ -78,7 +78,7 @@ def pad_examples(examples: Sequence[Example], pad_id: int, device: torch.device)
     width = max(len(example.ids) for example in examples)
     ids = [[*example.ids, *[pad_id] * (width - len(example.ids))] for example in examples]
     learnt = [[*example.learnt[1:], *[False] * (width - len(example.ids) + 1)] for example in examples]
-    return Batch(torch.tensor(ids, device=device), torch.tensor(learnt, device=device))
+    return Batch(torch.tensor(ids, device=device), torch.tensor(learnt, dtype=torch.bool, device=device))
 
 
 def pack_examples(examples: Sequence[Example], device: torch.device) -> Batch:
@@ -86,4 +86,5 @@ def pack_examples(examples: Sequence[Example], device: torch.device) -> Batch:
     ids = [token for example in examples for token in example.ids]
     learnt = [counts for example in examples for counts in (*example.learnt[1:], False)]
     segments = tuple(len(example.ids) for example in examples)
-    return Batch(torch.tensor([ids], device=device), torch.tensor([learnt], device=device), segments)
+    mask_BT = torch.tensor([learnt], dtype=torch.bool, device=device)
+    return Batch(torch.tensor([ids], device=device), mask_BT, segments)
