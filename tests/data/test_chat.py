@@ -146,7 +146,8 @@ LLAMA3 = (
     "{% if add_generation_prompt %}{{ '<|start|>assistant<|stop|>\n\n' }}{% endif %}"
 )
 MISTRAL = (
-    "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ ' ' + message['content'] + '</s>' }}"
+    "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + '</s>' }}"
     "{% else %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
 )
 
@@ -207,7 +208,7 @@ def test_a_template_that_rewrites_earlier_turns_cannot_learn_them(tokenizer_of: 
         "(message['content'] if loop.last or message['role'] != 'assistant' else '...') + '<|im_end|>'",
     )
     chat = ChatFormat(tokenizer_of(template=forgets))
-    with pytest.raises(UserError, match="only the last turn can be masked exactly; set sft.learn=last"):
+    with pytest.raises(UserError, match=r"only the last turn can be masked exactly; set sft\.learn=last"):
         chat.conversation_ids(DIALOGUE, "Yes.")
 
 

@@ -97,7 +97,7 @@ def _differs(model: PreTrainedModel, trunk: torch.nn.Module, alone: list[Tensor]
     if not torch.equal(one[len(first) :], other[len(first) :]):
         return "its tokens see other examples of the row"
     expected = torch.cat([alone[0], alone[2]]).float()
-    error = ((one.float() - expected).norm() / expected.norm()).item()
+    gap = ((one.float() - expected).norm() / expected.norm()).item()
     # What rounding in another order may cost; a position that is off by one costs far more.
     bound = 1e-4 if one.dtype == torch.float32 else 5e-2
-    return None if error < bound else f"a packed example comes out otherwise than alone (relative error {error:.1e})"
+    return None if gap < bound else f"a packed example comes out otherwise than alone (relative error {gap:.1e})"

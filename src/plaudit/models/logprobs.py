@@ -66,7 +66,7 @@ def token_logprobs(
 
 
 class _CompletionLoss(torch.autograd.Function):
-    """The gradient is taken in the forward pass, while a chunk's logits are there: they are computed once, not twice."""
+    """The gradient is taken in the forward pass, while a chunk's logits are there: they are computed only once."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -83,14 +83,12 @@ class _CompletionLoss(torch.autograd.Function):
                 grads.append(grad_z @ weight_VD)
                 if grad_VD is not None:
                     grad_VD += (grad_z.T @ hidden).float()
-        ctx.save_for_backward(
-            torch.cat(grads).to(hidden_ND.dtype) if grads else None,
-            None if grad_VD is None else grad_VD.to(weight_VD.dtype),
-        )
+        hidden_grad_ND = torch.cat(grads).to(hidden_ND.dtype) if grads else None
+        ctx.save_for_backward(hidden_grad_ND, None if grad_VD is None else grad_VD.to(weight_VD.dtype))
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden_grad_ND, grad_VD = ctx.saved_tensors
         return hidden_grad_ND * grad.to(hidden_grad_ND.dtype), None if grad_VD is None else grad_VD * grad, None
 

@@ -10,6 +10,7 @@ the stage are not here.
 """
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ class SourceConfig(StageConfig):
 class SFTConfig(StageConfig):
     """Supervised fine-tuning."""
 
-    mixture: list[SourceConfig] = []
+    mixture: list[SourceConfig] = Field([])
     """Sources and their shares; empty takes every training demonstration once an epoch."""
     epochs: int = Field(3, ge=1)
     """Passes over the training demonstrations."""
@@ -160,6 +161,7 @@ class Trainer:
     engine: InProcessEngine | None
     best: dict[str, Tensor] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """The micro-batches of some examples: packed rows, or padded rows of like length."""
@@ -197,7 +199,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     trainable = _learning(trainer.model)
     folder = run.folder.stage("sft")
     with Metrics(folder / "metrics.jsonl") as metrics, Metrics(folder / "samples.jsonl") as samples:
-        done = _train(trainer, steps, metrics, samples)
+        done = train(trainer, steps, metrics, samples)
     if isinstance(trainer.model, Roles) and tensors_hash(trainer.model) != base_hash:
         raise AssertionError("the frozen base changed during SFT")
     trainer.model.load_adapter_state(trainer.best)
@@ -217,6 +219,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
         "trainable_parameters": sum(parameter.numel() for parameter in trainable.values()),
         "steps": done,
         "tokens": sum(part["tokens"] for part in kinds.values()),
+        "tokens_per_second": sum(part["tokens"] for part in kinds.values()) / trainer.seconds,
         "kinds": kinds,
     }
     return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
@@ -229,11 +232,11 @@ def _build(
     full = config.lora is None
     base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
     reason = use_packed_attention(base) if config.packing else "sft.packing is false"
-    if config.gradient_checkpointing:
-        _checkpoint_gradients(base)
     model = FullModel(base, run.machine.dtype) if full else Roles(
         base, trained="policy", lora=config.lora, seed=run.seed
     )  # fmt: skip
+    if config.gradient_checkpointing:
+        _checkpoint_gradients(base)
     engine = None
     if config.samples:
         copy = load_model(run.model, run.machine.dtype, run.machine.device)
@@ -256,7 +259,7 @@ def _learning(model: Roles | FullModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.trainable().items() if "value_head" not in name}
 
 
-def _train(trainer: Trainer, steps: list[Step], metrics: Metrics, samples: Metrics) -> int:
+def train(trainer: Trainer, steps: list[Step], metrics: Metrics, samples: Metrics) -> int:
     """The loop; returns the optimiser steps that were done."""
     config, without_gain = trainer.config, 0
     matrices = [p for p in _learning(trainer.model).values() if p.dim() >= 2]
@@ -268,10 +271,12 @@ def _train(trainer: Trainer, steps: list[Step], metrics: Metrics, samples: Metri
         metrics.log(step=0, **_evaluate(trainer, 0, samples))
         for number, step in enumerate(steps, start=1):
             where = f"SFT step {number}"
+            started = time.perf_counter()
             loss = _accumulate(trainer, step.examples, where)
             row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
             row["tokens"] = sum(len(example.ids) for example in step.examples)
             row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            trainer.seconds += time.perf_counter() - started
             due = step.ends_epoch if config.evaluate_every is None else number % config.evaluate_every == 0
             if due or number == len(steps):
                 lowest = min((old["eval_loss"] for old in trainer.evaluations[1:]), default=float("inf"))
