@@ -194,7 +194,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     held_out = [example for row in chosen if (example := encoder.example(row)) is not None]
     if not held_out:
         raise UserError(f"every held-out demonstration is longer than sft.max_length={config.max_length}; raise it")
-    trainer, layout = _build(config, run, chat, held_out, chosen)
+    trainer, layout = build(config, run, chat, held_out, chosen)
     base_hash = tensors_hash(trainer.model) if isinstance(trainer.model, Roles) else None
     trainable = _learning(trainer.model)
     folder = run.folder.stage("sft")
@@ -225,7 +225,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
 
 
-def _build(
+def build(
     config: SFTConfig, run: Run, chat: ChatFormat, held_out: list[Example], prompts: list[Demonstration]
 ) -> tuple[Trainer, str]:
     """The trainer, and the layout of its rows in words."""
@@ -370,9 +370,9 @@ def _kind_rows(kinds: dict[str, dict[str, Any]]) -> dict[str, str]:
     """What the stage's table says of each kind."""
     rows = {}
     for kind, part in kinds.items():
-        losses = [part[name] for name in ("eval_loss_before", "eval_loss_after")]
-        held_out = ", none held out" if None in losses else f", held-out {losses[0]:.3f} -> {losses[1]:.3f}"
-        rows[f"  {kind}"] = f"{part['examples']:,} examples ({part['share']:.1%}), {part['tokens']:,} tokens{held_out}"
+        before, after = part["eval_loss_before"], part["eval_loss_after"]
+        losses = "none held out" if after is None else f"eval loss {before:.3f} -> {after:.3f}"
+        rows[f"  {kind}"] = f"{part['examples']:,} ({part['share']:.1%}), {part['tokens']:,} tokens, {losses}"
     return rows
 
 
