@@ -55,6 +55,17 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Templates of the shapes in use: another end of turn than EOS and stripped contents; a space before the reply.
+LLAMA3 = (
+    "{{ '<|begin|>' }}{% for message in messages %}{{ '<|start|>' + message['role'] + '<|stop|>\n\n' + "
+    "message['content'] | trim + '<|eot|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant<|stop|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + '</s>' }}"
+    "{% else %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+)
 
 SUBJECTS = (
     "a walk",
@@ -114,6 +125,19 @@ def make_tokenizer(
     )  # fmt: skip
     fast.chat_template = template
     return fast
+
+
+def shaped_tokenizer(shape: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with a template like that of "chatml", "llama3" or "mistral"."""
+    tokenizer = make_tokenizer()
+    if shape != "chatml":
+        tokens = {
+            "llama3": ["<|begin|>", "<|start|>", "<|stop|>", "<|eot|>"],
+            "mistral": ["<s>", "</s>", "[INST]", "[/INST]"],
+        }
+        tokenizer.add_special_tokens({"additional_special_tokens": tokens[shape]})
+        tokenizer.chat_template = {"llama3": LLAMA3, "mistral": MISTRAL}[shape]
+    return tokenizer
 
 
 def make_model(architecture: str, vocabulary: int, seed: int = 0) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from conftest import CHATML, END, EOS, PAD, REPLIES, START
+from conftest import CHATML, END, EOS, PAD, REPLIES, START, shaped_tokenizer
 from plaudit.data.chat import ChatFormat
 from plaudit.errors import UserError
 from plaudit.records import Completion, Message
@@ -139,34 +139,10 @@ def test_no_template_and_no_chatml_tokens_gives_plain_text(tokenizer_of: Make) -
     assert chat.completion(chat.reply_ids(Completion("Yes."))) == Completion("Yes.")
 
 
-# Templates of the shapes in use: another end of turn than EOS and stripped contents; a space before the reply.
-LLAMA3 = (
-    "{{ '<|begin|>' }}{% for message in messages %}{{ '<|start|>' + message['role'] + '<|stop|>\n\n' + "
-    "message['content'] | trim + '<|eot|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start|>assistant<|stop|>\n\n' }}{% endif %}"
-)
-MISTRAL = (
-    "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'] + '</s>' }}"
-    "{% else %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
-)
-
-
-def special(tokenizer: PreTrainedTokenizerFast, template: str, *tokens: str) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
-    tokenizer.chat_template = template
-    return tokenizer
-
-
 @pytest.fixture(params=["chatml", "llama3", "mistral"])
-def shaped(request: pytest.FixtureRequest, tokenizer_of: Make) -> PreTrainedTokenizerFast:
+def shaped(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     """A tokenizer with each of the three."""
-    tokenizer = tokenizer_of()
-    if request.param == "llama3":
-        return special(tokenizer, LLAMA3, "<|begin|>", "<|start|>", "<|stop|>", "<|eot|>")
-    if request.param == "mistral":
-        return special(tokenizer, MISTRAL, "<s>", "</s>", "[INST]", "[/INST]")
-    return tokenizer
+    return shaped_tokenizer(request.param)
 
 
 DIALOGUE = (Message("user", "Hi"), Message("assistant", "Hello there."), Message("user", "Tea?"))
@@ -193,9 +169,9 @@ def test_every_template_is_followed_exactly(shaped: PreTrainedTokenizerFast) -> 
     assert all(part[-1] == chat.eos_id for part in texts)
 
 
-def test_the_end_of_turn_is_the_templates(tokenizer_of: Make) -> None:
+def test_the_end_of_turn_is_the_templates() -> None:
     """Llama 3's <|eot_id|> is not the tokenizer's EOS; a reply is stripped because the template strips it."""
-    tokenizer = special(tokenizer_of(), LLAMA3, "<|begin|>", "<|start|>", "<|stop|>", "<|eot|>")
+    tokenizer = shaped_tokenizer("llama3")
     chat = ChatFormat(tokenizer)
     assert chat.eos_id == tokenizer.convert_tokens_to_ids("<|eot|>") != tokenizer.eos_token_id
     assert chat.reply_ids(Completion(" Hi. \n")) == chat.reply_ids(Completion("Hi."))

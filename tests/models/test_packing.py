@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from conftest import CPU, make_model
+from conftest import CPU, make_model, shaped_tokenizer, tiny_rows
+from plaudit.data.chat import ChatFormat
+from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
 from plaudit.models import attention
 from plaudit.models.attention import use_packed_attention
 from plaudit.models.roles import LoraSettings, Roles
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
+from plaudit.records import Demonstration, Message, Prompt
 
 WINDOW = 7
 MODELS = ("llama", "mistral", "gpt2", "qwen2")
@@ -86,6 +89,23 @@ def check_equal(architecture: str, examples: list[Example], stirred: Callable[..
 @pytest.mark.parametrize("architecture", MODELS)
 def test_packed_equals_padded_equals_alone(architecture: str, stirred: Callable[..., Roles]) -> None:
     check_equal(architecture, ragged_examples(), stirred, 340)
+
+
+@pytest.mark.parametrize("shape", ["chatml", "llama3", "mistral"])
+@pytest.mark.parametrize("architecture", MODELS)
+def test_packed_conversations(architecture: str, shape: str, stirred: Callable[..., Roles]) -> None:
+    """The same with real templates, all assistant turns learnt."""
+    tokenizer = shaped_tokenizer(shape)
+    encoder = Encoder(ChatFormat(tokenizer), max_length=200, learn="all")
+    earlier = (Message("user", "Hi"), Message("assistant", "Hello there."))
+    examples = []
+    for number, row in enumerate(tiny_rows()[1][::7]):
+        messages = (*(earlier if number % 2 else ()), Message("user", row["prompt"]))
+        example = encoder.example(Demonstration(Prompt(row["id"], messages, row["kind"], "train"), row["completion"]))
+        assert example is not None
+        examples.append(example)
+    assert len({len(example.ids) for example in examples}) > 2
+    check_equal(architecture, examples, stirred, len(tokenizer))
 
 
 @pytest.mark.parametrize("architecture", MODELS)
