@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from plaudit.errors import UserError
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import sft
 from plaudit.stages.base import Run, schedule_of
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.recipe import load_recipe
 from plaudit.stages.sft import SFTConfig
 
 ONE = {"epochs": 1, "learning_rate": 1e-3, "warmup_steps": 1}
@@ -49,6 +52,26 @@ def with_rows(run: Run, home: Path, rows: list[dict[str, Any]]) -> Run:
 
 
 Make = Callable[..., Run]
+
+
+def shipped() -> list[str]:
+    with as_file(files("plaudit.recipes")) as home:
+        return sorted(path.name for path in home.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_trains(name: str, tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    """Built, checked as a run is, and its SFT stage run on a tiny model."""
+    overrides = ["sft.max_steps=3", "sft.evaluate_on=12", "sft.sample_tokens=4", "dtype=float32"]
+    with as_file(files("plaudit.recipes")) as home:
+        recipe = load_recipe(home / name, [*overrides, f"model={tiny_model()}", f"folder={tmp_path / 'run'}"])
+        run_pipeline(recipe, stages=("sft",))
+    summary = json.loads((tmp_path / "run" / "sft" / "summary.json").read_text())
+    assert summary["layout"] == "packed"
+    assert summary["steps"] == 3
+    if recipe.sft.mixture:
+        assert set(summary["kinds"]) == {source.kind for source in recipe.sft.mixture}
+    assert all(part["eval_loss_after"] is not None for part in summary["kinds"].values())
 
 
 def test_packing_changes_nothing_but_the_layout(tmp_path: Path, tiny_run: Make) -> None:
