@@ -71,13 +71,16 @@ def main() -> None:
     assert tokenizer.apply_chat_template(own, tokenize=False) == expected, "the template is not the model's own"
     train, test = rows_of(given.data, "train")[:ROWS], rows_of(given.data, "test")
     lengths = [len(tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in train]
+    # A packed row is 256 tokens long: as many of them as hold the tokens of 8 rows.
+    filled = sum(min(length, WIDTH) for length in lengths) / len(lengths) / WIDTH
+    batch = round(BATCH * filled) if given.packing else BATCH
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16)
     clock = Clock()
     with tempfile.TemporaryDirectory() as home:
         config = SFTConfig(
             output_dir=home, num_train_epochs=1, max_steps=given.steps, learning_rate=2e-4, max_length=WIDTH,
             lr_scheduler_type="cosine", warmup_steps=4, max_grad_norm=1.0, assistant_only_loss=True, seed=given.seed,
-            per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH, packing=given.packing,
+            per_device_train_batch_size=batch, per_device_eval_batch_size=BATCH, packing=given.packing,
             eval_packing=False, gradient_checkpointing=False, bf16=True, use_cpu=True, report_to="none",
             save_strategy="no", logging_steps=10, disable_tqdm=True,
         )  # fmt: skip
