@@ -69,13 +69,10 @@ def check_equal(architecture: str, examples: list[Example], stirred: Callable[..
     packing = build(architecture, vocabulary)
     assert use_packed_attention(packing) is None
     packed = stirred(packing, trained="policy", lora=lora)
-    fused = stirred(packing_again := build(architecture, vocabulary), trained="policy", lora=lora, fused=True)
-    assert use_packed_attention(packing_again) is None
     found = {
         "alone": loss_and_gradients(usual, [pad_examples([example], 3, CPU) for example in examples]),
         "padded": loss_and_gradients(usual, [pad_examples(examples, 3, CPU)]),
         "packed": loss_and_gradients(packed, [pack_examples(examples, CPU)]),
-        "packed, fused": loss_and_gradients(fused, [pack_examples(examples, CPU)]),
         "packed, padded": loss_and_gradients(packed, [pad_examples(examples, 3, CPU)]),
     }
     count = sum(example.targets for example in examples)

@@ -6,8 +6,7 @@
     reward      reward      scalar      scores
 
 Everything is reached through `Roles.forward(tokens, role, need)`; nobody touches the trunk or a head from outside.
-`requires_grad` is set once, when the roles are built. PEFT owns the adapters' format and initialisation, and their
-execution unless `fused` asks for ours.
+`requires_grad` is set once, when the roles are built. PEFT owns the adapters' format, initialisation and execution.
 A separate critic adapter and full fine-tuning are not here yet.
 """
 
@@ -28,7 +27,6 @@ from plaudit import rng
 from plaudit.errors import UserError
 from plaudit.models.heads import ScalarHead
 from plaudit.models.logprobs import completion_loss, token_logprobs
-from plaudit.models.lora import fuse
 from plaudit.models.tokens import Batch, Tokens
 
 Role = Literal["policy", "reference", "reward"]
@@ -72,12 +70,10 @@ class Roles(nn.Module):
         reward: Path | None = None,
         value_gradient: bool = False,
         temperature: float = 1.0,
-        fused: bool = False,
     ):
         """A fresh adapter `trained` is made from `lora` and `seed`. With `reward`, the folder of a trained reward
         adapter, that one is loaded, frozen; its head is loaded by `heads.load_head`. At least one of the two is given.
-        `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone.
-        `fused` runs the adapters by `models.lora` in place of PEFT's own layers."""
+        `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone."""
         super().__init__()
         hidden_size = base.config.get_text_config().hidden_size
         generator = torch.Generator().manual_seed(int(rng.generator(seed, f"init/{trained}").integers(2**31)))
@@ -111,8 +107,6 @@ class Roles(nn.Module):
         self.value_gradient = value_gradient
         self.temperature = temperature
         self._lora_layers = [module for module in self.peft.modules() if isinstance(module, LoraLayer)]
-        if fused:
-            fuse(self._lora_layers)
         self._fix_gradients()
         self.to(base.device)
         self.eval()

@@ -233,7 +233,7 @@ def build(
     base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
     reason = use_packed_attention(base) if config.packing else "sft.packing is false"
     model = FullModel(base, run.machine.dtype) if full else Roles(
-        base, trained="policy", lora=config.lora, seed=run.seed, fused=True
+        base, trained="policy", lora=config.lora, seed=run.seed
     )  # fmt: skip
     if config.gradient_checkpointing:
         _checkpoint_gradients(base)
