@@ -42,7 +42,7 @@ from plaudit.models.roles import LoraSettings, Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.run.folder import RunFolder
 from plaudit.stages.base import Run
-from plaudit.stages.pipeline import STAGES, run_pipeline
+from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import load_recipe
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
@@ -289,9 +289,9 @@ def write_recipe(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def trained(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run from SFT to evaluation, made once a session. Read only; its recipe lies beside it."""
+    """The folder of a whole run, made once a session. Read only; its recipe lies beside it."""
     recipe = write_recipe(tmp_path_factory.mktemp("trained"))
-    return run_pipeline(load_recipe(recipe), stages=STAGES[: STAGES.index("report")])
+    return run_pipeline(load_recipe(recipe))
 
 
 @pytest.fixture(scope="session")

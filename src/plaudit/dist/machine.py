@@ -1,6 +1,7 @@
 """The machine a run works on: device from accelerate, bf16 where the hardware multiplies it, float32 elsewhere."""
 
 import ctypes
+import gc
 import os
 import resource
 import sys
@@ -41,12 +42,23 @@ def keep_freed_memory() -> None:
     Each chunk of logits is a fresh 50 MB otherwise, mapped and zeroed page by page: measured on two cores, sampling is
     about a sixth faster without that (docs/benchmarks.md). Other C libraries are left alone.
     """
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+    if not _is_glibc():
         return
     mallopt = ctypes.CDLL(None).mallopt
     trim_threshold, mmap_max = -1, -4
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
+
+
+def release_memory() -> None:
+    """Give what a finished stage has left back to the kernel: dead models first, then the pages they were in."""
+    gc.collect()
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 
 
 def choose_machine(dtype: str) -> Machine:

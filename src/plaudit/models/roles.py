@@ -7,7 +7,8 @@
 
 Everything is reached through `Roles.forward(tokens, role, need)`; nobody touches the trunk or a head from outside.
 `requires_grad` is set once, when the roles are built. PEFT owns the adapters' format, initialisation and execution.
-A separate critic adapter and full fine-tuning are not here yet.
+Adapters are in the base's format: float32 ones would make each of their products a float32 product. The optimiser
+keeps their float32 masters. A separate critic adapter and full fine-tuning are not here yet.
 """
 
 import shutil
@@ -90,16 +91,18 @@ class Roles(nn.Module):
                 # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
                 torch.manual_seed(generator.initial_seed())
                 try:
-                    self.peft = PeftModel(base, config, adapter_name=trained)
+                    self.peft = PeftModel(base, config, adapter_name=trained, autocast_adapter_dtype=False)
                 except ValueError as error:
                     raise UserError(
                         f"lora.target_modules={lora.target_modules!r} fits no layer of this model"
                     ) from error
             if reward is not None:
-                self.peft.load_adapter(str(reward), "reward", is_trainable=False)
+                self.peft.load_adapter(str(reward), "reward", is_trainable=False, autocast_adapter_dtype=False)
         else:
             assert reward is not None
-            self.peft = PeftModel.from_pretrained(base, str(reward), adapter_name="reward", is_trainable=False)
+            self.peft = PeftModel.from_pretrained(
+                base, str(reward), adapter_name="reward", is_trainable=False, autocast_adapter_dtype=False
+            )
         # Stiennon et al. 2020 (arXiv:2009.01325): reward head weights from N(0, 1/(d+1)); the critic starts at 0.
         self.score_head = ScalarHead(hidden_size, bias=False, std=(hidden_size + 1) ** -0.5, generator=generator)
         self.value_head = ScalarHead(hidden_size, bias=True, std=0.0)
@@ -183,9 +186,11 @@ class Roles(nn.Module):
         for name, module in self.peft.named_modules():
             if isinstance(module, LoraLayer):
                 weight = module.get_base_layer().weight
+                # PEFT's own get_delta_weight would round ΔW to the adapter's format before it is added.
                 with torch.no_grad():
-                    delta = module.get_delta_weight(adapter)
-                    merged = (weight.float() + delta.float()).to(weight.dtype)
+                    delta = module.lora_B[adapter].weight.float() @ module.lora_A[adapter].weight.float()
+                    delta *= module.scaling[adapter]
+                    merged = (weight.float() + (delta.T if module.fan_in_fan_out else delta)).to(weight.dtype)
                 yield f"{name.removeprefix(prefix)}.weight", merged
 
     def save_adapter(self, folder: Path) -> None:

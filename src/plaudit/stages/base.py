@@ -14,6 +14,7 @@ from plaudit.data.files import write_json
 from plaudit.dist.machine import Machine
 from plaudit.guard.invariants import check_finite
 from plaudit.models.load import load_tokenizer
+from plaudit.models.optimiser import MasterAdamW
 from plaudit.records import Demonstration, Prompt
 from plaudit.run.display import stage_table
 from plaudit.run.folder import RunFolder
@@ -83,18 +84,16 @@ class Run:
 
 
 def optimiser_step(
-    optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, max_grad_norm: float, where: str
+    optimiser: MasterAdamW, schedule: torch.optim.lr_scheduler.LRScheduler, max_grad_norm: float, where: str
 ) -> float:
     """Clip, step, advance the schedule and clear the gradients; returns the norm before clipping.
 
     A non-finite gradient stops the run before the step.
     """
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+    norm = optimiser.gather(max_grad_norm)
     check_finite("the gradient norm", norm, where)
     optimiser.step()
     schedule.step()
-    optimiser.zero_grad(set_to_none=True)
     return norm
 
 

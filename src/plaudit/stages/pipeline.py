@@ -8,7 +8,7 @@ import yaml
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
-from plaudit.dist.machine import choose_machine, peak_rss_mb
+from plaudit.dist.machine import choose_machine, peak_rss_mb, release_memory
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Demonstration, Prompt
@@ -110,6 +110,7 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
             started = time.perf_counter()
             run_stage(name, recipe, run)
             run.folder.end(name, time.perf_counter() - started, peak_rss_mb())
+            release_memory()
     return run.folder.path
 
 

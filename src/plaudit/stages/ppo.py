@@ -32,6 +32,7 @@ from plaudit.guard import invariants
 from plaudit.models.export import export_policy
 from plaudit.models.heads import RewardContract, load_head, save_head
 from plaudit.models.load import load_model
+from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Role, Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
@@ -118,7 +119,7 @@ class Trainer:
     roles: Roles
     engine: InProcessEngine
     contract: RewardContract
-    optimiser: torch.optim.Optimizer
+    optimiser: MasterAdamW
     schedule: torch.optim.lr_scheduler.LRScheduler
     first_std: float | None = None
 
@@ -199,9 +200,8 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     )
     critic = list(roles.value_head.parameters())
     adapter = [p for name, p in roles.trainable().items() if "value_head" not in name]
-    optimiser = torch.optim.AdamW(
+    optimiser = MasterAdamW(
         [{"params": adapter, "lr": config.learning_rate}, {"params": critic, "lr": config.critic_learning_rate}],
-        weight_decay=0.0,
         betas=(0.9, 0.95),
         eps=1e-5,
     )
@@ -315,7 +315,7 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
             if part is not None:
                 shape = tokens.tokens_BT.shape[: part.dim()]
                 whole = found.setdefault(name, part.new_zeros(shape))
-                whole[(rows, *(slice(size) for size in part.shape[1:]))] = part
+                (whole if part.dim() == 1 else whole[:, : part.shape[1]])[rows] = part
     return found
 
 

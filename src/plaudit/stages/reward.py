@@ -29,6 +29,7 @@ from plaudit.guard.invariants import check_finite
 from plaudit.models.export import export_reward_model
 from plaudit.models.heads import RewardContract, save_head
 from plaudit.models.load import load_model
+from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Roles
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Prompt, Ranking
@@ -44,7 +45,7 @@ class RewardConfig(StageConfig):
     """Passes over the training rankings; more than one over-fits quickly."""
     rankings_per_step: int = Field(8, ge=1)
     """Rankings in one optimiser step."""
-    rankings_per_micro_batch: int = Field(4, ge=1)
+    rankings_per_micro_batch: int = Field(2, ge=1)
     """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW for adapter and head; cosine to a tenth of it."""
@@ -80,7 +81,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     chat = run.chat(run.sft_model)
     base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
     roles = Roles(base, trained="reward", lora=config.lora, seed=run.seed)
-    optimiser = torch.optim.AdamW(roles.trainable().values(), lr=config.learning_rate, weight_decay=0.0)
+    optimiser = MasterAdamW([{"params": list(roles.trainable().values()), "lr": config.learning_rate}])
     steps_per_epoch = -(-len(train) // config.rankings_per_step)
     steps = config.epochs * steps_per_epoch
     schedule = cosine_schedule(optimiser, steps, config.warmup_steps)

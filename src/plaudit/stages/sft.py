@@ -33,6 +33,7 @@ from plaudit.guard.invariants import check_finite
 from plaudit.models.attention import use_packed_attention
 from plaudit.models.full import FullModel
 from plaudit.models.load import load_model, save_model
+from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Roles, merge_into
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, messages_as_json
@@ -262,10 +263,12 @@ def _learning(model: Roles | FullModel) -> dict[str, torch.nn.Parameter]:
 def train(trainer: Trainer, steps: list[Step], metrics: Metrics, samples: Metrics) -> int:
     """The loop; returns the optimiser steps that were done."""
     config, without_gain = trainer.config, 0
-    matrices = [p for p in _learning(trainer.model).values() if p.dim() >= 2]
-    vectors = [p for p in _learning(trainer.model).values() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
+    learning = _learning(trainer.model).values()
+    parts = {config.weight_decay: [p for p in learning if p.dim() >= 2]}
+    parts[0.0] = parts.get(0.0, []) + [p for p in learning if p.dim() < 2]
+    optimiser = MasterAdamW(
+        [{"params": part, "lr": config.learning_rate, "weight_decay": decay} for decay, part in parts.items() if part]
+    )
     schedule = schedule_of(optimiser, len(steps), config.warmup_steps, config.schedule)
     with progress("SFT", len(steps), "step") as advance:
         metrics.log(step=0, **_evaluate(trainer, 0, samples))

@@ -1,0 +1,44 @@
+"""AdamW with float32 masters: adapters compute in the base's format, and learn in float32.
+
+bf16 holds about three digits, so an update of a thousandth of a weight would be rounded away. The optimiser keeps a
+float32 copy of every parameter, moves that, and rounds it into the model after each step. A parameter that is float32
+already is its own master, and nothing is copied.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over float32 masters of `groups`; no decay unless one asks.
+
+    Each group is {"params": [...], "lr": ...}, with "weight_decay" where it has one. Call `gather` after the last backward, then `step`.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        self._pairs: list[tuple[nn.Parameter, Tensor]] = []
+        mastered = [{**group, "params": [self._master(p) for p in group["params"]]} for group in groups]
+        super().__init__(mastered, betas=betas, eps=eps, weight_decay=0.0)
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        master = parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
+        self._pairs.append((parameter, master))
+        return master
+
+    def gather(self, max_norm: float) -> float:
+        """Take over the model's gradients in float32, scale them down to `max_norm`; returns the norm before that."""
+        for parameter, master in self._pairs:
+            if master is not parameter:
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+        return torch.nn.utils.clip_grad_norm_([master for _, master in self._pairs], max_norm).item()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One AdamW step of the masters, then the model's parameters are set to them and all gradients cleared."""
+        super().step(closure)
+        with torch.no_grad():
+            for parameter, master in self._pairs:
+                if master is not parameter:
+                    parameter.copy_(master)
+                parameter.grad = master.grad = None
