@@ -8,7 +8,7 @@
 Everything is reached through `Roles.forward(tokens, role, need)`; nobody touches the trunk or a head from outside.
 `requires_grad` is set once, when the roles are built. PEFT owns the adapters' format, initialisation and execution.
 Adapters are in the base's format: float32 ones would make each of their products a float32 product. The optimiser
-keeps their float32 masters. A separate critic adapter and full fine-tuning are not here yet.
+keeps their float32 masters. Full fine-tuning is `models.full`'s; a separate critic adapter is not here yet.
 """
 
 import shutil
