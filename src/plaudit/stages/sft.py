@@ -214,6 +214,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
         "dropped": encoder.dropped,
         "truncated": encoder.truncated,
         "layout": layout,
+        "chat_template": f"default: {chat.default_template}" if chat.default_template else "the tokenizer's own",
         "eval_loss_before": trainer.evaluations[0]["eval_loss"],
         "eval_loss_after": kept["eval_loss"],
         "kept_step": kept["step"],
