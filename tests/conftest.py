@@ -55,6 +55,17 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Templates of the shapes in use: another end of turn than EOS and stripped contents; a space before the reply.
+LLAMA3 = (
+    "{{ '<|begin|>' }}{% for message in messages %}{{ '<|start|>' + message['role'] + '<|stop|>\n\n' + "
+    "message['content'] | trim + '<|eot|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant<|stop|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + '</s>' }}"
+    "{% else %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+)
 
 SUBJECTS = (
     "a walk",
@@ -93,13 +104,15 @@ def tiny_rows() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def make_tokenizer(
-    pad: str | None = PAD, template: str | None = CHATML, eos: str | None = EOS
+    pad: str | None = PAD, template: str | None = CHATML, eos: str | None = EOS, words: bool = True
 ) -> PreTrainedTokenizerFast:
-    """SmolLM2's layout: <|im_start|> is BOS, <|endoftext|> is UNK, <|im_end|> ends a turn; `pad` may be the same."""
+    """SmolLM2's layout: <|im_start|> is BOS, <|endoftext|> is UNK, <|im_end|> ends a turn; `pad` may be the same.
+
+    Without `words` the two turn markers are not there at all, as in a base model's tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    specials = [END, START, EOS, *([PAD] if pad == PAD else [])]
+    specials = [END, *([START, EOS] if words else []), *([PAD] if pad == PAD else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=340, special_tokens=specials, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -107,11 +120,24 @@ def make_tokenizer(
     rows = tiny_rows()[1]
     tokenizer.train_from_iterator([row["prompt"] + " " + row["completion"] for row in rows], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START, unk_token=END, eos_token=eos, pad_token=pad,
+        tokenizer_object=tokenizer, bos_token=START if words else None, unk_token=END, eos_token=eos, pad_token=pad,
         clean_up_tokenization_spaces=False,
     )  # fmt: skip
     fast.chat_template = template
     return fast
+
+
+def shaped_tokenizer(shape: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with a template like that of "chatml", "llama3" or "mistral"."""
+    tokenizer = make_tokenizer()
+    if shape != "chatml":
+        tokens = {
+            "llama3": ["<|begin|>", "<|start|>", "<|stop|>", "<|eot|>"],
+            "mistral": ["<s>", "</s>", "[INST]", "[/INST]"],
+        }
+        tokenizer.add_special_tokens({"additional_special_tokens": tokens[shape]})
+        tokenizer.chat_template = {"llama3": LLAMA3, "mistral": MISTRAL}[shape]
+    return tokenizer
 
 
 def make_model(architecture: str, vocabulary: int, seed: int = 0) -> PreTrainedModel:

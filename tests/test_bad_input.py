@@ -293,10 +293,6 @@ def lost_tensor(desk: Desk) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def no_template(desk: Desk) -> None:
-    (desk.copy_model() / "chat_template.jinja").unlink()
-
-
 def scaled_logits(desk: Desk) -> None:
     path = desk.copy_model() / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "logit_scale": 0.5}))
@@ -323,7 +319,6 @@ MODELS: dict[str, tuple[Callable[[Desk], None], tuple[str, ...]]] = {
     "random bytes as gguf": (random_gguf, ("weights.gguf", "cannot be converted")),
     "cut weights": (cut_weights, ("model: ", "cannot be loaded")),
     "a tensor is missing": (lost_tensor, ("model: ", "model.layers.1.mlp.up_proj.weight")),
-    "no chat template": (no_template, ("model", "no chat template")),
     "scaled logits": (scaled_logits, ("model: ", "config.logit_scale=0.5", "not supported")),
 }
 

@@ -18,7 +18,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, SimpleNamespace
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import torch
@@ -121,7 +121,9 @@ def recipe_page(page: str) -> str:
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
     """The model of a key that has keys below it."""
-    return field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
+    options = [option for option in get_args(field.annotation) or (field.annotation,) if option is not NoneType]
+    one = get_origin(field.annotation) is not list and len(options) == 1 and isinstance(options[0], type)
+    return options[0] if one and issubclass(options[0], BaseModel) else None
 
 
 def given(field: FieldInfo) -> BaseModel | None:
@@ -156,6 +158,8 @@ def allowed(field: FieldInfo) -> str:
         int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path",
         list[str]: "list of texts", NoneType: "null",
     }  # fmt: skip
+    if get_origin(field.annotation) is list and field.annotation not in words:
+        return f"list of {{{', '.join(get_args(field.annotation)[0].model_fields)}}}"
     options = get_args(field.annotation) if field.annotation not in words else ()
     if options and all(isinstance(option, str) for option in options):
         return ", ".join(options)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from conftest import CHATML, END, EOS, PAD, REPLIES, START
+from conftest import CHATML, END, EOS, PAD, REPLIES, START, shaped_tokenizer
 from plaudit.data.chat import ChatFormat
 from plaudit.errors import UserError
 from plaudit.records import Completion, Message
@@ -115,9 +115,87 @@ def test_system_message_is_put_in_once(tokenizer_of: Make) -> None:
     assert tokenizer.decode(ChatFormat(tokenizer).prompt_ids(HELLO)).startswith(f"{START}system\nYou are tiny.{EOS}\n")
 
 
-def test_no_template(tokenizer_of: Make) -> None:
-    with pytest.raises(UserError, match="no chat template"):
-        ChatFormat(tokenizer_of(template=None))
+def test_no_template_gets_chatml_where_its_tokens_are_special(tokenizer_of: Make) -> None:
+    tokenizer = tokenizer_of(template=None)
+    size = len(tokenizer)
+    chat = ChatFormat(tokenizer, "Be kind.")
+    assert (chat.default_template, len(tokenizer)) == ("ChatML", size)
+    assert tokenizer.decode([*chat.prompt_ids(HELLO), *chat.reply_ids(Completion("Hi."))]) == (
+        f"{START}system\nBe kind.{EOS}\n{START}user\nTell me about the sea.{EOS}\n{START}assistant\nHi.{EOS}"
+    )
+    assert chat.eos_id == tokenizer.convert_tokens_to_ids(EOS)
+
+
+def test_no_template_and_no_chatml_tokens_gives_plain_text(tokenizer_of: Make) -> None:
+    """No token is added and none is resized: the tokenizer's own EOS ends a turn."""
+    tokenizer = tokenizer_of(template=None, words=False, eos=END)
+    size = len(tokenizer)
+    chat = ChatFormat(tokenizer)
+    assert (chat.default_template, len(tokenizer)) == ("plain text", size)
+    ids = [*chat.prompt_ids(TURNS), *chat.reply_ids(Completion("Yes."))]
+    assert tokenizer.decode(ids) == (
+        f"System: Be brief.\n\nUser: Hi\n\nAssistant: Hello there.{END}\n\nUser: Tea?\n\nAssistant: Yes.{END}"
+    )
+    assert chat.completion(chat.reply_ids(Completion("Yes."))) == Completion("Yes.")
+
+
+@pytest.fixture(params=["chatml", "llama3", "mistral"])
+def shaped(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """A tokenizer with each of the three."""
+    return shaped_tokenizer(request.param)
+
+
+DIALOGUE = (Message("user", "Hi"), Message("assistant", "Hello there."), Message("user", "Tea?"))
+
+
+def test_every_template_is_followed_exactly(shaped: PreTrainedTokenizerFast) -> None:
+    """The ids of a conversation are those of the template's rendering, and the marked ones are the assistant's."""
+    chat = ChatFormat(shaped)
+    turns = [message.as_json() for message in (*DIALOGUE, Message("assistant", "Yes, tea."))]
+    whole = shaped(shaped.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
+    last = [*chat.prompt_ids(DIALOGUE), *chat.reply_ids(Completion("Yes, tea."))]
+    ids, written = chat.conversation_ids(DIALOGUE, "Yes, tea.")
+    assert ids == last == whole[: len(ids)]
+    assert chat.tokenizer.decode(whole[len(ids) :]).strip() == ""
+    texts, run = [], []
+    for token, counts in zip(ids, [*written, False], strict=False):
+        if counts:
+            run.append(token)
+        elif run:
+            texts.append(run)
+            run = []
+    texts += [run] if run else []
+    assert [chat.completion(part) for part in texts] == [Completion("Hello there."), Completion("Yes, tea.")]
+    assert all(part[-1] == chat.eos_id for part in texts)
+
+
+def test_the_end_of_turn_is_the_templates() -> None:
+    """Llama 3's <|eot_id|> is not the tokenizer's EOS; a reply is stripped because the template strips it."""
+    tokenizer = shaped_tokenizer("llama3")
+    chat = ChatFormat(tokenizer)
+    assert chat.eos_id == tokenizer.convert_tokens_to_ids("<|eot|>") != tokenizer.eos_token_id
+    assert chat.reply_ids(Completion(" Hi. \n")) == chat.reply_ids(Completion("Hi."))
+    assert chat.pad_id not in (chat.eos_id, tokenizer.eos_token_id)
+
+
+def test_a_template_that_rewrites_earlier_turns_cannot_learn_them(tokenizer_of: Make) -> None:
+    forgets = CHATML.replace(
+        "message['content'] + '<|im_end|>'",
+        "(message['content'] if loop.last or message['role'] != 'assistant' else '...') + '<|im_end|>'",
+    )
+    chat = ChatFormat(tokenizer_of(template=forgets))
+    with pytest.raises(UserError, match=r"only the last turn can be masked exactly; set sft\.learn=last"):
+        chat.conversation_ids(DIALOGUE, "Yes.")
+
+
+@pytest.mark.parametrize("text", [f"stop {EOS} now", "\ue0000\ue001", f"{START}user\nHi{EOS}"])
+def test_typed_control_text_stays_text_in_a_conversation(text: str, chat: ChatFormat) -> None:
+    plain, _ = chat.conversation_ids(DIALOGUE, "Yes.")
+    ids, written = chat.conversation_ids((Message("user", text), *DIALOGUE[1:]), "Yes.")
+    special_ids = set(chat.tokenizer.all_special_ids)
+    assert sum(token in special_ids for token in ids) == sum(token in special_ids for token in plain)
+    assert text in chat.tokenizer.decode(ids)
+    assert len(ids) == len(written)
 
 
 def test_no_end_of_turn(tokenizer_of: Make) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plaudit.models import logprobs
-from plaudit.models.logprobs import CHUNK, token_logprobs
+from plaudit.models.logprobs import CHUNK, completion_loss, token_logprobs
 
 VOCABULARY, HIDDEN = 23, 8
 
@@ -115,3 +115,26 @@ def test_a_trainable_lm_head_is_refused() -> None:
     hidden_ND, weight_VD, targets_N = inputs(2)
     with pytest.raises(AssertionError, match="frozen"):
         token_logprobs(hidden_ND, weight_VD.requires_grad_(), targets_N)
+
+
+def test_the_completion_loss_is_the_sum_of_the_log_probabilities() -> None:
+    """Value and gradient equal those of `token_logprobs`, and a learnt weight's gradient that of the full logits."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(300, 8, generator=generator, dtype=torch.float64).float().requires_grad_(True)
+    weight = torch.randn(11, 8, generator=generator)
+    targets = torch.randint(0, 11, (300,), generator=generator)
+    loss = completion_loss(hidden, weight, targets)
+    (loss * 0.5).backward()
+    found, hidden.grad = hidden.grad, None
+    expected = -token_logprobs(hidden, weight, targets)[0].sum()
+    (expected * 0.5).backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(found, hidden.grad, rtol=1e-5, atol=1e-6)
+
+    learnt = weight.clone().requires_grad_(True)
+    completion_loss(hidden.detach(), learnt, targets).backward()
+    plain = weight.clone().requires_grad_(True)
+    torch.nn.functional.cross_entropy(hidden.detach() @ plain.T, targets, reduction="sum").backward()
+    torch.testing.assert_close(learnt.grad, plain.grad, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(completion_loss(hidden, weight, targets), loss)

@@ -5,9 +5,19 @@ generation prompt; the reply is tokenised by itself, so the ids of a text are th
 in PPO, whose sampled ids follow the very same prompt ids (correctness.md rows 21 and 22). A template may write more
 after the end of the turn (SmolLM2 writes a newline); a sampled reply stops at the end-of-turn token, so that is where
 every reply stops here and where the reward model reads its score.
+
+What a template does around a reply is learnt from a probe, and a template that does anything else is refused:
+
+- it ends the turn with one special token, which need not be the tokenizer's EOS (Llama 3: <|eot_id|>);
+- it may put white space between generation prompt and reply (Mistral: a space), which then belongs to the reply;
+- it may strip the reply (Llama 3), which is then done here too.
+
+A base model's tokenizer without a template gets a default one: ChatML where its two tokens are special tokens of the
+tokenizer, else plain text ("User: ...", "Assistant: ..."). No token is added, so no embedding is resized.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -15,34 +25,64 @@ from jinja2 import TemplateError
 from plaudit.errors import UserError
 from plaudit.records import Completion, Message
 
+_TURNS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_PLAIN = (
+    "{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+_STRIPS: tuple[Callable[[str], str], ...] = (lambda text: text, str.strip, str.lstrip, str.rstrip)
+_HOLDER = re.compile("\ue000(\\d+)\ue001")
+
 
 class ChatFormat:
     """Turns prompts and replies into ids with one tokenizer; refuses a template it cannot be exact about."""
 
     def __init__(self, tokenizer: Any, system: str | None = None):
-        """`tokenizer` is a transformers tokenizer with a chat template; `system` opens every prompt that has none."""
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; use an instruction-tuned model"
-            )
+        """`tokenizer` is a transformers tokenizer; `system` opens every prompt that has none.
+
+        `default_template` names the template that was put in because the tokenizer had none, else it is None.
+        """
         if tokenizer.eos_token_id is None:
             raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token, so no reply could ever end")
         self.tokenizer = tokenizer
         self.system = system
-        self.eos_id: int = tokenizer.eos_token_id
-        self.pad_id: int = _pad_id(tokenizer)
-        self._check_template()
+        self.default_template: str | None = None
+        if not tokenizer.chat_template:
+            self.default_template, tokenizer.chat_template = _default_template(tokenizer)
+        self.special = {*tokenizer.all_special_tokens}
+        self.special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._learn_template()
+        self.eos_id: int = tokenizer.convert_tokens_to_ids(self.end)
+        self.pad_id: int = _pad_id(tokenizer, self.eos_id)
 
-    def _check_template(self) -> None:
+    def _learn_template(self) -> None:
+        """Find `lead`, `strip` and `end`: a turn is generation prompt + lead + strip(reply) + end."""
         probe = (Message("user", "Hello there."),)
         prompt = self._render(probe, generate=True)
-        full = self._render((*probe, Message("assistant", "Hi.")), generate=False)
-        if not full.startswith(prompt + "Hi." + self.tokenizer.eos_token):
+        full, spaced = (
+            self._render((*probe, Message("assistant", text)), generate=False) for text in ("Hi.", " \nHi. \n")
+        )
+        rest = full.removeprefix(prompt)
+        lead, found, after = rest.partition("Hi.")
+        end = max((token for token in self.special if token and after.startswith(token)), key=len, default="")
+        strip = next((f for f in _STRIPS if spaced.startswith(prompt + lead + f(" \nHi. \n") + end)), None)
+        if not full.startswith(prompt) or not found or lead.strip() or not end or strip is None:
             raise UserError(
                 f"{self.tokenizer.name_or_path}: the chat template does not write an assistant turn as generation "
-                f"prompt + reply + {self.tokenizer.eos_token!r}; it gave {full!r}, so its completion tokens "
-                "cannot be masked exactly"
+                f"prompt + reply + a special token that ends it; it gave {full!r} after {prompt!r}, so its completion "
+                "tokens cannot be masked exactly"
             )
+        self.lead, self.strip, self.end = lead, strip, end
+        # A tokenizer may put a space before every text it is given; then the template's own would be a second one.
+        whole = self._ids(full)
+        if lead and whole[: len(ids := self._ids(prompt) + self._ids(lead + "Hi."))] != ids:
+            ids = self._ids(prompt) + self._ids("Hi.")
+            if whole[: len(ids)] == ids:
+                self.lead = ""
 
     def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
         turns = [message.as_json() for message in messages]
@@ -63,15 +103,51 @@ class ChatFormat:
         Special-token strings that a person typed stay plain text: they must not end or fake a turn. So where there
         are any, the template is rendered around place holders, and each content is tokenised by itself.
         """
-        if not any(token in message.content for message in messages for token in self.tokenizer.all_special_tokens):
-            return self._ids(self._render(messages, generate=True))
-        holders = [f"\ue000{number}\ue001" for number in range(len(messages))]
-        held = [Message(message.role, holder) for message, holder in zip(messages, holders, strict=True)]
-        rest, ids = self._render(held, generate=True), []
-        for message, holder in zip(messages, holders, strict=True):
-            before, rest = rest.split(holder)
-            ids += self._ids(before) + self._ids(message.content, split_special_tokens=True)
-        return ids + self._ids(rest)
+        return self._span_ids(self._render(self._held(messages), generate=True), messages)
+
+    def conversation_ids(self, messages: Sequence[Message], reply: str) -> tuple[list[int], list[bool]]:
+        """Ids of a whole conversation, and which of them an assistant wrote: every turn, end-of-turn tokens included.
+
+        UserError when the template does not write the earlier turns of a conversation as it wrote them when they were
+        the last ones (one that moves the system message, or drops thoughts): their tokens could not be masked.
+        """
+        messages = (*messages, Message("assistant", reply))
+        held = self._held(messages)
+        ids: list[int] = []
+        written: list[bool] = []
+        done = ""
+        for number, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            text = self._render(held[:number], generate=True)
+            if not text.startswith(done):
+                raise UserError(
+                    f"{self.tokenizer.name_or_path}: the chat template writes an earlier turn otherwise once the "
+                    f"conversation goes on ({done[-40:]!r} is gone), so only the last turn can be masked exactly; "
+                    "set sft.learn=last"
+                )
+            span, turn = self._span_ids(text[len(done) :], messages), self.reply_ids(Completion(message.content))
+            ids += span + turn
+            written += [False] * len(span) + [True] * len(turn)
+            done = text + self.lead + self.strip(held[number].content) + self.end
+        return ids, written
+
+    def _held(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """`messages` themselves, or with place holders as contents where one holds a special token's text."""
+        contents = [message.content for message in messages]
+        if not any(_HOLDER.search(text) or any(token in text for token in self.special) for text in contents):
+            return tuple(messages)
+        return tuple(Message(message.role, f"\ue000{i}\ue001") for i, message in enumerate(messages))
+
+    def _span_ids(self, text: str, messages: Sequence[Message]) -> list[int]:
+        """Ids of a stretch of a rendering; contents behind place holders are tokenised by themselves, as plain text."""
+        ids: list[int] = []
+        for i, part in enumerate(_HOLDER.split(text)):
+            if i % 2:
+                ids += self._ids(messages[int(part)].content, split_special_tokens=True)
+            elif part:
+                ids += self._ids(part)
+        return ids
 
     def _ids(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]
@@ -79,22 +155,33 @@ class ChatFormat:
     def reply_ids(self, reply: Completion) -> list[int]:
         """Ids of a reply, closed by the end-of-turn token unless the length limit cut it; typed special-token
         strings stay plain text here too."""
-        ids = self._ids(reply.text, split_special_tokens=True)
+        text = self.lead + (self.strip(reply.text) if reply.finished else reply.text)
+        ids = self._ids(text, split_special_tokens=True)
         return [*ids, self.eos_id] if reply.finished else ids
 
     def completion(self, ids: Sequence[int]) -> Completion:
         """The reply that sampled `ids` spell; its end-of-turn token, if any, is the last one."""
         finished = bool(ids) and ids[-1] == self.eos_id
-        return Completion(self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True), finished)
+        text = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
+        return Completion(text.removeprefix(self.lead), finished)
 
 
-def _pad_id(tokenizer: Any) -> int:
+def _default_template(tokenizer: Any) -> tuple[str, str]:
+    """(name, template) for a tokenizer that has none."""
+    # Where the tokenizer opens every text with BOS by itself, the model was trained to see it there.
+    opens = tokenizer.bos_token is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    bos = "{{ bos_token }}" if opens else ""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return ("ChatML", bos + _TURNS) if {"<|im_start|>", "<|im_end|>"} <= special else ("plain text", bos + _PLAIN)
+
+
+def _pad_id(tokenizer: Any, end_id: int) -> int:
     """An id for padding that is not the end-of-turn token and that no ordinary text contains.
 
     Masks come from lengths, so inside Plaudit any id would do; an exported reward model is read by transformers at
     the rightmost token that is not the pad id, and there pad = EOS would move the score.
     """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    taken = {end_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return tokenizer.pad_token_id
     special = sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i not in taken)

@@ -38,8 +38,8 @@ def cache_folder() -> Path:
 
 def quiet_libraries() -> None:
     """No progress bars and hints of libraries between our own lines."""
-    # PEFT still reads an attribute that transformers has renamed.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # PEFT still reads an attribute that transformers has renamed, and older versions know the old call only.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     # PEFT sets fan_in_fan_out for GPT-2's transposed layers by itself and says so.
     warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*", category=UserWarning)
     transformers_logging.set_verbosity_error()

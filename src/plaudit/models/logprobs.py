@@ -63,3 +63,41 @@ def token_logprobs(
         return hidden_ND.new_zeros(0, dtype=torch.float32), hidden_ND.new_zeros(0, dtype=torch.float32)
     logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature)
     return logprobs_N, entropy_N
+
+
+class _CompletionLoss(torch.autograd.Function):
+    """The gradient is taken in the forward pass, while a chunk's logits are there: they are computed only once."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        hidden_grad, weight_grad = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_grad else None
+        total, grads = hidden_ND.new_zeros((), dtype=torch.float32), []
+        for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
+            q = _log_softmax(hidden, weight_VD, 1.0)
+            total -= q.gather(1, targets[:, None]).sum()
+            if hidden_grad or weight_grad:
+                grad_z = q.exp_()
+                grad_z[torch.arange(len(targets), device=grad_z.device), targets] -= 1
+                grad_z = grad_z.to(weight_VD.dtype)
+                grads.append(grad_z @ weight_VD)
+                if grad_VD is not None:
+                    grad_VD += (grad_z.T @ hidden).float()
+        hidden_grad_ND = torch.cat(grads).to(hidden_ND.dtype) if grads else None
+        ctx.save_for_backward(hidden_grad_ND, None if grad_VD is None else grad_VD.to(weight_VD.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        hidden_grad_ND, grad_VD = ctx.saved_tensors
+        return hidden_grad_ND * grad.to(hidden_grad_ND.dtype), None if grad_VD is None else grad_VD * grad, None
+
+
+def completion_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """−Σ log π(target) over N states at temperature 1, one float32 number in nats.
+
+    What SFT needs and no more: no entropies, and half the products of `token_logprobs` where its weight is frozen. A
+    weight that learns (full fine-tuning) gets its gradient too.
+    """
+    assert hidden_ND.shape[0] == targets_N.shape[0] and hidden_ND.shape[1] == weight_VD.shape[1]
+    return _CompletionLoss.apply(hidden_ND, weight_VD, targets_N)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 
 class MasterAdamW(torch.optim.AdamW):
-    """AdamW without weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) over float32 masters of `groups`.
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over float32 masters of `groups`; no decay unless one asks.
 
-    Each group is {"params": [...], "lr": ...}. Call `gather` after the last backward, then `step`.
+    Each group is {"params": [...], "lr": ...}, with "weight_decay" where it has one. Call `gather` after the last
+    backward, then `step`.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):

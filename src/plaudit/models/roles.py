@@ -8,7 +8,7 @@
 Everything is reached through `Roles.forward(tokens, role, need)`; nobody touches the trunk or a head from outside.
 `requires_grad` is set once, when the roles are built. PEFT owns the adapters' format, initialisation and execution.
 Adapters are in the base's format: float32 ones would make each of their products a float32 product. The optimiser
-keeps their float32 masters. A separate critic adapter and full fine-tuning are not here yet.
+keeps their float32 masters. Full fine-tuning is `models.full`'s; a separate critic adapter is not here yet.
 """
 
 import shutil
@@ -27,11 +27,11 @@ from transformers import PreTrainedModel
 from plaudit import rng
 from plaudit.errors import UserError
 from plaudit.models.heads import ScalarHead
-from plaudit.models.logprobs import token_logprobs
-from plaudit.models.tokens import Tokens
+from plaudit.models.logprobs import completion_loss, token_logprobs
+from plaudit.models.tokens import Batch, Tokens
 
 Role = Literal["policy", "reference", "reward"]
-Need = Literal["logprobs", "values", "scores"]
+Need = Literal["logprobs", "values", "scores", "loss"]
 
 
 class LoraSettings(BaseModel):
@@ -55,6 +55,7 @@ class RoleOutput:
     entropy_BT: Tensor | None = None
     values_BT: Tensor | None = None
     scores_B: Tensor | None = None
+    loss: Tensor | None = None
 
 
 class Roles(nn.Module):
@@ -133,21 +134,23 @@ class Roles(nn.Module):
             if adapter is not None:
                 layer._active_adapter = [adapter]
 
-    def forward(self, tokens: Tokens, role: Role, need: frozenset[Need]) -> RoleOutput:
+    def forward(self, tokens: Tokens | Batch, role: Role, need: frozenset[Need]) -> RoleOutput:
         """One pass of `role` over `tokens`, giving what `need` names.
 
         logprobs: log π(a_t) and the entropy of π(·|s_t), [B, T], at the reply's actions, at the sampling temperature.
         values: V(s_t), [B, T], at the same columns (policy role only). scores: the raw score at the last real token,
-        [B] (reward role only). All float32.
+        [B] (reward role only). loss: −Σ log π(a_t) over the mask (policy role only). All float32. `tokens` may be a
+        `Batch` for logprobs and loss.
         """
-        allowed = {"policy": {"logprobs", "values"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
+        allowed = {"policy": {"logprobs", "values", "loss"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
         assert need and need <= allowed, (role, need)
         self._activate(None if role == "reference" else role)
         model = self.peft.get_base_model()
         hidden_BTD = _hidden(model, tokens)
         mask_BT = tokens.mask_BT
-        logprobs_BT = entropy_BT = values_BT = scores_B = None
+        logprobs_BT = entropy_BT = values_BT = scores_B = loss = None
         if "scores" in need:
+            assert isinstance(tokens, Tokens)
             rows_B = torch.arange(len(tokens.lengths_B), device=hidden_BTD.device)
             scores_B = self.score_head(hidden_BTD[rows_B, tokens.lengths_B - 1])
         if "values" in need:
@@ -156,7 +159,10 @@ class Roles(nn.Module):
             values_BT = _scatter(values_N, mask_BT)
         if "logprobs" in need:
             logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_BTD, tokens, self.temperature)
-        return RoleOutput(logprobs_BT, entropy_BT, values_BT, scores_B)
+        if "loss" in need:
+            assert self.temperature == 1.0, "a loss on given text is taken at temperature 1"
+            loss = _batch_loss(model, hidden_BTD, tokens)
+        return RoleOutput(logprobs_BT, entropy_BT, values_BT, scores_B, loss)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything an optimiser may change."""
@@ -204,13 +210,29 @@ class Roles(nn.Module):
                 yield name, parameter.detach()
 
 
-def _hidden(model: PreTrainedModel, tokens: Tokens) -> Tensor:
+def _hidden(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
     trunk = getattr(model, model.base_model_prefix)
+    if isinstance(tokens, Batch) and tokens.segments is not None:
+        # Packed rows: `models.attention` reads the segments, and the stage has checked that this model obeys them.
+        return trunk(
+            input_ids=tokens.tokens_BT, position_ids=tokens.positions_BT, segments=tokens.segments, use_cache=False
+        ).last_hidden_state
     return trunk(input_ids=tokens.tokens_BT, use_cache=False).last_hidden_state
 
 
+def _batch_loss(model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens | Batch) -> Tensor:
+    mask_BT = tokens.mask_BT
+    targets_N = tokens.tokens_BT.roll(-1, dims=1)[mask_BT]
+    return completion_loss(hidden_BTD[mask_BT], model.get_output_embeddings().weight, targets_N)
+
+
+def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
+    """−Σ log π(a_t) over the mask, of a plain model without adapters; by the roles' own code."""
+    return _batch_loss(model, _hidden(model, tokens), tokens)
+
+
 def _reply_logprobs(
-    model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens, temperature: float
+    model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens | Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
     mask_BT = tokens.mask_BT
     targets_N = tokens.tokens_BT.roll(-1, dims=1)[mask_BT]

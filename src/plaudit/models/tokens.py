@@ -2,6 +2,9 @@
 
 Attention is causal, so padding on the right cannot reach a real token: no attention mask is needed and position ids
 are simply 0, 1, 2, ... (correctness.md row 1). Masks come from the lengths (row 2).
+
+SFT learns from conversations, where several stretches of a sequence may count: its batches (`Batch`) carry their mask,
+and their sequences may also lie end to end in one row.
 """
 
 from collections.abc import Sequence
@@ -9,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from plaudit.data.packing import Example
 
 
 @dataclass(frozen=True)
@@ -50,3 +55,36 @@ def pad_right(
         torch.tensor([len(prompt) for prompt in prompts], device=device),
         torch.tensor(lengths, device=device),
     )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples with their own mask: one a row and right-padded, or all in one row, `segments` being their lengths."""
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    segments: tuple[int, ...] | None = None
+
+    @property
+    def positions_BT(self) -> Tensor | None:
+        """Position ids of a packed row: they start at 0 with every example."""
+        if self.segments is None:
+            return None
+        return torch.cat([torch.arange(n, device=self.tokens_BT.device) for n in self.segments])[None]
+
+
+def pad_examples(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
+    """One example a row."""
+    width = max(len(example.ids) for example in examples)
+    ids = [[*example.ids, *[pad_id] * (width - len(example.ids))] for example in examples]
+    learnt = [[*example.learnt[1:], *[False] * (width - len(example.ids) + 1)] for example in examples]
+    return Batch(torch.tensor(ids, device=device), torch.tensor(learnt, dtype=torch.bool, device=device))
+
+
+def pack_examples(examples: Sequence[Example], device: torch.device) -> Batch:
+    """All examples in one row; the last column of each is masked: its next token belongs to another example."""
+    ids = [token for example in examples for token in example.ids]
+    learnt = [counts for example in examples for counts in (*example.learnt[1:], False)]
+    segments = tuple(len(example.ids) for example in examples)
+    mask_BT = torch.tensor([learnt], dtype=torch.bool, device=device)
+    return Batch(torch.tensor([ids], device=device), mask_BT, segments)

@@ -1,7 +1,7 @@
 """What every stage is given: the run's folder, seed, machine, model source and data."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,10 +87,17 @@ class Run:
         """Prompts of the given splits, in file order."""
         return [prompt for prompt in self.prompts if prompt.split in names]
 
-    def finish(self, stage: str, title: str, summary: dict[str, Any], shown: Sequence[str]) -> dict[str, Any]:
-        """Write the stage's summary.json and print its table."""
+    def finish(
+        self,
+        stage: str,
+        title: str,
+        summary: dict[str, Any],
+        shown: Sequence[str],
+        more: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Write the stage's summary.json and print its table: the numbers `shown`, then the rows of `more`."""
         write_json(self.folder.stage(stage) / "summary.json", summary)
-        stage_table(title, {name: summary[name] for name in shown})
+        stage_table(title, {**{name: summary[name] for name in shown}, **(more or {})})
         return summary
 
 
@@ -110,10 +117,19 @@ def optimiser_step(
 
 def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear warm-up over `warmup` steps, then a half cosine down to a tenth of the peak at `steps`."""
+    return schedule_of(optimiser, steps, warmup, "cosine")
+
+
+def schedule_of(
+    optimiser: torch.optim.Optimizer, steps: int, warmup: int, shape: Literal["cosine", "linear", "constant"]
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up over `warmup` steps, then a half cosine or a line down to a tenth of the peak, or the peak."""
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[shape]
+        return 0.1 + 0.9 * left
 
     return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)

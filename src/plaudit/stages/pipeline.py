@@ -83,6 +83,9 @@ def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: list[De
             missing = "split 'train'" if trained else "split 'validation' or 'test'"
             raise UserError(f"{recipe.data.demonstrations}: no demonstration has {missing}; SFT needs both")
     _check_no_leak("demonstration", recipe.data.demonstrations, [d.prompt for d in demonstrations], recipe, prompts)
+    mixed = [d.prompt for _, rows in sft.check_mixture(recipe.sft, demonstrations) for d in rows]
+    if recipe.sft.mixture:
+        _check_no_leak("demonstration of sft.mixture", recipe.data.demonstrations, mixed, recipe, prompts)
 
 
 def _check_no_leak(what: str, path: Path, used: list[Prompt], recipe: Recipe, prompts: list[Prompt]) -> None:

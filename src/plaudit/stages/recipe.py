@@ -86,7 +86,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     )
     rankings = recipe.preferences.rankings
     chosen = recipe.preferences.model_copy(update={"rankings": _located(home, rankings) if rankings else None})
-    return recipe.model_copy(update={"data": data, "preferences": chosen})
+    sources = [
+        source.model_copy(update={"path": _located(home, source.path) if source.path else None})
+        for source in recipe.sft.mixture
+    ]
+    sft = recipe.sft.model_copy(update={"mixture": sources})
+    return recipe.model_copy(update={"data": data, "preferences": chosen, "sft": sft})
 
 
 def _located(home: Path, source: Path) -> Path:
@@ -164,6 +169,8 @@ def _fields(loc: Sequence[str]) -> set[str]:
     """Names of the keys below a dotted place of the recipe."""
     model: type[BaseModel] = Recipe
     for part in loc:
+        if part.isdigit():  # an item of a list: its keys are those of the list's type
+            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         options = [annotation, *get_args(annotation)]
         found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

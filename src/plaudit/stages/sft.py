@@ -1,55 +1,114 @@
-"""Supervised fine-tuning: a LoRA adapter learns the replies of the demonstrations, then is merged into the base.
+"""Supervised fine-tuning: the model learns the replies of the demonstrations; a LoRA adapter is merged at the end.
 
-    loss = −(1/N) Σ log π(a_t | s_t)   over the N completion tokens (end-of-turn token included) of an optimiser step
+    loss = −(1/N) Σ log π(a_t | s_t)   over the N completion tokens (end-of-turn tokens included) of an optimiser step
 
-Leaves sft/adapter (PEFT) and sft/model (merged Hugging Face checkpoint: *the* SFT model from here on), with
-sft/metrics.jsonl and sft/summary.json. Packing, more formats, full fine-tuning and early stopping are not here yet.
+Leaves sft/model (Hugging Face checkpoint: *the* SFT model from here on), sft/adapter (PEFT; not for full fine-tuning),
+sft/metrics.jsonl, sft/samples.jsonl and sft/summary.json. A cache of tokens on disk and a checkpoint to resume inside
+the stage are not here.
 
     plaudit sft RECIPE
 """
 
 import hashlib
-from typing import Any
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plaudit import rng
-from plaudit.algo.losses import language_model_loss
-from plaudit.algo.masked import masked_sum
 from plaudit.data.chat import ChatFormat
+from plaudit.data.examples import Encoder, Learn, Source, Step, TooLong, held_out_rows, training_steps
+from plaudit.data.files import read_demonstrations
+from plaudit.data.mixture import Share, counts
+from plaudit.data.packing import Example, balanced, by_length
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
+from plaudit.models.attention import use_packed_attention
+from plaudit.models.full import FullModel
 from plaudit.models.load import load_model, save_model
 from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Roles, merge_into
-from plaudit.models.tokens import Tokens, pad_right
-from plaudit.records import Completion, Demonstration
+from plaudit.models.tokens import Batch, pack_examples, pad_examples
+from plaudit.records import Demonstration, messages_as_json
+from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
-from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
+from plaudit.stages.base import Run, StageConfig, optimiser_step, schedule_of
+
+
+class SourceConfig(StageConfig):
+    """One source of the mixture."""
+
+    path: Path | None = None
+    """Its file; null is data.demonstrations."""
+    kind: str | None = Field(None, min_length=1)
+    """Take the rows of this kind only; null takes all."""
+    weight: float | None = Field(None, gt=0)
+    """Its share of an epoch's examples is weight / sum of weights; the first exhausted source ends the epoch."""
+    rows: int | None = Field(None, ge=1)
+    """Examples an epoch, in place of a weight."""
+    repeat: int = Field(1, ge=1)
+    """How often an epoch may go through its rows."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "SourceConfig":
+        if self.weight is not None and self.rows is not None:
+            raise ValueError(f"weight={self.weight} and rows={self.rows} exclude each other; give one")
+        return self
 
 
 class SFTConfig(StageConfig):
     """Supervised fine-tuning."""
 
+    mixture: list[SourceConfig] = Field([])
+    """Sources and their shares; empty takes every training demonstration once an epoch."""
     epochs: int = Field(3, ge=1)
     """Passes over the training demonstrations."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimiser steps after which training ends, whatever epochs says; null is no limit."""
     batch_size: int = Field(16, ge=1)
     """Demonstrations in one optimiser step."""
     micro_batch_size: int = Field(8, ge=1)
     """Demonstrations in one forward and backward pass; must divide batch_size. Changes memory, not the result."""
+    packing: bool = True
+    """Demonstrations of a micro-batch share one row without padding, unseen by each other. Changes speed only."""
     learning_rate: float = Field(5e-4, gt=0)
-    """Peak learning rate of AdamW; cosine to a tenth of it."""
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up the rate falls to a tenth of its peak on a half cosine or a line, or it stays."""
     warmup_steps: int = Field(4, ge=0)
     """Optimiser steps of linear warm-up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decay of matrices; biases and norms are spared."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm."""
     max_length: int = Field(512, ge=8)
-    """Longest prompt + reply in tokens; a longer demonstration is refused by name."""
-    lora: LoraSettings = LoraSettings()
-    """The adapter that is trained and merged."""
+    """Longest conversation in tokens."""
+    too_long: TooLong = "refuse"
+    """What a longer one meets: refuse by name, drop, or left_truncate (its start is cut; a reply never is)."""
+    learn: Learn = "last"
+    """Which replies of a conversation count in the loss: the last, or those of all assistant turns."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Optimiser steps between two held-out losses; null is after each epoch. The end is always evaluated."""
+    evaluate_on: int = Field(1000, ge=1)
+    """Held-out demonstrations at most; of more, a seeded choice."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations in a row without a lower held-out loss; null never stops early."""
+    samples: int = Field(2, ge=0)
+    """Held-out prompts that are answered at every evaluation, for people to read."""
+    sample_tokens: int = Field(48, ge=1)
+    """Longest such reply in tokens."""
+    lora: LoraSettings | None = LoraSettings()
+    """The adapter that is trained and merged; null trains every weight (full fine-tuning)."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "SFTConfig":
@@ -58,87 +117,190 @@ class SFTConfig(StageConfig):
         return self
 
 
+def sources_of(config: SFTConfig, demonstrations: Sequence[Demonstration]) -> list[tuple[str, list[Demonstration]]]:
+    """(name, rows of every split) of each source; `demonstrations` are those of data.demonstrations."""
+    files: dict[Path, Sequence[Demonstration]] = {}
+    found = []
+    for number, source in enumerate(config.mixture):
+        if source.path is not None and source.path not in files:
+            files[source.path] = read_demonstrations(source.path)
+        rows = demonstrations if source.path is None else files[source.path]
+        name = f"sft.mixture[{number}] ({', '.join(str(part) for part in (source.path, source.kind) if part)})"
+        found.append((name, [row for row in rows if source.kind in (None, row.prompt.kind)]))
+    return found or [("data.demonstrations", list(demonstrations))]
+
+
+def check_mixture(config: SFTConfig, demonstrations: Sequence[Demonstration]) -> list[tuple[str, list[Demonstration]]]:
+    """`sources_of`, when an epoch can be made of them; UserError when not."""
+    found = sources_of(config, demonstrations)
+    counts([source.share for source in _train_sources(config, found)])
+    if not any(row.prompt.split != "train" for _, rows in found for row in rows):
+        raise UserError("sft.mixture: none of its demonstrations has split 'validation' or 'test'; SFT needs some")
+    return found
+
+
+def _train_sources(config: SFTConfig, found: list[tuple[str, list[Demonstration]]]) -> list[Source]:
+    settings = config.mixture or [SourceConfig()]
+    sources = []
+    for (name, rows), source in zip(found, settings, strict=True):
+        train = [row for row in rows if row.prompt.split == "train"]
+        sources.append(Source(train, Share(name, len(train), source.weight, source.rows, source.repeat)))
+    return sources
+
+
+@dataclass
+class Trainer:
+    """What the loop holds."""
+
+    config: SFTConfig
+    run: Run
+    chat: ChatFormat
+    model: Roles | FullModel
+    packed: bool
+    held_out: list[Example]
+    prompts: list[Demonstration]
+    engine: InProcessEngine | None
+    best: dict[str, Tensor] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def batches(self, examples: Sequence[Example]) -> list[Batch]:
+        """The micro-batches of some examples: packed rows, or padded rows of like length."""
+        lengths, size = [len(example.ids) for example in examples], self.config.micro_batch_size
+        groups = balanced(lengths, size) if self.packed else by_length(lengths, size)
+        device = self.run.machine.device
+        chosen = [[examples[i] for i in group] for group in groups]
+        if self.packed:
+            return [pack_examples(group, device) for group in chosen]
+        return [pad_examples(group, self.chat.pad_id, device) for group in chosen]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """−Σ log π(a_t) over the batch's completion tokens."""
+        loss = self.model(batch, "policy", frozenset({"loss"})).loss
+        assert isinstance(loss, Tensor)
+        return loss
+
+
 def run(config: SFTConfig, run: Run) -> dict[str, Any]:
-    """Train, merge, save; returns the summary."""
+    """Train, keep the best, merge, save; returns the summary."""
     chat = run.chat(run.model)
-    train = _tokenise(chat, [d for d in run.demonstrations if d.prompt.split == "train"], config)
-    held_out = _tokenise(chat, [d for d in run.demonstrations if d.prompt.split != "train"], config)
-    base = load_model(run.model, run.machine.dtype, run.machine.device)
-    roles = Roles(base, trained="policy", lora=config.lora, seed=run.seed)
-    base_hash = tensors_hash(roles)
-    parameters = [p for name, p in roles.trainable().items() if "value_head" not in name]
-    optimiser = MasterAdamW([{"params": parameters, "lr": config.learning_rate}])
-    steps_per_epoch = -(-len(train) // config.batch_size)
-    steps = config.epochs * steps_per_epoch
-    schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
-
-    with Metrics(run.folder.stage("sft") / "metrics.jsonl") as metrics, progress("SFT", steps, "step") as advance:
-        before = held_out_loss(roles, held_out, chat.pad_id, config.micro_batch_size)
-        metrics.log(step=0, eval_loss=before)
-        for step in range(steps):
-            epoch, offset = divmod(step, steps_per_epoch)
-            order = rng.permutation(run.seed, "sft", epoch, len(train))
-            rows = [train[i] for i in order[offset * config.batch_size : (offset + 1) * config.batch_size]]
-            loss = _accumulate(roles, rows, chat.pad_id, config.micro_batch_size, f"SFT step {step + 1}")
-            row = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
-            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, f"SFT step {step + 1}")
-            if offset == steps_per_epoch - 1:
-                row["eval_loss"] = held_out_loss(roles, held_out, chat.pad_id, config.micro_batch_size)
-            metrics.log(step=step + 1, **row)
-            advance(f"loss {loss:.3f}")
-    if tensors_hash(roles) != base_hash:
-        raise AssertionError("the frozen base changed during SFT")
-
+    found = check_mixture(config, run.demonstrations)
+    encoder = Encoder(chat, config.max_length, config.too_long, config.learn)
+    steps = training_steps(
+        _train_sources(config, found), encoder, seed=run.seed, epochs=config.epochs, size=config.batch_size,
+        limit=config.max_steps,
+    )  # fmt: skip
+    rows = {id(row): row for _, source in found for row in source if row.prompt.split != "train"}
+    chosen = held_out_rows(list(rows.values()), config.evaluate_on, run.seed)
+    held_out = [example for row in chosen if (example := encoder.example(row)) is not None]
+    if not held_out:
+        raise UserError(f"every held-out demonstration is longer than sft.max_length={config.max_length}; raise it")
+    trainer, layout = build(config, run, chat, held_out, chosen)
+    base_hash = tensors_hash(trainer.model) if isinstance(trainer.model, Roles) else None
+    trainable = _learning(trainer.model)
     folder = run.folder.stage("sft")
-    roles.save_adapter(folder / "adapter")
-    merged = load_model(run.model, run.machine.dtype, run.machine.device)
-    merge_into(merged, roles.merged_weights("policy"))
-    save_model(merged, chat.tokenizer, folder / "model")
+    with Metrics(folder / "metrics.jsonl") as metrics, Metrics(folder / "samples.jsonl") as samples:
+        done = train(trainer, steps, metrics, samples)
+    if isinstance(trainer.model, Roles) and tensors_hash(trainer.model) != base_hash:
+        raise AssertionError("the frozen base changed during SFT")
+    trainer.model.load_adapter_state(trainer.best)
+    _save(trainer, folder)
+
+    kept = min(trainer.evaluations[1:], key=lambda row: row["eval_loss"])
+    kinds = _by_kind(steps[:done], trainer.evaluations[0], kept)
     summary = {
-        "demonstrations_train": len(train),
+        "demonstrations_train": sum(part["examples"] for part in _by_kind(_first_epoch(steps)).values()),
         "demonstrations_held_out": len(held_out),
-        "eval_loss_before": before,
-        "eval_loss_after": held_out_loss(roles, held_out, chat.pad_id, config.micro_batch_size),
-        "trainable_parameters": sum(p.numel() for p in parameters),
-        "steps": steps,
+        "dropped": encoder.dropped,
+        "truncated": encoder.truncated,
+        "layout": layout,
+        "chat_template": f"default: {chat.default_template}" if chat.default_template else "the tokenizer's own",
+        "eval_loss_before": trainer.evaluations[0]["eval_loss"],
+        "eval_loss_after": kept["eval_loss"],
+        "kept_step": kept["step"],
+        "trainable_parameters": sum(parameter.numel() for parameter in trainable.values()),
+        "steps": done,
+        "tokens": sum(part["tokens"] for part in kinds.values()),
+        "tokens_per_second": sum(part["tokens"] for part in kinds.values()) / trainer.seconds,
+        "kinds": kinds,
     }
-    return run.finish("sft", "SFT", summary, tuple(summary))
+    return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
 
 
-Row = tuple[list[int], list[int]]
+def build(
+    config: SFTConfig, run: Run, chat: ChatFormat, held_out: list[Example], prompts: list[Demonstration]
+) -> tuple[Trainer, str]:
+    """The trainer, and the layout of its rows in words."""
+    full = config.lora is None
+    base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
+    reason = use_packed_attention(base) if config.packing else "sft.packing is false"
+    model = FullModel(base, run.machine.dtype) if full else Roles(
+        base, trained="policy", lora=config.lora, seed=run.seed
+    )  # fmt: skip
+    if config.gradient_checkpointing:
+        _checkpoint_gradients(base)
+    engine = None
+    if config.samples:
+        copy = load_model(run.model, run.machine.dtype, run.machine.device)
+        engine = InProcessEngine(copy, eos_id=chat.eos_id, pad_id=chat.pad_id)
+    layout = "packed" if reason is None else f"padded: {reason}"
+    trainer = Trainer(config, run, chat, model, reason is None, held_out, prompts[: config.samples], engine)
+    return trainer, layout
 
 
-def _tokenise(chat: ChatFormat, demonstrations: list[Demonstration], config: SFTConfig) -> list[Row]:
-    rows = []
-    for item in demonstrations:
-        prompt, reply = chat.prompt_ids(item.prompt.messages), chat.reply_ids(Completion(item.completion))
-        if len(prompt) + len(reply) > config.max_length:
-            raise UserError(
-                f"demonstration {item.prompt.id!r} has {len(prompt) + len(reply)} tokens, more than sft.max_length="
-                f"{config.max_length}; shorten it or raise sft.max_length"
-            )
-        rows.append((prompt, reply))
-    return rows
+def _checkpoint_gradients(base: PreTrainedModel) -> None:
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers checkpoints in train mode only, and train mode turns dropout on: so only the checkpointing layer
+    # itself is told so, not what is in it.
+    for module in base.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
-def _pad(roles: Roles, rows: list[Row], pad_id: int) -> Tokens:
-    return pad_right([p for p, _ in rows], [r for _, r in rows], pad_id, roles.value_head.weight.device)
+def _learning(model: Roles | FullModel) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.trainable().items() if "value_head" not in name}
 
 
-def _logprobs(roles: Roles, tokens: Tokens) -> Tensor:
-    logprobs_BT = roles(tokens, "policy", frozenset({"logprobs"})).logprobs_BT
-    assert logprobs_BT is not None
-    return logprobs_BT
+def train(trainer: Trainer, steps: list[Step], metrics: Metrics, samples: Metrics) -> int:
+    """The loop; returns the optimiser steps that were done."""
+    config, without_gain = trainer.config, 0
+    learning = _learning(trainer.model).values()
+    parts = {config.weight_decay: [p for p in learning if p.dim() >= 2]}
+    parts[0.0] = parts.get(0.0, []) + [p for p in learning if p.dim() < 2]
+    optimiser = MasterAdamW(
+        [{"params": part, "lr": config.learning_rate, "weight_decay": decay} for decay, part in parts.items() if part]
+    )
+    schedule = schedule_of(optimiser, len(steps), config.warmup_steps, config.schedule)
+    with progress("SFT", len(steps), "step") as advance:
+        metrics.log(step=0, **_evaluate(trainer, 0, samples))
+        for number, step in enumerate(steps, start=1):
+            where = f"SFT step {number}"
+            started = time.perf_counter()
+            loss = _accumulate(trainer, step.examples, where)
+            row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
+            row["tokens"] = sum(len(example.ids) for example in step.examples)
+            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            trainer.seconds += time.perf_counter() - started
+            due = step.ends_epoch if config.evaluate_every is None else number % config.evaluate_every == 0
+            if due or number == len(steps):
+                lowest = min((old["eval_loss"] for old in trainer.evaluations[1:]), default=float("inf"))
+                row |= _evaluate(trainer, number, samples)
+                without_gain = 0 if row["eval_loss"] < lowest else without_gain + 1
+                if without_gain == 0:
+                    trainer.best = trainer.model.adapter_state()
+            metrics.log(step=number, **row)
+            advance(f"loss {loss:.3f}")
+            if config.patience is not None and without_gain >= config.patience:
+                return number
+    return len(steps)
 
 
-def _accumulate(roles: Roles, rows: list[Row], pad_id: int, micro: int, where: str) -> float:
+def _accumulate(trainer: Trainer, examples: list[Example], where: str) -> float:
     """Backward over micro-batches, divided by the completion tokens of the whole step (correctness.md row 14)."""
-    count = sum(len(reply) for _, reply in rows)
-    rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))  # rows of like length share a micro-batch
+    count = sum(example.targets for example in examples)
     total = 0.0
-    for start in range(0, len(rows), micro):
-        tokens = _pad(roles, rows[start : start + micro], pad_id)
-        loss = language_model_loss(_logprobs(roles, tokens), tokens.mask_BT, count)
+    for batch in trainer.batches(examples):
+        loss = trainer.loss(batch) / count
         check_finite("the loss", loss.item(), where)
         loss.backward()
         total += loss.item()
@@ -146,13 +308,76 @@ def _accumulate(roles: Roles, rows: list[Row], pad_id: int, micro: int, where: s
 
 
 @torch.no_grad()
-def held_out_loss(roles: Roles, rows: list[Row], pad_id: int, micro: int) -> float:
-    """Mean negative log-likelihood per completion token of the held-out demonstrations, in nats."""
-    total = 0.0
-    for start in range(0, len(rows), micro):
-        tokens = _pad(roles, rows[start : start + micro], pad_id)
-        total -= masked_sum(_logprobs(roles, tokens), tokens.mask_BT).item()
-    return total / sum(len(reply) for _, reply in rows)
+def _evaluate(trainer: Trainer, step: int, samples: Metrics) -> dict[str, Any]:
+    """Held-out loss per completion token in nats, of everything and of each kind; and the sample replies."""
+    totals: dict[str, tuple[float, int]] = {}
+    for kind in sorted({example.kind for example in trainer.held_out}):
+        examples = [example for example in trainer.held_out if example.kind == kind]
+        nats = sum(trainer.loss(batch).item() for batch in trainer.batches(examples))
+        totals[kind] = (nats, sum(example.targets for example in examples))
+    loss = sum(nats for nats, _ in totals.values()) / sum(count for _, count in totals.values())
+    row = {"eval_loss": loss, "eval_loss_by_kind": {kind: nats / count for kind, (nats, count) in totals.items()}}
+    trainer.evaluations.append({"step": step, **row})
+    _sample(trainer, step, samples)
+    return row
+
+
+def _sample(trainer: Trainer, step: int, samples: Metrics) -> None:
+    """One reply to each sample prompt at temperature 1, with the same random numbers every time."""
+    if trainer.engine is None:
+        return
+    ids = [trainer.chat.prompt_ids(row.prompt.messages) for row in trainer.prompts]
+    uniforms = rng.uniforms(trainer.run.seed, "sft/samples", 0, list(range(len(ids))), trainer.config.sample_tokens)
+    trainer.engine.load_weights(trainer.model.merged_weights("policy"))
+    for row, sampled in zip(trainer.prompts, trainer.engine.generate(ids, uniforms), strict=True):
+        prompt, reply = messages_as_json(row.prompt.messages), trainer.chat.completion(sampled.ids)
+        samples.log(step=step, id=row.prompt.id, kind=row.prompt.kind, prompt=prompt, **reply.as_json())
+
+
+def _save(trainer: Trainer, folder: Path) -> None:
+    run, model = trainer.run, trainer.model
+    if isinstance(model, Roles):
+        model.save_adapter(folder / "adapter")
+    merged = load_model(run.model, run.machine.dtype, run.machine.device)
+    merge_into(merged, model.merged_weights("policy"))
+    # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
+    ends = merged.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    if trainer.chat.eos_id not in ends:
+        merged.generation_config.eos_token_id = [*ends, trainer.chat.eos_id]
+    save_model(merged, trainer.chat.tokenizer, folder / "model")
+
+
+def _first_epoch(steps: list[Step]) -> list[Step]:
+    return steps[: next((i for i, step in enumerate(steps, start=1) if step.ends_epoch), len(steps))]
+
+
+def _by_kind(
+    steps: list[Step], before: dict[str, Any] | None = None, after: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Kind -> examples and tokens that were learnt from, share of the examples, held-out loss before and after."""
+    found: dict[str, dict[str, Any]] = {}
+    examples = [example for step in steps for example in step.examples]
+    for example in examples:
+        part = found.setdefault(example.kind, {"examples": 0, "share": 0.0, "tokens": 0, "completion_tokens": 0})
+        part["examples"] += 1
+        part["tokens"] += len(example.ids)
+        part["completion_tokens"] += example.targets
+    for kind, part in found.items():
+        part["share"] = part["examples"] / len(examples)
+        for name, row in (("eval_loss_before", before), ("eval_loss_after", after)):
+            part[name] = None if row is None else row["eval_loss_by_kind"].get(kind)
+    return dict(sorted(found.items()))
+
+
+def _kind_rows(kinds: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the stage's table says of each kind."""
+    rows = {}
+    for kind, part in kinds.items():
+        before, after = part["eval_loss_before"], part["eval_loss_after"]
+        losses = "none held out" if after is None else f"eval loss {before:.3f} -> {after:.3f}"
+        rows[f"  {kind}"] = f"{part['examples']:,} ({part['share']:.1%}), {part['tokens']:,} tokens, {losses}"
+    return rows
 
 
 def tensors_hash(roles: Roles) -> str:
