@@ -59,11 +59,20 @@ class Completion:
 
 @dataclass(frozen=True)
 class Ranking:
-    """K replies to one prompt, each with a rank: 1 is best, equal ranks are ties."""
+    """K replies to one prompt, each with a rank: 1 is best, equal ranks are ties.
+
+    What else the file says of them, where it does: `votes` and `judge_scores` (a judge's own score) of each reply,
+    `sources` (who wrote each), `strength` (how much better the better of two is, > 0) and `annotator` (who ranked).
+    """
 
     prompt: Prompt
     replies: tuple[Completion, ...]
     ranks: tuple[int, ...]
+    votes: tuple[int, ...] | None = None
+    judge_scores: tuple[float, ...] | None = None
+    sources: tuple[str, ...] | None = None
+    strength: float | None = None
+    annotator: str | None = None
 
     def pairs(self) -> list[tuple[int, int]]:
         """Index pairs (winner, loser) of the replies that are strictly ordered; ties give no pair."""
@@ -76,7 +85,11 @@ class Ranking:
 
     def as_json(self) -> dict[str, Any]:
         replies = [{**reply.as_json(), "rank": rank} for reply, rank in zip(self.replies, self.ranks, strict=True)]
-        return {**self.prompt.as_json(), "responses": replies}
+        for name, values in (("votes", self.votes), ("score", self.judge_scores), ("source", self.sources)):
+            for reply, value in zip(replies, values or (), strict=False):
+                reply[name] = value
+        told = {name: value for name in ("strength", "annotator") if (value := getattr(self, name)) is not None}
+        return {**self.prompt.as_json(), "responses": replies, **told}
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import write_lines
 from plaudit.data import read
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings
 from plaudit.data.formats import FORMATS, KINDS, Reader, Record, canonical
@@ -120,13 +122,13 @@ ROWS: dict[str, tuple[str, dict[str, Any], Record]] = {
     "votes": (
         "votes",
         {"prompt": P, "responses": [{"text": t, "votes": v} for t, v in (("a", 3), ("b", 9), ("c", 3), ("d", 0))]},
-        Ranking(ASKED, tuple(map(Completion, "abcd")), (2, 1, 2, 4)),
+        Ranking(ASKED, tuple(map(Completion, "abcd")), (2, 1, 2, 4), votes=(3, 9, 3, 0)),
     ),
     **{
         f"strength {strength}": (
             "strength",
             {"prompt": P, "response_1": "a", "response_2": "b", "preference_strength": strength},
-            pair("a", "b", ranks=ranks),
+            replace(pair("a", "b", ranks=ranks), strength=abs(strength) or None),
         )
         for strength, ranks in ((-2, (1, 2)), (0, (1, 1)), (0.5, (2, 1)))
     },
@@ -258,10 +260,6 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("differ before their last Assistant turn",),
     ),
     "votes below 0": ({"prompt": "x", "responses": [{"text": "a", "votes": -1}] * 2}, ("'votes'", "0 up", "-1")),
-    "votes and ranks": (
-        {"prompt": "x", "responses": [{"text": "a", "votes": 1, "rank": 1}] * 2},
-        ("votes and rankings: ambiguous",),
-    ),
     "strength in words": (
         {"prompt": "x", "response_1": "a", "response_2": "b", "preference_strength": "high"},
         ("'preference_strength'", "'high'"),
@@ -475,3 +473,49 @@ def test_a_file_is_streamed(tmp_path: Path) -> None:
 def test_formats_and_reading_load_no_table_library() -> None:
     code = "import sys, plaudit.data.audit; print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+
+
+def test_what_a_ranking_tells_beyond_its_order(tmp_path: Path) -> None:
+    row = {
+        "prompt": "Hi", "annotator": "ann", "strength": 2,
+        "responses": [
+            {"text": "a", "rank": 2, "votes": 1, "score": -0.5, "source": "small"},
+            {"text": "b", "rank": 1, "votes": 3, "score": 1, "source": "large"},
+        ],
+    }  # fmt: skip
+    path = write_lines(tmp_path / "r.jsonl", [row])
+    (ranking,) = read_rankings(path)
+    assert ranking.votes == (1, 3)
+    assert ranking.judge_scores == (-0.5, 1.0)
+    assert ranking.sources == ("small", "large")
+    assert (ranking.strength, ranking.annotator) == (2.0, "ann")
+    again = write_lines(tmp_path / "again.jsonl", [ranking.as_json()])
+    assert read_rankings(again)[0].as_json() == ranking.as_json()
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "Hi", "chosen": "a", "rejected": "b", "annotator": "bo"}])
+    assert read_rankings(path)[0].annotator == "bo"
+    told = {"prompt": "Hi", "response_1": "a", "response_2": "b", "preference_strength": -3}
+    (ranking,) = read_rankings(write_lines(tmp_path / "s.jsonl", [told]))
+    assert (ranking.ranks, ranking.strength) == ((1, 2), 3.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"strength": 0}, "'strength' must be above 0"),
+        ({"strength": "much"}, "'strength' must be a number"),
+        ({"annotator": 3}, "'annotator' must be a non-empty string"),
+        (
+            {"responses": [{"text": "a", "rank": 1, "score": 1}, {"text": "b", "rank": 2}]},
+            "1 of 2 replies have 'score'",
+        ),
+        (
+            {"responses": [{"text": "a", "rank": 1, "score": True}, {"text": "b", "rank": 2, "score": 1}]},
+            "'score' must be a number",
+        ),
+    ],
+)
+def test_a_wrong_detail_of_a_ranking_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    row = {"prompt": "Hi", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}], **change}
+    path = write_lines(tmp_path / "r.jsonl", [row])
+    with pytest.raises(UserError, match=said):
+        read_rankings(path)

@@ -10,7 +10,7 @@
 | pairs | rankings | chosen, rejected, prompt or none: strings or messages, by TRL's conventions |
 | hh | rankings | chosen, rejected, texts of "\\n\\nHuman: … \\n\\nAssistant: …" |
 | rankings | rankings | prompt, responses [{text, rank}], equal ranks are ties |
-| votes | rankings | prompt, responses [{text, votes}], equal votes are ties |
+| votes | rankings | prompt, responses [{text, votes}] without ranks, equal votes are ties |
 | strength | rankings | prompt, response_1, response_2, preference_strength: below 0 the first wins, 0 is a tie |
 
 Nothing is guessed: rows that fit two formats, or another one than the rows before, are bad rows. What was detected can
@@ -18,9 +18,11 @@ be asked for and is printed by every caller.
 """
 
 import difflib
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +55,7 @@ _NOT_TEXT = re.compile("[\ud800-\udfff]")
 _KEYS = {
     *("id", "kind", "split", "prompt", "completion", "messages", "instruction", "input", "output", "system"),
     *("conversations", "chosen", "rejected", "responses", "response_1", "response_2", "preference_strength"),
+    *("strength", "annotator"),
 }
 _LOOKED_AT = 16  # rows whose commonest format a file with quarantine has
 
@@ -290,7 +293,41 @@ def _ranked(place: str, number: int, row: dict[str, Any], responses: list[dict[s
     replies = tuple(
         Completion(_reply(place, "responses", item["text"]), item.get("finished", True)) for item in responses
     )
-    return Ranking(_asked(place, number, row), replies, tuple(ranks))
+    return _told(place, row, responses, Ranking(_asked(place, number, row), replies, tuple(ranks)))
+
+
+def _told(place: str, row: dict[str, Any], responses: list[dict[str, Any]], ranking: Ranking) -> Ranking:
+    """With what else the row says: of every reply or of none."""
+    found: dict[str, Any] = {}
+    for key, name in (("votes", "votes"), ("score", "judge_scores"), ("source", "sources")):
+        given = [item for item in responses if item.get(key) is not None]
+        if not given:
+            continue
+        if len(given) < len(responses):
+            raise UserError(f"{place}: field 'responses': {len(given)} of {len(responses)} replies have {key!r}")
+        readers = {"votes": lambda item: _whole(place, item, "votes", 0), "score": lambda item: _number(place, item)}
+        read = readers.get(key, lambda item: text_of(place, item, "source"))
+        found[name] = tuple(read(item) for item in responses)
+    return replace(ranking, **found)
+
+
+def _told_by_row(place: str, row: dict[str, Any], ranking: Ranking) -> Ranking:
+    """With who ranked, and how much better the better of two is."""
+    found: dict[str, Any] = {}
+    if row.get("annotator") is not None:
+        found["annotator"] = text_of(place, row, "annotator")
+    if row.get("strength") is not None:
+        found["strength"] = _number(place, row, "strength")
+        if len(ranking.replies) != 2 or found["strength"] <= 0:
+            raise UserError(f"{place}: field 'strength' must be above 0 and belongs to a row of two replies")
+    return replace(ranking, **found) if found else ranking
+
+
+def _number(place: str, item: dict[str, Any], field: str = "score") -> float:
+    value = item[field]
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise UserError(f"{place}: field {field!r} must be a number, found {shown(value)}")
+    return float(value)
 
 
 def _rankings(place: str, number: int, row: dict[str, Any]) -> Ranking:
@@ -306,11 +343,11 @@ def _votes(place: str, number: int, row: dict[str, Any]) -> Ranking:
 
 def _strength(place: str, number: int, row: dict[str, Any]) -> Ranking:
     strength = row.get("preference_strength")
-    if not isinstance(strength, (int, float)) or isinstance(strength, bool) or strength != strength:
+    if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not math.isfinite(strength):
         raise UserError(f"{place}: field 'preference_strength' must be a number, found {shown(strength)}")
     ranks = (1, 1) if strength == 0 else (1, 2) if strength < 0 else (2, 1)
     replies = tuple(Completion(_reply(place, name, row.get(name))) for name in ("response_1", "response_2"))
-    return Ranking(_asked(place, number, row), replies, ranks)
+    return Ranking(_asked(place, number, row), replies, ranks, strength=abs(float(strength)) or None)
 
 
 _PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
@@ -347,7 +384,7 @@ def fits(row: dict[str, Any]) -> list[str]:
     if "responses" in row:
         items = row["responses"] if isinstance(row["responses"], list) else []
         keys = {key for item in items if isinstance(item, dict) for key in ("votes", "rank") if key in item}
-        found += ["votes"] * ("votes" in keys) + ["rankings"] * (keys != {"votes"})
+        found.append("votes" if keys == {"votes"} else "rankings")
     if "preference_strength" in row or {"response_1", "response_2"} <= row.keys():
         found.append("strength")
     return found or ["prompts"] * ("prompt" in row)
@@ -442,7 +479,8 @@ class Reader:
             self._check_fit(row.place, row.value)
         assert self.format is not None
         self._check_keys(row.place, row.value)
-        return _PARSERS[self.format](row.place, row.number, row.value)
+        record = _PARSERS[self.format](row.place, row.number, row.value)
+        return _told_by_row(row.place, row.value, record) if isinstance(record, Ranking) else record
 
     def _check_fit(self, place: str, row: dict[str, Any]) -> None:
         names = fits(row)
