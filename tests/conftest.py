@@ -307,7 +307,7 @@ def tiny_run(tiny_model: Callable[..., Path]) -> Callable[..., Run]:
         return Run(
             folder, seed, choose_machine(dtype), str(tiny_model()), None,
             tuple(read_prompts(write_lines(home / "prompts.jsonl", prompts))),
-            tuple(read_demonstrations(write_lines(home / "demonstrations.jsonl", demonstrations))),
+            read_demonstrations(write_lines(home / "demonstrations.jsonl", demonstrations)),
         )  # fmt: skip
 
     return build

@@ -270,7 +270,7 @@ def test_a_prompt_twice_in_one_split_is_allowed(tmp_path: Path) -> None:
 
 def test_a_demonstration_is_a_prompt_and_its_completion(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", {**PROMPT_ROW, "completion": "Because."})
-    assert files.read_demonstrations(path) == [
+    assert list(files.read_demonstrations(path)) == [
         Demonstration(Prompt("a", (Message("user", "Why?"),), "domain", "test"), "Because.")
     ]
 

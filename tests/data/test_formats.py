@@ -174,7 +174,7 @@ def test_the_stages_readers_take_every_format(name: str, row: dict[str, Any], re
         "demonstrations": read_demonstrations,
         "rankings": read_rankings,
     }
-    assert readers[KINDS[name]](path) == [record]
+    assert list(readers[KINDS[name]](path)) == [record]
     assert read_prompts(path) == [record if isinstance(record, Prompt) else record.prompt]
     for other, reader in readers.items():
         if other not in ("prompts", KINDS[name]):

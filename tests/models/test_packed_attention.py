@@ -101,7 +101,7 @@ def test_packed_conversations(architecture: str, shape: str, stirred: Callable[.
     examples = []
     for number, row in enumerate(tiny_rows()[1][::7]):
         messages = (*(earlier if number % 2 else ()), Message("user", row["prompt"] + " please" * 3 * number))
-        example = encoder.example(Demonstration(Prompt(row["id"], messages, row["kind"], "train"), row["completion"]))
+        example = encoder.encode(Demonstration(Prompt(row["id"], messages, row["kind"], "train"), row["completion"]))
         assert example is not None
         examples.append(example)
     assert len({len(example.ids) for example in examples}) > 2

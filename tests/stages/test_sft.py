@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from plaudit.errors import UserError
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import sft
 from plaudit.stages.base import Run, schedule_of
-from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.pipeline import prepare, run_pipeline
 from plaudit.stages.recipe import load_recipe
 from plaudit.stages.sft import SFTConfig
 
@@ -47,7 +48,7 @@ def apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 def with_rows(run: Run, home: Path, rows: list[dict[str, Any]]) -> Run:
     path = write_lines(home / "other.jsonl", rows)
     return Run(
-        run.folder, run.seed, run.machine, run.model, run.system, run.prompts, tuple(read_demonstrations(path))
+        run.folder, run.seed, run.machine, run.model, run.system, run.prompts, read_demonstrations(path)
     )  # fmt: skip
 
 
@@ -239,10 +240,33 @@ def sft_reply(text: str) -> Any:
 
 def test_a_source_of_its_own_file(tmp_path: Path, tiny_run: Make) -> None:
     path = write_lines(tmp_path / "more.jsonl", [{"prompt": f"More {i}?", "completion": "Yes."} for i in range(6)])
-    mixture = [{"path": str(path), "rows": 4}, {"kind": "safety", "rows": 16, "repeat": 2}]
-    _, summary = train(tiny_run(tmp_path / "run"), **ONE, mixture=mixture)
-    assert {kind: part["examples"] for kind, part in summary["kinds"].items()} == {"instruction": 4, "safety": 16}
+    mixture = [{"path": str(path), "rows": 4, "label": "mine"}, {"kind": "safety", "rows": 16, "repeat": 2}]
+    run = replace(tiny_run(tmp_path / "run"), mixed={path: read_demonstrations(path)})
+    _, summary = train(run, **ONE, mixture=mixture)
+    assert {kind: part["examples"] for kind, part in summary["kinds"].items()} == {"mine": 4, "safety": 16}
     assert summary["demonstrations_held_out"] == 4, "only the sources' own rows are held out"
+
+
+def test_a_held_out_row_counts_once_however_many_sources_share_it(tmp_path: Path, tiny_run: Make) -> None:
+    _, summary = train(tiny_run(tmp_path), **ONE, mixture=[{"weight": 1}, {"weight": 1, "label": "again"}])
+    assert summary["demonstrations_held_out"] == 12
+
+
+def test_a_run_reads_the_files_of_its_mixture(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
+    """Any format, with bad rows set aside; a prompt that another file holds out is a leak."""
+    recipe = write_recipe(tmp_path)
+    rows: list[Any] = [{"instruction": f"More {i}?", "output": "Yes."} for i in range(3)]
+    path = write_lines(tmp_path / "more.jsonl", [*rows, {"instruction": "Bad?", "output": 3}])
+    override = "sft.mixture=[{path: more.jsonl, format: alpaca, label: mine}, {}]"
+    run = prepare(load_recipe(recipe, [override, "data.on_bad_row=quarantine", f"folder={tmp_path / 'a'}"]))
+    assert [row.completion for row in run.mixed[path]] == ["Yes."] * 3
+    assert len((run.folder.path / "data" / "quarantine.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(UserError, match=r"more\.jsonl:4: .*'output'"):
+        prepare(load_recipe(recipe, [override, f"folder={tmp_path / 'b'}"]))
+    held_out = next(row["prompt"] for row in tiny_rows()[1] if row["split"] == "test")
+    write_lines(path, [*rows, {"instruction": held_out, "output": "Yes."}])
+    with pytest.raises(UserError, match=r"more\.jsonl: training demonstration '4' has a prompt that"):
+        prepare(load_recipe(recipe, [override, f"folder={tmp_path / 'c'}"]))
 
 
 def test_a_mixture_that_cannot_be(tmp_path: Path, tiny_run: Make) -> None:
@@ -315,8 +339,8 @@ def test_only_what_a_short_run_needs_is_tokenised(
 ) -> None:
     """Ten steps over a million rows must not tokenise a million rows, nor evaluate on all that are held out."""
     made = []
-    encode = sft.Encoder._encode
-    monkeypatch.setattr(sft.Encoder, "_encode", lambda self, item: (made.append(1), encode(self, item))[1])
+    encode = sft.Encoder.encode
+    monkeypatch.setattr(sft.Encoder, "encode", lambda self, item: (made.append(1), encode(self, item))[1])
     _, summary = train(tiny_run(tmp_path), max_steps=1, batch_size=4, evaluate_on=5)
     assert len(made) <= 4 + 4 + 5
     assert (summary["steps"], summary["demonstrations_held_out"]) == (1, 5)

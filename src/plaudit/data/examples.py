@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
 from plaudit.data.mixture import Share, epoch_order
 from plaudit.data.packing import Example
+from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration
 
@@ -22,7 +25,8 @@ Learn = Literal["last", "all"]
 
 @dataclass
 class Encoder:
-    """Tokenises demonstrations under one chat format; `dropped` and `truncated` count what `too_long` did."""
+    """Tokenises demonstrations under one chat format, each row once; `dropped` and `truncated` count what `too_long`
+    did."""
 
     chat: ChatFormat
     max_length: int
@@ -30,15 +34,16 @@ class Encoder:
     learn: Learn = "last"
     dropped: int = 0
     truncated: int = 0
-    _made: dict[int, Example | None] = field(default_factory=dict)
+    _made: dict[tuple[int, int], Example | None] = field(default_factory=dict)
 
-    def example(self, item: Demonstration) -> Example | None:
+    def example(self, source: int, row: int, rows: Sequence[Demonstration]) -> Example | None:
+        """The example of a row of a source, or None when it was dropped."""
+        if (source, row) not in self._made:
+            self._made[source, row] = self.encode(rows[row])
+        return self._made[source, row]
+
+    def encode(self, item: Demonstration) -> Example | None:
         """The example of a demonstration, or None when it was dropped."""
-        if id(item) not in self._made:
-            self._made[id(item)] = self._encode(item)
-        return self._made[id(item)]
-
-    def _encode(self, item: Demonstration) -> Example | None:
         messages = item.prompt.messages
         if self.learn == "all" and any(message.role == "assistant" for message in messages):
             ids, learnt = self.chat.conversation_ids(messages, item.completion)
@@ -105,7 +110,7 @@ def _groups(
 ) -> Iterator[list[Example]]:
     group: list[Example] = []
     for source, row in order:
-        example = encoder.example(sources[source].demonstrations[row])
+        example = encoder.example(source, row, sources[source].demonstrations)
         if example is not None:
             group.append(example)
         if len(group) == size:
@@ -115,8 +120,15 @@ def _groups(
         yield group
 
 
-def held_out_rows(demonstrations: Sequence[Demonstration], most: int, seed: int) -> list[Demonstration]:
-    """All of them, or a seeded choice of `most`, in file order."""
-    if len(demonstrations) <= most:
-        return list(demonstrations)
-    return [demonstrations[i] for i in sorted(rng.permutation(seed, "sft/held_out", 0, len(demonstrations))[:most])]
+def held_out_rows(sources: Sequence[DemonstrationTable], most: int, seed: int) -> list[Demonstration]:
+    """The rows of other splits than train, each once however many sources share it: all of them, or a seeded choice of
+    `most`, in their order."""
+    places: dict[tuple[int, int], tuple[int, int]] = {}
+    for number, rows in enumerate(sources):
+        keys = rows.keys
+        for row in np.flatnonzero(rows.splits != "train").tolist():
+            places.setdefault(keys[row], (number, row))
+    found = list(places.values())
+    if len(found) > most:
+        found = [found[i] for i in sorted(rng.permutation(seed, "sft/held_out", 0, len(found))[:most])]
+    return [sources[number][row] for number, row in found]

@@ -1,7 +1,7 @@
 """Files in and out, strict: a bad row stops with file:line, the field, the value and the fix, or is set aside.
 
-Reads prompts, demonstrations and rankings, of any format (data/formats.py) in any container (data/read.py), into
-memory; writes JSON lines, whole or not at all.
+Reads prompts, demonstrations and rankings, of any format (data/formats.py) in any container (data/read.py);
+writes JSON lines, whole or not at all.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 from plaudit.data.formats import Reader, Record, prompt_of
 from plaudit.data.read import BadRow, json_lines
+from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.records import Demonstration, Message, Prompt, Ranking
 
@@ -76,11 +77,11 @@ def read_prompts(path: Path, reading: Reading = _STRICT) -> list[Prompt]:
     return prompts
 
 
-def read_demonstrations(path: Path, reading: Reading = _STRICT) -> list[Demonstration]:
+def read_demonstrations(path: Path, reading: Reading = _STRICT) -> DemonstrationTable:
     """Rows `{id, kind, split, prompt, completion}`, or those of any format of demonstrations; split train is trained
-    on, the others measure the held-out loss."""
-    records = [record for _, record in reading.records(path, "demonstrations")]
-    return [record for record in records if isinstance(record, Demonstration)]
+    on, the others measure the held-out loss. The rows are on disk, not in memory."""
+    records = (record for _, record in reading.records(path, "demonstrations"))
+    return DemonstrationTable.of(record for record in records if isinstance(record, Demonstration))
 
 
 def read_rankings(path: Path, reading: Reading = _STRICT) -> list[Ranking]:

