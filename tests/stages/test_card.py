@@ -219,7 +219,10 @@ def test_what_cannot_be_judged_is_refused() -> None:
 
 # --- planted flaws ---
 
-WORDS = "river stone lamp cloud paper garden window silver quiet morning bread train letter forest candle".split()
+WORDS = (
+    "river", "stone", "lamp", "cloud", "paper", "garden", "window", "silver", "quiet", "morning", "bread", "train",
+    "letter", "forest", "candle",
+)  # fmt: skip
 
 
 def clean(count: int, seed: int = 0, sure: float = 1.0) -> tuple[list[Ranking], list[float]]:

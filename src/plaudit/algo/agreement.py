@@ -1,6 +1,6 @@
-"""How far annotators agree: Krippendorff's alpha, Cohen's kappa, and what agreement allows a model. numpy in, floats out.
+"""How far annotators agree: Krippendorff's alpha, Cohen's kappa, and what agreement allows a model.
 
-Our own code, from the papers: the package of the same name is under another licence.
+numpy in, floats out. Our own code, from the papers: the package `krippendorff` is GPL.
 """
 
 from collections.abc import Sequence

@@ -4,12 +4,13 @@
 models, so any scorer gets the same card. Two raw scores of a prompt differ by the log-odds that the first reply is
 preferred (Bradley-Terry); normalised scores would say something else about confidence.
 
-Intervals are 95 %, by bootstrap over prompts. The alarms are card_alarms.py's, the terminal's table run/card_table.py's,
-the plots card_plots.py's and the page card_page.py's.
+Intervals are 95 %, by bootstrap over prompts. The alarms are card_alarms.py's, the terminal's table is
+run/card_table.py's, the plots are card_plots.py's and the page is card_page.py's.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ FEW_PROMPTS = 5
 """A row of fewer prompts gets no interval: there is nothing to draw from."""
 _GAP_EDGES = (0.5, 0.9, 1.1, 2.0)
 _GAP_NAMES = (
-    "winner under half as long", "winner shorter", "about as long (±10 %)", "winner longer", "winner over twice as long",
+    "winner under half as long", "winner shorter", "about as long (±10 %)", "winner longer",
+    "winner over twice as long",
 )  # fmt: skip
 _JUDGE_BINS = 4
 _BINS = 24
@@ -213,7 +215,7 @@ def _by_judge_margin(pairs: Pairs, right: Floats) -> dict[str, Any]:
     values = np.array([item[1] if item is not None and item[0] == of else np.nan for item in told])
     edges = np.unique(np.nanquantile(values, np.linspace(0, 1, _JUDGE_BINS + 1)))
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True) if len(edges) > 1 else [(edges[0], edges[0])]:
+    for low, high in pairwise(edges) if len(edges) > 1 else [(edges[0], edges[0])]:
         where = (values >= low) & ((values < high) | (high == edges[-1]))
         if where.any():
             rows.append({"name": f"{low:.3g} to {high:.3g}", **_part(right, where, pairs)})

@@ -1,7 +1,7 @@
 """What is suspicious about a report card: each alarm in plain words, with the numbers it rests on and what to do.
 
-An `alarm` means that the accuracy is not what it seems; a `warning` that it may not be, or that too little was measured.
-Every rule needs the interval, not the value alone, to be beyond its bound, so that a small test raises no false alarm.
+An `alarm` means that the accuracy is not what it seems; a `warning` that it may not be, or that too little was
+measured. Every rule needs the interval, not the value alone, to be beyond its bound, so that a small test raises no false alarm.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,8 +80,8 @@ def _trained_prompts(card: Card) -> Alarm | None:
     level = "alarm" if (exact + near) >= 0.01 * leaks["prompts"] else "warning"
     return _alarm(
         "leak", level,
-        f"A leak: {exact + near:,} of the {leaks['prompts']:,} judged prompts were trained on ({', '.join(parts)}), for "
-        f"example {leaks['examples'][0]['text'][:80]!r}. The accuracy is partly memory.",
+        f"A leak: {exact + near:,} of the {leaks['prompts']:,} judged prompts were trained on ({', '.join(parts)}), "
+        f"for example {leaks['examples'][0]['text'][:80]!r}. The accuracy is partly memory.",
         "Split by prompt: give every row of one prompt the same split (`plaudit data check` lists them).",
         trained_prompts=exact, near_trained_prompts=near,
     )  # fmt: skip
@@ -143,8 +143,8 @@ def _too_good(card: Card) -> Alarm | None:
         f"The accuracy is {percent(card['accuracy'])} ({interval(card['accuracy_ci'])}). If people gave these labels, "
         "that is more than they usually agree among themselves (63 to 77 %), and a leak is likelier than so good a "
         "model. If a model or a rule gave them, or only clear cases were kept, it may be honest.",
-        "Find out who labelled. If people did: have some pairs labelled twice, name the annotators, and look for judged "
-        "prompts or replies among the training data.",
+        "Find out who labelled. If people did: have some pairs labelled twice, name the annotators, and look for "
+        "judged prompts or replies among the training data.",
         accuracy_ci=card["accuracy_ci"],
     )  # fmt: skip
 
@@ -211,8 +211,8 @@ def _calibration(card: Card) -> Alarm | None:
     mends = f" Dividing by a temperature of {after['value']:.2f} brings it to {after['ece']:.3f}." if after else ""
     return _alarm(
         "calibration", "warning",
-        f"The model is {'surer' if sure else 'less sure'} than it is right: it claims {percent(found['confidence'])} and "
-        f"is right in {percent(card['accuracy'])}; ECE {found['ece']:.3f}.{mends}",
+        f"The model is {'surer' if sure else 'less sure'} than it is right: it claims {percent(found['confidence'])} "
+        f"and is right in {percent(card['accuracy'])}; ECE {found['ece']:.3f}.{mends}",
         "The order of replies stays, so PPO does not mind. " + (
             "Train for fewer epochs if it is over-fitted." if sure else "Scale the scores before reading them as odds."
         ), ece=found["ece"], ece_limit=found["ece_limit"],
