@@ -45,7 +45,7 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
         if ranking.annotator is not None:
             for (text, rank), (other, other_rank) in combinations(_texts(ranking), 2):
                 if text != other:
-                    unit = (ranking.prompt.messages, text, other)
+                    unit: Unit = (ranking.prompt.messages, text, other)
                     verdict_of[unit][ranking.annotator] = (other_rank > rank) - (other_rank < rank)
     several = {unit: given for unit, given in verdict_of.items() if len(given) > 1}
     names = sorted({name for given in several.values() for name in given})
@@ -153,7 +153,7 @@ def marks(pairs: Pairs) -> list[dict[str, Any]]:
     looked_at = min(len(pairs), LOOKED_AT)
     found = []
     for (layout, name), signed in with_mark.items():
-        numbers = np.array(signed)
+        numbers = np.array(signed, dtype=np.int64)
         share, coverage = float(np.mean(numbers > 0)), len(numbers) / looked_at
         telling = max(share, 1 - share)
         if len(numbers) < MARK_PAIRS or coverage < MARK_COVERAGE or telling < MARK_SHARE:
