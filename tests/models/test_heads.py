@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from plaudit.errors import UserError
 from plaudit.models.heads import CONTRACT, HEAD, RewardContract, ScalarHead, load_head, save_head
 
-CONTRACTED = RewardContract(mean=0.5, std=2.0, eos_id=2, system="Be kind.", template_sha256="abc")
+CONTRACTED = RewardContract(mean=(0.5,), std=(2.0,), eos_id=2, system="Be kind.", template_sha256="abc")
 
 
 def test_head_is_float32_whatever_the_trunk() -> None:
@@ -66,7 +66,15 @@ def test_row_26_a_head_of_another_model_is_an_error(tmp_path: Path, tensors: dic
 def test_contract_round_trip(tmp_path: Path) -> None:
     CONTRACTED.save(tmp_path)
     assert RewardContract.load(tmp_path) == CONTRACTED
-    assert json.loads((tmp_path / CONTRACT).read_text()) == asdict(CONTRACTED)
+    assert json.loads((tmp_path / CONTRACT).read_text()) == {**asdict(CONTRACTED), "mean": [0.5], "std": [2.0]}
+
+
+def test_each_member_is_normalised_by_its_own_moments() -> None:
+    """(1 − 0.5)/2 = 0.25 and (4 − 2)/4 = 0.5: their mean is 0.375."""
+    contract = RewardContract((0.5, 2.0), (2.0, 4.0), 2, None, "abc")
+    assert contract.normalised(torch.tensor([[1.0, 4.0], [0.5, 2.0]])).tolist() == [0.375, 0.0]
+    with pytest.raises(AssertionError):
+        contract.normalised(torch.zeros(3, 1))
 
 
 def test_missing_contract(tmp_path: Path) -> None:
