@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from plaudit import rng
-from plaudit.algo.losses import bradley_terry_loss
+from plaudit.algo.preferences import bradley_terry_loss
 from plaudit.algo.statistics import bootstrap_interval, calibration, correlation
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, write_json
