@@ -1,6 +1,7 @@
 """The scalar heads and the reward model's contract: rows 21 and 26."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_each_member_is_normalised_by_its_own_moments() -> None:
     assert contract.normalised(torch.tensor([[1.0, 4.0], [0.5, 2.0]])).tolist() == [0.375, 0.0]
     with pytest.raises(AssertionError):
         contract.normalised(torch.zeros(3, 1))
+
+
+def test_the_aggregate_is_taken_of_normalised_scores() -> None:
+    """The member whose scores are ten times as wide does not win by that: normalised they are 1 and 3."""
+    raw_BM = torch.tensor([[1.0, 30.0]])
+    for rule, expected in (("min", 1.0), ("mean", 2.0), ("mean_minus_std", 1.5)):
+        contract = RewardContract((0.0, 0.0), (1.0, 10.0), 2, None, "abc", aggregate=rule, k=0.5)
+        assert contract.normalised(raw_BM).item() == expected
+    contract = RewardContract((0.0, 0.0), (1.0, 10.0), 2, None, "abc", aggregate="pessimistic", beta=2.0)
+    assert contract.normalised(raw_BM).item() == pytest.approx(-2 * math.log((math.exp(-0.5) + math.exp(-1.5)) / 2))
 
 
 def test_missing_contract(tmp_path: Path) -> None:

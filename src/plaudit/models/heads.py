@@ -4,12 +4,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from plaudit.algo.ensembles import Aggregation, aggregate
 from plaudit.algo.rewards import normalise
 from plaudit.data.files import write_json
 from plaudit.errors import UserError
@@ -62,7 +62,7 @@ class RewardContract:
     """What a saved reward model was trained with: its scores mean something only under the same rules.
 
     `mean` and `std` normalise raw scores, one entry a member; `template_sha256`, `eos_id` and `system` fix how a text
-    becomes tokens; `aggregate` makes one score of those of the members.
+    becomes tokens; `aggregate`, with its `k` or `beta`, makes one score of those of the members.
     """
 
     mean: tuple[float, ...]
@@ -70,13 +70,15 @@ class RewardContract:
     eos_id: int
     system: str | None
     template_sha256: str
-    aggregate: Literal["mean"] = "mean"
+    aggregate: Aggregation = "mean"
+    k: float = 1.0
+    beta: float = 1.0
 
     def normalised(self, raw_scores_BM: Tensor) -> Tensor:
         """One score a sequence, [B]: each member's are normalised by its own moments, then aggregated."""
         assert raw_scores_BM.dim() == 2 and raw_scores_BM.shape[1] == len(self.mean), raw_scores_BM.shape
         mean_M, std_M = raw_scores_BM.new_tensor(self.mean), raw_scores_BM.new_tensor(self.std)
-        return normalise(raw_scores_BM, mean_M, std_M).mean(dim=1)
+        return aggregate(normalise(raw_scores_BM, mean_M, std_M).T, self.aggregate, k=self.k, beta=self.beta)
 
     def save(self, folder: Path) -> None:
         write_json(folder / CONTRACT, asdict(self))
