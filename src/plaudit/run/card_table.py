@@ -48,7 +48,7 @@ def _sections(card: Mapping[str, Any]) -> Iterator[list[tuple[str, ...]]]:
     pairs = f"{card['counts']['strict_pairs']:,}"
     length, position, ceiling = card["length"], card["position"], card["ceiling"]
     longer = percent(length["longer_won"])
-    first = [
+    first: list[tuple[str, ...]] = [
         ("reward model", percent(card["accuracy"]), interval(card["accuracy_ci"]), longer, pairs),
         (
             f"length alone: {length['rule']}",
@@ -113,12 +113,16 @@ def _numbers(card: Mapping[str, Any]) -> dict[str, str]:
         )
     else:
         found["human ceiling"] = f"unknown: {ceiling['why']}"
+    if card.get("model", {}).get("changed_replies"):
+        found["texts"] = (
+            f"{card['model']['changed_replies']:,} replies did not survive the model's tokenizer or template"
+        )
     if suspects["found"] is None:
         found["label-noise suspects"] = f"unknown: {suspects['why']}"
     else:
         found["label-noise suspects"] = (
-            f"{suspects['found']:,} pairs ({percent(suspects['share'])} %) that all {suspects['members']} members judge "
-            "the other way"
+            f"{suspects['found']:,} pairs ({percent(suspects['share'])} %) that all {suspects['members']} members "
+            "judge the other way"
         )
     return found
 

@@ -1,7 +1,8 @@
 """What is suspicious about a report card: each alarm in plain words, with the numbers it rests on and what to do.
 
 An `alarm` means that the accuracy is not what it seems; a `warning` that it may not be, or that too little was
-measured. Every rule needs the interval, not the value alone, to be beyond its bound, so that a small test raises no false alarm.
+measured. Every rule needs the interval, not the value alone, to be beyond its bound, so that a small test raises no
+false alarm.
 """
 
 from collections.abc import Callable, Mapping

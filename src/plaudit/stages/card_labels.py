@@ -151,7 +151,7 @@ def marks(pairs: Pairs) -> list[dict[str, Any]]:
         for feature in rejected - chosen:
             with_mark[feature].append(-number - 1)
     looked_at = min(len(pairs), LOOKED_AT)
-    found = []
+    found: list[dict[str, Any]] = []
     for (layout, name), signed in with_mark.items():
         numbers = np.array(signed, dtype=np.int64)
         share, coverage = float(np.mean(numbers > 0)), len(numbers) / looked_at

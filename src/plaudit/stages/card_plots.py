@@ -81,7 +81,8 @@ def _reliability(card: Card) -> Plot:
         f"ECE {number(found['ece'], 3)}"
     )
     keys = [
-        ("line", "reward", f"{len(found['bins'])} bins of equally many pairs"), ("dash", "muted", "perfectly calibrated"),
+        ("line", "reward", f"{len(found['bins'])} bins of equally many pairs"),
+        ("dash", "muted", "perfectly calibrated"),
     ]  # fmt: skip
     note = f"A perfectly calibrated model would show ECE {number(found['ece_expected'], 3)} on so few pairs."
     if after:
