@@ -1,6 +1,7 @@
 """`plaudit reward-report`: the command on saved models, ours and others', and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from conftest import TINY
+from plaudit.models.load import load_tokenizer
+from plaudit.run.display import progress
+from plaudit.stages import reward
+from plaudit.stages.base import Run
+from plaudit.stages.reward_report import reward_report
+from plaudit.stages.reward_training import RewardConfig
 
 Plaudit = Callable[..., SimpleNamespace]
 
@@ -31,8 +40,6 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.fixture
 def foreign(tiny_model: Callable[..., Path], tmp_path: Path) -> Path:
     """A plain sequence classifier with one label, as TRL leaves it."""
-    from plaudit.models.load import load_tokenizer
-
     source = tiny_model("llama")
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
@@ -45,8 +52,6 @@ def foreign(tiny_model: Callable[..., Path], tmp_path: Path) -> Path:
 
 def by_plain_transformers(folder: Path, row: dict[str, str], reply: str) -> float:
     """The score of the template's rendering, by transformers alone, one text at a time."""
-    from transformers import AutoTokenizer
-
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": reply}]
@@ -104,8 +109,34 @@ def test_a_run_judged_on_what_it_was_trained_on_is_a_leak(trained: Path, tmp_pat
     rows = [json.loads(line) for line in (trained / "preferences/rankings.jsonl").read_text().splitlines()]
     seen = [{**row, "split": "test"} for row in rows if row["split"] == "train"]
     done = plaudit("reward-report", trained, write(tmp_path / "seen.jsonl", seen), "--json")
+    assert done.code == 0, done.err
     alarms = {alarm["kind"]: alarm for alarm in json.loads(done.out)["alarms"]}
     assert alarms["leak"]["level"] == "alarm" and "word for word" in alarms["leak"]["says"]
+
+
+def test_an_ensemble_names_its_suspects(trained: Path, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
+    """Two members of the reward stage: the stage's card and the command's have both, and agree."""
+    run = tiny_run(tmp_path, trained)
+    shutil.copytree(trained / "preferences", run.folder.path / "preferences", dirs_exist_ok=True)
+    with run.folder:
+        reward.run(RewardConfig(**{**TINY["reward"], "members": 2, "aggregate": "min"}), run)
+    path = run.folder.path
+    own = json.loads((path / "reward/card.json").read_text(encoding="utf-8"))
+    card = reward_report(
+        str(path), str(path / "preferences/rankings.jsonl"), format=None, dtype="auto",
+        progress=lambda total: progress("Scoring", total, "reply"), say=lambda line: None,
+    )  # fmt: skip
+    assert (card["model"]["members"], card["suspects"]["members"], own["suspects"]["members"]) == (2, 2, 2)
+    assert card["accuracy"] == own["accuracy"]
+    assert card["suspects"]["found"] == own["suspects"]["found"]
+    assert card["scores"]["chosen_mean"] == pytest.approx(own["scores"]["chosen_mean"], rel=1e-4)
+
+
+def test_a_damaged_head_is_refused(trained: Path, tmp_path: Path, plaudit: Plaudit) -> None:
+    home = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("ppo", ".lock"))
+    (home / "reward/head.safetensors").unlink()
+    done = plaudit("reward-report", home, home / "preferences/rankings.jsonl")
+    assert done.code == 2 and "head.safetensors is missing" in done.err
 
 
 def test_what_cannot_be_judged_is_one_clear_line(

@@ -209,7 +209,8 @@ def _calibration(card: Card) -> Alarm | None:
         return None
     sure = found["confidence"] > card["accuracy"]
     after = found["temperature"]
-    mends = f" Dividing by a temperature of {after['value']:.2f} brings it to {after['ece']:.3f}." if after else ""
+    helps = after is not None and after["ece"] < found["ece"]
+    mends = f" Dividing by a temperature of {after['value']:.2f} brings it to {after['ece']:.3f}." if helps else ""
     return _alarm(
         "calibration", "warning",
         f"The model is {'surer' if sure else 'less sure'} than it is right: it claims {percent(found['confidence'])} "

@@ -122,6 +122,8 @@ def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any]) -> l
     """SFT: training and held-out loss. Reward model: loss, accuracy."""
     trained = [row for row in sft if "loss" in row]
     held_out = [row for row in sft if "eval_loss" in row]
+    # Of an ensemble the first member is drawn; the row before the first step has a held-out loss only.
+    reward = [row for row in reward if "loss" in row and row.get("member", 0) == 0]
     steps = _column(reward, "step")
     window = min(SMOOTHED, len(steps))
 

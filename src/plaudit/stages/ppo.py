@@ -31,7 +31,8 @@ from plaudit.data.chat import ChatFormat
 from plaudit.dist.machine import release_memory
 from plaudit.guard import invariants
 from plaudit.models.export import export_policy
-from plaudit.models.heads import RewardContract, load_head, save_head
+from plaudit.models.full import FullReward
+from plaudit.models.heads import RewardContract, save_head
 from plaudit.models.load import load_model
 from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Role, Roles
@@ -42,7 +43,7 @@ from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
 from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
-from plaudit.stages.reward import load_contract
+from plaudit.stages.reward import trained_reward
 
 
 class PPOConfig(StageConfig):
@@ -118,6 +119,7 @@ class Trainer:
     run: Run
     chat: ChatFormat
     roles: Roles
+    scorer: Roles | FullReward
     engine: InProcessEngine
     contract: RewardContract
     optimiser: MasterAdamW
@@ -182,18 +184,18 @@ def _better(now: dict[str, float], best: dict[str, float], kl_budget: float) -> 
 
 def _build(config: PPOConfig, run: Run) -> Trainer:
     chat = run.chat(run.sft_model)
-    reward_folder, contract = load_contract(run, chat)
+    files = trained_reward(run, chat)
     source = str(run.sft_model)
     roles = Roles(
         load_model(source, run.machine.dtype, run.machine.device),
         trained="policy",
         lora=config.lora,
         seed=run.seed,
-        reward=[reward_folder / "adapter"],
+        reward=files.adapters,
         value_gradient=config.value_gradient,
         temperature=config.temperature,
     )
-    load_head(roles.score_heads[0], reward_folder)
+    reward = files.attach(roles, run.machine.dtype, run.machine.device)
     engine = InProcessEngine(
         load_model(source, run.machine.dtype, run.machine.device),
         eos_id=chat.eos_id,
@@ -209,7 +211,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     )
     steps = config.updates * config.epochs * (config.batch_size // config.minibatch_size)
     schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
-    return Trainer(config, run, chat, roles, engine, contract, optimiser, schedule)
+    return Trainer(config, run, chat, roles, reward.model, engine, reward.contract, optimiser, schedule)
 
 
 class Clock:
@@ -312,7 +314,7 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
     need = {"policy": {"logprobs", "values"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
     found: dict[str, Tensor] = {}
     for rows in layout(trainer, tokens, update):
-        output = trainer.roles(tokens.rows(rows), role, frozenset(need))
+        output = (trainer.scorer if role == "reward" else trainer.roles)(tokens.rows(rows), role, frozenset(need))
         for name, part in vars(output).items():
             if part is not None:
                 shape = (len(tokens.lengths_B), part.shape[1]) if name == "scores_BM" else tokens.tokens_BT.shape
