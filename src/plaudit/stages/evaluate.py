@@ -18,21 +18,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit import rng
-from plaudit.algo.rewards import normalise
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.annotator import Annotator, declines
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_rows
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
-from plaudit.models.heads import RewardContract, load_head
 from plaudit.models.load import load_model
+from plaudit.models.reward_model import RewardModel
 from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.stages.base import Run, StageConfig
-from plaudit.stages.reward import load_contract
+from plaudit.stages.reward import trained_reward
 
 ROWS = 32
 
@@ -116,19 +115,17 @@ def _judge(
     reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
     ref = _sums([plain_logprobs(reference, tokens, config.temperature) for tokens in batches])
     ref_nll = -_sums([plain_logprobs(reference, tokens, 1.0) for tokens in batches])
-    roles, contract = reward_roles(run, chat, reference)
-    raw = []
+    reward = reward_model(run, chat, reference)
+    proxy = []
     for tokens in batches:
-        scores_B = roles(tokens, "reward", frozenset({"scores"})).scores_B
-        assert scores_B is not None
-        raw.append(scores_B.detach())
+        proxy.append(reward.scores(tokens).detach().cpu().numpy())
         advance(count=len(tokens.lengths_B))
     replies = [chat.completion(reply) for reply in ids]
     gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
     return Judged(
         replies=replies,
         ids=ids,
-        proxy=np.concatenate([normalise(part, contract.mean, contract.std).cpu().numpy() for part in raw]),
+        proxy=np.concatenate(proxy),
         gold=None if gold is None else np.array(gold),
         logprob_sum=own,
         ref_logprob_sum=ref,
@@ -137,12 +134,11 @@ def _judge(
     )
 
 
-def reward_roles(run: Run, chat: ChatFormat, base: PreTrainedModel) -> tuple[Roles, RewardContract]:
-    """The SFT model `base` with the trained reward adapter and head, and the rules its scores stand under."""
-    folder, contract = load_contract(run, chat)
-    roles = Roles(base, reward=folder / "adapter")
-    load_head(roles.score_head, folder)
-    return roles, contract
+def reward_model(run: Run, chat: ChatFormat, base: PreTrainedModel) -> RewardModel:
+    """The run's reward model, its adapters on the SFT model `base`."""
+    files = trained_reward(run, chat)
+    roles = Roles(base, reward=files.adapters) if files.adapters else None
+    return files.attach(roles, run.machine.dtype, run.machine.device)
 
 
 def _sums(parts: list[Tensor]) -> np.ndarray:

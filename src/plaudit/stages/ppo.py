@@ -31,7 +31,8 @@ from plaudit.data.chat import ChatFormat
 from plaudit.dist.machine import release_memory
 from plaudit.guard import invariants
 from plaudit.models.export import export_policy
-from plaudit.models.heads import RewardContract, load_head, save_head
+from plaudit.models.full import FullReward
+from plaudit.models.heads import RewardContract, save_head
 from plaudit.models.load import load_model
 from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Role, Roles
@@ -42,7 +43,7 @@ from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
 from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
-from plaudit.stages.reward import load_contract
+from plaudit.stages.reward import trained_reward
 
 
 class PPOConfig(StageConfig):
@@ -118,6 +119,7 @@ class Trainer:
     run: Run
     chat: ChatFormat
     roles: Roles
+    scorer: Roles | FullReward
     engine: InProcessEngine
     contract: RewardContract
     optimiser: MasterAdamW
@@ -182,18 +184,18 @@ def _better(now: dict[str, float], best: dict[str, float], kl_budget: float) -> 
 
 def _build(config: PPOConfig, run: Run) -> Trainer:
     chat = run.chat(run.sft_model)
-    reward_folder, contract = load_contract(run, chat)
+    files = trained_reward(run, chat)
     source = str(run.sft_model)
     roles = Roles(
         load_model(source, run.machine.dtype, run.machine.device),
         trained="policy",
         lora=config.lora,
         seed=run.seed,
-        reward=reward_folder / "adapter",
+        reward=files.adapters,
         value_gradient=config.value_gradient,
         temperature=config.temperature,
     )
-    load_head(roles.score_head, reward_folder)
+    reward = files.attach(roles, run.machine.dtype, run.machine.device)
     engine = InProcessEngine(
         load_model(source, run.machine.dtype, run.machine.device),
         eos_id=chat.eos_id,
@@ -209,7 +211,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     )
     steps = config.updates * config.epochs * (config.batch_size // config.minibatch_size)
     schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
-    return Trainer(config, run, chat, roles, engine, contract, optimiser, schedule)
+    return Trainer(config, run, chat, roles, reward.model, engine, reward.contract, optimiser, schedule)
 
 
 class Clock:
@@ -247,7 +249,7 @@ def rollout(
         tokens, sampler_logprobs_BT, finished_B = sample(trainer, prompts, "ppo/rollout", update)
     mask_BT = tokens.mask_BT
     with clock.part("scoring"):
-        raw_scores_B = by_micro_batch(trainer, tokens, update, "reward")["scores_B"]
+        raw_scores_BM = by_micro_batch(trainer, tokens, update, "reward")["scores_BM"]
         ref_logprobs_BT = by_micro_batch(trainer, tokens, update, "reference")["logprobs_BT"]
         old = by_micro_batch(trainer, tokens, update, "policy")
     old_logprobs_BT, values_BT = old["logprobs_BT"], old["values_BT"]
@@ -258,7 +260,7 @@ def rollout(
         invariants.check_fresh_kl(kl_BT, dtype)
 
     # raw -> stored normalisation -> missing-EOS rule -> clip -> batch whitening -> minus the KL penalty per token
-    normalised_B = reward_maths.normalise(raw_scores_B, trainer.contract.mean, trainer.contract.std)
+    normalised_B = trainer.contract.normalised(raw_scores_BM)
     invariants.check_finite("a score", normalised_B.sum().item(), f"PPO update {update + 1}")
     paid_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, config.missing_eos_penalty)
     scores_B = reward_maths.clip_scores(paid_B, config.score_clip)
@@ -274,7 +276,7 @@ def rollout(
         advantages_BT, _ = whiten(advantages_BT, mask_BT)
 
     batch = RolloutBatch(
-        tokens, finished_B, raw_scores_B, scores_B, old_logprobs_BT, ref_logprobs_BT, sampler_logprobs_BT,
+        tokens, finished_B, raw_scores_BM, scores_B, old_logprobs_BT, ref_logprobs_BT, sampler_logprobs_BT,
         old["entropy_BT"], values_BT, kl_BT, rewards_BT, advantages_BT, returns_BT,
     )  # fmt: skip
     return batch, {
@@ -312,12 +314,12 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
     need = {"policy": {"logprobs", "values"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
     found: dict[str, Tensor] = {}
     for rows in layout(trainer, tokens, update):
-        output = trainer.roles(tokens.rows(rows), role, frozenset(need))
+        output = (trainer.scorer if role == "reward" else trainer.roles)(tokens.rows(rows), role, frozenset(need))
         for name, part in vars(output).items():
             if part is not None:
-                shape = tokens.tokens_BT.shape[: part.dim()]
+                shape = (len(tokens.lengths_B), part.shape[1]) if name == "scores_BM" else tokens.tokens_BT.shape
                 whole = found.setdefault(name, part.new_zeros(shape))
-                (whole if part.dim() == 1 else whole[:, : part.shape[1]])[rows] = part
+                whole[:, : part.shape[1]][rows] = part
     return found
 
 
@@ -382,8 +384,7 @@ def _accumulate(
 def evaluate(trainer: Trainer, prompts: list[Prompt]) -> dict[str, float]:
     """The policy on held-out prompts, with the same random numbers every time: score, KL a reply, length, endings."""
     tokens, _, finished_B = sample(trainer, prompts, "ppo/validation", 0)
-    raw_scores_B = by_micro_batch(trainer, tokens, 0, "reward")["scores_B"]
-    normalised_B = reward_maths.normalise(raw_scores_B, trainer.contract.mean, trainer.contract.std)
+    normalised_B = trainer.contract.normalised(by_micro_batch(trainer, tokens, 0, "reward")["scores_BM"])
     scores_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, trainer.config.missing_eos_penalty)
     invariants.check_finite("a score", scores_B.sum().item(), "PPO, validation prompts")
     policy = by_micro_batch(trainer, tokens, 0, "policy")
