@@ -7,13 +7,10 @@ the rows of one. The page is one file without scripts or anything fetched; what 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
@@ -22,6 +19,8 @@ from plaudit.run.folder import ENVIRONMENT, RECIPE, read_recipe, versions
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import plots
 from plaudit.stages.base import Run
+from plaudit.stages.card_plots import card_plots
+from plaudit.stages.page import interval, render_page
 from plaudit.stages.plots import Rows, number, percent
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate")
@@ -88,10 +87,9 @@ def render(run: Run, summary: dict[str, Any]) -> str:
     environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     kinds = gold_by_kind(replies)
     updates = read_metrics(folder / "ppo/metrics.jsonl")
-    scores = json.loads((folder / "reward/scores.json").read_text(encoding="utf-8"))
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": number, "percent": percent, "interval": interval}
-    return page.from_string(files("plaudit.stages").joinpath("report.html.j2").read_text(encoding="utf-8")).render(
+    card = json.loads(run.folder.require("reward/card.json", "reward").read_text(encoding="utf-8"))
+    return render_page(
+        "report.html.j2",
         recipe=recipe,
         recipe_yaml=(folder / RECIPE).read_text(encoding="utf-8"),
         environment=environment,
@@ -115,16 +113,10 @@ def render(run: Run, summary: dict[str, Any]) -> str:
             updates, read_metrics(folder / "ppo/evaluations.jsonl"), recipe["ppo"], summary["ppo"]["kept_update"]
         ),
         score_plots=plots.score_plots(replies) + ([plots.kind_plot(kinds)] if kinds else []),
-        reward_plots=plots.reward_plots(summary["reward"], scores),
+        card=card,
+        reward_plots=card_plots(card),
+        open_mistakes=False,
     )
-
-
-def interval(ends: Sequence[float] | None, digits: int = 2, *, share: bool = False) -> str:
-    """'0.31 to 0.52', ready to stand after a number."""
-    if ends is None:
-        return "–"
-    low, high = ends
-    return f"{number(100 * low, 1)} to {percent(high)}" if share else f"{number(low, digits)} to {number(high, digits)}"
 
 
 def verdict(summary: dict[str, Any]) -> str:
