@@ -365,6 +365,29 @@ def test_the_demos_lines_on_the_data_page_are_real() -> None:
     assert demonstration in shipped.joinpath("demonstrations.jsonl").read_text(encoding="utf-8")
 
 
+def test_the_report_card_on_its_page_is_what_its_code_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "reward-report.md").read_text(encoding="utf-8")
+    ((code,), (expected,)) = blocks(text, "python"), blocks(text, "text")
+    monkeypatch.setenv("COLUMNS", "100")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "docs/reward-report.md", "exec"), {})
+    assert [line.rstrip() for line in printed.getvalue().splitlines()] == expected.splitlines()
+
+
+def test_the_alarms_of_the_report_card_are_on_its_page() -> None:
+    """Every kind that card_alarms.py gives a name to, by its source."""
+    calls = [
+        node.args[0].value
+        for node in ast.walk(ast.parse((SRC / "stages/card_alarms.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") == "_alarm"
+        and isinstance(node.args[0], ast.Constant)
+    ]
+    text = (DOCS / "reward-report.md").read_text(encoding="utf-8")
+    listed = [quoted(row[0])[0] for heading, rows in tables(text) if heading == "The alarms" for row in rows[1:]]
+    assert sorted(listed) == sorted(set(calls))
+
+
 # --- a finished run, the commands and the files ---
 
 Plaudit = Callable[..., SimpleNamespace]

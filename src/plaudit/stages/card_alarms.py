@@ -83,7 +83,7 @@ def _trained_prompts(card: Card) -> Alarm | None:
         "leak", level,
         f"A leak: {exact + near:,} of the {leaks['prompts']:,} judged prompts were trained on ({', '.join(parts)}), "
         f"for example {leaks['examples'][0]['text'][:80]!r}. The accuracy is partly memory.",
-        "Split by prompt: give every row of one prompt the same split (`plaudit data check` lists them).",
+        "Split by prompt: give every row of one prompt the same split (plaudit data check lists them).",
         trained_prompts=exact, near_trained_prompts=near,
     )  # fmt: skip
 

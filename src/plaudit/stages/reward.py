@@ -14,7 +14,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -36,7 +35,7 @@ from plaudit.run.card_table import print_alarms
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
 from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
-from plaudit.stages.card import report_card
+from plaudit.stages.reward_report import held_out_card
 
 
 class RewardConfig(StageConfig):
@@ -106,7 +105,8 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     save_head(roles.score_heads[0], folder)
     contract.save(folder)
     export_reward_model(roles, chat, str(run.sft_model), contract, folder / "model", run.machine.dtype)
-    summary, card = _judge(roles, chat, train, test, contract, simulated=run.rankings is None)
+    raw_BM = score_replies(roles, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
+    summary, card = held_out_card(raw_BM, contract, train, test, simulated=run.rankings is None)
     write_json(folder / "card.json", card)
     shown = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
     run.finish("reward", "Reward model", summary, (*shown, "length_score_correlation"))
@@ -179,37 +179,3 @@ def load_contract(run: Run, chat: ChatFormat) -> tuple[Path, RewardContract]:
 
 def template_hash(chat: ChatFormat) -> str:
     return hashlib.sha256(chat.tokenizer.chat_template.encode()).hexdigest()
-
-
-def _judge(
-    roles: Roles, chat: ChatFormat, train: list[Ranking], test: list[Ranking], contract: RewardContract, simulated: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(summary, report card) on the held-out rankings."""
-    raw_BM = score_replies(roles, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
-    scores_B = card_scores(raw_BM, contract)
-    card = report_card(test, scores_B, members_NM=raw_BM, train=train, simulated=simulated)
-    length = card["length"]
-    summary = {
-        "pairs_train": card["counts"]["train_pairs"],
-        "pairs_test": card["counts"]["strict_pairs"],
-        "accuracy": card["accuracy"],
-        "accuracy_ci": card["accuracy_ci"],
-        "length_baseline_accuracy": length["accuracy"],
-        "length_baseline_accuracy_ci": length["accuracy_ci"],
-        "ece": card["calibration"]["ece"],
-        "length_score_correlation": length["score_correlation"],
-        "score_mean": contract.mean[0],
-        "score_std": contract.std[0],
-    }
-    return summary, card
-
-
-def card_scores(raw_BM: Tensor, contract: RewardContract) -> Tensor:
-    """One score a reply, [B], on the scale of raw scores, where a difference is the log-odds of a preference.
-
-    Of one model that is its raw score; of an ensemble the members' normalised scores are made one, as PPO will see
-    them, and put back on the members' mean scale.
-    """
-    if raw_BM.shape[1] == 1:
-        return raw_BM[:, 0]
-    return contract.normalised(raw_BM) * float(np.mean(contract.std)) + float(np.mean(contract.mean))

@@ -1,4 +1,5 @@
-"""`plaudit reward-report MODEL FILE`: the report card of any saved reward model on any file of rankings or preferences.
+"""Report cards of models: of the reward stage's own on its held-out rankings, and `plaudit reward-report MODEL FILE`,
+that of any saved reward model on any file of rankings or preferences.
 
 MODEL is a run folder or its reward/, an exported model, or another trainer's (models/foreign.py says which layouts).
 Judged are the file's held-out rows (split validation or test) where it has any, else all of them. Its training rows,
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from plaudit.data.files import Reading, read_rankings, sha256
 from plaudit.data.read import is_hub
 from plaudit.dist.machine import choose_machine
 from plaudit.errors import UserError
 from plaudit.models.foreign import TextRewardModel, load_text_reward_model
-from plaudit.models.heads import CONTRACT
+from plaudit.models.heads import CONTRACT, RewardContract
 from plaudit.models.load import quiet_libraries
 from plaudit.models.scorers import ScoreItem
 from plaudit.records import Completion, Message, Ranking
@@ -71,6 +73,38 @@ def reward_report(
         },
         **card,
     }
+
+
+def held_out_card(
+    raw_BM: Tensor, contract: RewardContract, train: Sequence[Ranking], test: Sequence[Ranking], *, simulated: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the reward stage's summary, the report card) of the members' raw scores of the replies of `test` in order."""
+    card = report_card(test, card_scores(raw_BM, contract), members_NM=raw_BM, train=train, simulated=simulated)
+    length = card["length"]
+    summary = {
+        "pairs_train": card["counts"]["train_pairs"],
+        "pairs_test": card["counts"]["strict_pairs"],
+        "accuracy": card["accuracy"],
+        "accuracy_ci": card["accuracy_ci"],
+        "length_baseline_accuracy": length["accuracy"],
+        "length_baseline_accuracy_ci": length["accuracy_ci"],
+        "ece": card["calibration"]["ece"],
+        "length_score_correlation": length["score_correlation"],
+        "score_mean": contract.mean[0],
+        "score_std": contract.std[0],
+    }
+    return summary, card
+
+
+def card_scores(raw_BM: Tensor, contract: RewardContract) -> Tensor:
+    """One score a reply, [B], on the scale of raw scores, where a difference is the log-odds of a preference.
+
+    Of one model that is its raw score; of an ensemble the members' normalised scores are made one, as PPO will see
+    them, and put back on the members' mean scale.
+    """
+    if raw_BM.shape[1] == 1:
+        return raw_BM[:, 0]
+    return contract.normalised(raw_BM) * float(np.mean(contract.std)) + float(np.mean(contract.mean))
 
 
 def own_folder(model: str) -> Path | None:
