@@ -78,6 +78,7 @@ def rewards_file(tmp_path: Path) -> str:
         ({"model": "m", "auth_env": "X", "retries": 1}, "retries, auth_env would do nothing for this model source"),
         ({"endpoint": "localhost:80"}, "String should match pattern"),
         ({"endpoint": "ftp://host/x"}, "String should match pattern"),
+        ({"endpoint": "http://me:secret@host/x"}, "a recipe holds no secret"),
     ],
 )
 def test_a_source_is_one_thing_and_has_no_dead_setting(values: dict[str, Any], message: str) -> None:
