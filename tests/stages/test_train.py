@@ -591,7 +591,7 @@ OPTIONS: dict[str, Any] = {
     "missing_eos_penalty": 3.0,
     "lora": {"r": 2, "alpha": 8},
 }
-ELSEWHERE = {"micro_batch_size", "evaluate_every", "kl_budget"}
+ELSEWHERE = {"micro_batch_size", "evaluate_every", "kl_budget", "rewards"}
 
 
 def test_row_28_every_option_is_tried() -> None:

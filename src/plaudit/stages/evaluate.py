@@ -8,11 +8,14 @@ Leaves evaluate/replies.jsonl and evaluate/summary.json.
     plaudit evaluate RECIPE
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,12 +29,13 @@ from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.models.load import load_model
 from plaudit.models.reward_model import RewardModel
 from plaudit.models.roles import Roles, plain_logprobs
-from plaudit.models.tokens import pad_right
+from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.stages.base import Run, StageConfig
 from plaudit.stages.reward import trained_reward
+from plaudit.stages.scoring import Rewards, RewardSource
 
 ROWS = 32
 
@@ -61,14 +65,19 @@ class Judged:
     lengths: np.ndarray
 
 
-def run(config: EvaluateConfig, run: Run, annotator: Annotator | None) -> dict[str, Any]:
-    """Sample, judge, compare; `annotator` gives the gold score (None when people ranked). Returns the summary."""
+def run(
+    config: EvaluateConfig, run: Run, annotator: Annotator | None, paid_by: Sequence[RewardSource] = ()
+) -> dict[str, Any]:
+    """Sample, judge, compare; `annotator` gives the gold score (None when people ranked), and `paid_by` is what PPO was
+    paid by, the proxy. Returns the summary."""
     test = run.split("test")
     prompts = [prompt for prompt in test for _ in range(config.replies)]
     policy = run.folder.require("ppo/model", "ppo")
+    rewards = Rewards(paid_by, run.machine)
+    rewards.load(policy.parent)
     with progress("Evaluation", 4 * len(prompts), "reply") as advance:
-        sft = _judge(config, run, annotator, prompts, run.sft_model, advance)
-        ppo = _judge(config, run, annotator, prompts, policy, advance)
+        sft = _judge(config, run, annotator, rewards, prompts, run.sft_model, advance)
+        ppo = _judge(config, run, annotator, rewards, prompts, policy, advance)
     clusters = [prompt.id for prompt in prompts]
     summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
     if sft.gold is not None and ppo.gold is not None:
@@ -95,7 +104,13 @@ def run(config: EvaluateConfig, run: Run, annotator: Annotator | None) -> dict[s
 
 
 def _judge(
-    config: EvaluateConfig, run: Run, annotator: Annotator | None, prompts: list[Prompt], source: Path, advance: Step
+    config: EvaluateConfig,
+    run: Run,
+    annotator: Annotator | None,
+    rewards: Rewards,
+    prompts: list[Prompt],
+    source: Path,
+    advance: Step,
 ) -> Judged:
     """Sample from the model in `source` and measure its replies."""
     chat = run.chat(run.sft_model)
@@ -115,17 +130,13 @@ def _judge(
     reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
     ref = _sums([plain_logprobs(reference, tokens, config.temperature) for tokens in batches])
     ref_nll = -_sums([plain_logprobs(reference, tokens, 1.0) for tokens in batches])
-    reward = reward_model(run, chat, reference)
-    proxy = []
-    for tokens in batches:
-        proxy.append(reward.scores(tokens).detach().cpu().numpy())
-        advance(count=len(tokens.lengths_B))
+    proxy = _proxy(run, chat, rewards, reference, prompts, batches, advance)
     replies = [chat.completion(reply) for reply in ids]
     gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
     return Judged(
         replies=replies,
         ids=ids,
-        proxy=np.concatenate(proxy),
+        proxy=proxy,
         gold=None if gold is None else np.array(gold),
         logprob_sum=own,
         ref_logprob_sum=ref,
@@ -139,6 +150,33 @@ def reward_model(run: Run, chat: ChatFormat, base: PreTrainedModel) -> RewardMod
     files = trained_reward(run, chat)
     roles = Roles(base, reward=files.adapters) if files.adapters else None
     return files.attach(roles, run.machine.dtype, run.machine.device)
+
+
+def _proxy(
+    run: Run,
+    chat: ChatFormat,
+    rewards: Rewards,
+    base: PreTrainedModel,
+    prompts: list[Prompt],
+    batches: list[Tokens],
+    advance: Step,
+) -> np.ndarray:
+    """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
+    reward = reward_model(run, chat, base) if rewards.trained else None
+    contract = reward.contract if reward else None
+    found = []
+    for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
+        part = prompts[start : start + ROWS]
+        scores = rewards.score(chat, part, tokens, "evaluation", partial(_raw_scores, reward, tokens), contract)
+        found.append(scores.normalised_B.cpu().numpy())
+        advance(count=len(part))
+    return np.concatenate(found)
+
+
+@torch.no_grad()
+def _raw_scores(reward: RewardModel | None, tokens: Tokens) -> Tensor:
+    assert reward is not None
+    return reward.raw(tokens)
 
 
 def _sums(parts: list[Tensor]) -> np.ndarray:

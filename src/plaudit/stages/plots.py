@@ -118,19 +118,31 @@ def _whole_steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
-def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any]) -> list[Plot]:
-    """SFT: training and held-out loss. Reward model: loss, accuracy."""
+def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any] | None) -> list[Plot]:
+    """SFT: training and held-out loss. Reward model, where one was trained: loss, accuracy."""
     trained = [row for row in sft if "loss" in row]
     held_out = [row for row in sft if "eval_loss" in row]
     # Of an ensemble the first member is drawn; the row before the first step has a held-out loss only.
     reward = [row for row in reward if "loss" in row and row.get("member", 0) == 0]
-    steps = _column(reward, "step")
-    window = min(SMOOTHED, len(steps))
 
     def sft_loss(axes: Axes) -> None:
         axes.plot(_column(trained, "step"), _column(trained, "loss"), color=MUTED, linewidth=0.9)
         axes.plot(_column(held_out, "step"), _column(held_out, "eval_loss"), color=SFT, marker="o")
         _whole_steps(axes)
+
+    before, after = held_out[0]["eval_loss"], held_out[-1]["eval_loss"]
+    plot = draw(
+        "sft-loss",
+        f"SFT: the loss on held-out demonstrations {_moved(before, after)} nats a token",
+        "optimiser step", "loss (nats a token)", sft_loss,
+        [("thin", "muted", "training step"), ("dot", "sft", "held-out demonstrations")],
+    )  # fmt: skip
+    return [plot] if reward_summary is None else [plot, *_reward_learning_plots(reward, reward_summary)]
+
+
+def _reward_learning_plots(reward: Rows, reward_summary: dict[str, Any]) -> list[Plot]:
+    steps = _column(reward, "step")
+    window = min(SMOOTHED, len(steps))
 
     def smoothed(axes: Axes, name: str, level: float) -> None:
         values = _column(reward, name)
@@ -146,17 +158,10 @@ def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any]) -> l
         axes.errorbar([steps[-1]], [right], [[right - low], [high - right]], color=INK, fmt="o", capsize=3, zorder=5)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
 
-    before, after = held_out[0]["eval_loss"], held_out[-1]["eval_loss"]
     loss = _trailing_mean(_column(reward, "loss"), window)[-1]
     coin = float(np.log(2))
     raw, mean = ("thin", "muted", "each step"), ("line", "reward", f"mean of {window} steps")
     return [
-        draw(
-            "sft-loss",
-            f"SFT: the loss on held-out demonstrations {_moved(before, after)} nats a token",
-            "optimiser step", "loss (nats a token)", sft_loss,
-            [("thin", "muted", "training step"), ("dot", "sft", "held-out demonstrations")],
-        ),
         draw(
             "reward-loss",
             f"Reward model: the training loss ends at {number(loss)} nats a pair, a coin's is {number(coin)}",
