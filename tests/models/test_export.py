@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from conftest import ARCHITECTURES, CPU, EOS, PAD
 from plaudit.data.chat import ChatFormat
-from plaudit.models.export import export_policy, export_reward_model
+from plaudit.models.export import export_classifier, export_policy, sign_classifier
 from plaudit.models.heads import RewardContract
+from plaudit.models.reward_model import golden_scores
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Message
@@ -45,8 +46,9 @@ def test_reward_model_scores_in_plain_transformers(
     expected_B = roles(tokens, "reward", frozenset({"scores"})).scores_BM[:, 0].detach()
     assert expected_B.std() > 0.1
 
-    contract = RewardContract((0.25,), (3.0,), chat.eos_id, None, "hash")
-    export_reward_model(roles, chat, str(base), contract, tmp_path / "reward", torch.float32)
+    contract = RewardContract((0.25,), (3.0,), chat.eos_id, None, "hash", golden=golden_scores(roles, chat))
+    export_classifier(roles, chat, str(base), tmp_path / "reward", torch.float32)
+    assert sign_classifier(tmp_path / "reward", chat, contract, torch.float32) < 1e-5
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
