@@ -488,6 +488,12 @@ def test_the_python_of_the_models_page_runs(here: Path) -> None:
     assert names["policy"].dtype == torch.float32
 
 
+def test_the_python_of_the_page_of_losses_runs() -> None:
+    (block,) = blocks((DOCS / "reward-losses.md").read_text(encoding="utf-8"), "python")
+    assert block.count("assert ") == 8
+    exec(compile(block, "docs/reward-losses.md", "exec"), {})
+
+
 if __name__ == "__main__":
     target = DOCS / "recipe.md"
     target.write_text(recipe_page(target.read_text(encoding="utf-8")), encoding="utf-8")
