@@ -1,25 +1,26 @@
 """W-RM with Plaudit: pairs a second, peak memory and held-out accuracy of the reward stage on a fixed workload.
 
 Runs the stage itself, `plaudit.stages.reward.run`, on rankings of two replies: LoRA r=16 and alpha=32 on all linear
-layers and the head, bfloat16, one epoch, 8 pairs a step, 2e-4 cosine. The time is that of the training loop; loading,
-scoring the held-out pairs and the exports are not in it, but `peak_rss_mb` is that of all of it.
+layers and the head, bfloat16, one epoch, 8 pairs a step, 2e-4 cosine. The time is that of the optimiser steps, which
+the stage counts; tokenising, held-out scores and exports are not in it (nor in the peer's), but `peak_rss_mb` is that
+of all of it.
 
     python benchmarks/reward.py --model FOLDER --data alpaca_eval_rankings.jsonl.gz --json      W-RM
+    python benchmarks/reward.py --model FOLDER --data alpaca_eval_rankings.jsonl.gz --share --json
     python benchmarks/reward.py --model FOLDER --data pairs/hh --seed 1 --margins ours1.json    the pairs of pairs.py
 
 `--data` is a folder that pairs.py wrote, or a file, of which W-RM's pairs are taken. `--margins` keeps the score
-difference of every held-out pair, for paired.py. `--by-prompt` gives the second figure: the pairs of a prompt are put
-together into one ranking, so that each of its replies is computed once, whatever the number of pairs it is in.
+difference of every held-out pair, for paired.py. No work is shared between the replies to a prompt, unless `--share`
+asks for the second figure: the pairs of a prompt are put together into one ranking, so that each of its replies is
+computed once, and so is the prompt.
 """
 
 import argparse
 import json
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pairs as workload
 from plaudit.data.chat import ChatFormat
@@ -29,25 +30,10 @@ from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.models.roles import LoraSettings
 from plaudit.records import Completion, Message, Preference, Prompt, Ranking
 from plaudit.run.folder import RunFolder, versions
-from plaudit.run.metrics import Metrics
 from plaudit.stages import reward
 from plaudit.stages.base import Run
 
 BATCH = 8
-
-
-class Clock(Metrics):
-    """The stage's log, which is open exactly while it trains."""
-
-    seconds, peak_mb = 0.0, 0.0
-
-    def __enter__(self) -> "Clock":
-        self.started = time.perf_counter()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        Clock.seconds, Clock.peak_mb = time.perf_counter() - self.started, peak_rss_mb()
-        super().__exit__(*exception)
 
 
 def as_rankings(pairs: list[Preference], split: str) -> list[Ranking]:
@@ -70,13 +56,14 @@ def by_prompt(pairs: list[Preference]) -> list[Ranking]:
     ]
 
 
-def settings(train: list[Ranking], micro: int, whole: bool) -> reward.RewardConfig:
+def settings(train: list[Ranking], micro: int, share: bool) -> reward.RewardConfig:
     """As many rankings a step as have about 8 pairs."""
     pairs = sum(len(ranking.pairs()) for ranking in train)
-    step = max(1, round(BATCH * len(train) / pairs)) if whole else BATCH
+    step = max(1, round(BATCH * len(train) / pairs)) if share else BATCH
     return reward.RewardConfig(
         epochs=1, rankings_per_step=step, rankings_per_micro_batch=micro if step % micro == 0 else 1,
-        learning_rate=2e-4, warmup_steps=4, max_grad_norm=1.0, lora=LoraSettings(r=16, alpha=32),
+        layout="shared" if share else "packed", learning_rate=2e-4, warmup_steps=4, max_grad_norm=1.0,
+        lora=LoraSettings(r=16, alpha=32),
     )  # fmt: skip
 
 
@@ -88,37 +75,36 @@ def read(source: str, data: Path, limit: int | None) -> workload.Pairs:
 
 
 def measure(
-    model: str, data: Path, seed: int, *, micro: int, whole: bool, limit: int | None, margins: Path | None
+    model: str, data: Path, seed: int, *, micro: int, share: bool, limit: int | None, margins: Path | None
 ) -> dict[str, Any]:
     """Run the stage; the workload's numbers."""
     quiet_libraries()
     source = resolve(model)
     given = read(source, data, limit)
-    train = by_prompt(given.train) if whole else as_rankings(given.train, "train")
-    config = settings(train, micro, whole)
-    with tempfile.TemporaryDirectory() as home, patch.object(reward, "Metrics", Clock):
+    train = by_prompt(given.train) if share else as_rankings(given.train, "train")
+    config = settings(train, micro, share)
+    with tempfile.TemporaryDirectory() as home:
         folder = RunFolder.open(Path(home) / "run", f"name: benchmark\nseed: {seed}\n", resume=False)
         (folder.stage("sft") / "model").symlink_to(Path(source).resolve())
         rows = [ranking.as_json() for ranking in (*train, *as_rankings(given.held_out, "test"))]
         write_rows(folder.stage("preferences") / "rankings.jsonl", rows)
         summary = reward.run(config, Run(folder, seed, choose_machine("bfloat16"), source, None, (), ()))
         found = json.loads((folder.path / "reward" / "scores.json").read_text(encoding="utf-8"))["margins"]
-    assert Clock.seconds > 0 and len(found) == len(given.held_out)
+    assert len(found) == len(given.held_out)
     if margins is not None:
         write_json(margins, {"held_out": sha256(data / workload.HELD_OUT), "margins": found})
-    processed = sum(len(ranking.pairs()) for ranking in train)
+    processed, seconds = sum(len(ranking.pairs()) for ranking in train), summary["seconds_per_member"]
     return {
         "workload": "W-RM",
-        "what": f"plaudit, {'by prompt' if whole else 'pairs'}, {config.rankings_per_micro_batch} a micro-batch",
+        "what": f"plaudit, {summary['layout']}, {config.rankings_per_micro_batch} rankings a micro-batch",
         "pairs": processed,
         "replies": sum(len(ranking.replies) for ranking in train),
-        "seconds": round(Clock.seconds, 2),
-        "pairs_per_second": round(processed / Clock.seconds, 3),
+        "seconds": round(seconds, 2),
+        "pairs_per_second": round(processed / seconds, 3),
         "held_out_accuracy": round(float(summary["accuracy"]), 4),
         "held_out_pairs": len(found),
         "length_only_accuracy": round(sum(given.length_verdicts()) / len(found), 4),
         "peak_rss_mb": round(peak_rss_mb(), 1),
-        "peak_rss_mb_training": round(Clock.peak_mb, 1),
         "seed": seed,
         "versions": versions(),
     }
@@ -130,7 +116,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="a folder of pairs.py, or a file of rankings or pairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--micro", type=int, default=2, help="rankings in one forward and backward pass")
-    parser.add_argument("--by-prompt", action="store_true", help="one ranking a prompt instead of pairs")
+    parser.add_argument("--share", action="store_true", help="share the work of a prompt and its replies")
     parser.add_argument("--limit", type=int, help="fewer pairs, for a look")
     parser.add_argument("--margins", type=Path, help="write the held-out margins here")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
@@ -138,7 +124,7 @@ def main() -> None:
     if given.margins is not None and not given.data.is_dir():
         parser.error("--margins compares trainers on one folder of pairs.py: give that folder with --data")
     found = measure(
-        given.model, given.data, given.seed, micro=given.micro, whole=given.by_prompt, limit=given.limit,
+        given.model, given.data, given.seed, micro=given.micro, share=given.share, limit=given.limit,
         margins=given.margins,
     )  # fmt: skip
     if given.json:

@@ -13,7 +13,6 @@ import reward as benchmark
 from plaudit.data.chat import ChatFormat
 from plaudit.models.load import load_tokenizer
 from plaudit.records import Completion, Message, Preference, Prompt
-from plaudit.stages import reward as stage
 
 
 def preference(prompt: str, chosen: str, rejected: str) -> Preference:
@@ -153,22 +152,21 @@ def test_margins_of_other_pairs_are_refused(tmp_path: Path) -> None:
             paired.compare(tmp_path, [good], bad)
 
 
-@pytest.mark.parametrize(("whole", "replies"), [(False, 14), (True, 7)], ids=["pairs", "by prompt"])
+@pytest.mark.parametrize(("share", "replies"), [(False, 14), (True, 7)], ids=["pairs", "shared"])
 def test_the_workload_runs_the_stage_and_reports_its_keys(
-    whole: bool, replies: int, tiny_model: Callable[..., Path], chat: ChatFormat, tmp_path: Path
+    share: bool, replies: int, tiny_model: Callable[..., Path], chat: ChatFormat, tmp_path: Path
 ) -> None:
     """Seven pairs: prompts 0 (five) and 1 (two, of its first three replies)."""
     workload.write(workload.select(chat, rankings_file(tmp_path / "rankings.jsonl"), count=7), tmp_path / "pairs")
-    metrics = stage.Metrics
-    kept = None if whole else tmp_path / "margins.json"
+    kept = None if share else tmp_path / "margins.json"
     found: dict[str, Any] = benchmark.measure(
-        str(tiny_model()), tmp_path / "pairs", 0, micro=2, whole=whole, limit=7, margins=kept
+        str(tiny_model()), tmp_path / "pairs", 0, micro=2, share=share, limit=7, margins=kept
     )
-    assert stage.Metrics is metrics
     keys = {"workload", "pairs_per_second", "held_out_accuracy", "peak_rss_mb", "versions"}
     assert keys <= set(found) and found["workload"] == "W-RM"
     assert (found["pairs"], found["replies"], found["held_out_pairs"]) == (7, replies, 7)
     assert found["pairs_per_second"] == pytest.approx(7 / found["seconds"], rel=0.2)
+    assert ("shared" if share else "packed") in found["what"]
     if kept:
         left = json.loads(kept.read_text(encoding="utf-8"))["margins"]
         right = sum(margin > 0 for margin in left) + 0.5 * sum(margin == 0 for margin in left)
