@@ -561,6 +561,12 @@ def test_the_endpoint_of_the_rewards_page_answers(monkeypatch: pytest.MonkeyPatc
     assert scores == {PROBE.id: float(len(PROBE.completion.text))}
 
 
+def test_the_python_of_the_page_of_losses_runs() -> None:
+    (block,) = blocks((DOCS / "reward-losses.md").read_text(encoding="utf-8"), "python")
+    assert block.count("assert ") == 8
+    exec(compile(block, "docs/reward-losses.md", "exec"), {})
+
+
 if __name__ == "__main__":
     target = DOCS / "recipe.md"
     target.write_text(recipe_page(target.read_text(encoding="utf-8")), encoding="utf-8")
