@@ -10,9 +10,11 @@ from torch import Tensor
 from plaudit.algo.masked import whiten
 
 
-def normalise(raw_scores_B: Tensor, mean: float, std: float) -> Tensor:
-    """(raw − mean) / std with the moments stored beside the reward model, so that reference replies score 0 ± 1."""
-    return (raw_scores_B - mean) / std
+def normalise(raw_scores_BM: Tensor, mean_M: Tensor, std_M: Tensor) -> Tensor:
+    """(raw − mean) / std, each member of the reward model by its own moments, which are stored beside it, so that
+    reference replies score 0 ± 1; [B, M]."""
+    assert raw_scores_BM.shape[1:] == mean_M.shape == std_M.shape, (raw_scores_BM.shape, mean_M.shape, std_M.shape)
+    return (raw_scores_BM - mean_M) / std_M
 
 
 def penalise_missing_eos(scores_B: Tensor, finished_B: Tensor, penalty: float) -> Tensor:

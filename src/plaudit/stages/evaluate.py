@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit import rng
-from plaudit.algo.rewards import normalise
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.annotator import Annotator, declines
 from plaudit.data.chat import ChatFormat
@@ -119,16 +118,16 @@ def _judge(
     roles, contract = reward_roles(run, chat, reference)
     raw = []
     for tokens in batches:
-        scores_B = roles(tokens, "reward", frozenset({"scores"})).scores_B
-        assert scores_B is not None
-        raw.append(scores_B.detach())
+        scores_BM = roles(tokens, "reward", frozenset({"scores"})).scores_BM
+        assert scores_BM is not None
+        raw.append(scores_BM.detach())
         advance(count=len(tokens.lengths_B))
     replies = [chat.completion(reply) for reply in ids]
     gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
     return Judged(
         replies=replies,
         ids=ids,
-        proxy=np.concatenate([normalise(part, contract.mean, contract.std).cpu().numpy() for part in raw]),
+        proxy=np.concatenate([contract.normalised(part).cpu().numpy() for part in raw]),
         gold=None if gold is None else np.array(gold),
         logprob_sum=own,
         ref_logprob_sum=ref,
@@ -140,8 +139,8 @@ def _judge(
 def reward_roles(run: Run, chat: ChatFormat, base: PreTrainedModel) -> tuple[Roles, RewardContract]:
     """The SFT model `base` with the trained reward adapter and head, and the rules its scores stand under."""
     folder, contract = load_contract(run, chat)
-    roles = Roles(base, reward=folder / "adapter")
-    load_head(roles.score_head, folder)
+    roles = Roles(base, reward=[folder / "adapter"])
+    load_head(roles.score_heads[0], folder)
     return roles, contract
 
 

@@ -189,11 +189,11 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
         trained="policy",
         lora=config.lora,
         seed=run.seed,
-        reward=reward_folder / "adapter",
+        reward=[reward_folder / "adapter"],
         value_gradient=config.value_gradient,
         temperature=config.temperature,
     )
-    load_head(roles.score_head, reward_folder)
+    load_head(roles.score_heads[0], reward_folder)
     engine = InProcessEngine(
         load_model(source, run.machine.dtype, run.machine.device),
         eos_id=chat.eos_id,
@@ -247,7 +247,7 @@ def rollout(
         tokens, sampler_logprobs_BT, finished_B = sample(trainer, prompts, "ppo/rollout", update)
     mask_BT = tokens.mask_BT
     with clock.part("scoring"):
-        raw_scores_B = by_micro_batch(trainer, tokens, update, "reward")["scores_B"]
+        raw_scores_BM = by_micro_batch(trainer, tokens, update, "reward")["scores_BM"]
         ref_logprobs_BT = by_micro_batch(trainer, tokens, update, "reference")["logprobs_BT"]
         old = by_micro_batch(trainer, tokens, update, "policy")
     old_logprobs_BT, values_BT = old["logprobs_BT"], old["values_BT"]
@@ -258,7 +258,7 @@ def rollout(
         invariants.check_fresh_kl(kl_BT, dtype)
 
     # raw -> stored normalisation -> missing-EOS rule -> clip -> batch whitening -> minus the KL penalty per token
-    normalised_B = reward_maths.normalise(raw_scores_B, trainer.contract.mean, trainer.contract.std)
+    normalised_B = trainer.contract.normalised(raw_scores_BM)
     invariants.check_finite("a score", normalised_B.sum().item(), f"PPO update {update + 1}")
     paid_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, config.missing_eos_penalty)
     scores_B = reward_maths.clip_scores(paid_B, config.score_clip)
@@ -274,7 +274,7 @@ def rollout(
         advantages_BT, _ = whiten(advantages_BT, mask_BT)
 
     batch = RolloutBatch(
-        tokens, finished_B, raw_scores_B, scores_B, old_logprobs_BT, ref_logprobs_BT, sampler_logprobs_BT,
+        tokens, finished_B, raw_scores_BM, scores_B, old_logprobs_BT, ref_logprobs_BT, sampler_logprobs_BT,
         old["entropy_BT"], values_BT, kl_BT, rewards_BT, advantages_BT, returns_BT,
     )  # fmt: skip
     return batch, {
@@ -315,9 +315,9 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
         output = trainer.roles(tokens.rows(rows), role, frozenset(need))
         for name, part in vars(output).items():
             if part is not None:
-                shape = tokens.tokens_BT.shape[: part.dim()]
+                shape = (len(tokens.lengths_B), part.shape[1]) if name == "scores_BM" else tokens.tokens_BT.shape
                 whole = found.setdefault(name, part.new_zeros(shape))
-                (whole if part.dim() == 1 else whole[:, : part.shape[1]])[rows] = part
+                whole[:, : part.shape[1]][rows] = part
     return found
 
 
@@ -382,8 +382,7 @@ def _accumulate(
 def evaluate(trainer: Trainer, prompts: list[Prompt]) -> dict[str, float]:
     """The policy on held-out prompts, with the same random numbers every time: score, KL a reply, length, endings."""
     tokens, _, finished_B = sample(trainer, prompts, "ppo/validation", 0)
-    raw_scores_B = by_micro_batch(trainer, tokens, 0, "reward")["scores_B"]
-    normalised_B = reward_maths.normalise(raw_scores_B, trainer.contract.mean, trainer.contract.std)
+    normalised_B = trainer.contract.normalised(by_micro_batch(trainer, tokens, 0, "reward")["scores_BM"])
     scores_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, trainer.config.missing_eos_penalty)
     invariants.check_finite("a score", scores_B.sum().item(), "PPO, validation prompts")
     policy = by_micro_batch(trainer, tokens, 0, "policy")
