@@ -31,19 +31,19 @@ def close(actual: torch.Tensor, expected: Any) -> None:
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_row12_gae_known_answer() -> None:
+def test_row_12_gae_known_answer() -> None:
     advantages, returns = run([REWARDS], [VALUES], [[1, 1, 1]], 1.0, 0.95)
     close(advantages, [[0.14675, 0.365, 0.7]])
     close(returns, [[0.64675, 0.765, 1.0]])
 
 
-def test_row12_gamma_below_one_by_hand() -> None:
+def test_row_12_gamma_below_one_by_hand() -> None:
     """γ = ½, λ = ½: δ = (−.1+.2−.5, −.2+.15−.4, .7) = (−.4, −.45, .7); Â_1 = −.45+.25·.7 = −.275."""
     advantages, _ = run([REWARDS], [VALUES], [[1, 1, 1]], 0.5, 0.5)
     close(advantages, [[-0.4 + 0.25 * -0.275, -0.275, 0.7]])
 
 
-def test_row12_what_lies_outside_the_mask_changes_nothing_even_nan() -> None:
+def test_row_12_what_lies_outside_the_mask_changes_nothing_even_nan() -> None:
     """The known answer again, behind two prompt columns and before two pads, all of them NaN."""
     wide = [[NAN, NAN, *REWARDS, NAN, NAN]], [[NAN, NAN, *VALUES, NAN, NAN]], [[0, 0, 1, 1, 1, 0, 0]]
     advantages, returns = run(*wide, 1.0, 0.95)
@@ -51,7 +51,7 @@ def test_row12_what_lies_outside_the_mask_changes_nothing_even_nan() -> None:
     close(returns, [[0, 0, 0.64675, 0.765, 1.0, 0, 0]])
 
 
-def test_row12_a_ragged_batch_is_each_row_alone() -> None:
+def test_row_12_a_ragged_batch_is_each_row_alone() -> None:
     """Row 0 has a prompt of two columns and two tokens, row 1 no prompt column and the known answer's three."""
     advantages, returns = run(
         [[9, 9, 2, 4], [*REWARDS, 9]],
@@ -74,7 +74,7 @@ rows = st.lists(
 
 @settings(deadline=None, derandomize=True)
 @given(rows, st.sampled_from([1.0, 0.9, 0.5]))
-def test_row12_lambda_1_is_reward_to_go_minus_value(row: list[tuple[float, float]], gamma: float) -> None:
+def test_row_12_lambda_1_is_reward_to_go_minus_value(row: list[tuple[float, float]], gamma: float) -> None:
     rewards, values = [r for r, _ in row], [v for _, v in row]
     advantages, returns = run([rewards], [values], [[1] * len(row)], gamma, 1.0)
     to_go = [sum(gamma**k * r for k, r in enumerate(rewards[t:])) for t in range(len(row))]
@@ -85,7 +85,7 @@ def test_row12_lambda_1_is_reward_to_go_minus_value(row: list[tuple[float, float
 
 @settings(deadline=None, derandomize=True)
 @given(rows, st.sampled_from([1.0, 0.9, 0.5]))
-def test_row12_lambda_0_is_the_td_error(row: list[tuple[float, float]], gamma: float) -> None:
+def test_row_12_lambda_0_is_the_td_error(row: list[tuple[float, float]], gamma: float) -> None:
     rewards, values = [r for r, _ in row], [v for _, v in row]
     advantages, _ = run([rewards], [values], [[1] * len(row)], gamma, 0.0)
     following = [*values[1:], 0.0]
@@ -95,7 +95,7 @@ def test_row12_lambda_0_is_the_td_error(row: list[tuple[float, float]], gamma: f
 
 @settings(deadline=None, derandomize=True)
 @given(rows, st.integers(0, 3), st.integers(0, 3))
-def test_row12_padding_on_either_side_changes_nothing(row: list[tuple[float, float]], left: int, right: int) -> None:
+def test_row_12_padding_on_either_side_changes_nothing(row: list[tuple[float, float]], left: int, right: int) -> None:
     rewards, values, ones = [r for r, _ in row], [v for _, v in row], [1] * len(row)
     plain, plain_returns = run([rewards], [values], [ones], 0.9, 0.95)
     pad = ([NAN] * left, [NAN] * right)
@@ -110,7 +110,7 @@ def test_row12_padding_on_either_side_changes_nothing(row: list[tuple[float, flo
     assert padded_returns[:, left : left + len(row)].tolist() == plain_returns.tolist()
 
 
-def test_row13_truncation_is_termination_no_value_of_the_cut_state_leaks_in() -> None:
+def test_row_13_truncation_is_termination_no_value_of_the_cut_state_leaks_in() -> None:
     """A reply that the limit cut: Â of its last token is R − V, whatever the critic says about the column after it."""
     for beyond in (0.0, 100.0, NAN):
         advantages, returns = run([[0.0, 2.0, 0.0]], [[0.5, 0.25, beyond]], [[1, 1, 0]], 1.0, 0.95)

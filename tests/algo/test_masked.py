@@ -54,7 +54,7 @@ def test_masked_mean_of_nothing_is_zero_not_nan() -> None:
     assert masked_mean(tensor([NAN, 3]), mask([0, 0])).item() == 0
 
 
-def test_row10_whiten_known_answer_with_the_biased_variance() -> None:
+def test_row_10_whiten_known_answer_with_the_biased_variance() -> None:
     """1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9)/4 = 5."""
     whitened, std = whiten(tensor([1, 99, 3], [5, 7, -99]), mask([1, 0, 1], [1, 1, 0]))
     assert std.item() == pytest.approx(math.sqrt(5), abs=1e-12)
@@ -69,7 +69,7 @@ def test_row10_whiten_known_answer_with_the_biased_variance() -> None:
     ),
     st.integers(0, 4),
 )
-def test_row10_whitened_numbers_have_mean_0_and_variance_1_whatever_the_padding(
+def test_row_10_whitened_numbers_have_mean_0_and_variance_1_whatever_the_padding(
     rows: list[list[int]], padding: int
 ) -> None:
     width = max(map(len, rows)) + padding
@@ -82,7 +82,7 @@ def test_row10_whitened_numbers_have_mean_0_and_variance_1_whatever_the_padding(
     assert not whitened[~m].any()
 
 
-def test_row10_padding_row_order_and_layout_change_nothing() -> None:
+def test_row_10_padding_row_order_and_layout_change_nothing() -> None:
     values = [3.0, -1.0, 0.5, 8.0, 2.0]
     flat, flat_std = whiten(tensor(values), mask([1] * 5))
     ragged, std = whiten(
@@ -94,7 +94,7 @@ def test_row10_padding_row_order_and_layout_change_nothing() -> None:
     torch.testing.assert_close(moved, flat[0], rtol=0, atol=1e-12)
 
 
-def test_row10_whitening_two_halves_apart_is_another_result() -> None:
+def test_row_10_whitening_two_halves_apart_is_another_result() -> None:
     """Guards the test above: 0, 2 and 10, 12 apart are ±1 each; together they have mean 6, std √26."""
     whole, _ = whiten(tensor([0, 2, 10, 12]), mask([1] * 4))
     half, _ = whiten(tensor([0, 2]), mask([1, 1]))
@@ -102,20 +102,20 @@ def test_row10_whitening_two_halves_apart_is_another_result() -> None:
     assert whole[0, 0].item() == pytest.approx(-6 / math.sqrt(26), abs=1e-12)
 
 
-def test_row10_a_mask_of_one_element_is_finite_and_zero() -> None:
+def test_row_10_a_mask_of_one_element_is_finite_and_zero() -> None:
     whitened, std = whiten(tensor([NAN, 7, NAN]), mask([0, 1, 0]))
     assert whitened.tolist() == [[0, 0, 0]]
     assert math.isfinite(std.item())
 
 
-def test_row10_an_empty_mask_is_zero() -> None:
+def test_row_10_an_empty_mask_is_zero() -> None:
     whitened, _ = whiten(tensor([NAN, 7]), mask([0, 0]))
     assert whitened.tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 5.3, -3.7, 1000.1])
-def test_row10_equal_numbers_whiten_to_0_and_never_to_their_rounding_errors(value: float, dtype: torch.dtype) -> None:
+def test_row_10_equal_numbers_whiten_to_0_and_never_to_their_rounding_errors(value: float, dtype: torch.dtype) -> None:
     """Seven times 0.7 has mean 0.7 only up to rounding; dividing that last bit by a tiny std must not give ±1."""
     for count in (2, 3, 7, 32, 33):
         whitened, _ = whiten(torch.full((count,), value, dtype=dtype), torch.ones(count, dtype=torch.bool))
