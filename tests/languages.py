@@ -145,7 +145,7 @@ def enumerated_ppo(language: Language, beta: float, updates: int, epochs: int = 
 
 
 def sampled_ppo(
-    language: Language, beta: float, updates: int, *, batch: int = 64, epochs: int = 2, rate: float = 0.05, seed: int = 0
+    language: Language, beta: float, updates: int, *, batch: int = 64, epochs: int = 4, rate: float = 0.1, seed: int = 0
 ) -> Tensor:
     """PPO as the stage does it: sampled replies, a critic that learns, λ = 1, no whitening; returns the logits."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,12 +1,11 @@
-"""The objectives: numbers by hand, gradients by hand, invariance to padding and splits, and the exact policy gradient.
+"""The objectives: numbers by hand, gradients by hand, invariance to padding and splits.
 
-The last part enumerates small languages: an expectation is an exact sum there, so PPO's gradient is compared with the
-true one and not with a sample of it.
+What they are made of, token by token, is in test_surrogate.py; the proofs that the gradient is the right one are in
+test_proofs.py.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,9 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit.algo.advantages import gae
-from plaudit.algo.losses import PPOTerms, clipped_surrogate, language_model_loss, ppo_loss
-from plaudit.algo.rewards import kl_estimate, token_rewards
+from plaudit.algo.losses import PPOTerms, kl_loss, language_model_loss, ppo_loss
 
 NAN = math.nan
 LN2 = math.log(2)
@@ -24,34 +21,6 @@ LN2 = math.log(2)
 
 def tensor(rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
-
-
-# --- the clipped surrogate ---
-
-
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "expected", "gradient"),
-    [
-        (1.0, 2.0, 2.0, 2.0),
-        (1.1, 2.0, 2.2, 2.0),
-        (1.5, 2.0, 2.4, 0.0),  # gain above 1 + ε is cut off
-        (0.5, 2.0, 1.0, 2.0),  # a loss is not: the policy may come back
-        (1.0, -2.0, -2.0, -2.0),
-        (0.9, -2.0, -1.8, -2.0),
-        (0.5, -2.0, -1.6, 0.0),  # gain below 1 − ε is cut off
-        (1.5, -2.0, -3.0, -2.0),  # a loss is not
-        (1.5, 0.0, 0.0, 0.0),
-    ],
-)
-def test_clipped_surrogate_and_its_gradient_by_hand(
-    ratio: float, advantage: float, expected: float, gradient: float
-) -> None:
-    r = tensor([[ratio]]).requires_grad_()
-    objective = clipped_surrogate(r, tensor([[advantage]]), 0.2)
-    objective.sum().backward()
-    assert r.grad is not None
-    assert objective.item() == pytest.approx(expected, abs=1e-12)
-    assert r.grad.item() == pytest.approx(gradient, abs=1e-12)
 
 
 # --- ppo_loss on a ragged 2 × 3 batch ---
@@ -176,8 +145,42 @@ def test_the_coefficients_weigh_their_own_terms() -> None:
         ({"value_coef": 0.0, "entropy_coef": 1.0}, -1.1),
         # ε = ½: 2 + 1.5 − 0.5 − 2 = 1.
         ({"value_coef": 0.0, "entropy_coef": 0.0, "clip_range": 0.5}, -0.25),
+        # Upper bound 1.4: 2 + 1.4 − 0.8 − 2 = 0.6.
+        ({"value_coef": 0.0, "entropy_coef": 0.0, "clip_range_high": 0.4}, -0.15),
+        # c = 1.5 stops the last token at −1.5: 2 + 1.2 − 0.8 − 1.5 = 0.9.
+        ({"value_coef": 0.0, "entropy_coef": 0.0, "dual_clip": 1.5}, -0.225),
+        # Weights 2, 1, 1 | ½: 4 + 1.2 − 0.8 − 1 = 3.4.
+        ({"value_coef": 0.0, "entropy_coef": 0.0, "weights_BT": tensor([[2, 1, 1], [9, 0.5, 9]])}, -0.85),
+        # V_old = 0, ε_v = 1: held at (1, 1, 0 | 1) of (1, 2, 0 | 3): 1 + max(0, 1) + 1 + max(4, 0) = 7.
+        (
+            {"value_coef": 1.0, "entropy_coef": 0.0, "old_values_BT": tensor([[0.0] * 3] * 2), "value_clip": 1.0},
+            -0.1 + 7 / 4,
+        ),
+        # No critic: its coefficient weighs nothing.
+        ({"value_coef": 9.0, "entropy_coef": 0.0, "values_BT": None, "returns_BT": None}, -0.1),
     ):
         assert ppo_loss(**(plain | changed)).loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_clip_fraction_counts_by_the_bounds_in_force() -> None:
+    """Ratios 1, 3/2, 1/2 | 2: above 1.6 or below 0.4 is one token of four; above 1.6 or below 0.8 are two."""
+    arguments = Batch().arguments()
+    for low, high, expected in ((0.6, 0.6, 0.25), (0.2, 0.6, 0.5), (0.6, 0.2, 0.5), (0.2, None, 0.75)):
+        terms = ppo_loss(**(arguments | {"clip_range": low, "clip_range_high": high}))
+        assert terms.clip_fraction.item() == expected
+
+
+def test_values_without_returns_are_refused() -> None:
+    with pytest.raises(AssertionError):
+        ppo_loss(**(Batch().arguments() | {"returns_BT": None}))
+
+
+def test_the_importance_weight_carries_no_gradient_and_leaves_the_critic_alone() -> None:
+    weights = tensor([[2.0, 1.0, 1.0], [1.0, 0.5, 1.0]])
+    plain, weighed = gradients(Batch().arguments()), gradients(Batch().arguments() | {"weights_BT": weights})
+    torch.testing.assert_close(weighed["logprobs_BT"], plain["logprobs_BT"] * weights, rtol=0, atol=1e-12)
+    for name in ("values_BT", "entropy_BT"):
+        assert torch.equal(weighed[name], plain[name])
 
 
 def test_only_the_loss_carries_a_gradient() -> None:
@@ -202,6 +205,36 @@ TOKEN_MASK = ~TOKEN_LOSSES.isnan()
 def test_row_14_row_15_the_mean_is_over_all_tokens_of_the_step() -> None:
     """{1, 1} and {2 × 8}: token mean 18/10 = 1.8; not the mean of means 1.5, nor the sequence sum 9."""
     assert language_model_loss(-TOKEN_LOSSES, TOKEN_MASK, 10).item() == pytest.approx(1.8, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "count", "per_reply", "expected"),
+    [
+        ("over the tokens of the step (ours)", 10, False, 18 / 10),
+        ("over the replies of each reply's sum", 2, False, 18 / 2),
+        ("over the replies of each reply's own mean", 2, True, (1 + 2) / 2),
+        ("over replies times a constant length of 10", 20, False, 18 / 20),
+    ],
+)
+def test_row_15_four_means_of_one_ragged_batch(mean: str, count: float, per_reply: bool, expected: float) -> None:
+    """{1, 1} and {2 × 8} as advantages at ratio 1: what `count` and `weights_BT` make of them."""
+    lengths = TOKEN_MASK.sum(dim=1, keepdim=True).expand(TOKEN_MASK.shape).double()
+    zeros = torch.zeros_like(TOKEN_LOSSES)
+    terms = ppo_loss(
+        logprobs_BT=zeros,
+        old_logprobs_BT=zeros,
+        advantages_BT=TOKEN_LOSSES,
+        values_BT=None,
+        returns_BT=None,
+        entropy_BT=zeros,
+        mask_BT=TOKEN_MASK,
+        count=count,
+        clip_range=0.2,
+        value_coef=0.0,
+        entropy_coef=0.0,
+        weights_BT=1 / lengths if per_reply else None,
+    )
+    assert terms.l_clip.item() == pytest.approx(expected, abs=1e-12), mean
 
 
 def test_row_14_micro_batches_add_up_to_the_global_mean_only_under_the_step_s_count() -> None:
@@ -253,7 +286,36 @@ def lm_part(out: Tensor, mask: Tensor, part: dict[str, Tensor], count: float) ->
     return language_model_loss(out, mask, count)
 
 
-@pytest.mark.parametrize("loss", [ppo_part, lm_part])
+def every_option(out: Tensor, mask: Tensor, part: dict[str, Tensor], count: float) -> Tensor:
+    """PPO with all that can be switched on, plus the KL as a loss."""
+    logprobs, weights = 0.3 * out + part["old_logprobs_BT"], part["returns_BT"].cos() + 1.5
+    terms = ppo_loss(
+        logprobs_BT=logprobs,
+        values_BT=out.sin(),
+        entropy_BT=out.cos(),
+        mask_BT=mask,
+        count=count,
+        clip_range=0.2,
+        value_coef=0.1,
+        entropy_coef=0.01,
+        clip_range_high=0.3,
+        dual_clip=1.2,
+        old_values_BT=part["returns_BT"] / 2,
+        value_clip=0.2,
+        weights_BT=weights,
+        **part,
+    )
+    return terms.loss + 0.2 * kl_loss(
+        logprobs_BT=logprobs,
+        old_logprobs_BT=part["old_logprobs_BT"],
+        ref_logprobs_BT=part["old_logprobs_BT"] - 0.3,
+        mask_BT=mask,
+        count=count,
+        weights_BT=weights,
+    )
+
+
+@pytest.mark.parametrize("loss", [ppo_part, lm_part, every_option])
 @pytest.mark.parametrize("micro", [1, 2, 3, 4])
 def test_row_14_the_gradient_is_equal_for_any_micro_batch_split_of_ragged_replies(
     micro: int, loss: Callable[[Tensor, Tensor, dict[str, Tensor], float], Tensor]

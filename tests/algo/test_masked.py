@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.algo.masked import masked_mean, masked_sum, whiten
+from plaudit.algo.masked import Moments, masked_mean, masked_sum, moments_of, whiten
 
 NAN = math.nan
 
@@ -135,3 +135,44 @@ def test_the_floor_acts_only_below_it() -> None:
     x, m = tensor([1, 3]), mask([1, 1])
     assert whiten(x, m, floor=0.5)[0].tolist() == [[-1, 1]]
     assert whiten(x, m, floor=4)[0].tolist() == [[-0.25, 0.25]]
+
+
+# --- moments that add up ---
+
+
+def test_moments_by_hand() -> None:
+    """1, 3, 5, 7: mean 4, variance 5."""
+    found = moments_of(tensor([1, 99, 3], [5, 7, NAN]), mask([1, 0, 1], [1, 1, 0]))
+    assert found == Moments(4, 16, 84)
+    assert found.mean == 4
+    assert found.variance == 5
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=12), st.integers(1, 11))
+def test_row_10_whitening_over_ranks_is_whitening_the_whole(values: list[int], at: int) -> None:
+    """Two ranks sum their moments and whiten their own part: the same numbers as one rank with everything."""
+    x, ones = tensor([float(value) for value in values])[0], torch.ones(len(values), dtype=torch.bool)
+    whole, std = whiten(x, ones)
+    parts = [(x[:at], ones[:at]), (x[at:], ones[at:])]
+    summed = moments_of(*parts[0]) + moments_of(*parts[1])
+    apart = [whiten(part, m, moments=summed) for part, m in parts]
+    torch.testing.assert_close(torch.cat([part for part, _ in apart]), whole, rtol=0, atol=1e-9)
+    assert all(own.item() == pytest.approx(std.item(), rel=1e-9) for _, own in apart)
+
+
+def test_row_10_a_large_mean_does_not_eat_the_spread() -> None:
+    """1000 and 1002 in float32: ±1. Sums of squares in float32 would leave no correct digit of the variance."""
+    whitened, std = whiten(torch.tensor([1000.0, 1002.0] * 500), torch.ones(1000, dtype=torch.bool))
+    assert std.item() == pytest.approx(1, abs=1e-6)
+    assert whitened.tolist() == pytest.approx([-1.0, 1.0] * 500, abs=1e-6)
+
+
+def test_whitening_does_not_hide_a_number_that_is_not_one() -> None:
+    assert whiten(tensor([1.0, NAN, 3.0]), mask([1, 1, 1]))[0].isnan().all()
+
+
+def test_nothing_has_no_moments() -> None:
+    empty = moments_of(tensor([NAN]), mask([0]))
+    assert empty == Moments()
+    assert (empty.mean, empty.std) == (0, 0)

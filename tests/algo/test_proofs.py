@@ -11,9 +11,9 @@ from functools import partial
 
 import pytest
 import torch
-from languages import Language, enumerated_loss, enumerated_ppo, gradient, sampled_ppo
 from torch import Tensor
 
+from languages import Language, enumerated_loss, enumerated_ppo, gradient, sampled_ppo
 from plaudit.algo.advantages import grpo, reward_to_go, rloo
 from plaudit.algo.losses import kl_loss, ppo_loss
 from plaudit.algo.rewards import kl_estimate, token_rewards
@@ -125,19 +125,23 @@ def test_proof_c_rewards_to_go_are_unbiased() -> None:
 @pytest.mark.parametrize("beta", [0.05, 0.2, 1.0])
 @pytest.mark.parametrize("length", [1, 2])
 def test_proof_a_ppo_reaches_the_optimum_of_the_kl_regularised_objective(length: int, beta: float) -> None:
-    """Several epochs an update, so the ratio leaves 1 and the clip works. It starts far off: at the reference."""
+    """Four epochs an update, so the ratio leaves 1 and the clip works. It starts at the reference, 0.1 to 22 nats off.
+
+    correctness.md asks for 0.01 nats; on exact expectations there is no noise, so less than a hundredth of that is due.
+    """
     language = Language(3, length, seed=5)
     star = language.optimum(beta)
     assert language.kl(language.ref_logits, star) > 0.1
-    assert language.kl(enumerated_ppo(language, beta, updates=120), star) < 0.01
+    assert abs(language.kl(enumerated_ppo(language, beta, updates=120), star)) < 1e-4
 
 
-@pytest.mark.parametrize("beta", [0.05, 0.2, 1.0])
-def test_proof_a_on_sampled_replies_with_a_critic_that_learns(beta: float) -> None:
+@pytest.mark.parametrize(("beta", "updates"), [(0.05, 700), (0.2, 300), (1.0, 200)])
+def test_proof_a_on_sampled_replies_with_a_critic_that_learns(beta: float, updates: int) -> None:
+    """64 replies an update: at the optimum r − β·log(π/π_ref) is one number for all replies, so the noise dies out."""
     language = Language(3, 2, seed=5)
     star = language.optimum(beta)
     assert language.kl(language.ref_logits, star) > 0.1
-    assert language.kl(sampled_ppo(language, beta, updates=300), star) < 0.01
+    assert language.kl(sampled_ppo(language, beta, updates), star) < 0.01
 
 
 # --- (b) no reward, no movement ---
@@ -155,9 +159,9 @@ def test_proof_b_without_a_reward_sampled_updates_with_a_wrong_critic_do_not_mov
     """A critic that starts at random numbers is all the noise there is; the same loop with rewards goes far."""
     language = Language(3, 2, seed=5)
     reference = language.logprobs(language.ref_logits).sum(dim=1)
-    moved = language.kl(sampled_ppo(language, 0.2, updates=100), reference)
+    moved = language.kl(sampled_ppo(language, 0.2, updates=60), reference)
     language.rewards.zero_()
-    stayed = language.kl(sampled_ppo(language, 0.2, updates=100), reference)
+    stayed = language.kl(sampled_ppo(language, 0.2, updates=60), reference)
     assert stayed < 0.002
     assert moved > 0.2
 

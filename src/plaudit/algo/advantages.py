@@ -112,7 +112,9 @@ def _group_returns(rewards_BT: Tensor, mask_BT: Tensor, group_size: int) -> Tens
     """The undiscounted return of every reply, [prompts, replies of a prompt]."""
     assert rewards_BT.shape == mask_BT.shape, (rewards_BT.shape, mask_BT.shape)
     if group_size < 2 or len(rewards_BT) % group_size:
-        raise ValueError(f"groups of {group_size} replies: needs at least 2, and {len(rewards_BT)} replies in whole ones")
+        raise ValueError(
+            f"groups of {group_size} replies: needs at least 2, and {len(rewards_BT)} replies in whole ones"
+        )
     return torch.where(mask_BT, rewards_BT, torch.zeros_like(rewards_BT)).sum(dim=1).view(-1, group_size)
 
 

@@ -45,9 +45,7 @@ def weighted_scores(scores: Sequence[Tensor], weights: Sequence[float]) -> Tenso
     return torch.stack([weight * score for score, weight in zip(scores, weights, strict=True)]).sum(dim=0)
 
 
-def penalise_missing_eos(
-    scores_B: Tensor, finished_B: Tensor, penalty: float, rule: MissingEos = "subtract"
-) -> Tensor:
+def penalise_missing_eos(scores_B: Tensor, finished_B: Tensor, penalty: float, rule: MissingEos = "subtract") -> Tensor:
     """What a reply that never ended is worth (correctness.md row 3).
 
     - `subtract`: its score − penalty (TRL's convention): a good unfinished reply is still better than a bad one
@@ -122,8 +120,8 @@ def kl_estimate(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, estimator: KLEstim
         k3 = π_ref/π − 1 + k1             unbiased, never negative; one token that the policy made rare can be huge
 
     Estimates, for rewards and logs. As losses their gradients are another matter: k1's vanishes in expectation and
-    k3's is not that of the KL (correctness.md row 9): use `losses.kl_loss`. In the reward, too, only k1 gives the policy
-    the gradient of the KL.
+    k3's is not that of the KL (correctness.md row 9): use `losses.kl_loss`. In the reward, too, only k1 gives the
+    policy the gradient of the KL.
     """
     log_ratio_BT = logprobs_BT - ref_logprobs_BT
     match estimator:
