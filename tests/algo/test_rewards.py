@@ -125,6 +125,13 @@ def test_the_adaptive_kl_coefficient_by_hand(kl: float, coef: float) -> None:
     assert rewards.adapt_kl(controller, kl, replies=100).coef == pytest.approx(coef, abs=1e-12)
 
 
+def test_a_longer_horizon_is_slower_and_more_replies_are_faster() -> None:
+    """A fifth too high: 0.1·(1 + 0.2·64/6400) = 0.1002; 320 replies: 0.101."""
+    controller = rewards.KLController(0.1, target=6.0, horizon=6400.0)
+    assert rewards.adapt_kl(controller, 9.0, replies=64).coef == pytest.approx(0.1002, abs=1e-12)
+    assert rewards.adapt_kl(controller, 9.0, replies=320).coef == pytest.approx(0.101, abs=1e-12)
+
+
 def test_a_fixed_kl_coefficient_stays() -> None:
     assert rewards.adapt_kl(rewards.KLController(0.05), 1e6, 64) == rewards.KLController(0.05)
 

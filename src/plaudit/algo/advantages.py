@@ -84,8 +84,9 @@ def grpo(rewards_BT: Tensor, mask_BT: Tensor, *, group_size: int, scale_std: boo
         return _over_tokens(centred_PK, mask_BT), None
     variance_P1 = (centred_PK**2).mean(dim=1, keepdim=True)
     alike_P1 = variance_P1 <= NO_SPREAD * (returns_PK**2).mean(dim=1, keepdim=True)
+    # Returns that differ by rounding only must not be blown up to ±1.
     std_P1 = torch.where(alike_P1, torch.ones_like(variance_P1), variance_P1).sqrt()
-    return _over_tokens(torch.where(alike_P1, torch.zeros_like(centred_PK), centred_PK / std_P1), mask_BT), None
+    return _over_tokens(centred_PK / std_P1, mask_BT), None
 
 
 def reward_to_go(rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float = 1.0) -> tuple[Tensor, None]:
