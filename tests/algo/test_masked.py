@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.algo.masked import masked_mean, masked_sum, whiten
+from plaudit.algo.masked import Moments, masked_mean, masked_sum, moments_of, whiten
 
 NAN = math.nan
 
@@ -54,7 +54,7 @@ def test_masked_mean_of_nothing_is_zero_not_nan() -> None:
     assert masked_mean(tensor([NAN, 3]), mask([0, 0])).item() == 0
 
 
-def test_row10_whiten_known_answer_with_the_biased_variance() -> None:
+def test_row_10_whiten_known_answer_with_the_biased_variance() -> None:
     """1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9)/4 = 5."""
     whitened, std = whiten(tensor([1, 99, 3], [5, 7, -99]), mask([1, 0, 1], [1, 1, 0]))
     assert std.item() == pytest.approx(math.sqrt(5), abs=1e-12)
@@ -69,7 +69,7 @@ def test_row10_whiten_known_answer_with_the_biased_variance() -> None:
     ),
     st.integers(0, 4),
 )
-def test_row10_whitened_numbers_have_mean_0_and_variance_1_whatever_the_padding(
+def test_row_10_whitened_numbers_have_mean_0_and_variance_1_whatever_the_padding(
     rows: list[list[int]], padding: int
 ) -> None:
     width = max(map(len, rows)) + padding
@@ -82,7 +82,7 @@ def test_row10_whitened_numbers_have_mean_0_and_variance_1_whatever_the_padding(
     assert not whitened[~m].any()
 
 
-def test_row10_padding_row_order_and_layout_change_nothing() -> None:
+def test_row_10_padding_row_order_and_layout_change_nothing() -> None:
     values = [3.0, -1.0, 0.5, 8.0, 2.0]
     flat, flat_std = whiten(tensor(values), mask([1] * 5))
     ragged, std = whiten(
@@ -94,7 +94,7 @@ def test_row10_padding_row_order_and_layout_change_nothing() -> None:
     torch.testing.assert_close(moved, flat[0], rtol=0, atol=1e-12)
 
 
-def test_row10_whitening_two_halves_apart_is_another_result() -> None:
+def test_row_10_whitening_two_halves_apart_is_another_result() -> None:
     """Guards the test above: 0, 2 and 10, 12 apart are ±1 each; together they have mean 6, std √26."""
     whole, _ = whiten(tensor([0, 2, 10, 12]), mask([1] * 4))
     half, _ = whiten(tensor([0, 2]), mask([1, 1]))
@@ -102,20 +102,20 @@ def test_row10_whitening_two_halves_apart_is_another_result() -> None:
     assert whole[0, 0].item() == pytest.approx(-6 / math.sqrt(26), abs=1e-12)
 
 
-def test_row10_a_mask_of_one_element_is_finite_and_zero() -> None:
+def test_row_10_a_mask_of_one_element_is_finite_and_zero() -> None:
     whitened, std = whiten(tensor([NAN, 7, NAN]), mask([0, 1, 0]))
     assert whitened.tolist() == [[0, 0, 0]]
     assert math.isfinite(std.item())
 
 
-def test_row10_an_empty_mask_is_zero() -> None:
+def test_row_10_an_empty_mask_is_zero() -> None:
     whitened, _ = whiten(tensor([NAN, 7]), mask([0, 0]))
     assert whitened.tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 5.3, -3.7, 1000.1])
-def test_row10_equal_numbers_whiten_to_0_and_never_to_their_rounding_errors(value: float, dtype: torch.dtype) -> None:
+def test_row_10_equal_numbers_whiten_to_0_and_never_to_their_rounding_errors(value: float, dtype: torch.dtype) -> None:
     """Seven times 0.7 has mean 0.7 only up to rounding; dividing that last bit by a tiny std must not give ±1."""
     for count in (2, 3, 7, 32, 33):
         whitened, _ = whiten(torch.full((count,), value, dtype=dtype), torch.ones(count, dtype=torch.bool))
@@ -135,3 +135,44 @@ def test_the_floor_acts_only_below_it() -> None:
     x, m = tensor([1, 3]), mask([1, 1])
     assert whiten(x, m, floor=0.5)[0].tolist() == [[-1, 1]]
     assert whiten(x, m, floor=4)[0].tolist() == [[-0.25, 0.25]]
+
+
+# --- moments that add up ---
+
+
+def test_moments_by_hand() -> None:
+    """1, 3, 5, 7: mean 4, variance 5."""
+    found = moments_of(tensor([1, 99, 3], [5, 7, NAN]), mask([1, 0, 1], [1, 1, 0]))
+    assert found == Moments(4, 16, 84)
+    assert found.mean == 4
+    assert found.variance == 5
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=12), st.integers(1, 11))
+def test_row_10_whitening_over_ranks_is_whitening_the_whole(values: list[int], at: int) -> None:
+    """Two ranks sum their moments and whiten their own part: the same numbers as one rank with everything."""
+    x, ones = tensor([float(value) for value in values])[0], torch.ones(len(values), dtype=torch.bool)
+    whole, std = whiten(x, ones)
+    parts = [(x[:at], ones[:at]), (x[at:], ones[at:])]
+    summed = moments_of(*parts[0]) + moments_of(*parts[1])
+    apart = [whiten(part, m, moments=summed) for part, m in parts]
+    torch.testing.assert_close(torch.cat([part for part, _ in apart]), whole, rtol=0, atol=1e-9)
+    assert all(own.item() == pytest.approx(std.item(), rel=1e-9) for _, own in apart)
+
+
+def test_row_10_a_large_mean_does_not_eat_the_spread() -> None:
+    """1000 and 1002 in float32: ±1. Sums of squares in float32 would leave no correct digit of the variance."""
+    whitened, std = whiten(torch.tensor([1000.0, 1002.0] * 500), torch.ones(1000, dtype=torch.bool))
+    assert std.item() == pytest.approx(1, abs=1e-6)
+    assert whitened.tolist() == pytest.approx([-1.0, 1.0] * 500, abs=1e-6)
+
+
+def test_whitening_does_not_hide_a_number_that_is_not_one() -> None:
+    assert whiten(tensor([1.0, NAN, 3.0]), mask([1, 1, 1]))[0].isnan().all()
+
+
+def test_nothing_has_no_moments() -> None:
+    empty = moments_of(tensor([NAN]), mask([0]))
+    assert empty == Moments()
+    assert (empty.mean, empty.std) == (0, 0)

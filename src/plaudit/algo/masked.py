@@ -5,8 +5,45 @@ denominator is always passed in: it is the count of the whole update, so a sum o
 (correctness.md rows 10, 14 and 17).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+NO_SPREAD = 1e-12
+"""A variance below this share of the mean square is rounding (a std of a millionth of the size), and counts as 0."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, sum and sum of squares of some numbers, in float64: what their mean and variance need.
+
+    The three add up: over micro-batches, over ranks (one all-reduce), and over updates, where the record is the state
+    of a running scale and is saved with the checkpoint.
+    """
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def mean(self) -> float:
+        """0 where nothing was counted."""
+        return self.total / max(self.count, 1.0)
+
+    @property
+    def variance(self) -> float:
+        """Divided by the count, so that one number has variance 0; what is only rounding is 0 (`NO_SPREAD`)."""
+        mean_square = self.squares / max(self.count, 1.0)
+        variance = mean_square - self.mean**2
+        return 0.0 if variance <= NO_SPREAD * mean_square else variance
+
+    @property
+    def std(self) -> float:
+        return self.variance**0.5
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
@@ -20,19 +57,30 @@ def masked_mean(x: Tensor, mask: Tensor, count: Tensor | float | None = None) ->
     return masked_sum(x, mask) / (mask.sum().clamp(min=1) if count is None else count)
 
 
-def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+def moments_of(x: Tensor, mask: Tensor) -> Moments:
+    """Count, sum and sum of squares of the masked elements.
+
+    Computed in float64 on the CPU (not every accelerator has float64), so that the difference of two large sums keeps
+    its digits.
+    """
+    assert x.shape == mask.shape, (x.shape, mask.shape)
+    counted = x.detach()[mask].cpu().double()
+    return Moments(float(counted.numel()), counted.sum().item(), (counted**2).sum().item())
+
+
+def whiten(
+    x: Tensor, mask: Tensor, *, shift_mean: bool = True, floor: float = 0.0, moments: Moments | None = None
+) -> tuple[Tensor, Tensor]:
     """(x − mean) / max(std, floor) over the masked elements of the whole update; masked-out elements become 0.
 
-    The variance is the biased one (divided by N), so that a batch of equal numbers or of one number is finite: it
-    comes out as 0, and its std as 1. `shift_mean=False` divides only. Returns the whitened tensor and the std used.
+    `moments` are those of the whole update; None: `x` is the whole update. The variance is the biased one (divided by
+    N), so that a batch of equal numbers or of one number is finite: it comes out as 0, and its std as 1.
+    `shift_mean=False` divides only. Returns the whitened tensor and the std used.
     """
-    count = mask.sum().clamp(min=1)
-    mean = masked_sum(x, mask) / count
-    centred = x - mean
-    # Equal numbers differ from their rounded mean by a few units of rounding: that is not a spread to blow up.
-    rounding = 16 * torch.finfo(x.dtype).eps * torch.where(mask, x, torch.zeros_like(x)).abs().max()
-    centred = torch.where(centred.abs() <= rounding, torch.zeros_like(x), centred)
-    spread = (masked_sum(centred**2, mask) / count).sqrt()
-    std = torch.where(spread > 0, spread, torch.ones_like(spread)).clamp(min=floor)
+    known = moments_of(x, mask) if moments is None else moments
+    spread = known.std
+    std = max(1.0 if spread == 0 else spread, floor)
+    # Equal numbers may differ from their mean by rounding: that is not a spread to keep.
+    centred = torch.zeros_like(x) if spread == 0 else x - known.mean
     whitened = (centred if shift_mean else x) / std
-    return torch.where(mask, whitened, torch.zeros_like(whitened)), std
+    return torch.where(mask, whitened, torch.zeros_like(whitened)), torch.tensor(std, dtype=x.dtype, device=x.device)

@@ -1,5 +1,7 @@
 """Numbers that judge a model: intervals, calibration, correlation. numpy in, floats out."""
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -25,6 +27,17 @@ def bootstrap_interval(
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def best_of_n_kl(n: int) -> float:
+    """ln n − (n−1)/n: at most so many nats lie between best-of-n sampling and the policy it samples from.
+
+    Exact when no two replies score alike, less with ties (Beirami et al. 2024, arXiv:2401.01879). What PPO buys with
+    its KL is compared with what best-of-n gets for this one: n = 4: 0.6363, 16: 1.8351, 64: 3.1745.
+    """
+    if n < 1:
+        raise ValueError(f"best of n={n}: needs at least one reply")
+    return math.log(n) - (n - 1) / n
 
 
 def correlation(x: ArrayLike, y: ArrayLike) -> float:

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from plaudit.algo.rewards import combine_scores, normalise
+from plaudit.algo.rewards import normalise, weighted_scores
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
 from plaudit.dist.machine import Machine
@@ -197,7 +197,7 @@ class Rewards:
                 mean, std = self.moments[name]
                 normalised.append(normalise(raw[-1], raw[-1].new_tensor([mean]), raw[-1].new_tensor([std]))[:, 0])
             metrics[f"score_{name}"] = normalised[-1].mean().item()
-        normalised_B = combine_scores(torch.stack(normalised, dim=1), [source.weight for source in self.sources])
+        normalised_B = weighted_scores(normalised, [source.weight for source in self.sources])
         check_finite("a score", normalised_B.sum().item(), where)
         return Scores(torch.cat(raw, dim=1), normalised_B, metrics if self.told else {})
 
