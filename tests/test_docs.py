@@ -478,13 +478,13 @@ def test_the_python_of_the_models_page_runs(here: Path) -> None:
     run = here / "runs/demo"
     chat = ChatFormat(load_tokenizer(str(run / "sft/model")), names["rules"]["system"])
     base = load_model(str(run / "sft/model"), torch.float32, torch.device("cpu"))
-    roles = Roles(base, reward=run / "reward/adapter")
-    load_head(roles.score_head, run / "reward")
+    roles = Roles(base, reward=[run / "reward/adapter"])
+    load_head(roles.score_heads[0], run / "reward")
     contract = RewardContract.load(run / "reward")
     prompt = chat.prompt_ids((Message("user", "How do I boil an egg?"),))
     tokens = pad_right([prompt], [chat.reply_ids(Completion("Boil it for eight minutes."))], chat.pad_id, base.device)
-    raw = roles(tokens, "reward", frozenset({"scores"})).scores_B.item()
-    assert names["score"] == pytest.approx((raw - contract.mean) / contract.std, abs=1e-4)
+    raw = roles(tokens, "reward", frozenset({"scores"})).scores_BM.item()
+    assert names["score"] == pytest.approx((raw - contract.mean[0]) / contract.std[0], abs=1e-4)
     assert names["policy"].dtype == torch.float32
 
 

@@ -70,13 +70,12 @@ def test_the_exported_reward_model_gives_the_pipelines_raw_scores(finished: Path
     rows = [(chat.prompt_ids(r.prompt.messages), chat.reply_ids(reply)) for r in rankings for reply in r.replies]
     tokens = pad_right([p for p, _ in rows], [r for _, r in rows], chat.pad_id, torch.device("cpu"))
     base = load_model(str(finished / "sft" / "model"), torch.bfloat16, torch.device("cpu"))
-    roles = Roles(base, reward=finished / "reward" / "adapter")
-    load_head(roles.score_head, finished / "reward")
+    roles = Roles(base, reward=[finished / "reward" / "adapter"])
+    load_head(roles.score_heads[0], finished / "reward")
     with torch.no_grad():
-        ours = roles(tokens, "reward", frozenset({"scores"})).scores_B
+        ours = roles(tokens, "reward", frozenset({"scores"})).scores_BM[:, 0]
         plain = AutoModelForSequenceClassification.from_pretrained(finished / "reward" / "model", dtype=torch.bfloat16)
         theirs = plain(tokens.tokens_BT).logits.squeeze(1).float()
-    assert ours is not None
-    std = RewardContract.load(finished / "reward").std
+    std = RewardContract.load(finished / "reward").std[0]
     assert np.abs((ours - theirs).numpy()).mean() < 0.1 * std
     assert np.corrcoef(ours.numpy(), theirs.numpy())[0, 1] > 0.99

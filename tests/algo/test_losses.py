@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from plaudit.algo.advantages import gae
-from plaudit.algo.losses import PPOTerms, bradley_terry_loss, clipped_surrogate, language_model_loss, ppo_loss
+from plaudit.algo.losses import PPOTerms, clipped_surrogate, language_model_loss, ppo_loss
 from plaudit.algo.rewards import kl_estimate, token_rewards
 
 NAN = math.nan
-LN2, LN3 = math.log(2), math.log(3)
+LN2 = math.log(2)
 
 
 def tensor(rows: Any) -> Tensor:
@@ -274,65 +274,6 @@ def test_language_model_gradient_is_one_over_the_count_at_counted_tokens() -> No
     language_model_loss(logprobs, TOKEN_MASK, 10).backward()
     assert logprobs.grad is not None
     torch.testing.assert_close(logprobs.grad, torch.where(TOKEN_MASK, tensor(-0.1), tensor(0.0)), rtol=0, atol=1e-15)
-
-
-# --- Bradley-Terry ---
-
-
-@pytest.mark.parametrize(
-    ("margin", "loss", "gradient"),
-    [
-        (0.0, LN2, -0.5),
-        (LN3, math.log(4 / 3), -0.25),
-        (-LN3, math.log(4), -0.75),
-        (1e4, 0.0, 0.0),
-        (-1e4, 1e4, -1.0),
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_row23_bradley_terry_is_softplus_of_minus_the_margin(
-    margin: float, loss: float, gradient: float, dtype: torch.dtype
-) -> None:
-    chosen = torch.tensor([margin], dtype=dtype, requires_grad=True)
-    rejected = torch.zeros(1, dtype=dtype, requires_grad=True)
-    found = bradley_terry_loss(chosen, rejected, torch.ones(1, dtype=dtype))
-    found.backward()
-    assert chosen.grad is not None
-    assert rejected.grad is not None
-    assert found.item() == pytest.approx(loss, rel=1e-6, abs=1e-7)
-    assert chosen.grad.item() == pytest.approx(gradient, abs=1e-7)
-    assert rejected.grad.item() == pytest.approx(-gradient, abs=1e-7)
-
-
-def test_row24_every_ranking_counts_once_however_many_pairs_it_has() -> None:
-    """Four replies with equal scores: six pairs of weight 1/6, ln 2 in all. One pair with margin ln 3: ln 4/3."""
-    chosen, rejected = tensor([1.0] * 6 + [LN3]), tensor([1.0] * 6 + [0.0])
-    weights = tensor([1 / 6] * 6 + [1.0])
-    assert bradley_terry_loss(chosen, rejected, weights).item() == pytest.approx(LN2 + math.log(4 / 3), abs=1e-12)
-
-
-def test_row24_the_gradient_of_a_ranking_by_hand() -> None:
-    """Three replies a > b > c with equal scores, weight 1/3 a pair: a wins two, b one and loses one, c loses two."""
-    scores = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    better, worse = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])
-    bradley_terry_loss(scores[better], scores[worse], tensor([1 / 3] * 3)).backward()
-    assert scores.grad is not None
-    torch.testing.assert_close(scores.grad, tensor([-1 / 3, 0, 1 / 3]), rtol=0, atol=1e-12)
-
-
-def test_seven_wins_to_three_are_best_explained_by_a_margin_of_ln_7_3() -> None:
-    """At ln(7/3) = 0.847298 the gradient is 0, and it has the right sign on either side."""
-    for margin, sign in ((0.847298, 0), (0.8, -1), (0.9, 1)):
-        score = torch.tensor(margin, dtype=torch.float64, requires_grad=True)
-        zero = torch.zeros((), dtype=torch.float64)
-        bradley_terry_loss(
-            torch.stack([score, zero]), torch.stack([zero, score]), torch.tensor([7.0, 3.0], dtype=torch.float64)
-        ).backward()
-        assert score.grad is not None
-        if sign == 0:
-            assert abs(score.grad.item()) < 2e-6
-        else:
-            assert score.grad.item() * sign > 0.05
 
 
 # --- whole-loop proofs on enumerable languages ---

@@ -14,7 +14,9 @@ GRAD_KL = torch.tensor([-0.238236, -0.082466, 0.320702], dtype=torch.float64)
 
 
 def test_scores_are_normalised_with_the_stored_moments() -> None:
-    assert rewards.normalise(torch.tensor([1.0, 4.0]), 2.0, 0.5).tolist() == [-2.0, 4.0]
+    raw_BM = torch.tensor([[1.0, 1.0], [4.0, 3.0]])
+    normalised_BM = rewards.normalise(raw_BM, torch.tensor([2.0, 1.0]), torch.tensor([0.5, 4.0]))
+    assert normalised_BM.tolist() == [[-2.0, 0.0], [4.0, 0.5]]
 
 
 def test_row3_a_missing_eos_subtracts_and_does_not_replace() -> None:

@@ -42,10 +42,10 @@ def test_reward_model_scores_in_plain_transformers(
     chat, roles = chat_of(base), stirred(load(base), trained="reward")
     tokens = sequences(chat)
     assert tokens.tokens_BT[0, tokens.lengths_B[0] - 1] == chat.eos_id
-    expected_B = roles(tokens, "reward", frozenset({"scores"})).scores_B.detach()
+    expected_B = roles(tokens, "reward", frozenset({"scores"})).scores_BM[:, 0].detach()
     assert expected_B.std() > 0.1
 
-    contract = RewardContract(0.25, 3.0, chat.eos_id, None, "hash")
+    contract = RewardContract((0.25,), (3.0,), chat.eos_id, None, "hash")
     export_reward_model(roles, chat, str(base), contract, tmp_path / "reward", torch.float32)
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()

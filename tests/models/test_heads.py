@@ -1,6 +1,7 @@
 """The scalar heads and the reward model's contract: rows 21 and 26."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from plaudit.errors import UserError
 from plaudit.models.heads import CONTRACT, HEAD, RewardContract, ScalarHead, load_head, save_head
 
-CONTRACTED = RewardContract(mean=0.5, std=2.0, eos_id=2, system="Be kind.", template_sha256="abc")
+CONTRACTED = RewardContract(mean=(0.5,), std=(2.0,), eos_id=2, system="Be kind.", template_sha256="abc")
 
 
 def test_head_is_float32_whatever_the_trunk() -> None:
@@ -66,7 +67,25 @@ def test_row_26_a_head_of_another_model_is_an_error(tmp_path: Path, tensors: dic
 def test_contract_round_trip(tmp_path: Path) -> None:
     CONTRACTED.save(tmp_path)
     assert RewardContract.load(tmp_path) == CONTRACTED
-    assert json.loads((tmp_path / CONTRACT).read_text()) == asdict(CONTRACTED)
+    assert json.loads((tmp_path / CONTRACT).read_text()) == {**asdict(CONTRACTED), "mean": [0.5], "std": [2.0]}
+
+
+def test_each_member_is_normalised_by_its_own_moments() -> None:
+    """(1 − 0.5)/2 = 0.25 and (4 − 2)/4 = 0.5: their mean is 0.375."""
+    contract = RewardContract((0.5, 2.0), (2.0, 4.0), 2, None, "abc")
+    assert contract.normalised(torch.tensor([[1.0, 4.0], [0.5, 2.0]])).tolist() == [0.375, 0.0]
+    with pytest.raises(AssertionError):
+        contract.normalised(torch.zeros(3, 1))
+
+
+def test_the_aggregate_is_taken_of_normalised_scores() -> None:
+    """The member whose scores are ten times as wide does not win by that: normalised they are 1 and 3."""
+    raw_BM = torch.tensor([[1.0, 30.0]])
+    for rule, expected in (("min", 1.0), ("mean", 2.0), ("mean_minus_std", 1.5)):
+        contract = RewardContract((0.0, 0.0), (1.0, 10.0), 2, None, "abc", aggregate=rule, k=0.5)
+        assert contract.normalised(raw_BM).item() == expected
+    contract = RewardContract((0.0, 0.0), (1.0, 10.0), 2, None, "abc", aggregate="pessimistic", beta=2.0)
+    assert contract.normalised(raw_BM).item() == pytest.approx(-2 * math.log((math.exp(-0.5) + math.exp(-1.5)) / 2))
 
 
 def test_missing_contract(tmp_path: Path) -> None:

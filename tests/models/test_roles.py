@@ -38,7 +38,9 @@ def reward_adapter(
 @pytest.fixture
 def four(folder: Path, load: Load, stirred: Callable[..., Roles], reward_adapter: Path) -> Roles:
     """Policy, critic, reference and reward model, none of them at its start."""
-    return stirred(load(folder), seed=2, trained="policy", reward=reward_adapter, temperature=0.7)
+    roles = stirred(load(folder), seed=2, trained="policy", reward=[reward_adapter], temperature=0.7)
+    roles.score_heads[0].weight.data = torch.randn(32, generator=torch.Generator().manual_seed(8))
+    return roles
 
 
 def reply_logprobs(logits_BTV: Tensor, tokens: Tokens, temperature: float) -> Tensor:
@@ -79,7 +81,7 @@ def test_every_role_equals_pefts_public_path(four: Roles, ragged: Tokens) -> Non
         four.peft.set_adapter("reward")
         hidden_BTD = four.peft(input_ids=ragged.tokens_BT, output_hidden_states=True).hidden_states[-1]
         last_BD = torch.stack([hidden_BTD[i, length - 1] for i, length in enumerate(ragged.lengths_B.tolist())])
-        close(ours["reward"].scores_B, last_BD @ four.score_head.weight)
+        close(ours["reward"].scores_BM[:, 0], last_BD @ four.score_heads[0].weight)
     assert (ours["policy"].logprobs_BT - ours["reference"].logprobs_BT).abs().max() > 0.01, "the adapter does nothing"
 
 
@@ -108,17 +110,17 @@ def test_row_18_a_fresh_policy_is_the_reference(folder: Path, load: Load, ragged
 def test_what_is_not_asked_for_is_none(four: Roles, ragged: Tokens) -> None:
     only = four(ragged, "policy", frozenset({"values"}))
     assert only.values_BT is not None
-    assert only.logprobs_BT is only.entropy_BT is only.scores_B is None
+    assert only.logprobs_BT is only.entropy_BT is only.scores_BM is None
     for role, need in (("reference", "values"), ("reward", "logprobs"), ("policy", "scores")):
         with pytest.raises(AssertionError):
             four(ragged, role, frozenset({need}))
 
 
-@pytest.mark.parametrize(("trained", "head"), [("policy", "value_head"), ("reward", "score_head")])
+@pytest.mark.parametrize(("trained", "head"), [("policy", "value_head"), ("reward", "score_heads")])
 def test_only_the_trained_adapter_and_its_head_learn(
     trained: str, head: str, folder: Path, load: Load, reward_adapter: Path, ragged: Tokens
 ) -> None:
-    roles = Roles(load(folder), trained=trained, lora=LORA, reward=reward_adapter if trained == "policy" else None)
+    roles = Roles(load(folder), trained=trained, lora=LORA, reward=[reward_adapter] if trained == "policy" else ())
 
     def learning() -> set[str]:
         return {name for name, parameter in roles.named_parameters() if parameter.requires_grad}
@@ -142,7 +144,7 @@ def test_rows_18_and_19_training_moves_neither_base_nor_reward(four: Roles, ragg
     """Rows 18 and 19: after optimiser steps the base's bytes, the reference and the scores are what they were."""
     before = base_hash(four)
     reference = four(ragged, "reference", LOGPROBS).logprobs_BT.detach().clone()
-    scores = four(ragged, "reward", SCORES).scores_B.detach().clone()
+    scores = four(ragged, "reward", SCORES).scores_BM.detach().clone()
     policy = four(ragged, "policy", POLICY).logprobs_BT.detach().clone()
     frozen = {name: p.clone() for name, p in four.named_parameters() if not p.requires_grad}
     optimiser = torch.optim.AdamW(four.trainable().values(), lr=0.05)
@@ -153,7 +155,7 @@ def test_rows_18_and_19_training_moves_neither_base_nor_reward(four: Roles, ragg
         optimiser.zero_grad()
     assert base_hash(four) == before
     assert torch.equal(four(ragged, "reference", LOGPROBS).logprobs_BT, reference)
-    assert torch.equal(four(ragged, "reward", SCORES).scores_B, scores)
+    assert torch.equal(four(ragged, "reward", SCORES).scores_BM, scores)
     for name, parameter in four.named_parameters():
         assert name not in frozen or torch.equal(parameter, frozen[name]), name
     assert (four(ragged, "policy", POLICY).logprobs_BT - policy).abs().max() > 0.01
@@ -173,7 +175,7 @@ def test_one_copy_of_the_base(four: Roles, folder: Path, load: Load) -> None:
 
     plain = sum(storages(list(load(folder).parameters())).values())
     assert sum(storages([tensor for _, tensor in four.base_tensors()]).values()) == plain
-    adapters = [p for name, p in four.named_parameters() if ".lora_" in name or "_head." in name]
+    adapters = [p for name, p in four.named_parameters() if ".lora_" in name or "_head" in name]
     own = set(storages([*four.parameters(), *four.buffers()])) - set(storages(adapters))
     buffers = storages(list(four.buffers()))
     assert sum(size for key, size in storages(list(four.parameters())).items() if key in own) == plain
@@ -244,11 +246,11 @@ def test_loaded_reward_adapter_scores_like_the_one_that_was_trained(
     folder: Path, load: Load, stirred: Callable[..., Roles], ragged: Tokens, reward_adapter: Path, four: Roles
 ) -> None:
     trained = stirred(load(folder), seed=1, trained="reward")
-    frozen = Roles(load(folder), reward=reward_adapter)
+    frozen = Roles(load(folder), reward=[reward_adapter])
     assert not frozen.trainable()
     for roles in (four, frozen):
-        roles.score_head.load_state_dict(trained.score_head.state_dict())
-        assert torch.equal(roles(ragged, "reward", SCORES).scores_B, trained(ragged, "reward", SCORES).scores_B)
+        roles.score_heads.load_state_dict(trained.score_heads.state_dict())
+        assert torch.equal(roles(ragged, "reward", SCORES).scores_BM, trained(ragged, "reward", SCORES).scores_BM)
 
 
 def test_the_seed_decides_the_start(folder: Path, load: Load) -> None:
@@ -262,7 +264,7 @@ def test_the_seed_decides_the_start(folder: Path, load: Load) -> None:
     again, other = start(1), start(2)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
-    assert not torch.equal(first["score_head.weight"], other["score_head.weight"])
+    assert not torch.equal(first["score_heads.0.weight"], other["score_heads.0.weight"])
 
 
 def test_building_roles_leaves_the_global_generator_alone(folder: Path, load: Load) -> None:
@@ -293,3 +295,50 @@ def test_row_5_policy_and_reference_share_the_temperature(folder: Path, load: Lo
     assert torch.equal(policy.logprobs_BT, reference.logprobs_BT)
     with torch.no_grad():
         close(policy.logprobs_BT, reply_logprobs(load(folder)(input_ids=ragged.tokens_BT).logits, ragged, 0.5))
+
+
+# Ensembles: M members on the one base.
+
+
+def test_members_are_the_models_they_would_be_alone(
+    folder: Path, load: Load, stirred: Callable[..., Roles], ragged: Tokens, tmp_path: Path
+) -> None:
+    """Column m of an ensemble's scores is what member m gives when it is loaded as the only one."""
+    both = stirred(load(folder), trained="reward", members=2)
+    scores_BM = both(ragged, "reward", SCORES).scores_BM
+    assert scores_BM.shape == (4, 2)
+    assert (scores_BM[:, 0] - scores_BM[:, 1]).abs().max() > 0.1
+    for member in range(2):
+        assert torch.equal(both(ragged, "reward", SCORES, member=member).scores_BM, scores_BM[:, member : member + 1])
+        both.save_adapter(tmp_path / f"{member}", member)
+        alone = Roles(load(folder), reward=[tmp_path / f"{member}"])
+        alone.score_heads[0].load_state_dict(both.score_heads[member].state_dict())
+        close(alone(ragged, "reward", SCORES).scores_BM, scores_BM[:, member : member + 1], 1e-6)
+    loaded = Roles(load(folder), trained="policy", lora=LORA, reward=[tmp_path / "0", tmp_path / "1"])
+    loaded.score_heads.load_state_dict(both.score_heads.state_dict())
+    assert torch.equal(loaded(ragged, "reward", SCORES).scores_BM, scores_BM)
+    assert {name for name in loaded.trainable() if "reward" in name or "score" in name} == set()
+
+
+def test_members_start_apart_and_the_first_as_it_would_alone(folder: Path, load: Load) -> None:
+    alone = Roles(load(folder), trained="reward", lora=LORA, seed=1).adapter_state()
+    both = Roles(load(folder), trained="reward", lora=LORA, seed=1, members=2).adapter_state()
+    assert all(torch.equal(tensor, both[name]) for name, tensor in alone.items())
+    assert len(both) == 2 * len(alone)
+    assert not torch.equal(both["score_heads.0.weight"], both["score_heads.1.weight"])
+    for name in (name for name in alone if "lora_A" in name):
+        assert not torch.equal(alone[name], both[name.replace(".reward.", ".reward_1.")])
+
+
+def test_a_member_learns_by_itself(folder: Path, load: Load, stirred: Callable[..., Roles], ragged: Tokens) -> None:
+    roles = stirred(load(folder), trained="reward", members=2)
+    roles(ragged, "reward", SCORES, member=1).scores_BM.sum().backward()
+    touched = {name for name, p in roles.trainable().items() if p.grad is not None and p.grad.any()}
+    assert touched == {name for name in roles.trainable() if ".reward_1." in name or name.startswith("score_heads.1")}
+
+
+def test_row_26_a_head_that_was_not_loaded_scores_nothing(
+    folder: Path, load: Load, reward_adapter: Path, ragged: Tokens
+) -> None:
+    """Row 26: a forgotten head gives no number, which every stage refuses, and not a random one."""
+    assert Roles(load(folder), reward=[reward_adapter])(ragged, "reward", SCORES).scores_BM.isnan().all()

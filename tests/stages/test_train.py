@@ -211,9 +211,9 @@ def test_the_stored_moments_normalise_the_training_replies(trained: Path, chat_o
         ids = [*chat.prompt_ids(prompt.messages), *chat.reply_ids(reply)]
         with torch.no_grad():
             scores.append(model(input_ids=torch.tensor([ids])).logits.item())
-    assert contract["mean"] == pytest.approx(np.mean(scores), abs=1e-4)
-    assert contract["std"] == pytest.approx(np.std(scores), rel=1e-4)
-    assert (model.config.plaudit_score_mean, model.config.plaudit_score_std) == (contract["mean"], contract["std"])
+    assert contract["mean"] == pytest.approx([np.mean(scores)], abs=1e-4)
+    assert contract["std"] == pytest.approx([np.std(scores)], rel=1e-4)
+    assert [model.config.plaudit_score_mean, model.config.plaudit_score_std] == contract["mean"] + contract["std"]
 
 
 def test_the_reward_model_needs_held_out_pairs(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> None:
@@ -259,14 +259,14 @@ def rewarded(score: Callable[[Tokens], Tensor], monkeypatch: pytest.MonkeyPatch)
     plain = Roles.forward
 
     def forward(self: Roles, tokens: Tokens, role: str, need: frozenset[str]) -> RoleOutput:
-        return RoleOutput(scores_B=score(tokens)) if role == "reward" else plain(self, tokens, role, need)
+        return RoleOutput(scores_BM=score(tokens)[:, None]) if role == "reward" else plain(self, tokens, role, need)
 
     monkeypatch.setattr(Roles, "forward", forward)
 
 
 def plain_scores(trainer: Trainer) -> None:
     """Raw scores are taken as they are."""
-    trainer.contract = type(trainer.contract)(0.0, 1.0, trainer.contract.eos_id, None, "")
+    trainer.contract = type(trainer.contract)((0.0,), (1.0,), trainer.contract.eos_id, None, "")
 
 
 def test_a_rollout_record_from_scratch(trained: Path, load: Load) -> None:
@@ -288,9 +288,9 @@ def test_a_rollout_record_from_scratch(trained: Path, load: Load) -> None:
             ids = saved["tokens_BT"][row, :length]
             with torch.no_grad():
                 raw = judge(input_ids=ids[None]).logits.item()
-            assert saved["raw_scores_B"][row].item() == pytest.approx(raw, abs=1e-4)
+            assert saved["raw_scores_BM"][row].item() == pytest.approx(raw, abs=1e-4)
             assert bool(saved["finished_B"][row]) == (ids[-1].item() == contract["eos_id"])
-            score = (raw - contract["mean"]) / contract["std"]
+            score = (raw - contract["mean"][0]) / contract["std"][0]
             score -= 0 if saved["finished_B"][row] else config.missing_eos_penalty
             scores.append(max(-config.score_clip, min(config.score_clip, score)))
         mean = sum(scores) / len(scores)
@@ -440,7 +440,7 @@ def nan_values(trainer: Trainer) -> None:
 
 
 def nan_scores(trainer: Trainer) -> None:
-    trainer.roles.score_head.weight.data.fill_(math.nan)
+    trainer.roles.score_heads[0].weight.data.fill_(math.nan)
 
 
 DISAGREE = "sampler and trainer disagree"
@@ -588,7 +588,7 @@ OPTIONS: dict[str, Any] = {
     "missing_eos_penalty": 3.0,
     "lora": {"r": 2, "alpha": 8},
 }
-ELSEWHERE = {"micro_batch_size", "evaluate_every", "kl_budget"}
+ELSEWHERE = {"micro_batch_size", "evaluate_every", "kl_budget", "rewards"}
 
 
 def test_row_28_every_option_is_tried() -> None:

@@ -1,9 +1,11 @@
-"""The objectives, as losses: what an optimiser minimises, = −objective. One formula, one home."""
+"""The objectives, as losses: what an optimiser minimises, = −objective. One formula, one home.
+
+Those of preferences are in preferences.py.
+"""
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from plaudit.algo.masked import masked_sum
@@ -62,17 +64,6 @@ def ppo_loss(
         approx_kl = masked_sum(ratio_BT - 1 - log_ratio_BT, mask_BT) / count
         clip_fraction = masked_sum(((ratio_BT - 1).abs() > clip_range).to(ratio_BT.dtype), mask_BT) / count
     return PPOTerms(loss, l_clip.detach(), l_vf.detach(), entropy.detach(), approx_kl, clip_fraction)
-
-
-def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor, weights: Tensor) -> Tensor:
-    """−Σ w·log σ(r_w − r_l): the negative log-likelihood of the preferences; all arguments [pairs].
-
-    Bradley and Terry 1952; Ouyang et al. 2022 (arXiv:2203.02155, equation 1): all pairs of a ranking go into one step
-    with weight 1 / (its number of pairs), and the caller divides by the number of rankings, so each ranking counts
-    once. logsigmoid is finite for any difference (correctness.md row 23).
-    """
-    assert chosen_scores.shape == rejected_scores.shape == weights.shape
-    return -(weights * F.logsigmoid(chosen_scores - rejected_scores)).sum()
 
 
 def language_model_loss(logprobs_BT: Tensor, mask_BT: Tensor, count: float) -> Tensor:

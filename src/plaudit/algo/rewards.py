@@ -1,8 +1,10 @@
 """From the reward model's scalar score to a reward per token.
 
-A score's way: raw -> stored normalisation of the reward model -> missing-EOS rule -> clip -> batch whitening ->
-minus the KL penalty per token. Each step is one function here, in that order.
+A score's way: raw -> stored normalisation of each source -> weighted sum -> missing-EOS rule -> clip -> batch
+whitening -> minus the KL penalty per token. Each step is one function here, in that order.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +12,17 @@ from torch import Tensor
 from plaudit.algo.masked import whiten
 
 
-def normalise(raw_scores_B: Tensor, mean: float, std: float) -> Tensor:
-    """(raw − mean) / std with the moments stored beside the reward model, so that reference replies score 0 ± 1."""
-    return (raw_scores_B - mean) / std
+def normalise(raw_scores_BM: Tensor, mean_M: Tensor, std_M: Tensor) -> Tensor:
+    """(raw − mean) / std, each member of the reward model by its own moments, which are stored beside it, so that
+    reference replies score 0 ± 1; [B, M]."""
+    assert raw_scores_BM.shape[1:] == mean_M.shape == std_M.shape, (raw_scores_BM.shape, mean_M.shape, std_M.shape)
+    return (raw_scores_BM - mean_M) / std_M
+
+
+def combine_scores(normalised_BS: Tensor, weights: Sequence[float]) -> Tensor:
+    """Σ_s w_s·score_s, [B]: one score of those of S sources, each normalised by its own moments."""
+    assert normalised_BS.dim() == 2 and normalised_BS.shape[1] == len(weights), (normalised_BS.shape, weights)
+    return (normalised_BS * normalised_BS.new_tensor(weights)).sum(dim=1)
 
 
 def penalise_missing_eos(scores_B: Tensor, finished_B: Tensor, penalty: float) -> Tensor:

@@ -53,8 +53,7 @@ class ChatFormat:
         self.default_template: str | None = None
         if not tokenizer.chat_template:
             self.default_template, tokenizer.chat_template = _default_template(tokenizer)
-        self.special = {*tokenizer.all_special_tokens}
-        self.special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.special = special_texts(tokenizer)
         self._learn_template()
         self.eos_id: int = tokenizer.convert_tokens_to_ids(self.end)
         self.pad_id: int = _pad_id(tokenizer, self.eos_id)
@@ -103,7 +102,7 @@ class ChatFormat:
         Special-token strings that a person typed stay plain text: they must not end or fake a turn. So where there
         are any, the template is rendered around place holders, and each content is tokenised by itself.
         """
-        return self._span_ids(self._render(self._held(messages), generate=True), messages)
+        return span_ids(self.tokenizer, self._render(hold(messages, self.special), generate=True), messages)
 
     def conversation_ids(self, messages: Sequence[Message], reply: str) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them an assistant wrote: every turn, end-of-turn tokens included.
@@ -112,7 +111,7 @@ class ChatFormat:
         the last ones (one that moves the system message, or drops thoughts): their tokens could not be masked.
         """
         messages = (*messages, Message("assistant", reply))
-        held = self._held(messages)
+        held = hold(messages, self.special)
         ids: list[int] = []
         written: list[bool] = []
         done = ""
@@ -126,31 +125,15 @@ class ChatFormat:
                     f"conversation goes on ({done[-40:]!r} is gone), so only the last turn can be masked exactly; "
                     "set sft.learn=last"
                 )
-            span, turn = self._span_ids(text[len(done) :], messages), self.reply_ids(Completion(message.content))
+            span = span_ids(self.tokenizer, text[len(done) :], messages)
+            turn = self.reply_ids(Completion(message.content))
             ids += span + turn
             written += [False] * len(span) + [True] * len(turn)
             done = text + self.lead + self.strip(held[number].content) + self.end
         return ids, written
 
-    def _held(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """`messages` themselves, or with place holders as contents where one holds a special token's text."""
-        contents = [message.content for message in messages]
-        if not any(_HOLDER.search(text) or any(token in text for token in self.special) for text in contents):
-            return tuple(messages)
-        return tuple(Message(message.role, f"\ue000{i}\ue001") for i, message in enumerate(messages))
-
-    def _span_ids(self, text: str, messages: Sequence[Message]) -> list[int]:
-        """Ids of a stretch of a rendering; contents behind place holders are tokenised by themselves, as plain text."""
-        ids: list[int] = []
-        for i, part in enumerate(_HOLDER.split(text)):
-            if i % 2:
-                ids += self._ids(messages[int(part)].content, split_special_tokens=True)
-            elif part:
-                ids += self._ids(part)
-        return ids
-
     def _ids(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]
+        return ids_of(self.tokenizer, text, split_special_tokens=split_special_tokens)
 
     def reply_ids(self, reply: Completion) -> list[int]:
         """Ids of a reply, closed by the end-of-turn token unless the length limit cut it; typed special-token
@@ -164,6 +147,36 @@ class ChatFormat:
         finished = bool(ids) and ids[-1] == self.eos_id
         text = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
         return Completion(text.removeprefix(self.lead), finished)
+
+
+def special_texts(tokenizer: Any) -> set[str]:
+    """The texts of a tokenizer's special tokens."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | {*tokenizer.all_special_tokens}
+
+
+def hold(messages: Sequence[Message], special: set[str]) -> tuple[Message, ...]:
+    """`messages` themselves, or with place holders as contents where one holds a special token's text."""
+    contents = [message.content for message in messages]
+    if not any(_HOLDER.search(text) or any(token in text for token in special) for text in contents):
+        return tuple(messages)
+    return tuple(Message(message.role, f"\ue000{i}\ue001") for i, message in enumerate(messages))
+
+
+def span_ids(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[int]:
+    """Ids of a stretch of a rendering; contents behind place holders are tokenised by themselves, as plain text."""
+    ids: list[int] = []
+    for i, part in enumerate(_HOLDER.split(text)):
+        if i % 2:
+            ids += ids_of(tokenizer, messages[int(part)].content, split_special_tokens=True)
+        elif part:
+            ids += ids_of(tokenizer, part)
+    return ids
+
+
+def ids_of(tokenizer: Any, text: str, *, split_special_tokens: bool = False) -> list[int]:
+    """Ids of a text; with `split_special_tokens` a special token's text in it stays plain text."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]
 
 
 def _default_template(tokenizer: Any) -> tuple[str, str]:

@@ -5,14 +5,17 @@
     reference   none        LM head     log-probabilities
     reward      reward      scalar      scores
 
+The reward model may be an ensemble: M members, each an adapter (`reward`, `reward_1`, ...) and a head on the one base.
+
 Everything is reached through `Roles.forward(tokens, role, need)`; nobody touches the trunk or a head from outside.
 `requires_grad` is set once, when the roles are built. PEFT owns the adapters' format, initialisation and execution.
 Adapters are in the base's format: float32 ones would make each of their products a float32 product. The optimiser
 keeps their float32 masters. Full fine-tuning is `models.full`'s; a separate critic adapter is not here yet.
 """
 
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,13 +52,21 @@ class LoraSettings(BaseModel):
 
 @dataclass(frozen=True)
 class RoleOutput:
-    """What was asked for; the rest is None. Per-token tensors are zero where the mask is False."""
+    """What was asked for; the rest is None. Per-token tensors are zero where the mask is False.
+
+    `scores_BM` are raw scores of the M members of the reward model, 1 where it is no ensemble.
+    """
 
     logprobs_BT: Tensor | None = None
     entropy_BT: Tensor | None = None
     values_BT: Tensor | None = None
-    scores_B: Tensor | None = None
+    scores_BM: Tensor | None = None
     loss: Tensor | None = None
+
+
+def reward_adapter(member: int) -> str:
+    """Name of the adapter of a member of the reward model."""
+    return "reward" if member == 0 else f"reward_{member}"
 
 
 class Roles(nn.Module):
@@ -68,43 +79,45 @@ class Roles(nn.Module):
         trained: Literal["policy", "reward"] | None = None,
         lora: LoraSettings | None = None,
         seed: int = 0,
-        reward: Path | None = None,
+        members: int = 1,
+        reward: Sequence[Path] = (),
         value_gradient: bool = False,
         temperature: float = 1.0,
     ):
-        """A fresh adapter `trained` is made from `lora` and `seed`. With `reward`, the folder of a trained reward
-        adapter, that one is loaded, frozen; its head is loaded by `heads.load_head`. At least one of the two is given.
+        """A fresh adapter `trained` is made from `lora` and `seed`; of a reward model `members` of them, each with a
+        start of its own. With `reward`, the folders of a trained reward model's adapters, those are loaded, frozen;
+        their heads are loaded by `heads.load_head`. At least one of the two is given.
         `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone."""
         super().__init__()
         hidden_size = base.config.get_text_config().hidden_size
-        generator = torch.Generator().manual_seed(int(rng.generator(seed, f"init/{trained}").integers(2**31)))
-        if trained is not None:
+        assert not (trained == "reward" and reward) and members >= 1
+        self.members = members if trained == "reward" else len(reward)
+        self.learning: tuple[str, ...] = () if trained is None else (trained,)
+        if trained == "reward":
+            self.learning = tuple(reward_adapter(member) for member in range(members))
+        generators = {name: _generator(seed, name) for name in self.learning}
+        peft: PeftModel | None = None
+        for name in self.learning:
             assert lora is not None
-            config = LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                target_modules=lora.target_modules,
-                lora_dropout=0.0,
-                task_type="CAUSAL_LM",
-            )
-            with torch.random.fork_rng(devices=[]):
-                # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
-                torch.manual_seed(generator.initial_seed())
-                try:
-                    self.peft = PeftModel(base, config, adapter_name=trained, autocast_adapter_dtype=False)
-                except ValueError as error:
-                    raise UserError(
-                        f"lora.target_modules={lora.target_modules!r} fits no layer of this model"
-                    ) from error
-            if reward is not None:
-                self.peft.load_adapter(str(reward), "reward", is_trainable=False, autocast_adapter_dtype=False)
-        else:
-            assert reward is not None
-            self.peft = PeftModel.from_pretrained(
-                base, str(reward), adapter_name="reward", is_trainable=False, autocast_adapter_dtype=False
-            )
-        # Stiennon et al. 2020 (arXiv:2009.01325): reward head weights from N(0, 1/(d+1)); the critic starts at 0.
-        self.score_head = ScalarHead(hidden_size, bias=False, std=(hidden_size + 1) ** -0.5, generator=generator)
+            peft = _add_adapter(base if peft is None else peft, name, lora, generators[name].initial_seed())
+        for member, path in enumerate(reward):
+            name = reward_adapter(member)
+            if peft is None:
+                peft = PeftModel.from_pretrained(
+                    base, str(path), adapter_name=name, is_trainable=False, autocast_adapter_dtype=False
+                )
+            else:
+                peft.load_adapter(str(path), name, is_trainable=False, autocast_adapter_dtype=False)
+        assert peft is not None
+        self.peft = peft
+        # Stiennon et al. 2020 (arXiv:2009.01325): reward head weights from N(0, 1/(d+1)); the critic starts at 0. A
+        # head that is to be loaded holds no number until it is.
+        std = (hidden_size + 1) ** -0.5 if trained == "reward" else math.nan
+        names = [reward_adapter(member) for member in range(self.members)]
+        self.score_heads = nn.ModuleList(
+            ScalarHead(hidden_size, bias=False, std=std, generator=generators.get(name)) for name in names
+        )
+        self.device: torch.device = base.device
         self.value_head = ScalarHead(hidden_size, bias=True, std=0.0)
         self.trained = trained
         self.value_gradient = value_gradient
@@ -118,11 +131,12 @@ class Roles(nn.Module):
         """Only the trained adapter and its head learn; set here once and never flipped again."""
         learning: set[int] = set()
         if self.trained is not None:
-            head = self.score_head if self.trained == "reward" else self.value_head
-            learning |= {id(parameter) for parameter in head.parameters()}
+            heads = self.score_heads if self.trained == "reward" else self.value_head
+            learning |= {id(parameter) for parameter in heads.parameters()}
             for layer in self._lora_layers:
                 for matrices in (layer.lora_A, layer.lora_B):
-                    learning |= {id(parameter) for parameter in matrices[self.trained].parameters()}
+                    for name in self.learning:
+                        learning |= {id(parameter) for parameter in matrices[name].parameters()}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in learning)
 
@@ -134,25 +148,26 @@ class Roles(nn.Module):
             if adapter is not None:
                 layer._active_adapter = [adapter]
 
-    def forward(self, tokens: Tokens | Batch, role: Role, need: frozenset[Need]) -> RoleOutput:
+    def forward(
+        self, tokens: Tokens | Batch, role: Role, need: frozenset[Need], member: int | None = None
+    ) -> RoleOutput:
         """One pass of `role` over `tokens`, giving what `need` names.
 
         logprobs: log π(a_t) and the entropy of π(·|s_t), [B, T], at the reply's actions, at the sampling temperature.
-        values: V(s_t), [B, T], at the same columns (policy role only). scores: the raw score at the last real token,
-        [B] (reward role only). loss: −Σ log π(a_t) over the mask (policy role only). All float32. `tokens` may be a
-        `Batch` for logprobs and loss.
+        values: V(s_t), [B, T], at the same columns (policy role only). scores: the raw scores at the last real token,
+        [B, M] (reward role only), with `member` those of that one alone, [B, 1]. loss: −Σ log π(a_t) over the mask
+        (policy role only). All float32. `tokens` may be a `Batch` for logprobs and loss.
         """
         allowed = {"policy": {"logprobs", "values", "loss"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
         assert need and need <= allowed, (role, need)
-        self._activate(None if role == "reference" else role)
         model = self.peft.get_base_model()
+        if role == "reward":
+            members = range(self.members) if member is None else (member,)
+            return RoleOutput(scores_BM=torch.stack([self._score(model, tokens, m) for m in members], dim=1))
+        self._activate(None if role == "reference" else role)
         hidden_BTD = _hidden(model, tokens)
         mask_BT = tokens.mask_BT
-        logprobs_BT = entropy_BT = values_BT = scores_B = loss = None
-        if "scores" in need:
-            assert isinstance(tokens, Tokens)
-            rows_B = torch.arange(len(tokens.lengths_B), device=hidden_BTD.device)
-            scores_B = self.score_head(hidden_BTD[rows_B, tokens.lengths_B - 1])
+        logprobs_BT = entropy_BT = values_BT = loss = None
         if "values" in need:
             hidden_ND = hidden_BTD[mask_BT]
             values_N = self.value_head(hidden_ND if self.value_gradient else hidden_ND.detach())
@@ -162,7 +177,14 @@ class Roles(nn.Module):
         if "loss" in need:
             assert self.temperature == 1.0, "a loss on given text is taken at temperature 1"
             loss = _batch_loss(model, hidden_BTD, tokens)
-        return RoleOutput(logprobs_BT, entropy_BT, values_BT, scores_B, loss)
+        return RoleOutput(logprobs_BT, entropy_BT, values_BT, None, loss)
+
+    def _score(self, model: PreTrainedModel, tokens: Tokens | Batch, member: int) -> Tensor:
+        assert isinstance(tokens, Tokens)
+        self._activate(reward_adapter(member))
+        hidden_BTD = _hidden(model, tokens)
+        rows_B = torch.arange(len(tokens.lengths_B), device=hidden_BTD.device)
+        return self.score_heads[member](hidden_BTD[rows_B, tokens.lengths_B - 1])
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything an optimiser may change."""
@@ -193,14 +215,15 @@ class Roles(nn.Module):
                     merged = (weight.float() + (delta.T if module.fan_in_fan_out else delta)).to(weight.dtype)
                 yield f"{name.removeprefix(prefix)}.weight", merged
 
-    def save_adapter(self, folder: Path) -> None:
-        """The trained adapter in PEFT's own format, whole or not at all."""
+    def save_adapter(self, folder: Path, member: int = 0) -> None:
+        """The trained adapter (of an ensemble: that of `member`) in PEFT's own format, whole or not at all."""
+        name = self.learning[member]
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
-        self.peft.save_pretrained(str(part), selected_adapters=[self.trained])
+        self.peft.save_pretrained(str(part), selected_adapters=[name])
         shutil.rmtree(folder, ignore_errors=True)
         # PEFT puts a named adapter into a folder of that name.
-        (part / str(self.trained)).replace(folder)
+        (part / name).replace(folder)
         shutil.rmtree(part)
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -208,6 +231,27 @@ class Roles(nn.Module):
         for name, parameter in self.peft.named_parameters():
             if ".lora_" not in name:
                 yield name, parameter.detach()
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int(rng.generator(seed, f"init/{name}").integers(2**31)))
+
+
+def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
+    """A fresh adapter `name` on a plain model, or beside the adapters that are there."""
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):
+        # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
+        torch.manual_seed(seed)
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config, autocast_adapter_dtype=False)
+            return model
+        try:
+            return PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
+        except ValueError as error:
+            raise UserError(f"lora.target_modules={lora.target_modules!r} fits no layer of this model") from error
 
 
 def _hidden(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:

@@ -21,7 +21,7 @@ class RolloutBatch:
 
     tokens: Tokens
     finished_B: Tensor
-    raw_scores_B: Tensor
+    raw_scores_BM: Tensor
     scores_B: Tensor
     old_logprobs_BT: Tensor
     ref_logprobs_BT: Tensor

@@ -8,17 +8,19 @@ Leaves evaluate/replies.jsonl and evaluate/summary.json.
     plaudit evaluate RECIPE
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit import rng
-from plaudit.algo.rewards import normalise
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.annotator import Annotator, declines
 from plaudit.data.chat import ChatFormat
@@ -27,12 +29,13 @@ from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.models.heads import RewardContract, load_head
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles, plain_logprobs
-from plaudit.models.tokens import pad_right
+from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.stages.base import Run, StageConfig
 from plaudit.stages.reward import load_contract
+from plaudit.stages.scoring import Rewards, RewardSource
 
 ROWS = 32
 
@@ -62,14 +65,19 @@ class Judged:
     lengths: np.ndarray
 
 
-def run(config: EvaluateConfig, run: Run, annotator: Annotator | None) -> dict[str, Any]:
-    """Sample, judge, compare; `annotator` gives the gold score (None when people ranked). Returns the summary."""
+def run(
+    config: EvaluateConfig, run: Run, annotator: Annotator | None, paid_by: Sequence[RewardSource] = ()
+) -> dict[str, Any]:
+    """Sample, judge, compare; `annotator` gives the gold score (None when people ranked), and `paid_by` is what PPO was
+    paid by, the proxy. Returns the summary."""
     test = run.split("test")
     prompts = [prompt for prompt in test for _ in range(config.replies)]
     policy = run.folder.require("ppo/model", "ppo")
+    rewards = Rewards(paid_by, run.machine)
+    rewards.load(policy.parent)
     with progress("Evaluation", 4 * len(prompts), "reply") as advance:
-        sft = _judge(config, run, annotator, prompts, run.sft_model, advance)
-        ppo = _judge(config, run, annotator, prompts, policy, advance)
+        sft = _judge(config, run, annotator, rewards, prompts, run.sft_model, advance)
+        ppo = _judge(config, run, annotator, rewards, prompts, policy, advance)
     clusters = [prompt.id for prompt in prompts]
     summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
     if sft.gold is not None and ppo.gold is not None:
@@ -96,7 +104,13 @@ def run(config: EvaluateConfig, run: Run, annotator: Annotator | None) -> dict[s
 
 
 def _judge(
-    config: EvaluateConfig, run: Run, annotator: Annotator | None, prompts: list[Prompt], source: Path, advance: Step
+    config: EvaluateConfig,
+    run: Run,
+    annotator: Annotator | None,
+    rewards: Rewards,
+    prompts: list[Prompt],
+    source: Path,
+    advance: Step,
 ) -> Judged:
     """Sample from the model in `source` and measure its replies."""
     chat = run.chat(run.sft_model)
@@ -116,19 +130,13 @@ def _judge(
     reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
     ref = _sums([plain_logprobs(reference, tokens, config.temperature) for tokens in batches])
     ref_nll = -_sums([plain_logprobs(reference, tokens, 1.0) for tokens in batches])
-    roles, contract = reward_roles(run, chat, reference)
-    raw = []
-    for tokens in batches:
-        scores_B = roles(tokens, "reward", frozenset({"scores"})).scores_B
-        assert scores_B is not None
-        raw.append(scores_B.detach())
-        advance(count=len(tokens.lengths_B))
+    proxy = _proxy(run, chat, rewards, reference, prompts, batches, advance)
     replies = [chat.completion(reply) for reply in ids]
     gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
     return Judged(
         replies=replies,
         ids=ids,
-        proxy=np.concatenate([normalise(part, contract.mean, contract.std).cpu().numpy() for part in raw]),
+        proxy=proxy,
         gold=None if gold is None else np.array(gold),
         logprob_sum=own,
         ref_logprob_sum=ref,
@@ -137,11 +145,39 @@ def _judge(
     )
 
 
+def _proxy(
+    run: Run,
+    chat: ChatFormat,
+    rewards: Rewards,
+    base: PreTrainedModel,
+    prompts: list[Prompt],
+    batches: list[Tokens],
+    advance: Step,
+) -> np.ndarray:
+    """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
+    roles, contract = reward_roles(run, chat, base) if rewards.trained else (None, None)
+    found = []
+    for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
+        part = prompts[start : start + ROWS]
+        scores = rewards.score(chat, part, tokens, "evaluation", partial(_raw_scores, roles, tokens), contract)
+        found.append(scores.normalised_B.cpu().numpy())
+        advance(count=len(part))
+    return np.concatenate(found)
+
+
+@torch.no_grad()
+def _raw_scores(roles: Roles | None, tokens: Tokens) -> Tensor:
+    assert roles is not None
+    scores_BM = roles(tokens, "reward", frozenset({"scores"})).scores_BM
+    assert scores_BM is not None
+    return scores_BM
+
+
 def reward_roles(run: Run, chat: ChatFormat, base: PreTrainedModel) -> tuple[Roles, RewardContract]:
     """The SFT model `base` with the trained reward adapter and head, and the rules its scores stand under."""
     folder, contract = load_contract(run, chat)
-    roles = Roles(base, reward=folder / "adapter")
-    load_head(roles.score_head, folder)
+    roles = Roles(base, reward=[folder / "adapter"])
+    load_head(roles.score_heads[0], folder)
     return roles, contract
 
 

@@ -19,6 +19,7 @@ from plaudit.run.folder import RunFolder, finished_stages
 from plaudit.stages import evaluate, ppo, preferences, report, reward, sft
 from plaudit.stages.base import Run
 from plaudit.stages.recipe import Recipe
+from plaudit.stages.scoring import check_sources, uses_trained
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 
@@ -30,10 +31,21 @@ NEEDS = {
     "evaluate": ("ppo/model/config.json", "ppo"),
     "report": ("evaluate/summary.json", "evaluate"),
 }
+NEEDS_WITHOUT_REWARD_MODEL = {**NEEDS, "ppo": ("sft/model/config.json", "sft")}
 
 
-def prepare(recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] = ()) -> Run:
-    """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`)."""
+def stages_of(recipe: Recipe) -> tuple[str, ...]:
+    """The stages a recipe needs: without `trained` in ppo.rewards no reward model, and no preferences to train it."""
+    if uses_trained(recipe.ppo.rewards):
+        return STAGES
+    return tuple(name for name in STAGES if name not in ("preferences", "reward"))
+
+
+def prepare(
+    recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] = (), stages: Sequence[str] = STAGES
+) -> Run:
+    """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); `stages`
+    are those that will run."""
     quiet_libraries()
     bad: list[BadRow] = []
     prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts_format, bad))
@@ -54,6 +66,8 @@ def prepare(recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] =
     model = resolve(recipe.model)
     check_readable(model)
     ChatFormat(load_tokenizer(model), recipe.data.system)
+    if {"ppo", "evaluate"} & {*stages}:
+        check_sources(recipe.ppo.rewards, machine)
     recipe = recipe.model_copy(update={"folder": recipe.run_folder})
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     folder = RunFolder.open(
@@ -125,18 +139,26 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
     In an existing folder only the sections of the first stage that runs, and of those after it, may differ from the
     recipe it was made with: what they made before is replaced.
     """
-    existing = resume or bool(stages)
-    stages = stages or STAGES
+    existing, named = resume or bool(stages), bool(stages)
+    needed = stages_of(recipe)
+    stages = stages or needed
     if resume:
         ended = finished_stages(recipe.run_folder)
-        stages = STAGES[next((i for i, name in enumerate(STAGES) if name not in ended), len(STAGES) - 1) :]
-        if stages != STAGES:
-            console.print(f"Resuming at {stages[0]}: {', '.join(STAGES[: STAGES.index(stages[0])])} had ended")
-    run = prepare(recipe, resume=existing, may_change=STAGES[STAGES.index(stages[0]) :])
+        stages = needed[next((i for i, name in enumerate(needed) if name not in ended), len(needed) - 1) :]
+        if stages != needed:
+            console.print(f"Resuming at {stages[0]}: {', '.join(needed[: needed.index(stages[0])])} had ended")
+    skipped = [name for name in STAGES if name not in needed and (not named or name in stages)]
+    if skipped:
+        console.print(f"Skipping {' and '.join(skipped)}: ppo.rewards has no `trained: true`, so nothing uses them")
+        stages = tuple(name for name in stages if name in needed)
+        if not stages:
+            raise UserError(f"stage {skipped[0]}: this recipe has no use for it; add `trained: true` to ppo.rewards")
+    run = prepare(recipe, resume=existing, may_change=STAGES[STAGES.index(stages[0]) :], stages=stages)
+    needs = NEEDS if needed == STAGES else NEEDS_WITHOUT_REWARD_MODEL
     with run.folder:
         for name in stages:
-            if name in NEEDS:
-                run.folder.require(*NEEDS[name])
+            if name in needs:
+                run.folder.require(*needs[name])
             run.folder.begin(name, STAGES)
             started = time.perf_counter()
             run_stage(name, recipe, run)
@@ -157,6 +179,9 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "ppo":
             ppo.run(recipe.ppo, run)
         case "evaluate":
-            evaluate.run(recipe.evaluate, run, preferences.annotator_of(recipe.preferences, recipe.seed))
+            # Gold is the taste that was ranked by; where nobody ranked there is none.
+            ranked = uses_trained(recipe.ppo.rewards)
+            annotator = preferences.annotator_of(recipe.preferences, recipe.seed) if ranked else None
+            evaluate.run(recipe.evaluate, run, annotator, recipe.ppo.rewards)
         case "report":
             report.run(run)

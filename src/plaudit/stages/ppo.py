@@ -10,9 +10,6 @@ ppo/metrics.jsonl, ppo/evaluations.jsonl, ppo/times.jsonl, ppo/rollouts/*.safete
     plaudit ppo RECIPE
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +37,10 @@ from plaudit.records import Prompt
 from plaudit.rollout.batch import RolloutBatch, per_token
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
-from plaudit.run.metrics import Metrics
+from plaudit.run.metrics import Clock, Metrics
 from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
 from plaudit.stages.reward import load_contract
+from plaudit.stages.scoring import Rewards, RewardSource, Scores
 
 
 class PPOConfig(StageConfig):
@@ -96,6 +94,8 @@ class PPOConfig(StageConfig):
     """Updates between two looks at the validation prompts."""
     kl_budget: float = Field(10.0, gt=0)
     """A policy farther than this from the reference (nats a reply, on validation prompts) is not kept."""
+    rewards: list[RewardSource] = Field(default=[])
+    """What the policy is paid by, a weighted sum; empty is the run's own reward model alone."""
     lora: LoraSettings = LoraSettings()
     """The policy's adapter on the shared base."""
 
@@ -119,7 +119,8 @@ class Trainer:
     chat: ChatFormat
     roles: Roles
     engine: InProcessEngine
-    contract: RewardContract
+    rewards: Rewards
+    contract: RewardContract | None
     optimiser: MasterAdamW
     schedule: torch.optim.lr_scheduler.LRScheduler
     first_std: float | None = None
@@ -130,6 +131,8 @@ def run(config: PPOConfig, run: Run) -> dict[str, Any]:
     trainer = _build(config, run)
     folder = run.folder.stage("ppo")
     train, validation = run.split("train"), run.split("validation")
+    # A fresh policy is the SFT model: its replies are what foreign scores are normalised on.
+    trainer.rewards.prepare(trainer.chat, train, lambda few: sample(trainer, few, "ppo/reference", 0)[0], folder)
     best, evaluations, seconds = None, [], []
     with (
         Metrics(folder / "metrics.jsonl") as metrics,
@@ -182,18 +185,20 @@ def _better(now: dict[str, float], best: dict[str, float], kl_budget: float) -> 
 
 def _build(config: PPOConfig, run: Run) -> Trainer:
     chat = run.chat(run.sft_model)
-    reward_folder, contract = load_contract(run, chat)
+    rewards = Rewards(config.rewards, run.machine)
+    reward_folder, contract = load_contract(run, chat) if rewards.trained else (None, None)
     source = str(run.sft_model)
     roles = Roles(
         load_model(source, run.machine.dtype, run.machine.device),
         trained="policy",
         lora=config.lora,
         seed=run.seed,
-        reward=reward_folder / "adapter",
+        reward=[reward_folder / "adapter"] if reward_folder else [],
         value_gradient=config.value_gradient,
         temperature=config.temperature,
     )
-    load_head(roles.score_head, reward_folder)
+    if reward_folder is not None:
+        load_head(roles.score_heads[0], reward_folder)
     engine = InProcessEngine(
         load_model(source, run.machine.dtype, run.machine.device),
         eos_id=chat.eos_id,
@@ -209,20 +214,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     )
     steps = config.updates * config.epochs * (config.batch_size // config.minibatch_size)
     schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
-    return Trainer(config, run, chat, roles, engine, contract, optimiser, schedule)
-
-
-class Clock:
-    """Seconds an update spends in each of its parts."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+    return Trainer(config, run, chat, roles, engine, rewards, contract, optimiser, schedule)
 
 
 def sample(trainer: Trainer, prompts: list[Prompt], stream: str, step: int) -> tuple[Tokens, Tensor, Tensor]:
@@ -247,7 +239,7 @@ def rollout(
         tokens, sampler_logprobs_BT, finished_B = sample(trainer, prompts, "ppo/rollout", update)
     mask_BT = tokens.mask_BT
     with clock.part("scoring"):
-        raw_scores_B = by_micro_batch(trainer, tokens, update, "reward")["scores_B"]
+        scores, paid_B = score(trainer, prompts, tokens, finished_B, update, f"PPO update {update + 1}")
         ref_logprobs_BT = by_micro_batch(trainer, tokens, update, "reference")["logprobs_BT"]
         old = by_micro_batch(trainer, tokens, update, "policy")
     old_logprobs_BT, values_BT = old["logprobs_BT"], old["values_BT"]
@@ -257,12 +249,8 @@ def rollout(
     if update == 0:
         invariants.check_fresh_kl(kl_BT, dtype)
 
-    # raw -> stored normalisation -> missing-EOS rule -> clip -> batch whitening -> minus the KL penalty per token
-    normalised_B = reward_maths.normalise(raw_scores_B, trainer.contract.mean, trainer.contract.std)
-    invariants.check_finite("a score", normalised_B.sum().item(), f"PPO update {update + 1}")
-    paid_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, config.missing_eos_penalty)
-    scores_B = reward_maths.clip_scores(paid_B, config.score_clip)
-    scale = 1.0
+    # ... -> clip -> batch whitening -> minus the KL penalty per token
+    scores_B, scale = reward_maths.clip_scores(paid_B, config.score_clip), 1.0
     if config.whiten_scores:
         floor = 0.0 if trainer.first_std is None else trainer.first_std / 4
         scores_B, used_std = reward_maths.whiten_scores(scores_B, floor)
@@ -274,7 +262,7 @@ def rollout(
         advantages_BT, _ = whiten(advantages_BT, mask_BT)
 
     batch = RolloutBatch(
-        tokens, finished_B, raw_scores_B, scores_B, old_logprobs_BT, ref_logprobs_BT, sampler_logprobs_BT,
+        tokens, finished_B, scores.raw_scores_BM, scores_B, old_logprobs_BT, ref_logprobs_BT, sampler_logprobs_BT,
         old["entropy_BT"], values_BT, kl_BT, rewards_BT, advantages_BT, returns_BT,
     )  # fmt: skip
     return batch, {
@@ -289,7 +277,20 @@ def rollout(
         "explained_variance": explained_variance(values_BT[mask_BT].cpu(), returns_BT[mask_BT].cpu()),
         "sampler_gap_mean": gap_mean,
         "sampler_gap_p99": gap_p99,
+        **scores.metrics,
     }
+
+
+def score(
+    trainer: Trainer, prompts: list[Prompt], tokens: Tokens, finished_B: Tensor, update: int, where: str
+) -> tuple[Scores, Tensor]:
+    """raw -> stored normalisation of each source -> weighted sum -> missing-EOS rule: the scores, and what is paid."""
+    scores = trainer.rewards.score(
+        trainer.chat, prompts, tokens, where, contract=trainer.contract,
+        trained=lambda: by_micro_batch(trainer, tokens, update, "reward")["scores_BM"],
+    )  # fmt: skip
+    penalty = trainer.config.missing_eos_penalty
+    return scores, reward_maths.penalise_missing_eos(scores.normalised_B, finished_B, penalty)
 
 
 def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[int]]:
@@ -315,9 +316,9 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
         output = trainer.roles(tokens.rows(rows), role, frozenset(need))
         for name, part in vars(output).items():
             if part is not None:
-                shape = tokens.tokens_BT.shape[: part.dim()]
+                shape = (len(tokens.lengths_B), part.shape[1]) if name == "scores_BM" else tokens.tokens_BT.shape
                 whole = found.setdefault(name, part.new_zeros(shape))
-                (whole if part.dim() == 1 else whole[:, : part.shape[1]])[rows] = part
+                whole[:, : part.shape[1]][rows] = part
     return found
 
 
@@ -382,17 +383,15 @@ def _accumulate(
 def evaluate(trainer: Trainer, prompts: list[Prompt]) -> dict[str, float]:
     """The policy on held-out prompts, with the same random numbers every time: score, KL a reply, length, endings."""
     tokens, _, finished_B = sample(trainer, prompts, "ppo/validation", 0)
-    raw_scores_B = by_micro_batch(trainer, tokens, 0, "reward")["scores_B"]
-    normalised_B = reward_maths.normalise(raw_scores_B, trainer.contract.mean, trainer.contract.std)
-    scores_B = reward_maths.penalise_missing_eos(normalised_B, finished_B, trainer.config.missing_eos_penalty)
-    invariants.check_finite("a score", scores_B.sum().item(), "PPO, validation prompts")
+    scores, paid_B = score(trainer, prompts, tokens, finished_B, 0, "PPO, validation prompts")
     policy = by_micro_batch(trainer, tokens, 0, "policy")
     reference = by_micro_batch(trainer, tokens, 0, "reference")
     kl_BT = reward_maths.kl_estimate(policy["logprobs_BT"], reference["logprobs_BT"])
     return {
-        "score": scores_B.mean().item(),
+        "score": paid_B.mean().item(),
         "kl": kl_BT.sum(dim=1).mean().item(),
         "entropy": masked_mean(policy["entropy_BT"], tokens.mask_BT).item(),
         "length": tokens.reply_lengths_B.float().mean().item(),
         "eos": finished_B.float().mean().item(),
+        **scores.metrics,
     }

@@ -91,7 +91,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         for source in recipe.sft.mixture
     ]
     sft = recipe.sft.model_copy(update={"mixture": sources})
-    return recipe.model_copy(update={"data": data, "preferences": chosen, "sft": sft})
+    ppo = recipe.ppo.model_copy(update={"rewards": [source.located(home) for source in recipe.ppo.rewards]})
+    return recipe.model_copy(update={"data": data, "preferences": chosen, "sft": sft, "ppo": ppo})
 
 
 def _located(home: Path, source: Path) -> Path:

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from plaudit import rng
-from plaudit.algo.losses import bradley_terry_loss
+from plaudit.algo.preferences import bradley_terry_loss
 from plaudit.algo.statistics import bootstrap_interval, calibration, correlation
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, write_json
@@ -100,10 +100,9 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
             advance(f"loss {loss:.3f}  accuracy {accuracy:.2f}")
 
     reference = [(r.prompt, reply) for r in train for reply in r.replies][: config.normalise_on]
-    scores = np.array(score_replies(roles, chat, reference, label="Normalising"))
-    contract = reward_contract(chat, float(scores.mean()), float(scores.std()))
+    contract = reward_contract(chat, score_replies(roles, chat, reference, label="Normalising"))
     roles.save_adapter(folder / "adapter")
-    save_head(roles.score_head, folder)
+    save_head(roles.score_heads[0], folder)
     contract.save(folder)
     export_reward_model(roles, chat, str(run.sft_model), contract, folder / "model", run.machine.dtype)
     summary, details = _test(roles, chat, train, test, contract)
@@ -119,7 +118,7 @@ def _accumulate(roles: Roles, chat: ChatFormat, rows: list[Ranking], micro: int,
     rows = sorted(rows, key=lambda r: len(r.prompt.text) + max(len(reply.text) for reply in r.replies))
     for start in range(0, len(rows), micro):
         part = rows[start : start + micro]
-        scores = _scores(roles, chat, [(r.prompt, reply) for r in part for reply in r.replies])
+        scores = _scores(roles, chat, [(r.prompt, reply) for r in part for reply in r.replies])[:, 0]
         better, worse, weights, first = [], [], [], 0
         for ranking in part:
             strict = ranking.pairs()
@@ -138,31 +137,33 @@ def _accumulate(roles: Roles, chat: ChatFormat, rows: list[Ranking], micro: int,
 
 def _scores(roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]]) -> Tensor:
     prompts = [chat.prompt_ids(prompt.messages) for prompt, _ in replies]
-    tokens = pad_right(prompts, [chat.reply_ids(r) for _, r in replies], chat.pad_id, roles.score_head.weight.device)
-    scores_B = roles(tokens, "reward", frozenset({"scores"})).scores_B
-    assert scores_B is not None
-    return scores_B
+    tokens = pad_right(prompts, [chat.reply_ids(r) for _, r in replies], chat.pad_id, roles.device)
+    scores_BM = roles(tokens, "reward", frozenset({"scores"})).scores_BM
+    assert scores_BM is not None
+    return scores_BM
 
 
 @torch.no_grad()
-def score_replies(
-    roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]], *, label: str
-) -> list[float]:
-    """Raw scores of replies, in order."""
+def score_replies(roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]], *, label: str) -> Tensor:
+    """Raw scores of replies, in order: [B, M] on the CPU."""
     order = sorted(range(len(replies)), key=lambda i: len(replies[i][0].text) + len(replies[i][1].text))
-    scores = [0.0] * len(replies)
+    scores_BM = torch.zeros(len(replies), roles.members)
     with progress(label, len(replies), "reply") as advance:
         for start in range(0, len(order), 32):
             part = order[start : start + 32]
-            for i, score in zip(part, _scores(roles, chat, [replies[i] for i in part]).tolist(), strict=True):
-                scores[i] = score
+            scores_BM[part] = _scores(roles, chat, [replies[i] for i in part]).cpu()
             advance(count=len(part))
-    return scores
+    return scores_BM
 
 
-def reward_contract(chat: ChatFormat, mean: float, std: float) -> RewardContract:
-    """The rules the scores stand under: normalisation, template, end-of-turn token, system prompt."""
-    return RewardContract(mean, max(std, 1e-6), chat.eos_id, chat.system, template_hash(chat))
+def reward_contract(chat: ChatFormat, reference_BM: Tensor) -> RewardContract:
+    """The rules the scores stand under: moments of the raw scores of reference replies, template, end-of-turn token,
+    system prompt."""
+    scores = reference_BM.double()
+    std = scores.std(dim=0, correction=0).clamp(min=1e-6)
+    return RewardContract(
+        tuple(scores.mean(dim=0).tolist()), tuple(std.tolist()), chat.eos_id, chat.system, template_hash(chat)
+    )
 
 
 def load_contract(run: Run, chat: ChatFormat) -> tuple[Path, RewardContract]:
@@ -182,8 +183,8 @@ def _test(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Accuracy on strict held-out pairs, interval clustered by prompt, beside what length alone reaches."""
     flat = [(r.prompt, reply) for r in test for reply in r.replies]
-    raw = score_replies(roles, chat, flat, label="Testing")
-    scores = [(score - contract.mean) / contract.std for score in raw]
+    raw_BM = score_replies(roles, chat, flat, label="Testing")
+    raw, scores = raw_BM.mean(dim=1).tolist(), contract.normalised(raw_BM).tolist()
     longer_is_better = float(np.mean([_length_verdict(r, w, l) for r in train for w, l in r.pairs()])) >= 0.5
     margins, clusters, by_length, first = [], [], [], 0
     number_of = {r.prompt.messages: number for number, r in enumerate(test)}
@@ -206,8 +207,8 @@ def _test(
         "length_baseline_accuracy_ci": list(bootstrap_interval(by_length, clusters)),
         "ece": ece,
         "length_score_correlation": correlation(scores, lengths),
-        "score_mean": contract.mean,
-        "score_std": contract.std,
+        "score_mean": contract.mean[0],
+        "score_std": contract.std[0],
     }
     return summary, {"margins": margins, "calibration": bins, "scores": scores, "lengths": lengths}
 

@@ -1,0 +1,266 @@
+"""A score's way, from what PPO is paid by to one number a reply; PPO and evaluation both take it.
+
+    raw -> normalisation of each source -> weighted sum -> missing-EOS rule -> clip -> batch whitening
+
+The first three are strung together here; each step is a function of algo/rewards.py. A source is the run's own reward
+model, a Python function, an HTTP endpoint, or a reward model made elsewhere. Foreign scores are normalised by their
+mean and std over replies of the SFT model to training prompts, measured before the first update (or stated).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from plaudit.algo.rewards import combine_scores, normalise
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import write_json
+from plaudit.dist.machine import Machine
+from plaudit.errors import RunStopped, UserError
+from plaudit.guard.invariants import check_finite
+from plaudit.models.foreign import TextRewardModel, load_text_reward_model
+from plaudit.models.heads import RewardContract
+from plaudit.models.scorers import PROBE, EndpointScorer, FunctionScorer, ScoreItem, Scorer
+from plaudit.models.tokens import Tokens
+from plaudit.records import Prompt
+from plaudit.run.display import console
+from plaudit.stages.base import StageConfig
+
+REWARDS = "rewards.json"
+MOMENTS = ("mean", "std")
+KINDS = ("trained", "function", "endpoint", "model")
+# Which settings a kind of source reads, beside its own key and weight.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "trained": (),
+    "function": ("mean", "std", "normalise_on"),
+    "endpoint": ("mean", "std", "normalise_on", "timeout", "retries", "batch_size", "auth_env"),
+    "model": ("mean", "std", "normalise_on", "batch_size"),
+}
+
+
+class RewardSource(StageConfig):
+    """One thing PPO is paid by: exactly one of trained, function, endpoint and model."""
+
+    trained: bool = False
+    """The run's own reward model, with the normalisation stored beside it."""
+    function: str | None = Field(None, min_length=3)
+    """A Python function on texts, MODULE:NAME: a file beside the recipe, or something installed."""
+    endpoint: str | None = Field(None, pattern=r"^https?://.+")
+    """A URL that is sent texts with ids and answers scores with ids."""
+    model: str | None = Field(None, min_length=1)
+    """A reward model made elsewhere: a folder or a Hub id; it reads text through its own tokenizer and template."""
+    weight: float = 1.0
+    """Its share of the sum; not 0. Below 0 the source is paid for low scores."""
+    mean: float | None = None
+    """Mean of its raw scores, subtracted; null measures it (with std)."""
+    std: float | None = Field(None, gt=0)
+    """Standard deviation of its raw scores, divided by; null measures it (with mean)."""
+    normalise_on: int = Field(64, ge=2)
+    """Training prompts whose SFT replies measure mean and std."""
+    timeout: float = Field(30.0, gt=0)
+    """Seconds an endpoint may take for one request."""
+    retries: int = Field(3, ge=0)
+    """Attempts after the first when an endpoint times out, cannot be reached, or answers 429 or 5xx."""
+    batch_size: int = Field(32, ge=1)
+    """Replies in one request to an endpoint, or in one forward pass of a model."""
+    auth_env: str | None = Field(None, min_length=1)
+    """Environment variable whose value is sent to an endpoint as the Authorization header."""
+
+    @model_validator(mode="after")
+    def _one_kind_and_nothing_dead(self) -> "RewardSource":
+        given = [kind for kind in KINDS if getattr(self, kind)]
+        if len(given) != 1:
+            raise ValueError(
+                f"a reward source is exactly one of {', '.join(KINDS)}; this one has {', '.join(given) or 'none'}"
+            )
+        if self.weight == 0:
+            raise ValueError("weight=0 would leave the source without effect; remove it")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std are given together, or neither")
+        used = {given[0], "weight", *SETTINGS[given[0]]} - ({"normalise_on"} if self.mean is not None else set())
+        fields = type(self).model_fields
+        dead = [name for name, field in fields.items() if name not in used and getattr(self, name) != field.default]
+        if dead:
+            raise ValueError(f"{', '.join(dead)} would do nothing for this {given[0]} source")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind))
+
+    def located(self, home: Path) -> "RewardSource":
+        """The source with a function or a model that lies in the recipe's folder `home` given by its whole path."""
+        if self.function is not None:
+            module, _, name = self.function.rpartition(":")
+            file = home / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
+            return self.model_copy(update={"function": f"{file}:{name}"}) if file.is_file() else self
+        if self.model is not None and (home / self.model).is_dir():
+            return self.model_copy(update={"model": str(home / self.model)})
+        return self
+
+
+def uses_trained(sources: Sequence[RewardSource]) -> bool:
+    """Whether the run's own reward model pays; without any source it alone does."""
+    return not sources or any(source.trained for source in sources)
+
+
+def names_of(sources: Sequence[RewardSource]) -> list[str]:
+    """A name a source for logs: its kind, numbered from the second of a kind on."""
+    kinds = [source.kind for source in sources]
+    before = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+    return [kind if not n else f"{kind}_{n + 1}" for kind, n in zip(kinds, before, strict=True)]
+
+
+def check_sources(sources: Sequence[RewardSource], machine: Machine) -> None:
+    """Load every foreign source and have it score one reply; UserError when that fails, before any long work."""
+    for number, source in enumerate(sources):
+        if not source.trained:
+            try:
+                _scorer(source, machine).score([PROBE])
+            except (RunStopped, UserError) as error:
+                raise UserError(f"ppo.rewards[{number}]: {error}") from error
+
+
+def _scorer(source: RewardSource, machine: Machine) -> Scorer:
+    if source.function is not None:
+        return FunctionScorer(source.function)
+    if source.endpoint is not None:
+        return EndpointScorer(
+            source.endpoint, timeout=source.timeout, retries=source.retries, batch_size=source.batch_size,
+            auth_env=source.auth_env,
+        )  # fmt: skip
+    assert source.model is not None
+    return load_text_reward_model(
+        source.model, dtype=machine.dtype, device=machine.device, batch_size=source.batch_size
+    )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What B replies scored. The columns of `raw_scores_BM` are the sources' own scores, in their order; the run's own
+    reward model has one a member."""
+
+    raw_scores_BM: Tensor
+    normalised_B: Tensor
+    metrics: dict[str, float]
+    """Mean normalised score of each source, and the share of texts that did not survive a model's tokenizer; empty for
+    the run's own reward model alone, whose score is logged anyway."""
+
+
+class Rewards:
+    """The sources of a run, ready to score."""
+
+    def __init__(self, sources: Sequence[RewardSource], machine: Machine):
+        """Without any source the run's own reward model pays alone. Foreign models are loaded here."""
+        self.trained = uses_trained(sources)
+        self.told = bool(sources)
+        self.sources = list(sources) or [RewardSource(trained=True)]
+        self.names = names_of(self.sources)
+        pairs = [(name, source) for name, source in zip(self.names, self.sources, strict=True) if not source.trained]
+        self.scorers = {name: _scorer(source, machine) for name, source in pairs}
+        self.moments = {n: (s.mean, s.std) for n, s in pairs if s.mean is not None and s.std is not None}
+
+    def score(
+        self,
+        chat: ChatFormat,
+        prompts: Sequence[Prompt],
+        tokens: Tokens,
+        where: str,
+        trained: Callable[[], Tensor],
+        contract: RewardContract | None,
+    ) -> Scores:
+        """Raw and normalised scores of B replies; `trained` computes the raw ones of the run's own reward model, whose
+        rules are `contract`. Foreign sources read the text that the replies' ids spell.
+
+        RunStopped when a source fails or a score is not finite; `where` says in which step.
+        """
+        items = score_items(chat, prompts, tokens) if self.scorers else []
+        raw: list[Tensor] = []
+        normalised: list[Tensor] = []
+        metrics: dict[str, float] = {}
+        for name, source in zip(self.names, self.sources, strict=True):
+            if source.trained:
+                assert contract is not None
+                raw.append(trained())
+                normalised.append(contract.normalised(raw[-1]))
+            else:
+                raw.append(self._raw(name, items, metrics)[:, None].to(tokens.tokens_BT.device))
+                mean, std = self.moments[name]
+                normalised.append(normalise(raw[-1], raw[-1].new_tensor([mean]), raw[-1].new_tensor([std]))[:, 0])
+            metrics[f"score_{name}"] = normalised[-1].mean().item()
+        normalised_B = combine_scores(torch.stack(normalised, dim=1), [source.weight for source in self.sources])
+        check_finite("a score", normalised_B.sum().item(), where)
+        return Scores(torch.cat(raw, dim=1), normalised_B, metrics if self.told else {})
+
+    def _raw(self, name: str, items: Sequence[ScoreItem], metrics: dict[str, float]) -> Tensor:
+        """[B], in the order of `items`: what a scorer answers is matched by id."""
+        scorer = self.scorers[name]
+        before = scorer.changed if isinstance(scorer, TextRewardModel) else 0
+        scores = scorer.score(items)
+        if isinstance(scorer, TextRewardModel):
+            metrics[f"text_changed_{name}"] = (scorer.changed - before) / len(items)
+        return torch.tensor([scores[item.id] for item in items], dtype=torch.float32)
+
+    def prepare(
+        self, chat: ChatFormat, train: Sequence[Prompt], sample: Callable[[list[Prompt]], Tokens], folder: Path
+    ) -> None:
+        """Measure mean and std of the foreign sources that state none, and write what pays to folder/rewards.json.
+
+        `sample` gives one reply of the SFT model a prompt; the first prompts of `train` are taken. UserError when a
+        source scores all replies alike: its std would be 0.
+        """
+        pairs = list(zip(self.names, self.sources, strict=True))
+        unknown = [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
+        if unknown:
+            prompts = list(train[: max(source.normalise_on for _, source in unknown)])
+            items = score_items(chat, prompts, sample(prompts))
+            for name, source in unknown:
+                self.moments[name] = self._measured(name, items[: source.normalise_on])
+        rows = []
+        for name, source in pairs if self.told else []:
+            row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
+            rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
+        if rows:
+            write_json(folder / REWARDS, {"sources": rows})
+
+    def _measured(self, name: str, items: Sequence[ScoreItem]) -> tuple[float, float]:
+        called, metrics = self.scorers[name].name, dict[str, float]()
+        raw = self._raw(name, items, metrics).double().numpy()
+        if np.ptp(raw) <= 1e-6 * max(1.0, float(np.abs(raw).max())):
+            raise UserError(
+                f"ppo.rewards, {called}: it gives all {len(raw)} replies of the SFT model the score {raw[0]:g}, so "
+                "there is no std to divide by; raise normalise_on, or state mean and std"
+            )
+        mean, std = float(raw.mean()), float(raw.std())
+        console.print(f"{called}: mean {mean:.4g}, std {std:.4g} over {len(raw)} SFT replies", soft_wrap=True)
+        if changed := metrics.get(f"text_changed_{name}"):
+            console.print(f"{called}: {changed:.1%} of those texts did not survive its tokenizer", soft_wrap=True)
+        return mean, std
+
+    def load(self, folder: Path) -> None:
+        """Take the moments that `prepare` wrote to folder/rewards.json; UserError when they are of other sources."""
+        path = folder / REWARDS
+        rows = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.is_file() else []
+        now = [(n, getattr(s, s.kind), s.weight) for n, s in zip(self.names, self.sources, strict=True)]
+        then = [(row["name"], row.get(row["name"].partition("_")[0]), row["weight"]) for row in rows]
+        if self.told and now != then:
+            raise UserError(f"{path}: PPO was paid by {then}, the recipe has {now}; run PPO again with --from ppo")
+        for row in rows:
+            if row["name"] in self.scorers:
+                self.moments[row["name"]] = row["mean"], row["std"]
+
+
+def score_items(chat: ChatFormat, prompts: Sequence[Prompt], tokens: Tokens) -> list[ScoreItem]:
+    """The text of every reply with its prompt; a prompt that stands twice gives two ids."""
+    starts, ends = tokens.prompt_lengths_B.tolist(), tokens.lengths_B.tolist()
+    replies = [ids[s:e] for ids, s, e in zip(tokens.tokens_BT.tolist(), starts, ends, strict=True)]
+    return [
+        ScoreItem(f"{prompt.id}#{number}", prompt, chat.completion(ids))
+        for number, (prompt, ids) in enumerate(zip(prompts, replies, strict=True))
+    ]
