@@ -100,7 +100,7 @@ def evaluation_row(
     by_prompt: dict[str, list[float]] = {}
     for prompt, reward in zip(prompts, rewards, strict=True):
         by_prompt.setdefault(prompt, []).append(reward)
-    first = {prompt: text for prompt, text in zip(reversed(prompts), reversed(replies), strict=True)}
+    first = dict(zip(reversed(prompts), reversed(replies), strict=True))
     return {
         "update": update,
         "reward": sum(rewards) / len(rewards),
@@ -113,7 +113,7 @@ def evaluation_row(
 
 
 def finish(found: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    """Write everything to `out`, and print it: without the evaluations' details, as one JSON object on the last line."""
+    """Write everything to `out`; print it without the evaluations' details, as JSON in one line where asked."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

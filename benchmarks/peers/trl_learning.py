@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from trl_ppo import Clock, arguments, build, peak_rss_mb, scalar_model, tokenizer_of, versions
 
 import task
-from trl_ppo import Clock, arguments, build, peak_rss_mb, scalar_model, tokenizer_of, versions
 
 ROWS = 64
 

@@ -15,7 +15,7 @@ What is done for TRL's sake:
 - gradient checkpointing, on by default, is off: it would cost time and the memory is there;
 - its optimiser would step once an epoch whatever `num_mini_batches` says, since it accumulates over
   `gradient_accumulation_steps` micro-batches and those are the whole batch; the accelerator is told to step after each
-  minibatch. Prompts are repeated, since at the last batch of a pass over the data it would step after every micro-batch;
+  minibatch. Prompts are repeated, since at the last batch of a pass over the data it steps after every micro-batch;
 - the pad token is `task.NEVER`, which cannot be sampled: TRL takes the first pad in a reply for its end.
 """
 
@@ -25,7 +25,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
