@@ -16,7 +16,6 @@ is peers/trl_learning.py.
 import argparse
 import re
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,10 +104,8 @@ def measure(model: str, seed: int, learning_rate: float, overrides: list[str], d
         home = Path(name)
         read, run = begin(home, model, prompts(), recipe(seed, learning_rate), overrides, dtype)
         SCORED.clear()
-        started = time.perf_counter()
         with run.folder:
             run_stage("ppo", read, run)
-        seconds = time.perf_counter() - started
         stage = run.folder.path / "ppo"
         lengths = {row["length"] for row in read_metrics(stage / "metrics.jsonl")}
         assert lengths == {read.ppo.max_new_tokens}, f"replies ended before their limit: mean lengths {lengths}"
@@ -120,7 +117,7 @@ def measure(model: str, seed: int, learning_rate: float, overrides: list[str], d
         "seed": seed,
         "learning_rate": settings["learning_rate"],
         "overrides": overrides,
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(times), 1),
         "seconds_per_update": round(float(np.median(times[1:] or times)), 2),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "versions": versions(),

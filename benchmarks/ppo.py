@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 import task
 from plaudit.data.files import write_rows
 from plaudit.models.load import load_tokenizer, resolve
@@ -91,6 +93,9 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         done = run.folder.path / "ppo"
         lengths = {row["length"] for row in read_metrics(done / "metrics.jsonl")}
         assert lengths == {read.ppo.max_new_tokens}, f"replies ended before their limit: mean lengths {lengths}"
+        for file in sorted((done / "rollouts").glob("*.safetensors")):
+            prompt_lengths = load_file(file)["prompt_lengths_B"]
+            assert bool((prompt_lengths == task.PROMPT_TOKENS).all()), f"{file.name}: prompts of {prompt_lengths}"
         times = [{k: v for k, v in row.items() if k != "update"} for row in read_metrics(done / "times.jsonl")]
     return {
         "workload": "W-PPO",
