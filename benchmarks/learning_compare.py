@@ -13,7 +13,6 @@ over runs; with one run of the peer its part of the noise between runs is not in
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plaudit.stages.plots import STYLE
-from task import openings
+from task import openings, read_json
 
 COLOURS = ("#c2560a", "#46678a", "#0b766d", "#8b3f7f", "#a08a00", "#5f6770", "#1b1f24")
 DRAWS = 4000
@@ -160,7 +159,7 @@ def main() -> None:
     parser.add_argument("--kl", type=float, default=8.0, help="budget in nats a reply")
     parser.add_argument("--picture", type=Path, help="write the curves there (.svg or .png)")
     given = parser.parse_args()
-    kept, left = chosen([json.loads(file.read_text(encoding="utf-8")) for file in given.files], given.kl)
+    kept, left = chosen([read_json(file) for file in given.files], given.kl)
     if len(kept) > len(COLOURS):
         parser.error(f"{len(kept)} labels; the picture has colours for {len(COLOURS)}")
     print("\n".join([*table(kept, given.kl), "", *left]))

@@ -112,6 +112,10 @@ def evaluation_row(
     }
 
 
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def finish(found: dict[str, Any], out: Path | None, as_json: bool) -> None:
     """Write everything to `out`; print it without the evaluations' details, as JSON in one line where asked."""
     if out is not None:
