@@ -13,7 +13,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -329,3 +331,52 @@ def plaudit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return SimpleNamespace(code=code, out=found.out, err=found.err)
 
     return call
+
+
+Answer = Callable[[dict[str, Any]], tuple[int, str | bytes]]
+
+
+class RewardServer:
+    """A local HTTP server; `answers` are taken one a request, the last one for ever."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = [score_lengths]
+        self.requests: list[tuple[dict[str, Any], dict[str, str]]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append((body, dict(self.headers)))
+                answer = outer.answers[min(len(outer.requests), len(outer.answers)) - 1]
+                status, text = answer(body)
+                data = text.encode() if isinstance(text, str) else text
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/score"
+
+
+def length_rows(body: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"id": item["id"], "score": len(item["completion"])} for item in body["items"]]
+
+
+def score_lengths(body: dict[str, Any]) -> tuple[int, str]:
+    return 200, json.dumps({"scores": length_rows(body)})
+
+
+@pytest.fixture
+def reward_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RewardServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = RewardServer()
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()

@@ -13,8 +13,10 @@ import json
 import re
 import shlex
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
+from http.server import HTTPServer
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -22,6 +24,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 import torch
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from safetensors import safe_open
@@ -36,10 +39,12 @@ from plaudit.data.formats import FORMATS, Reader
 from plaudit.models.heads import RewardContract, load_head
 from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.roles import Roles
+from plaudit.models.scorers import PROBE, EndpointScorer
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import Recipe, load_recipe
+from plaudit.stages.scoring import RewardSource
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -360,6 +365,29 @@ def test_the_demos_lines_on_the_data_page_are_real() -> None:
     assert demonstration in shipped.joinpath("demonstrations.jsonl").read_text(encoding="utf-8")
 
 
+def test_the_report_card_on_its_page_is_what_its_code_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "reward-report.md").read_text(encoding="utf-8")
+    ((code,), (expected,)) = blocks(text, "python"), blocks(text, "text")
+    monkeypatch.setenv("COLUMNS", "100")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "docs/reward-report.md", "exec"), {})
+    assert [line.rstrip() for line in printed.getvalue().splitlines()] == expected.splitlines()
+
+
+def test_the_alarms_of_the_report_card_are_on_its_page() -> None:
+    """Every kind that card_alarms.py gives a name to, by its source."""
+    calls = [
+        node.args[0].value
+        for node in ast.walk(ast.parse((SRC / "stages/card_alarms.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") == "_alarm"
+        and isinstance(node.args[0], ast.Constant)
+    ]
+    text = (DOCS / "reward-report.md").read_text(encoding="utf-8")
+    listed = [quoted(row[0])[0] for heading, rows in tables(text) if heading == "The alarms" for row in rows[1:]]
+    assert sorted(listed) == sorted(set(calls))
+
+
 # --- a finished run, the commands and the files ---
 
 Plaudit = Callable[..., SimpleNamespace]
@@ -395,6 +423,8 @@ def commands(page: Path) -> list[list[str]]:
     "page", [page for page in PAGES if commands(page)], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, block in python_files(page).items():
+        (here / name).write_text(block, encoding="utf-8")
     for words in commands(page):
         if words[0] == "make":
             check_make(words[1:])
@@ -406,6 +436,12 @@ def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypat
             monkeypatch.setattr("sys.stdin", io.StringIO("Hello there.\n\n"))
             done = plaudit(*words[1:])
             assert done.code == 0, f"{page.name}: {shlex.join(words)}: {done.out}{done.err}"
+
+
+def python_files(page: Path) -> dict[str, str]:
+    """The Python blocks of a page whose first line names a file."""
+    found = blocks(page.read_text(encoding="utf-8"), "python")
+    return {name[1]: block for block in found if (name := re.match(r"# (\w+\.py)\n", block))}
 
 
 def check_make(words: list[str]) -> None:
@@ -486,6 +522,43 @@ def test_the_python_of_the_models_page_runs(here: Path) -> None:
     raw = roles(tokens, "reward", frozenset({"scores"})).scores_BM.item()
     assert names["score"] == pytest.approx((raw - contract.mean[0]) / contract.std[0], abs=1e-4)
     assert names["policy"].dtype == torch.float32
+
+
+# --- other rewards ---
+
+
+def test_the_keys_of_a_reward_source_are_those_of_the_page() -> None:
+    found = {
+        heading: rows[1:] for heading, rows in tables((DOCS / "rewards.md").read_text(encoding="utf-8"))
+    }["The keys of a source"]  # fmt: skip
+    fields = RewardSource.model_fields
+    wanted = [
+        [f"`{name}`", f"`{as_yaml(field.default)}`", " ".join((field.description or "").split())]
+        for name, field in fields.items()
+    ]
+    assert found == wanted
+
+
+def test_the_recipe_of_the_rewards_page_is_one(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (told,) = blocks((DOCS / "rewards.md").read_text(encoding="utf-8"), "yaml")
+    recipe = load_recipe(write_recipe(tmp_path, **yaml.safe_load(told)))
+    assert [source.kind for source in recipe.ppo.rewards] == ["trained", "function", "endpoint", "model"]
+
+
+def test_the_endpoint_of_the_rewards_page_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    names: dict[str, Any] = {"__name__": "reward_server"}
+    exec(python_files(DOCS / "rewards.md")["reward_server.py"], names)
+    names["Handler"].log_message = lambda *_: None
+    server = HTTPServer(("127.0.0.1", 0), names["Handler"])
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/score"
+    scores = EndpointScorer(url, timeout=5, retries=0, batch_size=4).score([PROBE])
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    assert scores == {PROBE.id: float(len(PROBE.completion.text))}
 
 
 if __name__ == "__main__":

@@ -196,6 +196,40 @@ def export(
     console.print(f"Wrote {export_role(folder, role, to)}", soft_wrap=True)
 
 
+@app.command("reward-report")
+def reward_report(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run folder, reward model's folder, or Hub id of a classifier.")
+    ],
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Rankings or preferences: a file, folder or hub:...")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the card as a page, with plots and texts to read.")] = None,
+    format: FormatOption = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """The report card of any reward model on any file of rankings: how good, resting on what, what is suspicious."""
+    from plaudit.data.files import write_text
+    from plaudit.run.card_table import print_card
+    from plaudit.run.display import error_console, progress
+    from plaudit.stages.reward_report import reward_report as report
+
+    card = report(
+        model, source, format=format, dtype=dtype,
+        progress=lambda total: progress("Scoring", total, "reply", error_console),
+        say=lambda line: error_console.print(line, soft_wrap=True),
+    )  # fmt: skip
+    if html is not None:
+        from plaudit.stages.page import card_page
+
+        write_text(html, card_page(card))
+    if as_json:
+        print(json.dumps(card, indent=2, ensure_ascii=False))
+        return
+    print_card(card)
+    if html is not None:
+        console.print(f"Page: {html}", soft_wrap=True)
+
+
 @app.command("worked-example")
 def worked_example() -> None:
     """The design's worked example of one PPO step, computed by the library's own functions."""

@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from plaudit.algo.statistics import bootstrap_interval, calibration, correlation, explained_variance
+from plaudit.algo.statistics import (
+    bootstrap_gap,
+    bootstrap_interval,
+    calibration,
+    calibration_noise,
+    correlation,
+    explained_variance,
+    within_correlation,
+)
 
 LN3, LN9 = math.log(3), math.log(9)
 
@@ -147,3 +155,40 @@ def test_calibration_survives_huge_margins_and_few_pairs() -> None:
     assert sum(row["count"] for row in table) == 2
     assert error == pytest.approx(1 / 2, abs=1e-12)
     assert calibration([]) == ([], 0.0)
+
+
+# --- what the report card adds ---
+
+
+def test_within_correlation_by_hand() -> None:
+    """Two prompts: within each the longer reply scores lower, between them the longer prompt scores higher."""
+    lengths, scores, prompts = [1, 2, 11, 12], [2.0, 1.0, 12.0, 11.0], ["a", "a", "b", "b"]
+    assert correlation(lengths, scores) > 0.9
+    assert within_correlation(lengths, scores, prompts) == pytest.approx(-1.0, abs=1e-12)
+    assert within_correlation([5, 5, 7, 7], scores, prompts) == 0.0
+    # Centred: (−1, 0, 1) and (1, −2, 1) in the one cluster, r = 0.
+    assert within_correlation([1, 2, 3], [4.0, 1.0, 4.0], ["a"] * 3) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_calibration_noise_of_one_coin_by_hand() -> None:
+    """One pair of margin 0 is right half of the time; accuracy 0 or 1 against confidence ½ is always ½ away."""
+    assert calibration_noise([1e-12]) == pytest.approx((0.5, 0.5), abs=1e-9)
+
+
+def test_calibration_noise_shrinks_with_the_root_of_the_pairs() -> None:
+    few, many = (calibration_noise([0.5] * n)[0] for n in (200, 3200))
+    assert many / few == pytest.approx(0.25, rel=0.15)
+
+
+def test_gap_by_hand() -> None:
+    """Two clusters, each with a right pair in the group and a wrong one outside: every draw has gap 1."""
+    values, group = [1.0, 0.0, 1.0, 0.0], [True, False, True, False]
+    assert bootstrap_gap(values, group, ["a", "a", "b", "b"]) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="both groups"):
+        bootstrap_gap(values, [True] * 4, ["a"] * 4)
+
+
+def test_gap_of_two_coins_has_the_width_of_theory() -> None:
+    """200 pairs a group, half right in each: standard error √(2·¼/200) = 0.05."""
+    low, high = bootstrap_gap([0.0, 1.0] * 200, [True, True, False, False] * 100, np.arange(400))
+    assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.06)

@@ -149,6 +149,22 @@ def test_an_adapter_on_a_reward_model_keeps_the_bases_head(merged: Path, tmp_pat
     close(scorer.score(ITEMS), {item.id: logit(peft, rendered(tokenizer, item)) for item in ITEMS})
 
 
+@pytest.mark.parametrize("saved", ["value_head", None], ids=["head saved by PEFT", "head put beside"])
+def test_an_openrlhf_adapter_scores_as_in_peft(saved: str | None, tiny_model: TINY, tmp_path: Path) -> None:
+    """The same LoRA on the same trunk, its head under OpenRLHF's name; read at EOS."""
+    peft = adapter(tiny_model, tmp_path / "adapter", task_type=None)
+    old, new = "base_model.model.score.weight", "base_model.model.value_head.weight"
+    edit(tmp_path / "adapter", lambda tensors: tensors.update({new: tensors.pop(old)}), "adapter_model.safetensors")
+    configure(tmp_path / "adapter", "adapter_config.json", modules_to_save=saved and [saved])
+    scorer = load_text_reward_model(str(tmp_path / "adapter"))
+    assert (scorer.checkpoint.layout, scorer.checkpoint.head) == ("openrlhf", "value_head.weight")
+    tokenizer, wanted = AutoTokenizer.from_pretrained(tiny_model()), {}
+    for item in ITEMS:
+        text = tokenizer.apply_chat_template(conversation(item), tokenize=False).rstrip("\n")
+        wanted[item.id] = logit(peft, tokenizer(text, add_special_tokens=False)["input_ids"])
+    close(scorer.score(ITEMS), wanted)
+
+
 def openrlhf(merged: Path, head: str, **config: Any) -> None:
     """OpenRLHF's layout: the same trunk, the head under its prefix, mean and std in the config."""
     edit(merged, lambda tensors: tensors.update({f"{head}.weight": tensors.pop("score.weight")}))

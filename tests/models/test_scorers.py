@@ -2,16 +2,15 @@
 
 import json
 import math
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from conftest import Answer, RewardServer, length_rows, score_lengths
 from plaudit.errors import RunStopped, UserError
 from plaudit.models import scorers
 from plaudit.models.scorers import EndpointScorer, FunctionScorer, ScoreItem, matched
@@ -128,8 +127,6 @@ def test_a_function_that_is_not_there_is_named(function: str, message: str) -> N
 
 @pytest.mark.parametrize("text", ["def score(:\n", "import no_such_thing\n", "1 / 0\n"])
 def test_a_file_that_cannot_be_imported_is_named_and_leaves_nothing(tmp_path: Path, text: str) -> None:
-    import sys
-
     before = (list(sys.path), set(sys.modules))
     with pytest.raises(UserError, match=r"rewards\.py' cannot be imported \((SyntaxError|ModuleNotFound|ZeroDiv)"):
         FunctionScorer(f"{module(tmp_path, text)}:score")
@@ -147,57 +144,18 @@ def test_a_function_that_raises_stops_the_run_with_its_reason(tmp_path: Path) ->
 
 # --- endpoints, against a server that is really there ---
 
-Answer = Callable[[dict[str, Any]], tuple[int, str | bytes]]
-
-
-class Server:
-    """A local HTTP server; `answers` are taken one a request, the last one for ever."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = [good]
-        self.requests: list[tuple[dict[str, Any], dict[str, str]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append((body, dict(self.headers)))
-                answer = outer.answers[min(len(outer.requests), len(outer.answers)) - 1]
-                status, text = answer(body)
-                data = text.encode() if isinstance(text, str) else text
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/score"
-
-    def scorer(self, **settings: Any) -> EndpointScorer:
-        return EndpointScorer(self.url, **{"timeout": 5.0, "retries": 2, "batch_size": 8, **settings})
-
-
-def rows(body: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"id": item["id"], "score": len(item["completion"])} for item in body["items"]]
-
-
-def good(body: dict[str, Any]) -> tuple[int, str]:
-    return 200, json.dumps({"scores": rows(body)})
-
 
 def backwards(body: dict[str, Any]) -> tuple[int, str]:
-    return 200, json.dumps({"scores": rows(body)[::-1]})
+    return 200, json.dumps({"scores": length_rows(body)[::-1]})
 
 
 def mapping(body: dict[str, Any]) -> tuple[int, str]:
-    return 200, json.dumps({"scores": {row["id"]: row["score"] for row in rows(body)}})
+    return 200, json.dumps({"scores": {row["id"]: row["score"] for row in length_rows(body)}})
 
 
 def slow(body: dict[str, Any]) -> tuple[int, str]:
     time.sleep(0.6)
-    return good(body)
+    return score_lengths(body)
 
 
 def status(code: int) -> Answer:
@@ -208,16 +166,8 @@ def says(text: str) -> Answer:
     return lambda body: (200, text)
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    made = Server()
-    thread = threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+def asking(server: RewardServer, **settings: Any) -> EndpointScorer:
+    return EndpointScorer(server.url, **{"timeout": 5.0, "retries": 2, "batch_size": 8, **settings})
 
 
 @pytest.fixture
@@ -228,28 +178,28 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("answer", [good, backwards, mapping])
-def test_an_endpoint_scores_by_id_in_batches(server: Server, answer: Answer) -> None:
-    server.answers = [answer]
-    assert server.scorer(batch_size=2).score(ITEMS) == LENGTHS
-    assert [len(body["items"]) for body, _ in server.requests] == [2, 2, 1]
-    assert server.requests[1][0]["items"][0] == {
+@pytest.mark.parametrize("answer", [score_lengths, backwards, mapping])
+def test_an_endpoint_scores_by_id_in_batches(reward_server: RewardServer, answer: Answer) -> None:
+    reward_server.answers = [answer]
+    assert asking(reward_server, batch_size=2).score(ITEMS) == LENGTHS
+    assert [len(body["items"]) for body, _ in reward_server.requests] == [2, 2, 1]
+    assert reward_server.requests[1][0]["items"][0] == {
         "id": "p2#0", "prompt": [{"role": "user", "content": "Question 2?"}], "completion": "xx", "finished": True,
     }  # fmt: skip
 
 
-def test_an_endpoint_that_fails_for_a_while_is_asked_again(server: Server, waits: list[float]) -> None:
-    server.answers = [status(500), status(429), status(503), good]
-    assert server.scorer(retries=3).score(ITEMS) == LENGTHS
+def test_an_endpoint_that_fails_for_a_while_is_asked_again(reward_server: RewardServer, waits: list[float]) -> None:
+    reward_server.answers = [status(500), status(429), status(503), score_lengths]
+    assert asking(reward_server, retries=3).score(ITEMS) == LENGTHS
     assert waits == [0.5, 1.0, 2.0]
-    assert len(server.requests) == 4
-    assert len({json.dumps(body) for body, _ in server.requests}) == 1, "every attempt sends the same"
+    assert len(reward_server.requests) == 4
+    assert len({json.dumps(body) for body, _ in reward_server.requests}) == 1, "every attempt sends the same"
 
 
-def test_an_endpoint_that_stays_down_stops_the_run(server: Server, waits: list[float]) -> None:
-    server.answers = [status(500)]
+def test_an_endpoint_that_stays_down_stops_the_run(reward_server: RewardServer, waits: list[float]) -> None:
+    reward_server.answers = [status(500)]
     with pytest.raises(RunStopped, match=r"/score: status 500: 'out of order'; given up after 3 attempts"):
-        server.scorer().score(ITEMS)
+        asking(reward_server).score(ITEMS)
     assert waits == [0.5, 1.0]
 
 
@@ -259,20 +209,22 @@ def test_an_endpoint_without_a_server_stops_the_run(waits: list[float]) -> None:
         scorer.score(ITEMS)
 
 
-def test_a_slow_endpoint_times_out_and_may_recover(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_endpoint_times_out_and_may_recover(
+    reward_server: RewardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scorers, "LONGEST_WAIT", 0.01)
-    server.answers = [slow, good]
-    assert server.scorer(timeout=0.2).score(ITEMS) == LENGTHS
-    server.answers = [slow]
+    reward_server.answers = [slow, score_lengths]
+    assert asking(reward_server, timeout=0.2).score(ITEMS) == LENGTHS
+    reward_server.answers = [slow]
     with pytest.raises(RunStopped, match=r"no answer within 0.2 s; given up after 1 attempts"):
-        server.scorer(timeout=0.2, retries=0).score(ITEMS)
+        asking(reward_server, timeout=0.2, retries=0).score(ITEMS)
 
 
 @pytest.mark.parametrize("code", [301, 401, 404])
-def test_another_status_is_not_tried_again(server: Server, code: int, waits: list[float]) -> None:
-    server.answers = [status(code), good]
+def test_another_status_is_not_tried_again(reward_server: RewardServer, code: int, waits: list[float]) -> None:
+    reward_server.answers = [status(code), score_lengths]
     with pytest.raises(RunStopped, match=f"status {code}"):
-        server.scorer().score(ITEMS)
+        asking(reward_server).score(ITEMS)
     assert waits == []
 
 
@@ -280,15 +232,18 @@ ANSWERS: dict[str, tuple[Answer, str]] = {
     "no json": (says("<html>"), "the answer is no JSON .*<html>"),
     "no scores": (says('{"score": 1}'), "the answer has no key 'scores'"),
     "no object": (says("[1, 2]"), "the answer has no key 'scores'"),
-    "too few": (lambda body: (200, json.dumps({"scores": rows(body)[:-1]})), "gave 4 scores for 5 replies"),
+    "too few": (lambda body: (200, json.dumps({"scores": length_rows(body)[:-1]})), "gave 4 scores for 5 replies"),
     "a foreign id": (
-        lambda body: (200, json.dumps({"scores": [*rows(body), {"id": "who", "score": 1}]})),
+        lambda body: (200, json.dumps({"scores": [*length_rows(body), {"id": "who", "score": 1}]})),
         "answered for id 'who'",
     ),
-    "an id twice": (lambda body: (200, json.dumps({"scores": rows(body) + rows(body)[:1]})), "twice for id 'p0#0'"),
+    "an id twice": (
+        lambda body: (200, json.dumps({"scores": length_rows(body) + length_rows(body)[:1]})),
+        "twice for id 'p0#0'",
+    ),
     "a key twice": (says('{"scores": {"p0#0": 1, "p0#0": 2}}'), "key 'p0#0' stands twice"),
     "nan": (
-        lambda body: (200, json.dumps({"scores": [{**row, "score": math.nan} for row in rows(body)]})),
+        lambda body: (200, json.dumps({"scores": [{**row, "score": math.nan} for row in length_rows(body)]})),
         "the score of 'p0#0' is nan",
     ),
 }
@@ -296,20 +251,22 @@ ANSWERS: dict[str, tuple[Answer, str]] = {
 
 @pytest.mark.parametrize(("answer", "message"), ANSWERS.values(), ids=list(ANSWERS))
 def test_a_wrong_answer_of_an_endpoint_stops_at_once(
-    server: Server, answer: Answer, message: str, waits: list[float]
+    reward_server: RewardServer, answer: Answer, message: str, waits: list[float]
 ) -> None:
-    server.answers = [answer, good]
-    with pytest.raises(RunStopped, match=f"reward endpoint {server.url}: .*{message}"):
-        server.scorer().score(ITEMS)
+    reward_server.answers = [answer, score_lengths]
+    with pytest.raises(RunStopped, match=f"reward endpoint {reward_server.url}: .*{message}"):
+        asking(reward_server).score(ITEMS)
     assert waits == []
 
 
-def test_the_authorization_header_comes_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_authorization_header_comes_from_the_environment(
+    reward_server: RewardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REWARD_AUTH", "Bearer secret")
-    server.scorer(auth_env="REWARD_AUTH").score(ITEMS)
-    assert server.requests[0][1]["Authorization"] == "Bearer secret"
-    server.scorer().score(ITEMS)
-    assert "Authorization" not in server.requests[1][1]
+    asking(reward_server, auth_env="REWARD_AUTH").score(ITEMS)
+    assert reward_server.requests[0][1]["Authorization"] == "Bearer secret"
+    asking(reward_server).score(ITEMS)
+    assert "Authorization" not in reward_server.requests[1][1]
     monkeypatch.delenv("REWARD_AUTH")
     with pytest.raises(UserError, match="the environment variable REWARD_AUTH is not set"):
-        server.scorer(auth_env="REWARD_AUTH")
+        asking(reward_server, auth_env="REWARD_AUTH")

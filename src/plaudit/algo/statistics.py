@@ -62,3 +62,52 @@ def calibration(margins: ArrayLike, *, bins: int = 8) -> tuple[list[dict[str, fl
     ]
     error = sum(row["count"] / m.size * abs(row["accuracy"] - row["confidence"]) for row in table)
     return table, float(error)
+
+
+def calibration_noise(margins: ArrayLike, *, bins: int = 8, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+    """(mean, 95th percentile) of the ECE that a perfectly calibrated model of these `margins` [n] would show.
+
+    The ECE of few pairs is never 0: right and wrong are drawn with the stated confidence, `draws` times.
+    """
+    size = np.abs(np.asarray(margins, dtype=np.float64))
+    right = np.random.default_rng(seed).random((draws, size.size)) < 1 / (1 + np.exp(-size))
+    errors = [calibration(np.where(row, size, -size), bins=bins)[1] for row in right]
+    return float(np.mean(errors)), float(np.quantile(errors, 0.95))
+
+
+def within_correlation(x: ArrayLike, y: ArrayLike, clusters: ArrayLike) -> float:
+    """Pearson's r of `x` and `y` [n] after each cluster's own mean is taken off both: what is left within a prompt.
+
+    0 when nothing varies within any cluster.
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    counts = np.bincount(index)
+    centred = []
+    for values in (x, y):
+        v = np.asarray(values, dtype=np.float64)
+        off = v - (np.bincount(index, weights=v) / counts)[index]
+        # What rounding leaves of a value that is the same throughout its cluster is no variation.
+        centred.append(np.where(np.abs(off) <= 1e-12 * np.abs(v).max(initial=1.0), 0.0, off))
+    return correlation(*centred)
+
+
+def bootstrap_gap(
+    values: ArrayLike, group: ArrayLike, clusters: ArrayLike, *, level: float = 0.95, draws: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of mean(`values` where `group`) − mean(those where not), whole clusters drawn.
+
+    `values`, `group` (truth values) and `clusters` are [n]; both groups hold something. Draws that leave a group
+    empty are left out.
+    """
+    x, g = np.asarray(values, dtype=np.float64), np.asarray(group, dtype=bool)
+    if not g.any() or g.all():
+        raise ValueError(f"a gap needs values in both groups, got {int(g.sum())} of {g.size} in the first")
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    drawn = np.random.default_rng(seed).integers(0, index.max() + 1, size=(draws, index.max() + 1))
+    means = []
+    for side in (g, ~g):
+        sums, counts = np.bincount(index, weights=x * side), np.bincount(index, weights=side.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.nanquantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

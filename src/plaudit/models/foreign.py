@@ -151,7 +151,10 @@ def _full_checkpoint(source: str, folder: Path) -> Checkpoint:
 
 
 def _adapter_checkpoint(source: str, folder: Path) -> Checkpoint:
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"reward model {source}: adapter_config.json is no JSON ({error}); copy it again") from error
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise UserError(f"reward model {source}: {file.name} is missing (pickle files are not read)")

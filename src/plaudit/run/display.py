@@ -11,6 +11,8 @@ from rich.table import Table
 
 # No markup: what is printed may hold brackets of a path, a prompt or a reply.
 console = Console(highlight=False, markup=False)
+# For what must not stand between a command's own output, such as JSON on stdout.
+error_console = Console(stderr=True, highlight=False, markup=False)
 _PLAIN_EVERY_S = 20.0
 
 
@@ -21,7 +23,7 @@ class Step(Protocol):
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[Step]:
+def progress(label: str, total: int, unit: str, to: Console = console) -> Iterator[Step]:
     """A progress bar over `total` units of work; on a pipe or in CI a plain line every 20 s instead."""
     started = time.monotonic()
     done, printed = 0, started
@@ -32,14 +34,14 @@ def progress(label: str, total: int, unit: str) -> Iterator[Step]:
         left = (total - done) / rate if rate > 0 else 0.0
         return f"{label}: {done}/{total} {unit}, {rate:.2g} {unit}/s, {left:.0f} s left {note}".rstrip()
 
-    if not console.is_terminal:
+    if not to.is_terminal:
 
         def plain(note: str = "", count: int = 1) -> None:
             nonlocal done, printed
             done += count
             if time.monotonic() - printed >= _PLAIN_EVERY_S:
                 printed = time.monotonic()
-                console.print(status(note), soft_wrap=True)
+                to.print(status(note), soft_wrap=True)
 
         yield plain
         return
@@ -52,7 +54,7 @@ def progress(label: str, total: int, unit: str) -> Iterator[Step]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=to, transient=True) as bar:
         task = bar.add_task(label, total=total, note="", rate="")
 
         def live(note: str = "", count: int = 1) -> None:

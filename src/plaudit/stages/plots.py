@@ -50,7 +50,7 @@ class Plot:
     note: str
 
 
-def _plot(
+def draw(
     name: str,
     title: str,
     x_label: str,
@@ -60,7 +60,7 @@ def _plot(
     note: str = "",
     height: float = 2.3,
 ) -> Plot:
-    """Draw on fresh axes; `paint` may change anything but the labels."""
+    """One plot, drawn on fresh axes; `paint` may change anything but the labels."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # A kind may be named in a script that DejaVu lacks; the reader's browser has the font.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
@@ -118,17 +118,29 @@ def _whole_steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
-def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any]) -> list[Plot]:
-    """SFT: training and held-out loss. Reward model: loss, accuracy."""
+def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any] | None) -> list[Plot]:
+    """SFT: training and held-out loss. Reward model, where one was trained: loss, accuracy."""
     trained = [row for row in sft if "loss" in row]
     held_out = [row for row in sft if "eval_loss" in row]
-    steps = _column(reward, "step")
-    window = min(SMOOTHED, len(steps))
 
     def sft_loss(axes: Axes) -> None:
         axes.plot(_column(trained, "step"), _column(trained, "loss"), color=MUTED, linewidth=0.9)
         axes.plot(_column(held_out, "step"), _column(held_out, "eval_loss"), color=SFT, marker="o")
         _whole_steps(axes)
+
+    before, after = held_out[0]["eval_loss"], held_out[-1]["eval_loss"]
+    plot = draw(
+        "sft-loss",
+        f"SFT: the loss on held-out demonstrations {_moved(before, after)} nats a token",
+        "optimiser step", "loss (nats a token)", sft_loss,
+        [("thin", "muted", "training step"), ("dot", "sft", "held-out demonstrations")],
+    )  # fmt: skip
+    return [plot] if reward_summary is None else [plot, *_reward_learning_plots(reward, reward_summary)]
+
+
+def _reward_learning_plots(reward: Rows, reward_summary: dict[str, Any]) -> list[Plot]:
+    steps = _column(reward, "step")
+    window = min(SMOOTHED, len(steps))
 
     def smoothed(axes: Axes, name: str, level: float) -> None:
         values = _column(reward, name)
@@ -144,24 +156,17 @@ def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any]) -> l
         axes.errorbar([steps[-1]], [right], [[right - low], [high - right]], color=INK, fmt="o", capsize=3, zorder=5)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
 
-    before, after = held_out[0]["eval_loss"], held_out[-1]["eval_loss"]
     loss = _trailing_mean(_column(reward, "loss"), window)[-1]
     coin = float(np.log(2))
     raw, mean = ("thin", "muted", "each step"), ("line", "reward", f"mean of {window} steps")
     return [
-        _plot(
-            "sft-loss",
-            f"SFT: the loss on held-out demonstrations {_moved(before, after)} nats a token",
-            "optimiser step", "loss (nats a token)", sft_loss,
-            [("thin", "muted", "training step"), ("dot", "sft", "held-out demonstrations")],
-        ),
-        _plot(
+        draw(
             "reward-loss",
             f"Reward model: the training loss ends at {number(loss)} nats a pair, a coin's is {number(coin)}",
             "optimiser step", "loss (nats a pair)", lambda axes: smoothed(axes, "loss", coin),
             [raw, mean, ("dash", "muted", "a coin, ln 2")],
         ),
-        _plot(
+        draw(
             "reward-accuracy",
             f"Reward model: it picks the preferred reply in {percent(reward_summary['accuracy'])} of held-out pairs",
             "optimiser step", "accuracy (% of pairs)", accuracy,
@@ -208,7 +213,7 @@ def _policy_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_
             keys.append(("dash", "sft", "SFT"))
         if limit is not None:
             keys.append(("dash", "muted", limit_name))
-        return _plot(f"ppo-{name}", title, "updates done", y_label, paint, keys, note)
+        return draw(f"ppo-{name}", title, "updates done", y_label, paint, keys, note)
 
     def moved(name: str, show: Callable[[float], str] = number) -> str:
         return _moved(first[name], kept[name], show)
@@ -258,24 +263,24 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
     below = sum(item < -1 for item in explained)
     wide = min(value_loss) > 0 and max(value_loss) > 20 * min(value_loss)
     return [
-        _plot(
+        draw(
             "ppo-clip_fraction",
             f"Clip fraction: on average {percent(float(clipped))} of the ratios left 1 ± {config['clip_range']:g}",
             "update", "clip fraction (% of tokens)", line("clip_fraction", share=True),
         ),
-        _plot(
+        draw(
             "ppo-approx_kl",
             f"Within one update the policy moved {number(float(moved_by), 4)} nats a token on average",
             "update", "approximate KL (nats a token)", line("approx_kl"),
         ),
-        _plot(
+        draw(
             "ppo-explained_variance",
             f"At the end the critic explains {percent(explained[-1], 0)} of the variance of the returns",
             "update", "explained variance (1 is perfect)", line("explained_variance", floor=-1.05),
             [("dash", "muted", "a constant guess")],
             f"{below} of {len(explained)} updates lie below −1 and are not shown." if below else "",
         ),
-        _plot(
+        draw(
             "ppo-l_vf", f"The value loss {_moved(value_loss[0], value_loss[-1])}",
             "update", "value loss (squared return)", line("l_vf", log=wide),
         ),
@@ -300,7 +305,7 @@ def score_plots(replies: Rows) -> list[Plot]:
 
         title = f"The mean {name} score {_moved(float(np.mean(sft)), float(np.mean(ppo)))} on test prompts"
         keys = [("line", "sft", "SFT"), ("line", "ppo", "PPO"), ("dash", "muted", "mean")]
-        plots.append(_plot(f"hist-{name}", title, f"{name} ({unit})", "share of replies (%)", paint, keys))
+        plots.append(draw(f"hist-{name}", title, f"{name} ({unit})", "share of replies (%)", paint, keys))
     return plots
 
 
@@ -319,60 +324,4 @@ def kind_plot(kinds: Rows) -> Plot:
     title = f"The gold score rose for {risen} of {len(kinds)} kinds of prompt"
     keys = [("dot", "sft", "SFT"), ("diamond", "ppo", "PPO")]
     height = max(2.3, 0.28 * len(kinds) + 0.8)
-    return _plot("gold-kinds", title, "gold (the annotator's utility)", "", paint, keys, height=height)
-
-
-def reward_plots(summary: dict[str, Any], scores: dict[str, Any]) -> list[Plot]:
-    """The reward model on held-out pairs: is it as sure as it is right, by how much, and is it more than length?"""
-    bins, margins = scores["calibration"], scores["margins"]
-
-    def reliability(axes: Axes) -> None:
-        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle="--", linewidth=1)
-        axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=REWARD, marker="o")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
-
-    def margin(axes: Axes) -> None:
-        # Bins that end at 0 on either side, so that none holds right and wrong pairs together.
-        width = max(abs(m) for m in margins) / 15 or 1.0
-        edges = np.arange(np.floor(min(margins) / width), np.floor(max(margins) / width) + 2) * width
-        share = np.histogram(margins, edges)[0] / len(margins) * 100
-        for right, colour in ((edges[:-1] >= -width / 2, REWARD), (edges[:-1] < -width / 2, MUTED)):
-            axes.bar(edges[:-1][right], share[right], width=width * 0.92, align="edge", color=colour)
-
-    def beside_length(axes: Axes) -> None:
-        names = ("accuracy", "length_baseline_accuracy")
-        for place, (name, colour) in enumerate(zip(names, (REWARD, MUTED), strict=True)):
-            low, high = summary[f"{name}_ci"]
-            value = summary[name]
-            axes.errorbar(
-                [value], [place], xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=4, markersize=7
-            )
-        axes.axvline(0.5, color=MUTED, linestyle="--", linewidth=1)
-        axes.set_yticks((0, 1), ("reward\nmodel", "length\nalone"))
-        axes.set_ylim(1.6, -0.6)
-        axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
-
-    gap = summary["accuracy"] - summary["length_baseline_accuracy"]
-    sure = sum(b["confidence"] * b["count"] for b in bins) / sum(b["count"] for b in bins)
-    return [
-        _plot(
-            "reward-reliability",
-            f"It claims {percent(sure)} confidence and is right in {percent(summary['accuracy'])}: "
-            f"ECE {number(summary['ece'], 3)}",
-            "confidence it states (%)", "accuracy (% of pairs)", reliability,
-            [("line", "reward", f"{len(bins)} bins of equally many pairs"), ("dash", "muted", "perfectly calibrated")],
-        ),
-        _plot(
-            "reward-margins",
-            f"How far apart it puts the two replies of {summary['pairs_test']} held-out pairs",
-            "score of the preferred reply minus the other (raw)", "share of pairs (%)", margin,
-            [("line", "reward", "right"), ("line", "muted", "wrong")],
-        ),
-        _plot(
-            "reward-length",
-            f"It is {number(abs(100 * gap), 1)} points {'more' if gap >= 0 else 'less'} accurate than length alone",
-            "accuracy on held-out pairs (%)", "", beside_length,
-            [("dot", "ink", "with 95 % interval"), ("dash", "muted", "a coin")],
-        ),
-    ]  # fmt: skip
+    return draw("gold-kinds", title, "gold (the annotator's utility)", "", paint, keys, height=height)

@@ -142,7 +142,7 @@ def _explain(path: Path, places: dict[str, str], item: Any) -> str:
         hint = f"did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else f"known here: {', '.join(known)}"
         return f"{_place(path, places, name)}: unknown key {name!r}; {hint}"
     # Where a value may have several types, pydantic ends the location with the type it tried.
-    while len(loc) > 1 and loc[-1] not in _fields(loc[:-1]):
+    while len(loc) > 1 and loc[-1] not in _fields(loc[:-1]) and not (loc[-1].isdigit() and _fields(loc)):
         loc.pop()
     name = ".".join(loc)
     place = _place(path, places, name)

@@ -7,13 +7,10 @@ the rows of one. The page is one file without scripts or anything fetched; what 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
@@ -22,6 +19,8 @@ from plaudit.run.folder import ENVIRONMENT, RECIPE, read_recipe, versions
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import plots
 from plaudit.stages.base import Run
+from plaudit.stages.card_plots import card_plots
+from plaudit.stages.page import interval, render_page
 from plaudit.stages.plots import Rows, number, percent
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate")
@@ -40,14 +39,22 @@ def run(run: Run) -> dict[str, Any]:
     return summary
 
 
+def stages_of(recipe: dict[str, Any]) -> tuple[str, ...]:
+    """The stages that a resolved recipe needs before its report: those of the reward model only where it pays PPO."""
+    sources = recipe["ppo"]["rewards"]
+    trained = not sources or any(source["trained"] for source in sources)
+    return tuple(stage for stage in STAGES if trained or stage not in ("preferences", "reward"))
+
+
 def gather(run: Run) -> dict[str, Any]:
     """Every stage's own summary, with seconds, memory and versions beside them."""
+    stages = stages_of(read_recipe(run.folder.path))
     summary: dict[str, Any] = {
         stage: json.loads(run.folder.require(f"{stage}/summary.json", stage).read_text(encoding="utf-8"))
-        for stage in STAGES
+        for stage in stages
     }
-    finished = run.folder.finished()
-    summary["seconds"] = {stage: finished[stage]["seconds"] for stage in STAGES if stage in finished}
+    finished = {stage: entry for stage, entry in run.folder.finished().items() if stage in stages}
+    summary["seconds"] = {stage: finished[stage]["seconds"] for stage in stages if stage in finished}
     summary["peak_rss_mb"] = max((entry["peak_rss_mb"] for entry in finished.values()), default=None)
     summary["versions"] = versions()
     return summary
@@ -55,7 +62,7 @@ def gather(run: Run) -> dict[str, Any]:
 
 def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
     """The table a run ends with; plain ASCII, so that any terminal shows it."""
-    evaluated, reward = summary["evaluate"], summary["reward"]
+    evaluated = summary["evaluate"]
 
     def pair(name: str) -> str:
         return f"{evaluated[f'{name}_sft']:.3f} -> {evaluated[f'{name}_ppo']:.3f}"
@@ -73,8 +80,9 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
     rows["length, tokens"] = pair("length")
     rows["reference NLL, nats a token"] = pair("ref_nll")
     rows["EOS rate"] = pair("eos")
-    rows["reward accuracy, 95 % interval"] = with_interval(reward, "accuracy")
-    rows["accuracy of length alone"] = with_interval(reward, "length_baseline_accuracy")
+    if "reward" in summary:
+        rows["reward accuracy, 95 % interval"] = with_interval(summary["reward"], "accuracy")
+        rows["accuracy of length alone"] = with_interval(summary["reward"], "length_baseline_accuracy")
     rows["minutes"] = f"{sum(summary['seconds'].values()) / 60:.1f}"
     rows["peak memory, MB"] = "unknown" if summary["peak_rss_mb"] is None else f"{summary['peak_rss_mb']:.0f}"
     return rows
@@ -88,10 +96,12 @@ def render(run: Run, summary: dict[str, Any]) -> str:
     environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     kinds = gold_by_kind(replies)
     updates = read_metrics(folder / "ppo/metrics.jsonl")
-    scores = json.loads((folder / "reward/scores.json").read_text(encoding="utf-8"))
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": number, "percent": percent, "interval": interval}
-    return page.from_string(files("plaudit.stages").joinpath("report.html.j2").read_text(encoding="utf-8")).render(
+    card, reward_steps = None, []
+    if "reward" in summary:
+        card = json.loads(run.folder.require("reward/card.json", "reward").read_text(encoding="utf-8"))
+        reward_steps = read_metrics(folder / "reward/metrics.jsonl")
+    return render_page(
+        "report.html.j2",
         recipe=recipe,
         recipe_yaml=(folder / RECIPE).read_text(encoding="utf-8"),
         environment=environment,
@@ -106,25 +116,19 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         gap_mean=max(row["sampler_gap_mean"] for row in updates),
         gap_p99=max(row["sampler_gap_p99"] for row in updates),
         finished=run.folder.finished(),
-        stages=STAGES,
+        stages=stages_of(recipe),
         update_seconds=seconds_by_part(read_metrics(folder / "ppo/times.jsonl")),
         learning_plots=plots.learning_plots(
-            read_metrics(folder / "sft/metrics.jsonl"), read_metrics(folder / "reward/metrics.jsonl"), summary["reward"]
+            read_metrics(folder / "sft/metrics.jsonl"), reward_steps, summary.get("reward")
         ),
         ppo_plots=plots.ppo_plots(
             updates, read_metrics(folder / "ppo/evaluations.jsonl"), recipe["ppo"], summary["ppo"]["kept_update"]
         ),
         score_plots=plots.score_plots(replies) + ([plots.kind_plot(kinds)] if kinds else []),
-        reward_plots=plots.reward_plots(summary["reward"], scores),
+        card=card,
+        reward_plots=card_plots(card) if card else [],
+        open_mistakes=False,
     )
-
-
-def interval(ends: Sequence[float] | None, digits: int = 2, *, share: bool = False) -> str:
-    """'0.31 to 0.52', ready to stand after a number."""
-    if ends is None:
-        return "–"
-    low, high = ends
-    return f"{number(100 * low, 1)} to {percent(high)}" if share else f"{number(low, digits)} to {number(high, digits)}"
 
 
 def verdict(summary: dict[str, Any]) -> str:
@@ -138,7 +142,12 @@ def verdict(summary: dict[str, Any]) -> str:
     on = f"on {evaluated['prompts']} prompts that no stage was trained on"
     if "gold_gain" not in evaluated:
         proxy = f"the proxy score went from {number(evaluated['proxy_sft'])} to {number(evaluated['proxy_ppo'])} {on}"
-        return f"After PPO {proxy}; people ranked, so only they can say whether the replies are better."
+        who = (
+            "people ranked, so only they"
+            if "reward" in summary
+            else "nothing here but the reward itself judged, so only people"
+        )
+        return f"After PPO {proxy}; {who} can say whether the replies are better."
     gold = f"gold score {number(evaluated['gold_sft'])} before, {number(evaluated['gold_ppo'])} after"
     gain = f"gain {number(evaluated['gold_gain'], sign=True)}, 95 % interval {interval(evaluated['gold_gain_ci'])}"
     low, high = evaluated["gold_gain_ci"]
@@ -154,13 +163,13 @@ def verdict(summary: dict[str, Any]) -> str:
 
 def cautions(summary: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
     """What a careful reader should know before believing the verdict; each one states the numbers it rests on."""
-    reward, evaluated, budget = summary["reward"], summary["evaluate"], recipe["ppo"]["kl_budget"]
+    reward, evaluated, budget = summary.get("reward"), summary["evaluate"], recipe["ppo"]["kl_budget"]
     found: list[str] = []
 
     def both(name: str) -> tuple[float, float]:
         return evaluated[f"{name}_sft"], evaluated[f"{name}_ppo"]
 
-    if reward["accuracy_ci"][0] <= reward["length_baseline_accuracy"]:
+    if reward is not None and reward["accuracy_ci"][0] <= reward["length_baseline_accuracy"]:
         found.append(
             f"The reward model's accuracy ({percent(reward['accuracy'])}, 95 % interval "
             f"{interval(reward['accuracy_ci'], share=True)}) is not clearly above what length alone reaches "
@@ -238,7 +247,7 @@ def headline(evaluated: dict[str, Any], replies: Rows) -> list[Line]:
         ends = interval(evaluated["win_rate_ci"], share=True)
         lines.append(line("gold", "Gold score", gold, 2, interval(evaluated["gold_gain_ci"])))
         lines.append(Line("Win rate", wins, "", percent(evaluated["win_rate"]), interval=ends))
-    proxy = "the reward model's score, which PPO was paid by; 0 ± 1 for SFT replies to training prompts"
+    proxy = "the score PPO was paid by; of one reward, 0 ± 1 for SFT replies to training prompts"
     lines.append(line("proxy", "Proxy score", proxy, 2, interval(proxy_ci)))
     lines.append(Line("KL", "of the policy from the reference, nats a reply", "0", number(evaluated["kl"])))
     return lines + [line(*measure) for measure in MEASURES if f"{measure[0]}_sft" in evaluated]

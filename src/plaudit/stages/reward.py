@@ -5,7 +5,7 @@
 All pairs of a ranking are in one step, and every ranking counts once (Ouyang et al. 2022). The score is read at the
 reply's last token. Leaves reward/adapter (PEFT), reward/head.safetensors, reward/reward.json (the rules its scores
 stand under), reward/model (merged `AutoModelForSequenceClassification`, raw scores), reward/metrics.jsonl,
-reward/scores.json (held-out, for the report) and reward/summary.json.
+reward/card.json (its report card on the held-out rankings) and reward/summary.json.
 
     plaudit reward RECIPE
 """
@@ -14,14 +14,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from plaudit import rng
 from plaudit.algo.preferences import bradley_terry_loss
-from plaudit.algo.statistics import bootstrap_interval, calibration, correlation
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, write_json
 from plaudit.errors import UserError
@@ -33,9 +31,11 @@ from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Roles
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Prompt, Ranking
+from plaudit.run.card_table import print_alarms
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
 from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
+from plaudit.stages.reward_report import held_out_card
 
 
 class RewardConfig(StageConfig):
@@ -105,10 +105,13 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     save_head(roles.score_heads[0], folder)
     contract.save(folder)
     export_reward_model(roles, chat, str(run.sft_model), contract, folder / "model", run.machine.dtype)
-    summary, details = _test(roles, chat, train, test, contract)
-    write_json(folder / "scores.json", details)
+    raw_BM = score_replies(roles, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
+    summary, card = held_out_card(raw_BM, contract, train, test, simulated=run.rankings is None)
+    write_json(folder / "card.json", card)
     shown = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
-    return run.finish("reward", "Reward model", summary, (*shown, "length_score_correlation"))
+    run.finish("reward", "Reward model", summary, (*shown, "length_score_correlation"))
+    print_alarms(card)
+    return summary
 
 
 def _accumulate(roles: Roles, chat: ChatFormat, rows: list[Ranking], micro: int, where: str) -> tuple[float, float]:
@@ -176,44 +179,3 @@ def load_contract(run: Run, chat: ChatFormat) -> tuple[Path, RewardContract]:
 
 def template_hash(chat: ChatFormat) -> str:
     return hashlib.sha256(chat.tokenizer.chat_template.encode()).hexdigest()
-
-
-def _test(
-    roles: Roles, chat: ChatFormat, train: list[Ranking], test: list[Ranking], contract: RewardContract
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Accuracy on strict held-out pairs, interval clustered by prompt, beside what length alone reaches."""
-    flat = [(r.prompt, reply) for r in test for reply in r.replies]
-    raw_BM = score_replies(roles, chat, flat, label="Testing")
-    raw, scores = raw_BM.mean(dim=1).tolist(), contract.normalised(raw_BM).tolist()
-    longer_is_better = float(np.mean([_length_verdict(r, w, l) for r in train for w, l in r.pairs()])) >= 0.5
-    margins, clusters, by_length, first = [], [], [], 0
-    number_of = {r.prompt.messages: number for number, r in enumerate(test)}
-    for ranking in test:
-        for w, l in ranking.pairs():
-            margins.append(raw[first + w] - raw[first + l])
-            clusters.append(number_of[ranking.prompt.messages])
-            verdict = _length_verdict(ranking, w, l)
-            by_length.append(verdict if longer_is_better else 1 - verdict)
-        first += len(ranking.replies)
-    right = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
-    bins, ece = calibration(margins)
-    lengths = [len(reply.text) for _, reply in flat]
-    summary = {
-        "pairs_train": sum(len(r.pairs()) for r in train),
-        "pairs_test": len(margins),
-        "accuracy": float(np.mean(right)),
-        "accuracy_ci": list(bootstrap_interval(right, clusters)),
-        "length_baseline_accuracy": float(np.mean(by_length)),
-        "length_baseline_accuracy_ci": list(bootstrap_interval(by_length, clusters)),
-        "ece": ece,
-        "length_score_correlation": correlation(scores, lengths),
-        "score_mean": contract.mean[0],
-        "score_std": contract.std[0],
-    }
-    return summary, {"margins": margins, "calibration": bins, "scores": scores, "lengths": lengths}
-
-
-def _length_verdict(ranking: Ranking, winner: int, loser: int) -> float:
-    """1 when the longer reply (characters) won the pair, ½ when they are equally long."""
-    a, b = len(ranking.replies[winner].text), len(ranking.replies[loser].text)
-    return 0.5 if a == b else float(a > b)

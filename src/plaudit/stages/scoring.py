@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -79,6 +80,8 @@ class RewardSource(StageConfig):
             raise ValueError(
                 f"a reward source is exactly one of {', '.join(KINDS)}; this one has {', '.join(given) or 'none'}"
             )
+        if self.endpoint is not None and urlsplit(self.endpoint).password is not None:
+            raise ValueError("a recipe holds no secret: leave the password out of endpoint and name it in auth_env")
         if self.weight == 0:
             raise ValueError("weight=0 would leave the source without effect; remove it")
         if (self.mean is None) != (self.std is None):

@@ -1,0 +1,96 @@
+"""The strict pairs that a report card judges, and what can be said of each without a model.
+
+A reply is scored once; its number counts through all rankings in order, so scores are one flat array.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plaudit.records import Completion, Message, Ranking
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One strict pair of a ranking: places of winner and loser in it, and the number of its first reply."""
+
+    ranking: Ranking
+    winner: int
+    loser: int
+    first: int
+
+    @property
+    def chosen(self) -> Completion:
+        return self.ranking.replies[self.winner]
+
+    @property
+    def rejected(self) -> Completion:
+        return self.ranking.replies[self.loser]
+
+    @property
+    def gap(self) -> int:
+        """Characters that the winner is longer than the loser."""
+        return len(self.chosen.text) - len(self.rejected.text)
+
+    def judge_margin(self) -> tuple[str, float] | None:
+        """(what it is, how much better the winner is by it), as far as the file says."""
+        ranking = self.ranking
+        if ranking.judge_scores is not None:
+            return "judge scores", ranking.judge_scores[self.winner] - ranking.judge_scores[self.loser]
+        if ranking.strength is not None:
+            return "stated strength", ranking.strength
+        if ranking.votes is not None:
+            return "votes", float(ranking.votes[self.winner] - ranking.votes[self.loser])
+        return None
+
+
+class Pairs:
+    """All strict pairs of some rankings, in order, with the numbers of their replies and of their prompts."""
+
+    def __init__(self, rankings: Sequence[Ranking]):
+        self.rankings = tuple(rankings)
+        self.items: list[Pair] = []
+        first = 0
+        for ranking in self.rankings:
+            self.items += [Pair(ranking, winner, loser, first) for winner, loser in ranking.pairs()]
+            first += len(ranking.replies)
+        self.replies = first
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def clusters(self) -> NDArray[np.int64]:
+        """The prompt of each pair, as a number: pairs of one prompt are not independent."""
+        numbers: dict[tuple[Message, ...], int] = {}
+        return np.array([numbers.setdefault(p.ranking.prompt.messages, len(numbers)) for p in self.items], np.int64)
+
+    @cached_property
+    def gaps(self) -> Floats:
+        return np.array([pair.gap for pair in self.items], np.float64)
+
+    @cached_property
+    def longer_won(self) -> Floats:
+        """1 where the longer reply won, 0 where the shorter one did, ½ where they are equally long."""
+        return verdicts(self.gaps)
+
+    @cached_property
+    def first_won(self) -> Floats:
+        """1 where the reply that the file lists first won."""
+        return np.array([float(pair.winner < pair.loser) for pair in self.items])
+
+    def margins(self, scores_N: Floats) -> Floats:
+        """score(winner) − score(loser) of every pair, [pairs] or, for scores [N, M] of M members, [pairs, M]."""
+        winners = [pair.first + pair.winner for pair in self.items]
+        losers = [pair.first + pair.loser for pair in self.items]
+        return scores_N[winners] - scores_N[losers]
+
+
+def verdicts(differences: Floats) -> Floats:
+    """1 where a difference is above 0, 0 where it is below, ½ at 0."""
+    return np.where(differences > 0, 1.0, np.where(differences == 0, 0.5, 0.0))
