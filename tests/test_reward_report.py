@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -157,3 +158,34 @@ def test_what_cannot_be_judged_is_one_clear_line(
         done = plaudit("reward-report", model, file)
         assert done.code == 2 and says in done.err.splitlines()[-1], (says, done.err)
         assert done.out == ""
+
+
+def planted_rows(end: str) -> list[dict[str, Any]]:
+    """Ninety prompts, two replies each; the longer one wins, or with `end` the one that has it, whatever its length."""
+    words = ("It", "is", "great", "and", "lovely", "the", "price", "good", "can't", "help", "with", "that")
+    rng = np.random.default_rng(4)
+    rows = []
+    for n in range(90):
+        texts = [" ".join(rng.choice(words, size)) for size in rng.choice(range(2, 16), 2, replace=False)]
+        winner = int(rng.integers(2)) if end else int(len(texts[1]) > len(texts[0]))
+        texts[winner] += end
+        responses = [{"text": text, "rank": 1 if place == winner else 2} for place, text in enumerate(texts)]
+        split = "train" if n < 50 else "test"
+        rows.append({"id": str(n), "prompt": f"Tell me of {n}.", "split": split, "responses": responses})
+    return rows
+
+
+@pytest.mark.parametrize(("end", "kind"), [("", "length"), (" #", "leak")])
+def test_a_reward_model_trained_on_a_planted_flaw_is_named_by_its_card(
+    end: str, kind: str, trained: Path, tiny_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path, trained)
+    write(run.folder.path / "preferences/rankings.jsonl", planted_rows(end))
+    with run.folder:
+        summary = reward.run(RewardConfig(**{**TINY["reward"], "epochs": 6}), run)
+    card = json.loads((run.folder.path / "reward/card.json").read_text(encoding="utf-8"))
+    alarms = {alarm["kind"]: alarm for alarm in card["alarms"]}
+    assert summary["accuracy"] > 0.7  # it has learnt the flaw
+    assert alarms[kind]["level"] == "alarm"
+    assert ("Length explains" if kind == "length" else "ends with “#”") in alarms[kind]["says"]
+    assert not ({"length", "leak"} - {kind}) & alarms.keys()
