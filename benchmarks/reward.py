@@ -24,7 +24,7 @@ from typing import Any
 
 import pairs as workload
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import sha256, write_json, write_rows
+from plaudit.data.files import read_rows, sha256, write_json, write_rows
 from plaudit.dist.machine import choose_machine, peak_rss_mb
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.models.roles import LoraSettings
@@ -89,7 +89,8 @@ def measure(
         rows = [ranking.as_json() for ranking in (*train, *as_rankings(given.held_out, "test"))]
         write_rows(folder.stage("preferences") / "rankings.jsonl", rows)
         summary = reward.run(config, Run(folder, seed, choose_machine("bfloat16"), source, None, (), ()))
-        found = json.loads((folder.path / "reward" / "scores.json").read_text(encoding="utf-8"))["margins"]
+        scored = [row["scores"] for _, row in read_rows(folder.path / "reward" / "scores.jsonl")]
+    found = [winner[0] - loser[0] for winner, loser in scored]
     assert len(found) == len(given.held_out)
     if margins is not None:
         write_json(margins, {"held_out": sha256(data / workload.HELD_OUT), "margins": found})

@@ -8,9 +8,9 @@ it is normalised and tested: what the numbers describe is what lies on the disk.
 
 Leaves reward/adapter (PEFT), reward/head.safetensors, reward/reward.json (the contract: the rules its scores stand
 under, checksums, golden scores), reward/model (merged `AutoModelForSequenceClassification`, raw scores),
-reward/metrics.jsonl, reward/card.json (the report card on held-out rankings) and reward/summary.json; of an ensemble
-also adapter_1, head_1.safetensors, model_1 and so on. A full fine-tuning leaves no adapter and no head beside
-reward/model.
+reward/metrics.jsonl, reward/scores.jsonl (of the held-out rankings), reward/card.json (the report card on them) and
+reward/summary.json; of an ensemble also adapter_1, head_1.safetensors, model_1 and so on. A full fine-tuning leaves no
+adapter and no head beside reward/model.
 
     plaudit reward RECIPE
 """
@@ -30,7 +30,7 @@ from plaudit import rng
 from plaudit.algo.ensembles import Aggregation
 from plaudit.algo.preferences import fit_temperature
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_rankings, sha256, write_json
+from plaudit.data.files import read_rankings, sha256, write_json, write_rows
 from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
 from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
@@ -109,6 +109,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     raw_BM = score_replies(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
     summary, card = held_out_card(raw_BM, contract, train, test, simulated=run.rankings is None)
     write_json(folder / "card.json", card)
+    write_rows(folder / "scores.jsonl", held_out_scores(test, raw_BM))
     files = [folder / name for name in contract.files]
     summary |= {
         "loss": config.loss,
@@ -130,6 +131,16 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
     print_alarms(card)
     return summary
+
+
+def held_out_scores(test: Sequence[Ranking], raw_BM: Tensor) -> list[dict[str, Any]]:
+    """A row a held-out ranking: its id, the ranks of its replies, and the raw scores of each, one a member."""
+    rows, first = [], 0
+    for ranking in test:
+        scores = raw_BM[first : first + len(ranking.replies)].tolist()
+        rows.append({"id": ranking.prompt.id, "ranks": list(ranking.ranks), "scores": scores})
+        first += len(scores)
+    return rows
 
 
 def build(
