@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from conftest import ARCHITECTURES, CPU, EOS, PAD
@@ -52,7 +53,11 @@ def test_reward_model_scores_in_plain_transformers(
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
-    assert model.config.num_labels == 1
+    assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
+    assert set(load_file(tmp_path / "reward" / "model.safetensors")) >= {"score.weight"}, (
+        "where vLLM looks for the head"
+    )
+    assert not [path for path in (tmp_path / "reward").glob("*.safetensors") if path.name != "model.safetensors"]
     assert (model.config.plaudit_score_mean, model.config.plaudit_score_std) == (0.25, 3.0)
     assert model.config.pad_token_id == tokenizer.pad_token_id == chat.pad_id != chat.eos_id
     assert tokenizer.eos_token_id == chat.eos_id

@@ -26,6 +26,7 @@ from plaudit.records import Completion, Message, Prompt, Ranking
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import ppo, reward
 from plaudit.stages.base import Run
+from plaudit.stages.chat import export_role
 from plaudit.stages.ppo import PPOConfig
 from plaudit.stages.reward_training import (
     Example,
@@ -409,6 +410,18 @@ def test_members_see_the_data_in_orders_of_their_own(
     first, second = seen[:3], seen[3:]
     assert first != second
     assert sorted(id for step in first for id in step) == sorted(id for step in second for id in step)
+
+
+def test_the_export_of_an_ensemble_is_its_members(train: Callable[..., Any], tmp_path: Path) -> None:
+    folder, _ = train("two", rows(), members=2)
+    export_role(folder.parent, "reward", tmp_path / "out")
+    for member, name in enumerate(("model", "model_1")):
+        exported = load_reward_model(tmp_path / "out" / f"member_{member}", torch.float32, CPU)[0]
+        assert exported.contract == RewardContract.load(folder / name)
+    weights_of = folder / "model_1" / "model.safetensors"
+    weights_of.write_bytes(weights_of.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match="has not the bytes"):
+        export_role(folder.parent, "reward", tmp_path / "again")
 
 
 @pytest.mark.parametrize("member", [0, 1])

@@ -98,7 +98,7 @@ class RewardFiles:
 def files_of(folder: Path, chat: ChatFormat, base: Path | None) -> RewardFiles:
     """Open a reward model's folder; `base` is the SFT model it stands on, None for a merged model."""
     contract = RewardContract.load(folder)
-    _check_all(folder, contract, base)
+    check_files(folder, contract, base)
     contract.check(chat.eos_id, chat.system, template_hash(chat))
     return RewardFiles(folder, contract, chat)
 
@@ -115,7 +115,7 @@ def load_reward_model(
     assert source is not None
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: no model is here; {folder} cannot score without it")
-    _check_all(folder, contract, base)
+    check_files(folder, contract, base)
     chat = ChatFormat(load_tokenizer(str(source)), contract.system)
     contract.check(chat.eos_id, chat.system, template_hash(chat))
     files = RewardFiles(folder, contract, chat)
@@ -209,7 +209,8 @@ def member_files(members: int) -> list[str]:
     return names + [head_file(member) for member in range(members)]
 
 
-def _check_all(folder: Path, contract: RewardContract, base: Path | None) -> None:
+def check_files(folder: Path, contract: RewardContract, base: Path | None = None) -> None:
+    """UserError for a file that is not there or has other bytes than when it was saved; `base` as for `files_of`."""
     _check_files(folder, contract.files, "the reward model")
     if contract.base:
         if base is None:
