@@ -1,14 +1,24 @@
 """`plaudit reward-report`: the command on saved models, ours and others', and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from conftest import TINY
+from plaudit.models.load import load_tokenizer
+from plaudit.run.display import progress
+from plaudit.stages import reward
+from plaudit.stages.base import Run
+from plaudit.stages.reward_report import reward_report
+from plaudit.stages.reward_training import RewardConfig
 
 Plaudit = Callable[..., SimpleNamespace]
 
@@ -31,8 +41,6 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.fixture
 def foreign(tiny_model: Callable[..., Path], tmp_path: Path) -> Path:
     """A plain sequence classifier with one label, as TRL leaves it."""
-    from plaudit.models.load import load_tokenizer
-
     source = tiny_model("llama")
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
@@ -45,8 +53,6 @@ def foreign(tiny_model: Callable[..., Path], tmp_path: Path) -> Path:
 
 def by_plain_transformers(folder: Path, row: dict[str, str], reply: str) -> float:
     """The score of the template's rendering, by transformers alone, one text at a time."""
-    from transformers import AutoTokenizer
-
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": reply}]
@@ -104,8 +110,34 @@ def test_a_run_judged_on_what_it_was_trained_on_is_a_leak(trained: Path, tmp_pat
     rows = [json.loads(line) for line in (trained / "preferences/rankings.jsonl").read_text().splitlines()]
     seen = [{**row, "split": "test"} for row in rows if row["split"] == "train"]
     done = plaudit("reward-report", trained, write(tmp_path / "seen.jsonl", seen), "--json")
+    assert done.code == 0, done.err
     alarms = {alarm["kind"]: alarm for alarm in json.loads(done.out)["alarms"]}
     assert alarms["leak"]["level"] == "alarm" and "word for word" in alarms["leak"]["says"]
+
+
+def test_an_ensemble_names_its_suspects(trained: Path, tiny_run: Callable[..., Run], tmp_path: Path) -> None:
+    """Two members of the reward stage: the stage's card and the command's have both, and agree."""
+    run = tiny_run(tmp_path, trained)
+    shutil.copytree(trained / "preferences", run.folder.path / "preferences", dirs_exist_ok=True)
+    with run.folder:
+        reward.run(RewardConfig(**{**TINY["reward"], "members": 2, "aggregate": "min"}), run)
+    path = run.folder.path
+    own = json.loads((path / "reward/card.json").read_text(encoding="utf-8"))
+    card = reward_report(
+        str(path), str(path / "preferences/rankings.jsonl"), format=None, dtype="auto",
+        progress=lambda total: progress("Scoring", total, "reply"), say=lambda line: None,
+    )  # fmt: skip
+    assert (card["model"]["members"], card["suspects"]["members"], own["suspects"]["members"]) == (2, 2, 2)
+    assert card["accuracy"] == own["accuracy"]
+    assert card["suspects"]["found"] == own["suspects"]["found"]
+    assert card["scores"]["chosen_mean"] == pytest.approx(own["scores"]["chosen_mean"], rel=1e-4)
+
+
+def test_a_damaged_head_is_refused(trained: Path, tmp_path: Path, plaudit: Plaudit) -> None:
+    home = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("ppo", ".lock"))
+    (home / "reward/head.safetensors").unlink()
+    done = plaudit("reward-report", home, home / "preferences/rankings.jsonl")
+    assert done.code == 2 and "head.safetensors is missing" in done.err
 
 
 def test_what_cannot_be_judged_is_one_clear_line(
@@ -126,3 +158,34 @@ def test_what_cannot_be_judged_is_one_clear_line(
         done = plaudit("reward-report", model, file)
         assert done.code == 2 and says in done.err.splitlines()[-1], (says, done.err)
         assert done.out == ""
+
+
+def planted_rows(end: str) -> list[dict[str, Any]]:
+    """Ninety prompts, two replies each; the longer one wins, or with `end` the one that has it, whatever its length."""
+    words = ("It", "is", "great", "and", "lovely", "the", "price", "good", "can't", "help", "with", "that")
+    rng = np.random.default_rng(4)
+    rows = []
+    for n in range(90):
+        texts = [" ".join(rng.choice(words, size)) for size in rng.choice(range(2, 16), 2, replace=False)]
+        winner = int(rng.integers(2)) if end else int(len(texts[1]) > len(texts[0]))
+        texts[winner] += end
+        responses = [{"text": text, "rank": 1 if place == winner else 2} for place, text in enumerate(texts)]
+        split = "train" if n < 50 else "test"
+        rows.append({"id": str(n), "prompt": f"Tell me of {n}.", "split": split, "responses": responses})
+    return rows
+
+
+@pytest.mark.parametrize(("end", "kind"), [("", "length"), (" #", "leak")])
+def test_a_reward_model_trained_on_a_planted_flaw_is_named_by_its_card(
+    end: str, kind: str, trained: Path, tiny_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = tiny_run(tmp_path, trained)
+    write(run.folder.path / "preferences/rankings.jsonl", planted_rows(end))
+    with run.folder:
+        summary = reward.run(RewardConfig(**{**TINY["reward"], "epochs": 6}), run)
+    card = json.loads((run.folder.path / "reward/card.json").read_text(encoding="utf-8"))
+    alarms = {alarm["kind"]: alarm for alarm in card["alarms"]}
+    assert summary["accuracy"] > 0.7  # it has learnt the flaw
+    assert alarms[kind]["level"] == "alarm"
+    assert ("Length explains" if kind == "length" else "ends with “#”") in alarms[kind]["says"]
+    assert not ({"length", "leak"} - {kind}) & alarms.keys()

@@ -205,7 +205,9 @@ def reward_report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the card as a page, with plots and texts to read.")] = None,
     format: FormatOption = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, or auto: as saved, or as the machine has it.")
+    ] = "auto",
 ) -> None:
     """The report card of any reward model on any file of rankings: how good, resting on what, what is suspicious."""
     from plaudit.data.files import write_text

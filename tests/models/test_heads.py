@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from plaudit.errors import UserError
 from plaudit.models.heads import CONTRACT, HEAD, RewardContract, ScalarHead, load_head, save_head
 
-CONTRACTED = RewardContract(mean=(0.5,), std=(2.0,), eos_id=2, system="Be kind.", template_sha256="abc")
+CONTRACTED = RewardContract(
+    mean=(0.5,), std=(2.0,), eos_id=2, system="Be kind.", template_sha256="abc", golden=((1.5,), (-2.0,))
+)
 
 
 def test_head_is_float32_whatever_the_trunk() -> None:
@@ -67,7 +69,9 @@ def test_row_26_a_head_of_another_model_is_an_error(tmp_path: Path, tensors: dic
 def test_contract_round_trip(tmp_path: Path) -> None:
     CONTRACTED.save(tmp_path)
     assert RewardContract.load(tmp_path) == CONTRACTED
-    assert json.loads((tmp_path / CONTRACT).read_text()) == {**asdict(CONTRACTED), "mean": [0.5], "std": [2.0]}
+    stored = json.loads((tmp_path / CONTRACT).read_text())
+    assert stored.pop("sha256")
+    assert stored == {**asdict(CONTRACTED), "mean": [0.5], "std": [2.0], "golden": [[1.5], [-2.0]]}
 
 
 def test_each_member_is_normalised_by_its_own_moments() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from conftest import TINY, write_lines
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, sha256
 from plaudit.errors import RunStopped, UserError
-from plaudit.models.roles import RoleOutput, Roles, plain_logprobs
+from plaudit.models.heads import RewardContract
+from plaudit.models.roles import RoleOutput, plain_logprobs
 from plaudit.models.tokens import Tokens
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import ppo, reward, sft
@@ -133,8 +135,9 @@ def test_the_reward_model_learns_a_separable_preference(
     assert summary["accuracy"] == 1.0
     assert (summary["pairs_train"], summary["pairs_test"]) == (36, 12)
     rows = read_metrics(folder / "metrics.jsonl")
-    assert rows[-1]["accuracy"] == 1.0
-    assert rows[-1]["loss"] < 0.2 < rows[0]["loss"]
+    assert rows[-1]["accuracy"] == rows[-1]["eval_accuracy"] == 1.0
+    assert rows[-1]["loss"] < 0.2 < rows[1]["loss"]
+    assert rows[-1]["eval_loss"] < 0.2 < rows[0]["eval_loss"]
     assert sha256(trained / "sft/model/model.safetensors") == sha256(folder.parent / "sft/model/model.safetensors")
 
 
@@ -181,7 +184,7 @@ def test_row_24_reward_loss_by_hand(tmp_path: Path, tiny_run: Callable[..., Run]
         sum(math.log1p(math.exp(score(r, l) - score(r, w))) for w, l in chosen) / len(chosen)
         for r, chosen in zip(rankings, pairs, strict=True)
     ]
-    assert read_metrics(folder / "metrics.jsonl")[0]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert read_metrics(folder / "metrics.jsonl")[1]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
 
 
 def test_row_14_reward_does_not_depend_on_the_micro_batches(
@@ -231,6 +234,8 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 
     def call(name: str = "run", dtype: str = "float32", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained, dtype)
+        if dtype != "float32":  # scores of one format are not those of another
+            reward.run(RewardConfig(**TINY["reward"]), run)
         ppo.run(PPOConfig(**{**TINY["ppo"], **changes}), run)
         return run.folder.path / "ppo"
 
@@ -254,19 +259,22 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trainer], ob
     return plant
 
 
-def rewarded(score: Callable[[Tokens], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the reward model's raw scores by a rule."""
-    plain = Roles.forward
+def rewarded(score: Callable[[Tokens], Tensor]) -> Callable[[Trainer], None]:
+    """What plants a rule in place of the reward model; its scores are taken as they are."""
 
-    def forward(self: Roles, tokens: Tokens, role: str, need: frozenset[str]) -> RoleOutput:
-        return RoleOutput(scores_BM=score(tokens)[:, None]) if role == "reward" else plain(self, tokens, role, need)
+    def scorer(tokens: Tokens, role: str, need: frozenset[str]) -> RoleOutput:
+        return RoleOutput(scores_BM=score(tokens)[:, None])
 
-    monkeypatch.setattr(Roles, "forward", forward)
+    def plant(trainer: Trainer) -> None:
+        plain_scores(trainer)
+        trainer.scorer = scorer  # type: ignore[assignment]
+
+    return plant
 
 
 def plain_scores(trainer: Trainer) -> None:
     """Raw scores are taken as they are."""
-    trainer.contract = type(trainer.contract)((0.0,), (1.0,), trainer.contract.eos_id, None, "")
+    trainer.contract = replace(trainer.contract, mean=(0.0,), std=(1.0,))
 
 
 def test_a_rollout_record_from_scratch(trained: Path, load: Load) -> None:
@@ -357,8 +365,7 @@ def test_no_reward_no_movement(
     run_ppo: Callable[..., Path], planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole-loop proof (b): r ≡ 0, whitening off: every advantage is 0, so not one weight of the policy moves."""
-    planted(plain_scores)
-    rewarded(lambda tokens: torch.zeros(len(tokens.lengths_B)), monkeypatch)
+    planted(rewarded(lambda tokens: torch.zeros(len(tokens.lengths_B))))
     folder = run_ppo(updates=3, whiten_scores=False, whiten_advantages=False, missing_eos_penalty=0.0)
     assert not any(tensor.any() for name, tensor in adapter(folder).items() if "lora_B" in name)
     assert [row["kl"] for row in read_metrics(folder / "evaluations.jsonl")] == [0, 0, 0, 0]
@@ -369,8 +376,7 @@ def test_a_constant_reward_is_no_reward(
     value: float, run_ppo: Callable[..., Path], planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows 10 and 11: equal scores whiten to 0, not to their rounding blown up, and the policy stays where it was."""
-    planted(plain_scores)
-    rewarded(lambda tokens: torch.full((len(tokens.lengths_B),), value), monkeypatch)
+    planted(rewarded(lambda tokens: torch.full((len(tokens.lengths_B),), value)))
     folder = run_ppo(
         updates=2, batch_size=6, minibatch_size=3, whiten_advantages=False, missing_eos_penalty=0.0, max_new_tokens=4
     )
@@ -388,8 +394,7 @@ def test_ppo_learns_what_is_rewarded(
         actions_BT = tokens.tokens_BT.roll(-1, dims=1)
         return ((actions_BT % 2 == 0) & tokens.mask_BT).sum(dim=1) / tokens.reply_lengths_B
 
-    planted(plain_scores)
-    rewarded(even, monkeypatch)
+    planted(rewarded(even))
     folder = run_ppo(
         updates=15, batch_size=24, minibatch_size=12, micro_batch_size=12, missing_eos_penalty=0.0, kl_coef=0.01,
         evaluate_every=15, kl_budget=100,
@@ -404,8 +409,7 @@ def test_ppo_learns_what_is_rewarded(
 def test_the_kl_penalty_holds_the_policy_back(
     run_ppo: Callable[..., Path], planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted(plain_scores)
-    rewarded(lambda tokens: (tokens.tokens_BT % 2 == 0).float().mean(dim=1), monkeypatch)
+    planted(rewarded(lambda tokens: (tokens.tokens_BT % 2 == 0).float().mean(dim=1)))
     settings = {"updates": 8, "batch_size": 16, "minibatch_size": 8, "micro_batch_size": 8, "evaluate_every": 8}
     free, held = (
         read_metrics(run_ppo(f"beta-{beta}", kl_coef=beta, **settings) / "evaluations.jsonl")[-1]["kl"]
@@ -484,8 +488,8 @@ def test_row_21_a_reward_model_of_other_rules_is_refused(
     key: str, value: object, tmp_path: Path, tiny_run: Callable[..., Run], trained: Path
 ) -> None:
     run = tiny_run(tmp_path, trained)
-    path = run.folder.path / "reward" / "reward.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    folder = run.folder.path / "reward"
+    replace(RewardContract.load(folder), **{key: value}).save(folder)
     with pytest.raises(UserError, match=f"was trained with {key}="):
         ppo.run(PPOConfig(**TINY["ppo"]), run)
 
@@ -543,8 +547,7 @@ def test_without_a_better_policy_the_sft_model_is_kept(
     load: Load,
 ) -> None:
     """Every policy scores alike, so the first is kept although the weights moved: it is the SFT model, bit for bit."""
-    planted(plain_scores)
-    rewarded(lambda tokens: torch.zeros(len(tokens.lengths_B)), monkeypatch)
+    planted(rewarded(lambda tokens: torch.zeros(len(tokens.lengths_B))))
     folder = run_ppo(missing_eos_penalty=0.0, entropy_coef=1.0)
     assert read_metrics(folder / "evaluations.jsonl")[-1]["kl"] != 0
     assert json.loads((folder / "summary.json").read_text())["kept_update"] == 0

@@ -1,5 +1,9 @@
 """Attention over packed rows: every example attends to itself alone, at a cost linear in the number of examples.
 
+An example is one sequence, or a prompt and several replies to it (`Segment`): then the prompt's tokens are there once,
+every reply attends to the prompt and to itself, and its positions go on where the prompt's end. A causal model gives
+each reply the very states it has behind a prompt of its own, because no prompt token ever sees a reply.
+
 transformers can block attention between packed examples with a dense [T, T] mask made from the position ids: on a CPU
 that costs T² whatever the examples' lengths, and keeps SDPA from its fast causal kernel. Here a packed row goes
 through SDPA one example at a time instead, under a name of ours in transformers' registry of attention functions. An
@@ -7,12 +11,15 @@ architecture whose layers do not go through that registry, or that mixes tokens 
 convolution), is found out by a probe and is not packed.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from plaudit.models.tokens import Segment, positions, size
 
 PACKED = "plaudit_packed"
 
@@ -23,7 +30,7 @@ def packed_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    segments: tuple[int, ...] | None = None,
+    segments: Sequence[Segment] | None = None,
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
@@ -34,22 +41,34 @@ def packed_attention(
     """
     assert attention_mask is None and query.shape[2] == key.shape[2], "no mask and no cache in training"
     segments = (query.shape[2],) if segments is None else segments
-    assert sum(segments) == query.shape[2], (segments, query.shape)
-    parts = zip(query.split(segments, 2), key.split(segments, 2), value.split(segments, 2), strict=True)
+    sizes = [size(segment) for segment in segments]
+    assert sum(sizes) == query.shape[2], (segments, query.shape)
+    parts = zip(segments, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
     outputs = []
-    for q, k, v in parts:
-        mask = _band(q.shape[2], sliding_window, q.device)
-        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **rest)[0])
+    for segment, q, k, v in parts:
+        prompt, *replies = (segment,) if isinstance(segment, int) else segment
+        spans = [q.split([prompt, *replies], 2), k.split([prompt, *replies], 2), v.split([prompt, *replies], 2)]
+        (q_prompt, *q_replies), (k_prompt, *k_replies), (v_prompt, *v_replies) = spans
+        mask = _band(0, prompt, sliding_window, q.device)
+        outputs.append(sdpa_attention_forward(module, q_prompt, k_prompt, v_prompt, mask, **rest)[0])
+        for q_reply, k_reply, v_reply in zip(q_replies, k_replies, v_replies, strict=True):
+            if q_reply.shape[2] > 0:  # a reply that the length limit cut before its first token
+                keys, values = torch.cat([k_prompt, k_reply], dim=2), torch.cat([v_prompt, v_reply], dim=2)
+                mask = _band(prompt, q_reply.shape[2], sliding_window, q.device)
+                outputs.append(sdpa_attention_forward(module, q_reply, keys, values, mask, **rest)[0])
     return torch.cat(outputs, dim=1), None
 
 
-def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """True where query t may see key s: t − window < s ≤ t; None where the causal kernel does that already."""
-    if window is None or length <= window:
+def _band(before: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """True where query t of the `length` behind the first `before` tokens may see key s: t − window < s ≤ t.
+
+    None where the causal kernel does that already.
+    """
+    if before == 0 and (window is None or length <= window):
         return None
-    t = torch.arange(length, device=device)
-    distance = t[:, None] - t[None, :]
-    return ((distance >= 0) & (distance < window))[None, None]
+    t, s = torch.arange(before, before + length, device=device), torch.arange(before + length, device=device)
+    distance = t[:, None] - s[None, :]
+    return ((distance >= 0) & (distance < (before + length if window is None else window)))[None, None]
 
 
 def use_packed_attention(model: PreTrainedModel) -> str | None:
@@ -68,19 +87,31 @@ def use_packed_attention(model: PreTrainedModel) -> str | None:
     return reason
 
 
+def prompt_sharing_refused(model: PreTrainedModel) -> str | None:
+    """Why a model that packs (`use_packed_attention`) cannot share a prompt between replies; None where it can."""
+    trunk = getattr(model, model.base_model_prefix)
+    prompt, first, second = _PROBES
+    tree = (len(prompt), len(first), len(second))
+    shared = _probe(model, trunk, [prompt, first, second], (tree,))
+    alone = [_probe(model, trunk, [prompt, reply], (len(prompt) + len(reply),)) for reply in (first, second)]
+    expected = torch.cat([alone[0], alone[1][len(prompt) :]])
+    gap = _relative_error(shared, expected)
+    return None if gap < _bound(shared.dtype) else f"a reply behind a shared prompt comes out otherwise ({gap:.1e})"
+
+
 # Ids that every vocabulary has; the first two examples have one length, so that either may stand before the third.
 _PROBES = ([5, 17, 9, 30, 11], [8, 2, 21, 14, 3], [12, 7, 25, 4, 19, 6, 28, 10, 15])
 
 
 @torch.no_grad()
 def _probe(
-    model: PreTrainedModel, trunk: torch.nn.Module, rows: list[list[int]], segments: tuple[int, ...] | None
+    model: PreTrainedModel, trunk: torch.nn.Module, rows: list[list[int]], segments: Sequence[Segment] | None
 ) -> Tensor:
     """Last hidden states [T, D] of the examples in one row."""
     ids = torch.tensor([[token for row in rows for token in row]], device=model.device)
     more: dict[str, Any] = {}
     if segments is not None:
-        more["position_ids"] = torch.cat([torch.arange(n, device=model.device) for n in segments])[None]
+        more["position_ids"] = positions(segments, model.device)
         more["segments"] = segments
     return trunk(input_ids=ids, use_cache=False, **more).last_hidden_state[0]
 
@@ -96,8 +127,16 @@ def _differs(model: PreTrainedModel, trunk: torch.nn.Module, alone: list[Tensor]
     # The neighbour's tokens changed and nothing else, so not one bit of the third example may.
     if not torch.equal(one[len(first) :], other[len(first) :]):
         return "its tokens see other examples of the row"
-    expected = torch.cat([alone[0], alone[2]]).float()
-    gap = ((one.float() - expected).norm() / expected.norm()).item()
+    gap = _relative_error(one, torch.cat([alone[0], alone[2]]))
+    if gap < _bound(one.dtype):
+        return None
+    return f"a packed example comes out otherwise than alone (relative error {gap:.1e})"
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+def _bound(dtype: torch.dtype) -> float:
     # What rounding in another order may cost; a position that is off by one costs far more.
-    bound = 1e-4 if one.dtype == torch.float32 else 5e-2
-    return None if gap < bound else f"a packed example comes out otherwise than alone (relative error {gap:.1e})"
+    return 1e-4 if dtype == torch.float32 else 5e-2

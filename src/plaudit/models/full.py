@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plaudit.models.roles import Need, Role, RoleOutput, plain_loss
-from plaudit.models.tokens import Batch
+from plaudit.models.roles import Need, Role, RoleOutput, last_hidden, new_score_head, plain_loss
+from plaudit.models.tokens import Batch, ReplyRow, Tokens
 
 
 class FullModel(nn.Module):
@@ -50,3 +50,44 @@ class FullModel(nn.Module):
         """(name in the plain model, its weight) of everything; `adapter` is there for the call's likeness."""
         assert adapter == "policy"
         yield from ((name, parameter.detach()) for name, parameter in self.base.named_parameters())
+
+
+class FullReward(nn.Module):
+    """The reward model of full fine-tuning, behind the calls of `Roles`: a trunk of its own and a scalar head."""
+
+    members = 1
+
+    def __init__(self, base: PreTrainedModel, compute: torch.dtype, *, learns: bool, seed: int = 0):
+        """With `learns`, `base` is float32 and its trunk learns, the head starts as a LoRA reward model's would, and
+        products are in `compute`; otherwise everything is frozen and the head is still to be loaded."""
+        super().__init__()
+        assert not learns or base.dtype == torch.float32
+        self.base = base.requires_grad_(False).eval()
+        self.prefix = base.base_model_prefix
+        self.score_heads = nn.ModuleList([new_score_head(base, "reward", seed if learns else None)])
+        self.compute = compute
+        self.device: torch.device = base.device
+        if learns:
+            getattr(base, self.prefix).requires_grad_(True)
+        self.score_heads.requires_grad_(learns).to(base.device)
+
+    def forward(
+        self, tokens: Tokens | ReplyRow, role: Role, need: frozenset[Need], member: int | None = None
+    ) -> RoleOutput:
+        """See `Roles.forward`; only the reward model's scores are here."""
+        assert role == "reward" and need == {"scores"} and member in (None, 0), (role, need, member)
+        low = self.compute != self.base.dtype
+        with torch.autocast(self.device.type, self.compute if low else torch.bfloat16, enabled=low):
+            hidden_BD = last_hidden(self.base, tokens)
+        return RoleOutput(scores_BM=self.score_heads[0](hidden_BD)[:, None])
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything an optimiser may change."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def merged_weights(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
+        """(name in the plain model, its weight) of the trunk; `adapter` is there for the call's likeness."""
+        assert adapter == "reward"
+        for name, parameter in self.base.named_parameters():
+            if name.startswith(f"{self.prefix}."):
+                yield name, parameter.detach()

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from plaudit.data.files import sha256
@@ -149,6 +156,20 @@ def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrai
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise UserError(f"model: {source}: needs an LM head without bias; this architecture is not supported yet")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The sequence classifier with one label of a local folder, in eval mode, every parameter frozen."""
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=1, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        )
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -31,7 +31,7 @@ from plaudit import rng
 from plaudit.errors import UserError
 from plaudit.models.heads import ScalarHead
 from plaudit.models.logprobs import completion_loss, token_logprobs
-from plaudit.models.tokens import Batch, Tokens
+from plaudit.models.tokens import Batch, ReplyRow, Tokens, positions
 
 Role = Literal["policy", "reference", "reward"]
 Need = Literal["logprobs", "values", "scores", "loss"]
@@ -89,17 +89,15 @@ class Roles(nn.Module):
         their heads are loaded by `heads.load_head`. At least one of the two is given.
         `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone."""
         super().__init__()
-        hidden_size = base.config.get_text_config().hidden_size
         assert not (trained == "reward" and reward) and members >= 1
         self.members = members if trained == "reward" else len(reward)
         self.learning: tuple[str, ...] = () if trained is None else (trained,)
         if trained == "reward":
             self.learning = tuple(reward_adapter(member) for member in range(members))
-        generators = {name: _generator(seed, name) for name in self.learning}
         peft: PeftModel | None = None
         for name in self.learning:
             assert lora is not None
-            peft = _add_adapter(base if peft is None else peft, name, lora, generators[name].initial_seed())
+            peft = _add_adapter(base if peft is None else peft, name, lora, _seed(seed, name))
         for member, path in enumerate(reward):
             name = reward_adapter(member)
             if peft is None:
@@ -110,15 +108,11 @@ class Roles(nn.Module):
                 peft.load_adapter(str(path), name, is_trainable=False, autocast_adapter_dtype=False)
         assert peft is not None
         self.peft = peft
-        # Stiennon et al. 2020 (arXiv:2009.01325): reward head weights from N(0, 1/(d+1)); the critic starts at 0. A
-        # head that is to be loaded holds no number until it is.
-        std = (hidden_size + 1) ** -0.5 if trained == "reward" else math.nan
         names = [reward_adapter(member) for member in range(self.members)]
-        self.score_heads = nn.ModuleList(
-            ScalarHead(hidden_size, bias=False, std=std, generator=generators.get(name)) for name in names
-        )
+        start = seed if trained == "reward" else None
+        self.score_heads = nn.ModuleList(new_score_head(base, name, start) for name in names)
+        self.value_head = ScalarHead(base.config.get_text_config().hidden_size, bias=True, std=0.0)
         self.device: torch.device = base.device
-        self.value_head = ScalarHead(hidden_size, bias=True, std=0.0)
         self.trained = trained
         self.value_gradient = value_gradient
         self.temperature = temperature
@@ -149,21 +143,23 @@ class Roles(nn.Module):
                 layer._active_adapter = [adapter]
 
     def forward(
-        self, tokens: Tokens | Batch, role: Role, need: frozenset[Need], member: int | None = None
+        self, tokens: Tokens | Batch | ReplyRow, role: Role, need: frozenset[Need], member: int | None = None
     ) -> RoleOutput:
         """One pass of `role` over `tokens`, giving what `need` names.
 
         logprobs: log π(a_t) and the entropy of π(·|s_t), [B, T], at the reply's actions, at the sampling temperature.
         values: V(s_t), [B, T], at the same columns (policy role only). scores: the raw scores at the last real token,
         [B, M] (reward role only), with `member` those of that one alone, [B, 1]. loss: −Σ log π(a_t) over the mask
-        (policy role only). All float32. `tokens` may be a `Batch` for logprobs and loss.
+        (policy role only). All float32. `tokens` may be a `Batch` for logprobs and loss, a `ReplyRow` for scores.
         """
         allowed = {"policy": {"logprobs", "values", "loss"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
         assert need and need <= allowed, (role, need)
         model = self.peft.get_base_model()
         if role == "reward":
+            assert not isinstance(tokens, Batch)
             members = range(self.members) if member is None else (member,)
             return RoleOutput(scores_BM=torch.stack([self._score(model, tokens, m) for m in members], dim=1))
+        assert not isinstance(tokens, ReplyRow)
         self._activate(None if role == "reference" else role)
         hidden_BTD = _hidden(model, tokens)
         mask_BT = tokens.mask_BT
@@ -179,12 +175,9 @@ class Roles(nn.Module):
             loss = _batch_loss(model, hidden_BTD, tokens)
         return RoleOutput(logprobs_BT, entropy_BT, values_BT, None, loss)
 
-    def _score(self, model: PreTrainedModel, tokens: Tokens | Batch, member: int) -> Tensor:
-        assert isinstance(tokens, Tokens)
+    def _score(self, model: PreTrainedModel, tokens: Tokens | ReplyRow, member: int) -> Tensor:
         self._activate(reward_adapter(member))
-        hidden_BTD = _hidden(model, tokens)
-        rows_B = torch.arange(len(tokens.lengths_B), device=hidden_BTD.device)
-        return self.score_heads[member](hidden_BTD[rows_B, tokens.lengths_B - 1])
+        return self.score_heads[member](last_hidden(model, tokens))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything an optimiser may change."""
@@ -233,8 +226,21 @@ class Roles(nn.Module):
                 yield name, parameter.detach()
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.generator(seed, f"init/{name}").integers(2**31)))
+def _seed(seed: int, name: str) -> int:
+    """Where an adapter and its head start."""
+    return int(rng.generator(seed, f"init/{name}").integers(2**31))
+
+
+def new_score_head(base: PreTrainedModel, name: str, seed: int | None) -> ScalarHead:
+    """The head of a member of the reward model: N(0, 1/(d+1)), as Stiennon et al. 2020 (arXiv:2009.01325) have it.
+
+    Without a seed it is to be loaded and holds no number until it is.
+    """
+    size = base.config.get_text_config().hidden_size
+    if seed is None:
+        return ScalarHead(size, bias=False, std=math.nan)
+    generator = torch.Generator().manual_seed(_seed(seed, name))
+    return ScalarHead(size, bias=False, std=(size + 1) ** -0.5, generator=generator)
 
 
 def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
@@ -254,14 +260,20 @@ def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettin
             raise UserError(f"lora.target_modules={lora.target_modules!r} fits no layer of this model") from error
 
 
-def _hidden(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
+def _hidden(model: PreTrainedModel, tokens: Tokens | Batch | ReplyRow) -> Tensor:
     trunk = getattr(model, model.base_model_prefix)
-    if isinstance(tokens, Batch) and tokens.segments is not None:
+    if not isinstance(tokens, Tokens) and tokens.segments is not None:
         # Packed rows: `models.attention` reads the segments, and the stage has checked that this model obeys them.
+        place = positions(tokens.segments, tokens.tokens_BT.device)
         return trunk(
-            input_ids=tokens.tokens_BT, position_ids=tokens.positions_BT, segments=tokens.segments, use_cache=False
+            input_ids=tokens.tokens_BT, position_ids=place, segments=tokens.segments, use_cache=False
         ).last_hidden_state
     return trunk(input_ids=tokens.tokens_BT, use_cache=False).last_hidden_state
+
+
+def last_hidden(model: PreTrainedModel, tokens: Tokens | ReplyRow) -> Tensor:
+    """The state [B, D] at the last token of every sequence; by the roles' own code."""
+    return _hidden(model, tokens)[tokens.last_B]
 
 
 def _batch_loss(model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens | Batch) -> Tensor:

@@ -4,7 +4,7 @@ Attention is causal, so padding on the right cannot reach a real token: no atten
 are simply 0, 1, 2, ... (correctness.md row 1). Masks come from the lengths (row 2).
 
 SFT learns from conversations, where several stretches of a sequence may count: its batches (`Batch`) carry their mask,
-and their sequences may also lie end to end in one row.
+and their sequences may also lie end to end in one row. So may the replies whose scores are read (`ReplyRow`).
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,23 @@ import torch
 from torch import Tensor
 
 from plaudit.data.packing import Example
+
+Segment = int | tuple[int, ...]
+"""An example of a packed row by its length, or by those of a prompt and of the replies that share it."""
+
+
+def size(segment: Segment) -> int:
+    """Its tokens in the row."""
+    return segment if isinstance(segment, int) else sum(segment)
+
+
+def positions(segments: Sequence[Segment], device: torch.device) -> Tensor:
+    """Position ids [1, T] of a packed row: they start at 0 with every example, and every reply follows its prompt."""
+    spans = []
+    for segment in segments:
+        prompt, *replies = (segment,) if isinstance(segment, int) else segment
+        spans += [(0, prompt), *((prompt, prompt + reply) for reply in replies)]
+    return torch.cat([torch.arange(start, end, device=device) for start, end in spans])[None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,11 @@ class Tokens:
         """True where column t's action, token t+1, is a reply token: prompt_length − 1 ≤ t < length − 1."""
         t = torch.arange(self.tokens_BT.shape[1], device=self.tokens_BT.device)
         return (t >= self.prompt_lengths_B[:, None] - 1) & (t < self.lengths_B[:, None] - 1)
+
+    @property
+    def last_B(self) -> tuple[Tensor, Tensor]:
+        """(row, column) of the last token of every sequence, where its score is read."""
+        return torch.arange(len(self.lengths_B), device=self.tokens_BT.device), self.lengths_B - 1
 
     @property
     def reply_lengths_B(self) -> Tensor:
@@ -59,18 +81,25 @@ def pad_right(
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples with their own mask: one a row and right-padded, or all in one row, `segments` being their lengths."""
+    """Examples with their own mask: one a row and right-padded, or all in one row of `segments`."""
 
     tokens_BT: Tensor
     mask_BT: Tensor
-    segments: tuple[int, ...] | None = None
+    segments: tuple[Segment, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ReplyRow:
+    """Prompts and replies in one row without padding; `columns_B` are the last tokens of B sequences prompt + reply."""
+
+    tokens_BT: Tensor
+    columns_B: Tensor
+    segments: tuple[Segment, ...]
 
     @property
-    def positions_BT(self) -> Tensor | None:
-        """Position ids of a packed row: they start at 0 with every example."""
-        if self.segments is None:
-            return None
-        return torch.cat([torch.arange(n, device=self.tokens_BT.device) for n in self.segments])[None]
+    def last_B(self) -> tuple[Tensor, Tensor]:
+        """(row, column) of the last token of every sequence, where its score is read."""
+        return torch.zeros_like(self.columns_B), self.columns_B
 
 
 def pad_examples(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
@@ -88,3 +117,28 @@ def pack_examples(examples: Sequence[Example], device: torch.device) -> Batch:
     segments = tuple(len(example.ids) for example in examples)
     mask_BT = torch.tensor([learnt], dtype=torch.bool, device=device)
     return Batch(torch.tensor([ids], device=device), mask_BT, segments)
+
+
+def pack_replies(
+    groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], device: torch.device, *, share: bool
+) -> ReplyRow:
+    """Groups of a prompt and its replies in one row; with `share` the prompt's tokens are there once a group.
+
+    Sequences stand in the order of the groups and of the replies in them; no prompt is empty.
+    """
+    ids: list[int] = []
+    columns: list[int] = []
+    segments: list[Segment] = []
+    for prompt, replies in groups:
+        assert prompt and replies
+        if share:
+            ids += prompt
+            segments.append((len(prompt), *map(len, replies)))
+        shared = len(ids) - 1
+        for reply in replies:
+            if not share:
+                segments.append(len(prompt) + len(reply))
+                ids += prompt
+            ids += reply
+            columns.append(shared if share and not reply else len(ids) - 1)
+    return ReplyRow(torch.tensor([ids], device=device), torch.tensor(columns, device=device), tuple(segments))

@@ -104,7 +104,7 @@ def _numbers(card: Mapping[str, Any]) -> dict[str, str]:
     }
     after = calibration["temperature"]
     if after is not None:
-        found["calibration"] += f"; with temperature {after['value']:.2f}: ECE {after['ece']:.3f}"
+        found["calibration"] += f"; with temperature {temperature(after['value'])}: ECE {after['ece']:.3f}"
     if ceiling["compared"]:
         alpha = "undefined" if ceiling["alpha"] is None else f"{ceiling['alpha']:.3f}"
         found["annotators"] = (
@@ -125,6 +125,11 @@ def _numbers(card: Mapping[str, Any]) -> dict[str, str]:
             "judge the other way"
         )
     return found
+
+
+def temperature(value: float) -> str:
+    """A fitted temperature; at the largest one that is tried the margins say nothing of who wins."""
+    return f"{value:.2f}" if value < 99 else "over 99"
 
 
 def percent(value: float | None) -> str:

@@ -96,7 +96,7 @@ def _marks(card: Card) -> Alarm | None:
     sure = top["layout"] or top["coverage"] >= ALARMING_COVERAGE
     winner = top["share"] >= 0.5
     share = top["share"] if winner else 1 - top["share"]
-    others = f" {len(marks) - 1} more such marks were found." if len(marks) > 1 else ""
+    others = f" Other such marks: it {', it '.join(mark['mark'] for mark in marks[1:4])}." if len(marks) > 1 else ""
     return _alarm(
         "leak", "alarm" if sure else "warning",
         f"{'A leak' if sure else 'Perhaps a leak'}: in {top['pairs']:,} pairs ({percent(top['coverage'])} of all) one "
@@ -209,7 +209,8 @@ def _calibration(card: Card) -> Alarm | None:
         return None
     sure = found["confidence"] > card["accuracy"]
     after = found["temperature"]
-    mends = f" Dividing by a temperature of {after['value']:.2f} brings it to {after['ece']:.3f}." if after else ""
+    helps = after is not None and after["ece"] < found["ece"]
+    mends = f" Dividing by a temperature of {after['value']:.2f} brings it to {after['ece']:.3f}." if helps else ""
     return _alarm(
         "calibration", "warning",
         f"The model is {'surer' if sure else 'less sure'} than it is right: it claims {percent(found['confidence'])} "

@@ -27,6 +27,7 @@ EXPLAINED_BY_LENGTH = 0.9
 _SHOWN = 10
 _CHARACTERS = 4000
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_ALNUM = "a letter or digit"
 _NAMES = {"\n": "a line break", "\t": "a tab", "\u00a0": "a no-break space", "\u200b": "a zero-width space"}
 
 Unit = tuple[tuple[Message, ...], str, str]
@@ -165,7 +166,10 @@ def marks(pairs: Pairs) -> list[dict[str, Any]]:
         if max(by_length, 1 - by_length) >= EXPLAINED_BY_LENGTH:
             continue
         found.append({"mark": name, "layout": layout, "pairs": len(numbers), "coverage": coverage, "share": share})
-    return sorted(found, key=lambda row: (not row["layout"], -row["coverage"], row["mark"]))[:_SHOWN]
+    # What names a character says more than what names a class of them.
+    return sorted(found, key=lambda row: (not row["layout"], _ALNUM in row["mark"], -row["coverage"], row["mark"]))[
+        :_SHOWN
+    ]
 
 
 def _features(text: str) -> Iterator[tuple[bool, str]]:
@@ -177,8 +181,8 @@ def _features(text: str) -> Iterator[tuple[bool, str]]:
     if text != text.rstrip():
         yield True, "ends with white space"
     if bare:
-        yield True, f"begins with {_name(bare[0])}" if not bare[0].isalnum() else "begins with a letter or digit"
-        yield True, f"ends with {_name(bare[-1])}" if not bare[-1].isalnum() else "ends with a letter or digit"
+        yield True, f"begins with {_name(bare[0])}" if not bare[0].isalnum() else f"begins with {_ALNUM}"
+        yield True, f"ends with {_name(bare[-1])}" if not bare[-1].isalnum() else f"ends with {_ALNUM}"
     for character in set(text):
         if not character.isalnum() and character != " ":
             yield True, f"has {_name(character)}"

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plaudit.run.card_table import PARTS, part_rows
+from plaudit.run.card_table import PARTS, part_rows, temperature
 from plaudit.stages.plots import INK, MUTED, PPO, REWARD, SFT, Plot, draw, number, percent
 
 _NAME = 26
@@ -86,7 +86,7 @@ def _reliability(card: Card) -> Plot:
     ]  # fmt: skip
     note = f"A perfectly calibrated model would show ECE {number(found['ece_expected'], 3)} on so few pairs."
     if after:
-        keys.insert(1, ("line", "ppo", f"divided by a temperature of {number(after['value'])}"))
+        keys.insert(1, ("line", "ppo", f"divided by a temperature of {temperature(after['value'])}"))
         note += f" With the temperature: {number(after['ece'], 3)}, each half of the prompts judged by the other's."
     return draw("reward-reliability", title, "confidence it states (%)", "accuracy (% of pairs)", paint, keys, note)
 

@@ -26,15 +26,15 @@ from plaudit.data.annotator import Annotator, declines
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_rows
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
-from plaudit.models.heads import RewardContract, load_head
 from plaudit.models.load import load_model
+from plaudit.models.reward_model import RewardModel
 from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.stages.base import Run, StageConfig
-from plaudit.stages.reward import load_contract
+from plaudit.stages.reward import trained_reward
 from plaudit.stages.scoring import Rewards, RewardSource
 
 ROWS = 32
@@ -145,6 +145,7 @@ def _judge(
     )
 
 
+@torch.no_grad()
 def _proxy(
     run: Run,
     chat: ChatFormat,
@@ -155,30 +156,22 @@ def _proxy(
     advance: Step,
 ) -> np.ndarray:
     """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
-    roles, contract = reward_roles(run, chat, base) if rewards.trained else (None, None)
+    reward = reward_model(run, chat, base) if rewards.trained else None
     found = []
     for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
+        trained, contract = (partial(reward.raw, tokens), reward.contract) if reward else (None, None)
         part = prompts[start : start + ROWS]
-        scores = rewards.score(chat, part, tokens, "evaluation", partial(_raw_scores, roles, tokens), contract)
+        scores = rewards.score(chat, part, tokens, "evaluation", trained, contract)
         found.append(scores.normalised_B.cpu().numpy())
         advance(count=len(part))
     return np.concatenate(found)
 
 
-@torch.no_grad()
-def _raw_scores(roles: Roles | None, tokens: Tokens) -> Tensor:
-    assert roles is not None
-    scores_BM = roles(tokens, "reward", frozenset({"scores"})).scores_BM
-    assert scores_BM is not None
-    return scores_BM
-
-
-def reward_roles(run: Run, chat: ChatFormat, base: PreTrainedModel) -> tuple[Roles, RewardContract]:
-    """The SFT model `base` with the trained reward adapter and head, and the rules its scores stand under."""
-    folder, contract = load_contract(run, chat)
-    roles = Roles(base, reward=[folder / "adapter"])
-    load_head(roles.score_heads[0], folder)
-    return roles, contract
+def reward_model(run: Run, chat: ChatFormat, base: PreTrainedModel) -> RewardModel:
+    """The run's reward model, its adapters on the SFT model `base`."""
+    files = trained_reward(run, chat)
+    roles = Roles(base, reward=files.adapters) if files.adapters else None
+    return files.attach(roles, run.machine.dtype, run.machine.device)
 
 
 def _sums(parts: list[Tensor]) -> np.ndarray:

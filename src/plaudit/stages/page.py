@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from plaudit.run.card_table import PARTS
+from plaudit.run.card_table import PARTS, temperature
 from plaudit.stages.card_plots import card_plots
 from plaudit.stages.plots import number, percent
 
@@ -16,7 +16,7 @@ def render_page(template: str, **values: Any) -> str:
     page = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
     )
-    page.filters |= {"number": number, "percent": percent, "interval": interval}
+    page.filters |= {"number": number, "percent": percent, "interval": interval, "temperature": temperature}
     return page.get_template(template).render(parts=PARTS, **values)
 
 

@@ -28,7 +28,8 @@ from plaudit.data.chat import ChatFormat
 from plaudit.dist.machine import release_memory
 from plaudit.guard import invariants
 from plaudit.models.export import export_policy
-from plaudit.models.heads import RewardContract, load_head, save_head
+from plaudit.models.full import FullReward
+from plaudit.models.heads import RewardContract, save_head
 from plaudit.models.load import load_model
 from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import LoraSettings, Role, Roles
@@ -39,7 +40,7 @@ from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.metrics import Clock, Metrics
 from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
-from plaudit.stages.reward import load_contract
+from plaudit.stages.reward import trained_reward
 from plaudit.stages.scoring import Rewards, RewardSource, Scores
 
 
@@ -118,6 +119,7 @@ class Trainer:
     run: Run
     chat: ChatFormat
     roles: Roles
+    scorer: Roles | FullReward
     engine: InProcessEngine
     rewards: Rewards
     contract: RewardContract | None
@@ -186,19 +188,18 @@ def _better(now: dict[str, float], best: dict[str, float], kl_budget: float) -> 
 def _build(config: PPOConfig, run: Run) -> Trainer:
     chat = run.chat(run.sft_model)
     rewards = Rewards(config.rewards, run.machine)
-    reward_folder, contract = load_contract(run, chat) if rewards.trained else (None, None)
+    files = trained_reward(run, chat) if rewards.trained else None
     source = str(run.sft_model)
     roles = Roles(
         load_model(source, run.machine.dtype, run.machine.device),
         trained="policy",
         lora=config.lora,
         seed=run.seed,
-        reward=[reward_folder / "adapter"] if reward_folder else [],
+        reward=files.adapters if files else [],
         value_gradient=config.value_gradient,
         temperature=config.temperature,
     )
-    if reward_folder is not None:
-        load_head(roles.score_heads[0], reward_folder)
+    reward = files.attach(roles, run.machine.dtype, run.machine.device) if files else None
     engine = InProcessEngine(
         load_model(source, run.machine.dtype, run.machine.device),
         eos_id=chat.eos_id,
@@ -214,7 +215,8 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     )
     steps = config.updates * config.epochs * (config.batch_size // config.minibatch_size)
     schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
-    return Trainer(config, run, chat, roles, engine, rewards, contract, optimiser, schedule)
+    scorer, contract = (reward.model, reward.contract) if reward else (roles, None)
+    return Trainer(config, run, chat, roles, scorer, engine, rewards, contract, optimiser, schedule)
 
 
 def sample(trainer: Trainer, prompts: list[Prompt], stream: str, step: int) -> tuple[Tokens, Tensor, Tensor]:
@@ -313,7 +315,7 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
     need = {"policy": {"logprobs", "values"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
     found: dict[str, Tensor] = {}
     for rows in layout(trainer, tokens, update):
-        output = trainer.roles(tokens.rows(rows), role, frozenset(need))
+        output = (trainer.scorer if role == "reward" else trainer.roles)(tokens.rows(rows), role, frozenset(need))
         for name, part in vars(output).items():
             if part is not None:
                 shape = (len(tokens.lengths_B), part.shape[1]) if name == "scores_BM" else tokens.tokens_BT.shape

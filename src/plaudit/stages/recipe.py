@@ -18,7 +18,7 @@ from plaudit.stages.base import DataConfig, StageConfig
 from plaudit.stages.evaluate import EvaluateConfig
 from plaudit.stages.ppo import PPOConfig
 from plaudit.stages.preferences import PreferencesConfig
-from plaudit.stages.reward import RewardConfig
+from plaudit.stages.reward_training import RewardConfig
 from plaudit.stages.sft import SFTConfig
 
 

@@ -2,180 +2,309 @@
 
     loss = −(1/n) Σ_rankings (1/pairs) Σ_(w,l) log σ(r_θ(x, y_w) − r_θ(x, y_l))
 
-All pairs of a ranking are in one step, and every ranking counts once (Ouyang et al. 2022). The score is read at the
-reply's last token. Leaves reward/adapter (PEFT), reward/head.safetensors, reward/reward.json (the rules its scores
-stand under), reward/model (merged `AutoModelForSequenceClassification`, raw scores), reward/metrics.jsonl,
-reward/card.json (its report card on the held-out rankings) and reward/summary.json.
+and, where the recipe asks for it, other losses of the same rankings (stages/reward_training.py) and an ensemble of
+members on the one base. The score is read at the reply's last token. What was trained is saved and loaded again before
+it is normalised and tested: what the numbers describe is what lies on the disk.
+
+Leaves reward/adapter (PEFT), reward/head.safetensors, reward/reward.json (the contract: the rules its scores stand
+under, checksums, golden scores), reward/model (merged `AutoModelForSequenceClassification`, raw scores),
+reward/metrics.jsonl, reward/card.json (the report card on held-out rankings) and reward/summary.json; of an ensemble
+also adapter_1, head_1.safetensors, model_1 and so on. A full fine-tuning leaves no adapter and no head beside
+reward/model.
 
     plaudit reward RECIPE
 """
 
-import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
+import numpy as np
 import torch
-from pydantic import Field, model_validator
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plaudit import rng
-from plaudit.algo.preferences import bradley_terry_loss
+from plaudit.algo.ensembles import Aggregation
+from plaudit.algo.preferences import fit_temperature
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_rankings, write_json
+from plaudit.data.files import read_rankings, sha256, write_json
+from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
-from plaudit.guard.invariants import check_finite
-from plaudit.models.export import export_reward_model
-from plaudit.models.heads import RewardContract, save_head
+from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.averaging import average_adapters, average_heads
+from plaudit.models.export import export_classifier, sign_classifier
+from plaudit.models.full import FullReward
+from plaudit.models.heads import RewardContract, head_file, load_head, save_head
 from plaudit.models.load import load_model
-from plaudit.models.optimiser import MasterAdamW
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.reward_model import (
+    RewardFiles,
+    adapter_name,
+    file_hashes,
+    files_of,
+    golden_scores,
+    load_merged,
+    member_files,
+    template_hash,
+    weights_and_rules,
+)
+from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Prompt, Ranking
 from plaudit.run.card_table import print_alarms
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
-from plaudit.stages.base import Run, StageConfig, cosine_schedule, optimiser_step
+from plaudit.stages.base import Run
 from plaudit.stages.reward_report import held_out_card
+from plaudit.stages.reward_training import (
+    Layout,
+    RewardConfig,
+    Trainer,
+    check_rankings,
+    comparisons,
+    encode,
+    train_member,
+)
+from plaudit.stages.sft import tensors_hash
 
-
-class RewardConfig(StageConfig):
-    """Training of the reward model."""
-
-    epochs: int = Field(1, ge=1)
-    """Passes over the training rankings; more than one over-fits quickly."""
-    rankings_per_step: int = Field(8, ge=1)
-    """Rankings in one optimiser step."""
-    rankings_per_micro_batch: int = Field(2, ge=1)
-    """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
-    learning_rate: float = Field(5e-4, gt=0)
-    """Peak learning rate of AdamW for adapter and head; cosine to a tenth of it."""
-    warmup_steps: int = Field(4, ge=0)
-    """Optimiser steps of linear warm-up."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient is scaled down to this norm."""
-    normalise_on: int = Field(256, ge=2)
-    """Replies of the training rankings whose scores get mean 0 and std 1."""
-    lora: LoraSettings = LoraSettings()
-    """The reward model's own adapter on the shared base."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "RewardConfig":
-        if self.rankings_per_step % self.rankings_per_micro_batch:
-            raise ValueError(
-                f"rankings_per_micro_batch={self.rankings_per_micro_batch} does not divide "
-                f"rankings_per_step={self.rankings_per_step}"
-            )
-        return self
+ROWS = 32
+"""Replies scored at once."""
 
 
 def run(config: RewardConfig, run: Run) -> dict[str, Any]:
-    """Train, test on held-out prompts, save; returns the summary."""
-    rankings = read_rankings(run.folder.require("preferences/rankings.jsonl", "preferences"))
-    train = [r for r in rankings if r.prompt.split == "train" and r.pairs()]
+    """Train, save, normalise, test on held-out prompts; returns the summary."""
+    path = run.folder.require("preferences/rankings.jsonl", "preferences")
+    rankings = read_rankings(path)
+    train = [r for r in rankings if r.prompt.split == "train" and comparisons(config, r)]
     test = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
     if not train or not test:
         raise UserError(
             f"preferences/rankings.jsonl has {len(train)} training and {len(test)} held-out rankings with a strict "
             "pair; the reward model needs both: give prompts of split train and of split validation or test"
         )
+    check_rankings(config, train)
     chat = run.chat(run.sft_model)
-    base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
-    roles = Roles(base, trained="reward", lora=config.lora, seed=run.seed)
-    optimiser = MasterAdamW([{"params": list(roles.trainable().values()), "lr": config.learning_rate}])
-    steps_per_epoch = -(-len(train) // config.rankings_per_step)
-    steps = config.epochs * steps_per_epoch
-    schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
     folder = run.folder.stage("reward")
-    with Metrics(folder / "metrics.jsonl") as metrics, progress("Reward model", steps, "step") as advance:
-        for step in range(steps):
-            epoch, offset = divmod(step, steps_per_epoch)
-            order = rng.permutation(run.seed, "reward", epoch, len(train))
-            rows = [
-                train[i] for i in order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]
-            ]
-            loss, accuracy = _accumulate(roles, chat, rows, config.rankings_per_micro_batch, f"reward step {step + 1}")
-            row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
-            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, f"reward step {step + 1}")
-            metrics.log(step=step + 1, **row)
-            advance(f"loss {loss:.3f}  accuracy {accuracy:.2f}")
+    trainer, layout = build(config, run, chat, train, test)
+    base_hash = tensors_hash(trainer.model) if isinstance(trainer.model, Roles) else None
+    learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
+    with Metrics(folder / "metrics.jsonl") as metrics:
+        log_nus, seconds = zip(*(train_member(trainer, m, metrics) for m in range(config.members)), strict=True)
+    if isinstance(trainer.model, Roles) and tensors_hash(trainer.model) != base_hash:
+        raise AssertionError("the frozen base changed while the reward model learnt")
+    save(config, run, trainer, folder)
+    del trainer
+    release_memory()
 
-    reference = [(r.prompt, reply) for r in train for reply in r.replies][: config.normalise_on]
-    contract = reward_contract(chat, score_replies(roles, chat, reference, label="Normalising"))
-    roles.save_adapter(folder / "adapter")
-    save_head(roles.score_heads[0], folder)
+    model = reload(config, run, folder)
+    contract, temperatures = describe(config, run, chat, model, train, test, sha256(path))
+    if config.loss == "davidson":
+        averaged = config.aggregate == "weight_averaged"
+        contract = replace(contract, log_nu=(float(np.mean(log_nus)),) if averaged else log_nus)
+    gap = export(run, chat, model, contract, temperatures, folder)
+    contract = _with_hashes(contract, run, folder)
     contract.save(folder)
-    export_reward_model(roles, chat, str(run.sft_model), contract, folder / "model", run.machine.dtype)
-    raw_BM = score_replies(roles, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
+    raw_BM = score_replies(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
     summary, card = held_out_card(raw_BM, contract, train, test, simulated=run.rankings is None)
     write_json(folder / "card.json", card)
+    files = [folder / name for name in contract.files]
+    summary |= {
+        "loss": config.loss,
+        "layout": layout,
+        "members": config.members,
+        "aggregate": config.aggregate,
+        "trainable_parameters": learning,
+        "rankings_train": len(train),
+        "seconds_per_member": float(np.mean(seconds)),
+        "pairs_per_second": config.epochs * config.members * summary["pairs_train"] / sum(seconds),
+        "megabytes_per_member": sum(file.stat().st_size for file in files) / 1e6 / len(contract.mean),
+        "passes_per_score": len(contract.mean),
+        "temperature": contract.temperature,
+        "export_gap": gap,
+    }
     shown = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
-    run.finish("reward", "Reward model", summary, (*shown, "length_score_correlation"))
+    more = ("length_score_correlation", "layout", "temperature", "seconds_per_member")
+    ensemble = ("members", "aggregate", "megabytes_per_member", "passes_per_score") if config.members > 1 else ()
+    run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
     print_alarms(card)
     return summary
 
 
-def _accumulate(roles: Roles, chat: ChatFormat, rows: list[Ranking], micro: int, where: str) -> tuple[float, float]:
-    """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
-    loss_sum, right, pairs = 0.0, 0, 0
-    # Rankings of like length share a micro-batch; each counts the same wherever it is.
-    rows = sorted(rows, key=lambda r: len(r.prompt.text) + max(len(reply.text) for reply in r.replies))
-    for start in range(0, len(rows), micro):
-        part = rows[start : start + micro]
-        scores = _scores(roles, chat, [(r.prompt, reply) for r in part for reply in r.replies])[:, 0]
-        better, worse, weights, first = [], [], [], 0
-        for ranking in part:
-            strict = ranking.pairs()
-            better += [first + w for w, _ in strict]
-            worse += [first + l for _, l in strict]
-            weights += [1 / len(strict)] * len(strict)
-            first += len(ranking.replies)
-        loss = bradley_terry_loss(scores[better], scores[worse], scores.new_tensor(weights)) / len(rows)
-        check_finite("the loss", loss.item(), where)
-        loss.backward()
-        loss_sum += loss.item()
-        right += int((scores[better] > scores[worse]).sum())
-        pairs += len(better)
-    return loss_sum, right / pairs
+def build(
+    config: RewardConfig, run: Run, chat: ChatFormat, train: list[Ranking], test: list[Ranking]
+) -> tuple[Trainer, str]:
+    """The trainer, and the layout of its rows in words."""
+    full = config.lora is None
+    base = load_model(str(run.sft_model), torch.float32 if full else run.machine.dtype, run.machine.device)
+    model: Roles | FullReward
+    if config.lora is None:
+        model = FullReward(base, run.machine.dtype, learns=True, seed=run.seed)
+    else:
+        model = Roles(base, trained="reward", lora=config.lora, seed=run.seed, members=config.members)
+        if config.aggregate == "weight_averaged":
+            # The mean of heads that point anywhere points nowhere: these start as one, and their adapters as B = 0.
+            for head in model.score_heads:
+                head.load_state_dict(model.score_heads[0].state_dict())
+    layout: Layout = config.layout
+    reason = use_packed_attention(base) if layout != "padded" else None
+    if reason is not None:
+        layout = "padded"
+    elif layout == "shared" and (reason := prompt_sharing_refused(base)) is not None:
+        layout = "packed"
+    held_out = encode(config, chat, _chosen(test, config.evaluate_on, run.seed))
+    trainer = Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out)
+    return trainer, layout if reason is None else f"{layout}: {reason}"
 
 
-def _scores(roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]]) -> Tensor:
-    prompts = [chat.prompt_ids(prompt.messages) for prompt, _ in replies]
-    tokens = pad_right(prompts, [chat.reply_ids(r) for _, r in replies], chat.pad_id, roles.device)
-    scores_BM = roles(tokens, "reward", frozenset({"scores"})).scores_BM
-    assert scores_BM is not None
-    return scores_BM
+def _chosen(rankings: list[Ranking], most: int, seed: int) -> list[Ranking]:
+    """All of them, or a seeded choice of `most`, in file order."""
+    if len(rankings) <= most:
+        return rankings
+    return [rankings[i] for i in sorted(rng.permutation(seed, "reward/held_out", 0, len(rankings))[:most])]
+
+
+def save(config: RewardConfig, run: Run, trainer: Trainer, folder: Path) -> None:
+    """Write the weights: adapters and heads, their average, or a merged model."""
+    model = trainer.model
+    if isinstance(model, FullReward):
+        export_classifier(model, trainer.chat, str(run.sft_model), folder / "model", run.machine.dtype)
+        return
+    adapters = [folder / adapter_name(member) for member in range(config.members)]
+    for member, adapter in enumerate(adapters):
+        model.save_adapter(adapter, member)
+        save_head(model.score_heads[member], folder, member)
+    if config.aggregate == "weight_averaged":
+        average_adapters(adapters, adapters[0])
+        heads = [load_file(folder / head_file(member))["weight"] for member in range(config.members)]
+        save_file({"weight": average_heads(heads)}, folder / head_file())
+        for member in range(1, config.members):
+            shutil.rmtree(adapters[member])
+            (folder / head_file(member)).unlink()
+
+
+def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
+    """What `save` wrote, as every later stage will have it."""
+    if config.lora is None:
+        return load_merged(folder / "model", run.machine.dtype, run.machine.device)
+    members = 1 if config.aggregate == "weight_averaged" else config.members
+    base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
+    roles = Roles(base, reward=[folder / adapter_name(member) for member in range(members)])
+    for member, head in enumerate(roles.score_heads):
+        load_head(head, folder, member)
+    return roles
 
 
 @torch.no_grad()
-def score_replies(roles: Roles, chat: ChatFormat, replies: list[tuple[Prompt, Completion]], *, label: str) -> Tensor:
+def score_replies(
+    model: Roles | FullReward, chat: ChatFormat, replies: Sequence[tuple[Prompt, Completion]], *, label: str
+) -> Tensor:
     """Raw scores of replies, in order: [B, M] on the CPU."""
     order = sorted(range(len(replies)), key=lambda i: len(replies[i][0].text) + len(replies[i][1].text))
-    scores_BM = torch.zeros(len(replies), roles.members)
+    scores_BM = torch.zeros(len(replies), model.members)
     with progress(label, len(replies), "reply") as advance:
-        for start in range(0, len(order), 32):
-            part = order[start : start + 32]
-            scores_BM[part] = _scores(roles, chat, [replies[i] for i in part]).cpu()
+        for start in range(0, len(order), ROWS):
+            part = order[start : start + ROWS]
+            prompts = [chat.prompt_ids(replies[i][0].messages) for i in part]
+            tokens = pad_right(prompts, [chat.reply_ids(replies[i][1]) for i in part], chat.pad_id, model.device)
+            found_BM = model(tokens, "reward", frozenset({"scores"})).scores_BM
+            assert isinstance(found_BM, Tensor)
+            scores_BM[part] = found_BM.cpu()
             advance(count=len(part))
     return scores_BM
 
 
+def describe(
+    config: RewardConfig, run: Run, chat: ChatFormat, model: Roles | FullReward, train: list[Ranking],
+    test: list[Ranking], rankings_sha256: str,
+) -> tuple[RewardContract, list[float]]:  # fmt: skip
+    """The contract: moments of reference replies, temperature on held-out pairs, rules of the text, golden scores.
+
+    And the temperatures of the members by themselves.
+    """
+    reference = [(r.prompt, reply) for r in train for reply in r.replies][: config.normalise_on]
+    contract = reward_contract(chat, score_replies(model, chat, reference, label="Normalising"))
+    aggregate: Aggregation
+    match config.aggregate:
+        case "weight_averaged":
+            aggregate = "mean"
+        case "mean" | "min" | "mean_minus_std" | "pessimistic":
+            aggregate = config.aggregate
+        case _:
+            assert_never(config.aggregate)
+    contract = replace(
+        contract, aggregate=aggregate, k=config.aggregate_k, beta=config.aggregate_beta,
+        dtype=run.machine.dtype_name, golden=golden_scores(model, chat), rankings_sha256=rankings_sha256,
+        model=None if config.lora is not None else "model",
+    )  # fmt: skip
+    # On the validation split where it has pairs, so that the test split still judges the confidence.
+    calibrating = [r for r in test if r.prompt.split == "validation"] or test
+    flat = [(r.prompt, reply) for r in calibrating for reply in r.replies]
+    raw_BM = score_replies(model, chat, flat, label="Calibrating")
+    alone = [raw_BM[:, m] / contract.std[m] for m in range(model.members)]
+    each = [_temperature(_margins(scores_B, calibrating)) for scores_B in alone]
+    return replace(contract, temperature=_temperature(_margins(contract.normalised(raw_BM), calibrating))), each
+
+
+def _temperature(margins: Tensor) -> float:
+    """With Platt's targets (1999), (n + 1)/(n + 2) in place of 1: pairs that are all right prove no certainty."""
+    return fit_temperature(margins, torch.full_like(margins, (len(margins) + 1) / (len(margins) + 2)))
+
+
+def _margins(scores_N: Tensor, rankings: list[Ranking]) -> Tensor:
+    """Winner's score minus loser's of every strict pair."""
+    margins, first = [], 0
+    for ranking in rankings:
+        margins += [scores_N[first + w] - scores_N[first + l] for w, l in ranking.pairs()]
+        first += len(ranking.replies)
+    return torch.stack(margins)
+
+
 def reward_contract(chat: ChatFormat, reference_BM: Tensor) -> RewardContract:
     """The rules the scores stand under: moments of the raw scores of reference replies, template, end-of-turn token,
-    system prompt."""
+    pad token, system prompt."""
     scores = reference_BM.double()
     std = scores.std(dim=0, correction=0).clamp(min=1e-6)
     return RewardContract(
-        tuple(scores.mean(dim=0).tolist()), tuple(std.tolist()), chat.eos_id, chat.system, template_hash(chat)
-    )
+        tuple(scores.mean(dim=0).tolist()), tuple(std.tolist()), chat.eos_id, chat.system, template_hash(chat),
+        pad_id=chat.pad_id, template=chat.tokenizer.chat_template,
+    )  # fmt: skip
 
 
-def load_contract(run: Run, chat: ChatFormat) -> tuple[Path, RewardContract]:
-    """Folder and rules of the run's reward model; UserError when this run would turn texts into other tokens."""
+def export(
+    run: Run, chat: ChatFormat, model: Roles | FullReward, contract: RewardContract, temperatures: list[float],
+    folder: Path,
+) -> float:  # fmt: skip
+    """Every member as a plain classifier that carries its own contract; returns the largest distance of a golden
+    score from the model's own, in standard deviations."""
+    gaps = []
+    for member in range(model.members):
+        to = folder / ("model" if member == 0 else f"model_{member}")
+        if isinstance(model, Roles):
+            export_classifier(model, chat, str(run.sft_model), to, run.machine.dtype, member)
+        own = replace(
+            contract, mean=contract.mean[member : member + 1], std=contract.std[member : member + 1],
+            golden=tuple((row[member],) for row in contract.golden), aggregate="mean", k=1.0, beta=1.0,
+            temperature=temperatures[member],
+            log_nu=None if contract.log_nu is None else contract.log_nu[member : member + 1],
+        )  # fmt: skip
+        gaps.append(sign_classifier(to, chat, own, run.machine.dtype))
+    if run.machine.dtype == torch.float32 and max(gaps) > 1e-3:
+        raise AssertionError(f"the exported reward model scores otherwise by {max(gaps):.1e} standard deviations")
+    return max(gaps)
+
+
+def _with_hashes(contract: RewardContract, run: Run, folder: Path) -> RewardContract:
+    """With the SHA-256 of the files that the scores come from: the reward model's own, and the base's."""
+    if contract.model is not None:
+        names = [f"{contract.model}/{name}" for name in weights_and_rules(folder / contract.model)]
+        return replace(contract, files=file_hashes(folder, names))
+    base = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
+    return replace(contract, files=file_hashes(folder, member_files(len(contract.mean))), base=base)
+
+
+def trained_reward(run: Run, chat: ChatFormat) -> RewardFiles:
+    """The run's reward model, its files and rules checked; UserError when they are not those of the reward stage."""
     folder = run.folder.require("reward/reward.json", "reward").parent
-    contract = RewardContract.load(folder)
-    contract.check(chat.eos_id, chat.system, template_hash(chat))
-    return folder, contract
-
-
-def template_hash(chat: ChatFormat) -> str:
-    return hashlib.sha256(chat.tokenizer.chat_template.encode()).hexdigest()
+    return files_of(folder, chat, run.sft_model)

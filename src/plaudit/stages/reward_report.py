@@ -12,23 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from plaudit.data.files import Reading, read_rankings, sha256
 from plaudit.data.read import is_hub
-from plaudit.dist.machine import choose_machine
+from plaudit.dist.machine import Machine, choose_machine
 from plaudit.errors import UserError
 from plaudit.models.foreign import TextRewardModel, load_text_reward_model
 from plaudit.models.heads import CONTRACT, RewardContract
 from plaudit.models.load import quiet_libraries
+from plaudit.models.reward_model import load_reward_model
 from plaudit.models.scorers import ScoreItem
+from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message, Ranking
 from plaudit.run.display import Step
 from plaudit.stages.card import report_card
 from plaudit.stages.card_pairs import Floats
 
-CHUNK = 64
-"""Replies scored between two looks at the progress bar; the model batches them by length."""
+BATCH = 32
+"""Replies scored at once."""
 
 Progress = Callable[[int], Any]
 """Opens a progress bar over so many replies: a context manager that gives a `Step`."""
@@ -51,19 +54,22 @@ def reward_report(
     train = [ranking for ranking in rankings if ranking.prompt.split == "train"] if held_out else []
     train += trained_on(folder, known=train) if folder else []
     quiet_libraries()
-    machine = choose_machine(dtype)
-    scorer = load_text_reward_model(str(folder or model), dtype=machine.dtype, device=machine.device)
+    if folder is not None and dtype == "auto":
+        dtype = RewardContract.load(folder).dtype  # its golden scores were made in this format
+    scorer = CardScorer(model, folder, choose_machine(dtype))
     with progress(len(unique_replies(judged))) as advance:
-        scores = score(scorer, judged, advance)
-    card = report_card(judged, scores, train=train)
+        raw_NM = scorer.raw(judged, advance)
+    scores = raw_NM[:, 0] if scorer.contract is None else card_scores(torch.from_numpy(raw_NM), scorer.contract)
+    card = report_card(judged, scores, members_NM=raw_NM, train=train)
     splits = sorted({ranking.prompt.split for ranking in judged})
     return {
         "model": {
             "source": model,
-            "layout": scorer.checkpoint.layout,
-            "dtype": machine.dtype_name,
-            # Replies whose text did not survive the model's tokenizer or template.
-            "changed_replies": scorer.changed,
+            "layout": scorer.layout,
+            "dtype": scorer.machine.dtype_name,
+            "members": raw_NM.shape[1],
+            # Replies whose text did not survive another trainer's tokenizer or template.
+            "changed_replies": 0 if scorer.text is None else scorer.text.changed,
         },
         "data": {
             "source": source,
@@ -142,14 +148,38 @@ def unique_replies(rankings: Sequence[Ranking]) -> dict[Reply, ScoreItem]:
     return found
 
 
-def score(scorer: TextRewardModel, rankings: Sequence[Ranking], advance: Step) -> Floats:
-    """Raw scores [N] of the replies of `rankings` in order."""
-    items = unique_replies(rankings)
-    # Long ones first, so that what does not fit into memory fails at once and the estimate falls.
-    order = sorted(items.values(), key=lambda item: -len(item.prompt.text) - len(item.completion.text))
-    scores: dict[str, float] = {}
-    for start in range(0, len(order), CHUNK):
-        part = order[start : start + CHUNK]
-        scores |= scorer.score(part)
-        advance(count=len(part))
-    return np.array([scores[items[r.prompt.messages, reply].id] for r in rankings for reply in r.replies])
+class CardScorer:
+    """Raw scores of texts: by Plaudit's own loader, which checks files and golden scores, or by another trainer's."""
+
+    def __init__(self, model: str, folder: Path | None, machine: Machine):
+        """`folder` holds a contract of Plaudit's; without one `model` is a folder or Hub id of any layout."""
+        self.machine = machine
+        self.contract: RewardContract | None = None
+        self.text: TextRewardModel | None = None
+        if folder is None:
+            self.text = load_text_reward_model(model, dtype=machine.dtype, device=machine.device, batch_size=BATCH)
+            self.layout: str = self.text.checkpoint.layout
+        else:
+            self.own, self.chat = load_reward_model(folder, machine.dtype, machine.device)
+            self.contract, self.layout = self.own.contract, "plaudit"
+
+    def raw(self, rankings: Sequence[Ranking], advance: Step) -> Floats:
+        """Raw scores [N, M] of the replies of `rankings` in order; each reply is scored once."""
+        items = unique_replies(rankings)
+        # Long ones first, so that what does not fit into memory fails at once and the estimate falls.
+        order = sorted(items.values(), key=lambda item: -len(item.prompt.text) - len(item.completion.text))
+        scores: dict[str, list[float]] = {}
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            scores |= zip((item.id for item in part), self._batch(part), strict=True)
+            advance(count=len(part))
+        return np.array([scores[items[r.prompt.messages, reply].id] for r in rankings for reply in r.replies])
+
+    @torch.no_grad()
+    def _batch(self, items: Sequence[ScoreItem]) -> list[list[float]]:
+        if self.text is not None:
+            found = self.text.score(items)
+            return [[found[item.id]] for item in items]
+        prompts = [self.chat.prompt_ids(item.prompt.messages) for item in items]
+        replies = [self.chat.reply_ids(item.completion) for item in items]
+        return self.own.raw(pad_right(prompts, replies, self.chat.pad_id, self.machine.device)).tolist()

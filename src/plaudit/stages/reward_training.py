@@ -1,0 +1,310 @@
+"""How the reward model learns: the comparisons in a ranking, their loss, and the optimiser steps of one member.
+
+All comparisons of a ranking are in one step, and every ranking counts once (Ouyang et al. 2022; correctness.md row 24).
+The losses themselves are algo/preferences.py's; what becomes of the trained model is stages/reward.py's.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from plaudit import rng
+from plaudit.algo.preferences import (
+    LARGEST_TIE_GROUP,
+    bradley_terry_loss,
+    centring_penalty,
+    davidson_loss,
+    plackett_luce_loss,
+    vote_targets,
+)
+from plaudit.data.chat import ChatFormat
+from plaudit.data.packing import balanced, by_length
+from plaudit.errors import UserError
+from plaudit.guard.invariants import check_finite
+from plaudit.models.full import FullReward
+from plaudit.models.optimiser import MasterAdamW
+from plaudit.models.roles import LoraSettings, Roles, reward_adapter
+from plaudit.models.tokens import pack_replies, pad_right
+from plaudit.records import Ranking
+from plaudit.run.display import progress
+from plaudit.run.metrics import Metrics
+from plaudit.stages.base import StageConfig, cosine_schedule, optimiser_step
+
+Layout = Literal["shared", "packed", "padded"]
+
+
+class RewardConfig(StageConfig):
+    """Training of the reward model."""
+
+    loss: Literal["pairs", "plackett_luce", "davidson"] = "pairs"
+    """What is learnt of a ranking: its pairs (Bradley-Terry), its whole order, or its pairs with ties as outcomes."""
+    ties: Literal["drop", "half"] = "drop"
+    """What loss pairs makes of a tie: nothing, or a pair that either side wins with probability one half."""
+    soft_labels: bool = False
+    """With loss pairs: the probability that a side wins is its share of the votes, where a ranking has votes."""
+    margin_coef: float = Field(0.0, ge=0)
+    """With loss pairs: scores shall differ by at least this times the stated strength of a preference."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """With loss pairs: the chance that a label is turned round."""
+    centring_coef: float = Field(0.0, ge=0)
+    """Weight of the mean of (r_w + r_l)², which holds the level of the raw scores at 0."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the training rankings; more than one over-fits quickly."""
+    rankings_per_step: int = Field(8, ge=1)
+    """Rankings in one optimiser step."""
+    rankings_per_micro_batch: int = Field(2, ge=1)
+    """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
+    layout: Layout = "shared"
+    """Replies of a micro-batch in one row with each prompt once, in one row, or padded. Changes speed and memory."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Peak learning rate of AdamW for adapter and head; cosine to a tenth of it."""
+    warmup_steps: int = Field(4, ge=0)
+    """Optimiser steps of linear warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient is scaled down to this norm."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Optimiser steps between two held-out losses; null is after each epoch. Start and end are always evaluated."""
+    evaluate_on: int = Field(100, ge=1)
+    """Held-out rankings in such a loss at most; of more, a seeded choice. The test at the end takes all."""
+    normalise_on: int = Field(256, ge=2)
+    """Replies of the training rankings whose scores get mean 0 and std 1."""
+    members: int = Field(1, ge=1)
+    """M: reward models trained, each with its own adapter, start and data order; time and scoring cost M times."""
+    aggregate: Literal["mean", "min", "mean_minus_std", "pessimistic", "weight_averaged"] = "mean"
+    """One score of M: a rule over the members' normalised scores, or one model with the mean of their weights."""
+    aggregate_k: float = Field(1.0, ge=0)
+    """k of mean_minus_std: mean − k·std of the members."""
+    aggregate_beta: float = Field(1.0, gt=0)
+    """β of pessimistic: −β·log mean exp(−r/β); small leans to the min, large to the mean."""
+    lora: LoraSettings | None = LoraSettings()
+    """The reward model's own adapter on the shared base; null trains every weight of a copy (full fine-tuning)."""
+
+    @model_validator(mode="after")
+    def _no_dead_option(self) -> "RewardConfig":
+        if self.rankings_per_step % self.rankings_per_micro_batch:
+            raise ValueError(
+                f"rankings_per_micro_batch={self.rankings_per_micro_batch} does not divide "
+                f"rankings_per_step={self.rankings_per_step}"
+            )
+        of_pairs = {"ties": "drop", "soft_labels": False, "margin_coef": 0.0, "label_smoothing": 0.0}
+        idle = [f"{name}={getattr(self, name)}" for name, default in of_pairs.items() if getattr(self, name) != default]
+        if self.loss != "pairs" and idle:
+            raise ValueError(f"{', '.join(idle)} belongs to loss=pairs and does nothing with loss={self.loss}")
+        if self.soft_labels and self.margin_coef:
+            raise ValueError("soft_labels and margin_coef exclude each other: a margin is for a side that surely won")
+        if self.members == 1 and self.aggregate != "mean":
+            raise ValueError(f"aggregate={self.aggregate} makes one of several members; members is 1")
+        if self.aggregate_k != 1.0 and self.aggregate != "mean_minus_std":
+            raise ValueError(f"aggregate_k={self.aggregate_k} belongs to aggregate=mean_minus_std")
+        if self.aggregate_beta != 1.0 and self.aggregate != "pessimistic":
+            raise ValueError(f"aggregate_beta={self.aggregate_beta} belongs to aggregate=pessimistic")
+        if self.lora is None and self.members > 1:
+            raise ValueError(f"members={self.members} are adapters on one base; full fine-tuning (lora=null) has one")
+        return self
+
+
+@dataclass(frozen=True)
+class Example:
+    """A ranking in tokens, and what is learnt of it: (better, worse, probability that better wins, margin)."""
+
+    ranking: Ranking
+    prompt: list[int]
+    replies: list[list[int]]
+    comparisons: list[tuple[int, int, float, float]]
+
+
+def comparisons(config: RewardConfig, ranking: Ranking) -> list[tuple[int, int, float, float]]:
+    """The pairs of a ranking under the settings; empty for one that teaches nothing."""
+    strength = ranking.strength or 0.0
+    found = [(w, l, 1.0, config.margin_coef * strength) for w, l in ranking.pairs()]
+    if config.loss == "davidson" or config.ties == "half":
+        ranks = ranking.ranks
+        found += [(i, j, 0.5, 0.0) for i, j in combinations(range(len(ranks)), 2) if ranks[i] == ranks[j]]
+    if config.soft_labels and ranking.votes is not None and found:
+        votes = torch.tensor(ranking.votes, dtype=torch.float64)
+        wins, losses = [w for w, *_ in found], [l for _, l, *_ in found]
+        targets = vote_targets(votes[wins], votes[losses]).tolist()
+        found = [(w, l, target, margin) for (w, l, _, margin), target in zip(found, targets, strict=True)]
+    return found
+
+
+def encode(config: RewardConfig, chat: ChatFormat, rankings: Sequence[Ranking]) -> list[Example]:
+    """The rankings that teach something, in tokens."""
+    kept = [(ranking, pairs) for ranking in rankings if (pairs := comparisons(config, ranking))]
+    return [
+        Example(r, chat.prompt_ids(r.prompt.messages), [chat.reply_ids(reply) for reply in r.replies], pairs)
+        for r, pairs in kept
+    ]
+
+
+def check_rankings(config: RewardConfig, rankings: Sequence[Ranking]) -> None:
+    """UserError for a setting that these training rankings leave without effect, or that cannot take them."""
+    tied = any(len(set(r.ranks)) < len(r.ranks) for r in rankings)
+    needs = {
+        "reward.soft_labels=true needs votes": config.soft_labels and all(r.votes is None for r in rankings),
+        "reward.margin_coef needs rankings with a strength": config.margin_coef > 0
+        and all(r.strength is None for r in rankings),
+        "reward.ties=half needs ties": config.ties == "half" and not tied,
+        "reward.loss=davidson needs ties": config.loss == "davidson" and not tied,
+    }
+    for what, lacking in needs.items():
+        if lacking:
+            raise UserError(f"{what}: no training ranking has any; leave the setting out")
+    if config.loss == "plackett_luce":
+        for r in rankings:
+            groups = [len(group) for group in _tie_groups(r)[:-1]]
+            if groups and max(groups) > LARGEST_TIE_GROUP:
+                raise UserError(
+                    f"ranking {r.prompt.id!r} ties {max(groups)} replies above others, reward.loss=plackett_luce takes "
+                    f"{LARGEST_TIE_GROUP}; set reward.loss=davidson or pairs"
+                )
+
+
+def _tie_groups(ranking: Ranking, first: int = 0) -> list[list[int]]:
+    """Replies from best to worst, ties together; numbered from `first`."""
+    levels = sorted(set(ranking.ranks))
+    return [[first + i for i, rank in enumerate(ranking.ranks) if rank == level] for level in levels]
+
+
+@dataclass
+class Trainer:
+    """What the loop holds."""
+
+    config: RewardConfig
+    seed: int
+    chat: ChatFormat
+    model: Roles | FullReward
+    layout: Layout
+    train: list[Example]
+    held_out: list[Example]
+
+    def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
+        cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
+        size = self.config.rankings_per_micro_batch
+        groups = by_length(cost, size) if self.layout == "padded" else balanced(cost, size)
+        return [[examples[i] for i in group] for group in groups]
+
+    def scores(self, examples: Sequence[Example], member: int) -> Tensor:
+        """Raw scores [N] of all replies of the examples, in order."""
+        if self.layout == "padded":
+            rows = [(e.prompt, reply) for e in examples for reply in e.replies]
+            tokens = pad_right([p for p, _ in rows], [r for _, r in rows], self.chat.pad_id, self.model.device)
+            found = self.model(tokens, "reward", frozenset({"scores"}), member=member).scores_BM
+        else:
+            groups = [(e.prompt, e.replies) for e in examples]
+            row = pack_replies(groups, self.model.device, share=self.layout == "shared")
+            found = self.model(row, "reward", frozenset({"scores"}), member=member).scores_BM
+        assert isinstance(found, Tensor)
+        return found[:, 0]
+
+
+def rankings_loss(
+    config: RewardConfig, scores_N: Tensor, examples: Sequence[Example], log_nu: Tensor
+) -> tuple[Tensor, int, int]:
+    """(Σ over the rankings of their losses, strict pairs that are right, strict pairs); `scores_N` as `Trainer.scores`.
+
+    A ranking of P comparisons gives each the weight 1/P; of a whole order, with K − 1 choices, 1/(K − 1).
+    """
+    better, worse, targets, margins, weights, strict, first = [], [], [], [], [], [], 0
+    orders = []
+    for example in examples:
+        for w, l, target, margin in example.comparisons:
+            better.append(first + w)
+            worse.append(first + l)
+            targets.append(target)
+            margins.append(margin)
+            weights.append(1 / len(example.comparisons))
+        strict += [(first + w, first + l) for w, l in example.ranking.pairs()]
+        orders.append(_tie_groups(example.ranking, first))
+        first += len(example.replies)
+    assert scores_N.shape == (first,), (scores_N.shape, first)
+    chosen_P, rejected_P = scores_N[better], scores_N[worse]
+    targets_P, weights_P = scores_N.new_tensor(targets), scores_N.new_tensor(weights)
+    match config.loss:
+        case "pairs":
+            loss = bradley_terry_loss(
+                chosen_P, rejected_P, weights_P, targets=targets_P, margins=scores_N.new_tensor(margins),
+                label_smoothing=config.label_smoothing,
+            )  # fmt: skip
+        case "davidson":
+            loss = davidson_loss(chosen_P, rejected_P, targets_P, weights_P, log_nu)
+        case "plackett_luce":
+            choices = scores_N.new_tensor([1 / (len(example.replies) - 1) for example in examples])
+            loss = plackett_luce_loss(scores_N, orders, choices)
+    if config.centring_coef:
+        loss = loss + config.centring_coef * centring_penalty(chosen_P, rejected_P, weights_P)
+    right = sum(bool(scores_N[w] > scores_N[l]) for w, l in strict)
+    return loss, right, len(strict)
+
+
+def train_member(trainer: Trainer, member: int, metrics: Metrics) -> tuple[float, float]:
+    """All optimiser steps of one member; returns log ν of its ties (0 unless loss is davidson) and the seconds."""
+    config, seed = trainer.config, trainer.seed
+    log_nu = nn.Parameter(torch.zeros((), device=trainer.model.device))
+    learning = list(_parameters_of(trainer.model, member))
+    optimiser = MasterAdamW(
+        [{"params": [*learning, *([log_nu] if config.loss == "davidson" else [])], "lr": config.learning_rate}]
+    )
+    per_epoch = -(-len(trainer.train) // config.rankings_per_step)
+    steps = config.epochs * per_epoch
+    schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
+    stream = "reward" if member == 0 else f"reward/{member}"
+    title = "Reward model" if config.members == 1 else f"Reward model {member + 1} of {config.members}"
+    seconds = 0.0
+    with progress(title, steps, "step") as advance:
+        metrics.log(step=0, member=member, **_evaluate(trainer, member, log_nu))
+        for number in range(1, steps + 1):
+            where = f"reward step {number}" + (f" of member {member}" if config.members > 1 else "")
+            started = time.perf_counter()
+            epoch, offset = divmod(number - 1, per_epoch)
+            order = rng.permutation(seed, stream, epoch, len(trainer.train))
+            rows = order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]
+            loss, accuracy = _accumulate(trainer, [trainer.train[i] for i in rows], member, log_nu, where)
+            row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
+            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            seconds += time.perf_counter() - started
+            every = config.evaluate_every or per_epoch
+            if number % every == 0 or number == steps:
+                row |= _evaluate(trainer, member, log_nu)
+            metrics.log(step=number, member=member, **row)
+            advance(f"loss {loss:.3f}  accuracy {accuracy:.2f}")
+    return log_nu.item(), seconds
+
+
+def _parameters_of(model: Roles | FullReward, member: int) -> Iterator[nn.Parameter]:
+    """What a member learns with."""
+    own = (f".{reward_adapter(member)}.", f"score_heads.{member}.")
+    for name, parameter in model.trainable().items():
+        if isinstance(model, FullReward) or own[0] in name or name.startswith(own[1]):
+            yield parameter
+
+
+def _accumulate(
+    trainer: Trainer, examples: list[Example], member: int, log_nu: Tensor, where: str
+) -> tuple[float, float]:
+    """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
+    loss_sum, right, pairs = 0.0, 0, 0
+    for part in trainer.micro_batches(examples):
+        total, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
+        loss = total / len(examples)
+        check_finite("the loss", loss.item(), where)
+        loss.backward()
+        loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
+    return loss_sum, right / pairs if pairs else 0.5  # a step of ties only
+
+
+@torch.no_grad()
+def _evaluate(trainer: Trainer, member: int, log_nu: Tensor) -> dict[str, float]:
+    """Loss a ranking and accuracy on strict pairs of the held-out examples."""
+    loss_sum, right, pairs = 0.0, 0, 0
+    for part in trainer.micro_batches(trainer.held_out):
+        loss, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
+        loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
+    return {"eval_loss": loss_sum / len(trainer.held_out), "eval_accuracy": right / pairs}
