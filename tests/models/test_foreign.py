@@ -206,20 +206,10 @@ def test_openrlhf_writes_eos_where_the_template_does_not(merged: Path) -> None:
     assert ids == tokenizer(f"{text} <|endoftext|>", add_special_tokens=False)["input_ids"]
 
 
-def test_our_own_export_scores_as_the_roles_do(trained: Path) -> None:
-    """reward/model and the reward/ folder itself; the score is read at the end-of-turn token."""
-    model = AutoModelForSequenceClassification.from_pretrained(trained / "reward/model").eval()
-    tokenizer, wanted = AutoTokenizer.from_pretrained(trained / "reward/model"), {}
-    for item in ITEMS:
-        prompt = tokenizer.apply_chat_template(
-            conversation(item)[:-1], add_generation_prompt=True, return_dict=False, tokenize=True
-        )
-        reply = tokenizer(item.completion.text, add_special_tokens=False)["input_ids"]
-        wanted[item.id] = logit(model, [*prompt, *reply, tokenizer.eos_token_id])
-    for source in (trained / "reward", trained / "reward/model"):
-        scorer = load_text_reward_model(str(source))
-        assert scorer.checkpoint.layout == "plaudit"
-        close(scorer.score(ITEMS), wanted)
+def test_our_own_export_without_its_rules_is_refused(trained: Path, tmp_path: Path) -> None:
+    """Its system message and its end-of-turn rule would be guessed."""
+    shutil.copytree(trained / "reward/model", tmp_path / "model", ignore=shutil.ignore_patterns("reward.json"))
+    refused(tmp_path / "model", "exported by Plaudit", "reward.json")
 
 
 def test_in_bfloat16_the_scores_are_near(merged: Path) -> None:

@@ -2,18 +2,22 @@
 
 import json
 import math
+import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import Answer, RewardServer, length_rows, score_lengths
 from plaudit.errors import RunStopped, UserError
 from plaudit.models import scorers
-from plaudit.models.scorers import EndpointScorer, FunctionScorer, ScoreItem, matched
+from plaudit.models.scorers import EndpointScorer, FunctionScorer, SavedRewardModel, ScoreItem, matched
 from plaudit.records import Completion, Message, Prompt
 
 ITEMS = [
@@ -140,6 +144,38 @@ def test_a_function_that_raises_stops_the_run_with_its_reason(tmp_path: Path) ->
     path = module(tmp_path, "def score(items):\n    return {i['id']: i['text'] for i in items}")
     with pytest.raises(RunStopped, match=r"reward function .*rewards\.py:score raised KeyError: 'text'"):
         FunctionScorer(f"{path}:score").score(ITEMS)
+
+
+# --- reward models that Plaudit saved ---
+
+
+@pytest.mark.parametrize("folder", ["reward", "reward/model"], ids=["adapter", "merged"])
+def test_a_saved_reward_model_scores_texts_as_transformers_does(folder: str, trained: Path) -> None:
+    """Prompt, reply, end-of-turn token; normalised by its own mean and std; a cut reply has no end."""
+    path = trained / folder
+    scorer = SavedRewardModel(str(path), dtype=torch.float32, device=torch.device("cpu"), batch_size=2)
+    model = AutoModelForSequenceClassification.from_pretrained(trained / "reward/model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained / "reward/model")
+    items, wanted = [*ITEMS, replace(ITEMS[3], id="cut", completion=Completion("xxx", finished=False))], {}
+    for item in items:
+        turns = [message.as_json() for message in item.prompt.messages]
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text + item.completion.text, add_special_tokens=False)["input_ids"]
+        ids += [tokenizer.eos_token_id] if item.completion.finished else []
+        with torch.no_grad():
+            raw = model(torch.tensor([ids])).logits.item()
+        wanted[item.id] = (raw - model.config.plaudit_score_mean) / model.config.plaudit_score_std
+    assert scorer.score(items) == pytest.approx(wanted, abs=1e-3)
+    assert wanted["cut"] != pytest.approx(wanted["p3#0"], abs=1e-3)
+
+
+def test_a_saved_reward_model_that_was_damaged_is_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "reward/model", tmp_path / "model")
+    with (tmp_path / "model/model.safetensors").open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"model\.safetensors.*has not the bytes that it was saved with"):
+        SavedRewardModel(str(tmp_path / "model"), dtype=torch.float32, device=torch.device("cpu"), batch_size=2)
 
 
 # --- endpoints, against a server that is really there ---

@@ -5,17 +5,17 @@
                  TRL's merged checkpoints and its PEFT adapters are of it        rendering of the conversation
     openrlhf     the same trunk, the head under its own name (`value_head`,      EOS, after the rendering without
                  `score`, config.value_head_prefix), mean and std in config      its last line ends
-    plaudit      our own export (config.plaudit_score_mean)                      the end-of-turn token
 
 The head is the one tensor NAME.weight of shape [1, hidden]. A checkpoint without it is refused by the tensor's name:
 transformers would draw one at random and only warn. Text goes through the model's own chat template; typed special
 tokens stay plain text. Padding is on the right and the score's place comes from lengths, so the pad token, EOS or not,
-does not matter. A reply that the length limit cut is shown to the model as if it were whole (layout plaudit: as it is).
+does not matter. A reply that the length limit cut is shown to the model as if it were whole. What Plaudit saved itself
+is loaded by `models.reward_model`, which checks more.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,14 +27,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from plaudit.data.chat import ChatFormat, hold, span_ids, special_texts
+from plaudit.data.chat import hold, span_ids, special_texts
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.heads import CONTRACT
 from plaudit.models.load import load_tokenizer, resolve
 from plaudit.models.scorers import ScoreItem
 from plaudit.records import Message
 
-Layout = Literal["huggingface", "openrlhf", "plaudit"]
+Layout = Literal["huggingface", "openrlhf"]
 SCORE = "score.weight"
 _PEFT = "base_model.model."
 _FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
@@ -53,16 +53,12 @@ class Checkpoint:
     layout: Layout
     mean: float | None
     std: float | None
-    """Moments of raw scores that the checkpoint states (OpenRLHF, Plaudit)."""
-    system: str | None
+    """Moments of raw scores that the checkpoint states (OpenRLHF); they are not applied."""
 
 
 def find_checkpoint(source: str) -> Checkpoint:
     """What a reward model's folder (or Hub id) holds; UserError when it has no head, no template or no safetensors."""
     folder = Path(source)
-    # A run's own reward/ folder holds the merged model beside the rules its scores stand under.
-    if (folder / CONTRACT).is_file() and (folder / "model/config.json").is_file():
-        folder = folder / "model"
     if (folder / "adapter_config.json").is_file():
         found = _adapter_checkpoint(source, folder)
     else:
@@ -139,15 +135,14 @@ def _full_checkpoint(source: str, folder: Path) -> Checkpoint:
             f"[1, {config.get_text_config().hidden_size}]); transformers would make one up"
         )
     stated = config.to_dict()
-    layout: Layout = "huggingface"
-    mean, std, system = stated.get("mean"), stated.get("std"), None
     if "plaudit_score_mean" in stated:
-        layout, mean, std = "plaudit", stated["plaudit_score_mean"], stated["plaudit_score_std"]
-        rules = next((path for path in (folder / CONTRACT, folder.parent / CONTRACT) if path.is_file()), None)
-        system = json.loads(rules.read_text(encoding="utf-8"))["system"] if rules else None
-    elif head != SCORE or {"value_head_prefix", "normalize_reward"} & set(stated):
-        layout = "openrlhf"
-    return Checkpoint(source, folder, None, folder, head, layout, mean, std, system)
+        raise UserError(
+            f"reward model {source}: it was exported by Plaudit, but the rules its scores stand under ({CONTRACT}) are "
+            "not beside it; copy the whole folder"
+        )
+    foreign = head != SCORE or {"value_head_prefix", "normalize_reward"} & set(stated)
+    layout: Layout = "openrlhf" if foreign else "huggingface"
+    return Checkpoint(source, folder, None, folder, head, layout, stated.get("mean"), stated.get("std"))
 
 
 def _adapter_checkpoint(source: str, folder: Path) -> Checkpoint:
@@ -175,7 +170,7 @@ def _adapter_checkpoint(source: str, folder: Path) -> Checkpoint:
     if head != SCORE or {"value_head_prefix", "normalize_reward"} & set(config.to_dict()):
         layout = "openrlhf"
     tokenizer = folder if any(folder.glob("tokenizer*")) else base
-    return Checkpoint(source, base, folder, tokenizer, head, layout, None, None, None)
+    return Checkpoint(source, base, folder, tokenizer, head, layout, None, None)
 
 
 def _plain(name: str) -> str:
@@ -208,13 +203,10 @@ class TextRewardModel:
     batch_size: int = 16
     scored: int = 0
     changed: int = 0
-    _chat: ChatFormat | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.name = f"reward model {self.checkpoint.source}"
         self._special = special_texts(self.tokenizer)
-        if self.checkpoint.layout == "plaudit":
-            self._chat = ChatFormat(self.tokenizer, self.checkpoint.system)
 
     @torch.no_grad()
     def score(self, items: Sequence[ScoreItem]) -> dict[str, float]:
@@ -244,19 +236,13 @@ class TextRewardModel:
 
     def ids(self, item: ScoreItem) -> list[int]:
         """Token ids of the prompt with its reply, as this model was trained to see them; counts what it changed."""
-        ids, survived = self._plaudit_ids(item) if self._chat is not None else self._template_ids(item)
+        ids, survived = self._template_ids(item)
         self.scored += 1
         self.changed += not survived
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and len(ids) > longest:
             raise RunStopped(f"{self.name}: {item.id!r} has {len(ids)} tokens, the model takes {longest}")
         return ids
-
-    def _plaudit_ids(self, item: ScoreItem) -> tuple[list[int], bool]:
-        assert self._chat is not None
-        reply = self._chat.reply_ids(item.completion)
-        survived = self._chat.completion(reply).text == self._chat.strip(item.completion.text)
-        return self._chat.prompt_ids(item.prompt.messages) + reply, survived
 
     def _template_ids(self, item: ScoreItem) -> tuple[list[int], bool]:
         messages = (*item.prompt.messages, Message("assistant", item.completion.text))

@@ -2,9 +2,9 @@
 
     score(items) -> {id: score}
 
-Here are a Python function and an HTTP endpoint; a reward model of another family is `models.foreign`'s. A scorer
-answers for every id it was asked about, once, with a finite number, or the run stops: a reward that fails is never a
-score of 0. Results are matched by id, never by order.
+Here are a Python function, an HTTP endpoint and a reward model that Plaudit saved; those of other trainers are
+`models.foreign`'s. A scorer answers for every id it was asked about, once, with a finite number, or the run stops: a
+reward that fails is never a score of 0. Results are matched by id, never by order.
 """
 
 import hashlib
@@ -23,8 +23,11 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import httpx2
+import torch
 
 from plaudit.errors import RunStopped, UserError
+from plaudit.models.reward_model import load_reward_model
+from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message, Prompt, messages_as_json
 
 LONGEST_WAIT = 30.0
@@ -229,6 +232,31 @@ class EndpointScorer:
         if not isinstance(answer, dict) or "scores" not in answer:
             raise RunStopped(f"{self.name}: the answer has no key 'scores': {text[:80]!r}")
         return answer["scores"]
+
+
+class SavedRewardModel:
+    """A reward model that Plaudit saved or exported, by text: its files and golden scores are checked as it is loaded.
+
+    Its scores are normalised by its own contract; of an ensemble they are aggregated as it says.
+    """
+
+    def __init__(self, folder: str, *, dtype: torch.dtype, device: torch.device, batch_size: int):
+        """`folder` is a run's reward folder or an exported one; UserError when it is not as it was saved."""
+        self.name = f"reward model {folder}"
+        self.batch_size = batch_size
+        self._reward, self._chat = load_reward_model(Path(folder), dtype, device)
+
+    @torch.no_grad()
+    def score(self, items: Sequence[ScoreItem]) -> dict[str, float]:
+        order = sorted(items, key=lambda item: len(item.prompt.text) + len(item.completion.text))
+        scores: dict[str, float] = {}
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            prompts = [self._chat.prompt_ids(item.prompt.messages) for item in part]
+            replies = [self._chat.reply_ids(item.completion) for item in part]
+            tokens = pad_right(prompts, replies, self._chat.pad_id, self._reward.model.device)
+            scores |= zip((item.id for item in part), self._reward.scores(tokens).tolist(), strict=True)
+        return matched(self.name, items, scores)
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

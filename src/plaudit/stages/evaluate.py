@@ -145,13 +145,7 @@ def _judge(
     )
 
 
-def reward_model(run: Run, chat: ChatFormat, base: PreTrainedModel) -> RewardModel:
-    """The run's reward model, its adapters on the SFT model `base`."""
-    files = trained_reward(run, chat)
-    roles = Roles(base, reward=files.adapters) if files.adapters else None
-    return files.attach(roles, run.machine.dtype, run.machine.device)
-
-
+@torch.no_grad()
 def _proxy(
     run: Run,
     chat: ChatFormat,
@@ -163,20 +157,21 @@ def _proxy(
 ) -> np.ndarray:
     """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
     reward = reward_model(run, chat, base) if rewards.trained else None
-    contract = reward.contract if reward else None
     found = []
     for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
+        trained, contract = (partial(reward.raw, tokens), reward.contract) if reward else (None, None)
         part = prompts[start : start + ROWS]
-        scores = rewards.score(chat, part, tokens, "evaluation", partial(_raw_scores, reward, tokens), contract)
+        scores = rewards.score(chat, part, tokens, "evaluation", trained, contract)
         found.append(scores.normalised_B.cpu().numpy())
         advance(count=len(part))
     return np.concatenate(found)
 
 
-@torch.no_grad()
-def _raw_scores(reward: RewardModel | None, tokens: Tokens) -> Tensor:
-    assert reward is not None
-    return reward.raw(tokens)
+def reward_model(run: Run, chat: ChatFormat, base: PreTrainedModel) -> RewardModel:
+    """The run's reward model, its adapters on the SFT model `base`."""
+    files = trained_reward(run, chat)
+    roles = Roles(base, reward=files.adapters) if files.adapters else None
+    return files.attach(roles, run.machine.dtype, run.machine.device)
 
 
 def _sums(parts: list[Tensor]) -> np.ndarray:

@@ -122,8 +122,6 @@ def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any] | Non
     """SFT: training and held-out loss. Reward model, where one was trained: loss, accuracy."""
     trained = [row for row in sft if "loss" in row]
     held_out = [row for row in sft if "eval_loss" in row]
-    # Of an ensemble the first member is drawn; the row before the first step has a held-out loss only.
-    reward = [row for row in reward if "loss" in row and row.get("member", 0) == 0]
 
     def sft_loss(axes: Axes) -> None:
         axes.plot(_column(trained, "step"), _column(trained, "loss"), color=MUTED, linewidth=0.9)
@@ -141,6 +139,8 @@ def learning_plots(sft: Rows, reward: Rows, reward_summary: dict[str, Any] | Non
 
 
 def _reward_learning_plots(reward: Rows, reward_summary: dict[str, Any]) -> list[Plot]:
+    # Of an ensemble the first member is drawn; the row before the first step has a held-out loss only.
+    reward = [row for row in reward if "loss" in row and row.get("member", 0) == 0]
     steps = _column(reward, "step")
     window = min(SMOOTHED, len(steps))
 

@@ -119,7 +119,7 @@ class Trainer:
     run: Run
     chat: ChatFormat
     roles: Roles
-    scorer: Roles | FullReward | None
+    scorer: Roles | FullReward
     engine: InProcessEngine
     rewards: Rewards
     contract: RewardContract | None
@@ -215,7 +215,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     )
     steps = config.updates * config.epochs * (config.batch_size // config.minibatch_size)
     schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
-    scorer, contract = (reward.model, reward.contract) if reward else (None, None)
+    scorer, contract = (reward.model, reward.contract) if reward else (roles, None)
     return Trainer(config, run, chat, roles, scorer, engine, rewards, contract, optimiser, schedule)
 
 
@@ -313,10 +313,9 @@ def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[int]]:
 def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) -> dict[str, Tensor]:
     """Everything `role` can say about `tokens`, computed in the update's layout, rows back in their order."""
     need = {"policy": {"logprobs", "values"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
-    model, found = trainer.scorer if role == "reward" else trainer.roles, dict[str, Tensor]()
-    assert model is not None
+    found: dict[str, Tensor] = {}
     for rows in layout(trainer, tokens, update):
-        output = model(tokens.rows(rows), role, frozenset(need))
+        output = (trainer.scorer if role == "reward" else trainer.roles)(tokens.rows(rows), role, frozenset(need))
         for name, part in vars(output).items():
             if part is not None:
                 shape = (len(tokens.lengths_B), part.shape[1]) if name == "scores_BM" else tokens.tokens_BT.shape

@@ -99,14 +99,15 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     release_memory()
 
     model = reload(config, run, folder)
-    contract, temperatures = describe(config, run, chat, model, train, test, sha256(path))
+    raw_BM = score_replies(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
+    contract, temperatures = describe(config, run, chat, model, train, test, raw_BM)
+    contract = replace(contract, rankings_sha256=sha256(path))
     if config.loss == "davidson":
         averaged = config.aggregate == "weight_averaged"
         contract = replace(contract, log_nu=(float(np.mean(log_nus)),) if averaged else log_nus)
     gap = export(run, chat, model, contract, temperatures, folder)
     contract = _with_hashes(contract, run, folder)
     contract.save(folder)
-    raw_BM = score_replies(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
     summary, card = held_out_card(raw_BM, contract, train, test, simulated=run.rankings is None)
     write_json(folder / "card.json", card)
     write_rows(folder / "scores.jsonl", held_out_scores(test, raw_BM))
@@ -228,9 +229,10 @@ def score_replies(
 
 def describe(
     config: RewardConfig, run: Run, chat: ChatFormat, model: Roles | FullReward, train: list[Ranking],
-    test: list[Ranking], rankings_sha256: str,
+    test: list[Ranking], raw_BM: Tensor,
 ) -> tuple[RewardContract, list[float]]:  # fmt: skip
-    """The contract: moments of reference replies, temperature on held-out pairs, rules of the text, golden scores.
+    """The contract: moments of reference replies, temperature on held-out pairs, rules of the text, golden scores;
+    `raw_BM` are the raw scores of the replies of `test`.
 
     And the temperatures of the members by themselves.
     """
@@ -246,13 +248,13 @@ def describe(
             assert_never(config.aggregate)
     contract = replace(
         contract, aggregate=aggregate, k=config.aggregate_k, beta=config.aggregate_beta,
-        dtype=run.machine.dtype_name, golden=golden_scores(model, chat), rankings_sha256=rankings_sha256,
+        dtype=run.machine.dtype_name, golden=golden_scores(model, chat),
         model=None if config.lora is not None else "model",
     )  # fmt: skip
     # On the validation split where it has pairs, so that the test split still judges the confidence.
     calibrating = [r for r in test if r.prompt.split == "validation"] or test
-    flat = [(r.prompt, reply) for r in calibrating for reply in r.replies]
-    raw_BM = score_replies(model, chat, flat, label="Calibrating")
+    chosen = {id(ranking) for ranking in calibrating}
+    raw_BM = raw_BM[[id(ranking) in chosen for ranking in test for _ in ranking.replies]]
     alone = [raw_BM[:, m] / contract.std[m] for m in range(model.members)]
     each = [_temperature(_margins(scores_B, calibrating)) for scores_B in alone]
     return replace(contract, temperature=_temperature(_margins(contract.normalised(raw_BM), calibrating))), each

@@ -26,8 +26,8 @@ from plaudit.dist.machine import Machine
 from plaudit.errors import RunStopped, UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.foreign import TextRewardModel, load_text_reward_model
-from plaudit.models.heads import RewardContract
-from plaudit.models.scorers import PROBE, EndpointScorer, FunctionScorer, ScoreItem, Scorer
+from plaudit.models.heads import CONTRACT, RewardContract
+from plaudit.models.scorers import PROBE, EndpointScorer, FunctionScorer, SavedRewardModel, ScoreItem, Scorer
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.run.display import console
@@ -139,9 +139,9 @@ def _scorer(source: RewardSource, machine: Machine) -> Scorer:
             auth_env=source.auth_env,
         )  # fmt: skip
     assert source.model is not None
-    return load_text_reward_model(
-        source.model, dtype=machine.dtype, device=machine.device, batch_size=source.batch_size
-    )
+    ours = (Path(source.model) / CONTRACT).is_file()
+    load = SavedRewardModel if ours else load_text_reward_model
+    return load(source.model, dtype=machine.dtype, device=machine.device, batch_size=source.batch_size)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Rewards:
         prompts: Sequence[Prompt],
         tokens: Tokens,
         where: str,
-        trained: Callable[[], Tensor],
+        trained: Callable[[], Tensor] | None,
         contract: RewardContract | None,
     ) -> Scores:
         """Raw and normalised scores of B replies; `trained` computes the raw ones of the run's own reward model, whose
@@ -189,7 +189,7 @@ class Rewards:
         metrics: dict[str, float] = {}
         for name, source in zip(self.names, self.sources, strict=True):
             if source.trained:
-                assert contract is not None
+                assert trained is not None and contract is not None
                 raw.append(trained())
                 normalised.append(contract.normalised(raw[-1]))
             else:
