@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from conftest import ARCHITECTURES, CPU, EOS, PAD
 from plaudit.data.chat import ChatFormat
-from plaudit.models.export import export_policy, export_reward_model
+from plaudit.models.export import export_classifier, export_policy, sign_classifier
 from plaudit.models.heads import RewardContract
+from plaudit.models.reward_model import golden_scores
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Message
@@ -45,12 +47,17 @@ def test_reward_model_scores_in_plain_transformers(
     expected_B = roles(tokens, "reward", frozenset({"scores"})).scores_BM[:, 0].detach()
     assert expected_B.std() > 0.1
 
-    contract = RewardContract((0.25,), (3.0,), chat.eos_id, None, "hash")
-    export_reward_model(roles, chat, str(base), contract, tmp_path / "reward", torch.float32)
+    contract = RewardContract((0.25,), (3.0,), chat.eos_id, None, "hash", golden=golden_scores(roles, chat))
+    export_classifier(roles, chat, str(base), tmp_path / "reward", torch.float32)
+    assert sign_classifier(tmp_path / "reward", chat, contract, torch.float32) < 1e-5
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
-    assert model.config.num_labels == 1
+    assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
+    assert set(load_file(tmp_path / "reward" / "model.safetensors")) >= {"score.weight"}, (
+        "where vLLM looks for the head"
+    )
+    assert not [path for path in (tmp_path / "reward").glob("*.safetensors") if path.name != "model.safetensors"]
     assert (model.config.plaudit_score_mean, model.config.plaudit_score_std) == (0.25, 3.0)
     assert model.config.pad_token_id == tokenizer.pad_token_id == chat.pad_id != chat.eos_id
     assert tokenizer.eos_token_id == chat.eos_id

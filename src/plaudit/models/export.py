@@ -38,6 +38,8 @@ def export_classifier(
     with torch.no_grad():
         classifier.score.weight.copy_(model.get_parameter(f"score_heads.{member}.weight")[None].to(dtype))
     classifier.config.pad_token_id = chat.pad_id
+    # A server that knows this key (vLLM) then gives the score as it is, and not its sigmoid.
+    classifier.config.problem_type = "regression"
     tokenizer = chat.tokenizer
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chat.pad_id)
     save_model(classifier, tokenizer, folder)

@@ -11,6 +11,7 @@ stored (correctness.md rows 21 and 26). What is missing, damaged or different is
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ PROBES: tuple[tuple[tuple[Message, ...], Completion], ...] = (
 )
 """The texts of the golden scores: plain, not ASCII, of several turns and cut by the length limit, empty."""
 
+ADAPTER_CONFIG = "adapter_config.json"
 FLOAT32_BOUND = 1e-4
 LOW_BOUND = 0.05
 """Golden scores may move by this much: in float32 as it is, in lower precision times the std of the scores."""
@@ -96,12 +98,8 @@ class RewardFiles:
 def files_of(folder: Path, chat: ChatFormat, base: Path | None) -> RewardFiles:
     """Open a reward model's folder; `base` is the SFT model it stands on, None for a merged model."""
     contract = RewardContract.load(folder)
+    check_files(folder, contract, base)
     contract.check(chat.eos_id, chat.system, template_hash(chat))
-    _check_files(folder, contract.files, "the reward model")
-    if contract.base:
-        if base is None:
-            raise UserError(f"{folder}: is an adapter; give the SFT model it was trained on")
-        _check_files(base, contract.base, "the SFT model that the reward model stands on")
     return RewardFiles(folder, contract, chat)
 
 
@@ -117,8 +115,10 @@ def load_reward_model(
     assert source is not None
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: no model is here; {folder} cannot score without it")
+    check_files(folder, contract, base)
     chat = ChatFormat(load_tokenizer(str(source)), contract.system)
-    files = files_of(folder, chat, base)
+    contract.check(chat.eos_id, chat.system, template_hash(chat))
+    files = RewardFiles(folder, contract, chat)
     roles = Roles(load_model(str(source), dtype, device), reward=files.adapters) if files.adapters else None
     return files.attach(roles, dtype, device), chat
 
@@ -173,7 +173,19 @@ def check_golden(
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of the named files of a folder."""
-    return {name: sha256(folder / name) for name in sorted(names)}
+    return {name: _sha256(folder / name) for name in sorted(names)}
+
+
+def _sha256(path: Path) -> str:
+    """Of its bytes; of an adapter's config without the path of its base, which says where and not what."""
+    if path.name != ADAPTER_CONFIG:
+        return sha256(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: not JSON ({error}); copy it again") from error
+    values.pop("base_model_name_or_path", None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def weights_and_rules(folder: Path) -> list[str]:
@@ -192,9 +204,18 @@ def weights_and_rules(folder: Path) -> list[str]:
 
 def member_files(members: int) -> list[str]:
     """Names of the files of `members` adapters and their heads."""
-    parts = ("adapter_config.json", "adapter_model.safetensors")
+    parts = (ADAPTER_CONFIG, "adapter_model.safetensors")
     names = [f"{adapter_name(member)}/{part}" for member in range(members) for part in parts]
     return names + [head_file(member) for member in range(members)]
+
+
+def check_files(folder: Path, contract: RewardContract, base: Path | None = None) -> None:
+    """UserError for a file that is not there or has other bytes than when it was saved; `base` as for `files_of`."""
+    _check_files(folder, contract.files, "the reward model")
+    if contract.base:
+        if base is None:
+            raise UserError(f"{folder}: is an adapter; give the SFT model it was trained on")
+        _check_files(base, contract.base, "the SFT model that the reward model stands on")
 
 
 def _check_files(folder: Path, hashes: dict[str, str], what: str) -> None:
@@ -203,7 +224,7 @@ def _check_files(folder: Path, hashes: dict[str, str], what: str) -> None:
         if not path.is_file():
             lost = "; without it the model has no score" if path.name.startswith(HEAD.partition(".")[0]) else ""
             raise UserError(f"{path} is missing, a part of {what}{lost}; copy it again, or train again")
-        if sha256(path) != expected:
+        if _sha256(path) != expected:
             raise UserError(
                 f"{path}, a part of {what}, has not the bytes that it was saved with (its SHA-256 differs): damaged or "
                 "replaced; copy it again, or train again"

@@ -7,7 +7,9 @@ from plaudit import rng
 from plaudit.data.chat import ChatFormat
 from plaudit.dist.machine import choose_machine
 from plaudit.errors import UserError
+from plaudit.models.heads import RewardContract
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
+from plaudit.models.reward_model import check_files
 from plaudit.records import Message
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.folder import read_recipe
@@ -43,15 +45,20 @@ class SideBySide:
 
 
 def export_role(folder: Path, role: str, to: Path) -> Path:
-    """Copy the merged policy or reward model of a run to a new folder `to`."""
+    """Copy the merged policy or reward model of a run to a new folder `to`; of an ensemble every member."""
     if role not in MODELS:
         raise UserError(f"--role {role!r}: not one of {', '.join(MODELS)}")
     if to.exists():
         raise UserError(f"--to {to}: already exists; give a folder that does not")
-    source = _finished(folder, MODELS[role])
+    sources = [Path(_finished(folder, MODELS[role]))]
+    if role == "reward":
+        sources += sorted(sources[0].parent.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))
+        for source in sources:
+            check_files(source, RewardContract.load(source))
     part = to.with_name(to.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
+    for member, source in enumerate(sources):
+        shutil.copytree(source, part if len(sources) == 1 else part / f"member_{member}")
     part.replace(to)
     return to
 
