@@ -5,8 +5,9 @@
 stored (correctness.md rows 21 and 26). What is missing, damaged or different is a `UserError` with the reason.
 
     files = files_of(folder, chat, sft_model)
-    roles = Roles(base, trained="policy", lora=lora, reward=files.adapters)     # or none of ours: load_reward_model
-    reward = files.attach(roles, sft_model)
+    roles = Roles(base, trained="policy", lora=lora, reward=files.adapters)    # beside a policy, on its base
+    reward = files.attach(roles, dtype, device)
+    reward, chat = load_reward_model(folder, dtype, device)                    # by itself
     reward.scores(tokens)                                                      # normalised, one a sequence
 """
 

@@ -64,7 +64,11 @@ def prepare(
     recipe = recipe.model_copy(update={"folder": recipe.run_folder})
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     folder = RunFolder.open(
-        recipe.run_folder, resolved, resume=resume, may_change=may_change, need_mb=_needed_mb(model)
+        recipe.run_folder,
+        resolved,
+        resume=resume,
+        may_change=may_change,
+        need_mb=_needed_mb(model, recipe.reward.members),
     )
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
@@ -113,10 +117,10 @@ def _check_no_leak(what: str, path: Path, used: list[Prompt], recipe: Recipe, pr
             )
 
 
-def _needed_mb(model: str) -> float:
-    """Three exported models and room for the rest; a Hub model's size is unknown before it is fetched."""
+def _needed_mb(model: str, members: int) -> float:
+    """The exported models and room for the rest; a Hub model's size is unknown before it is fetched."""
     weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
-    return 4 * weights / 1e6 + 100
+    return (3 + members) * weights / 1e6 + 100
 
 
 def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] = ()) -> Path:
