@@ -6,9 +6,9 @@ each reply the very states it has behind a prompt of its own, because no prompt 
 
 transformers can block attention between packed examples with a dense [T, T] mask made from the position ids: on a CPU
 that costs T² whatever the examples' lengths, and keeps SDPA from its fast causal kernel. Here a packed row goes
-through SDPA one example at a time instead, under a name of ours in transformers' registry of attention functions. An
-architecture whose layers do not go through that registry, or that mixes tokens by other means (a state, a
-convolution), is found out by a probe and is not packed.
+through attention one example at a time instead, under a name of ours in transformers' registry of attention
+functions. An architecture whose layers do not go through that registry, or that mixes tokens by other means (a state,
+a convolution), is found out by a probe and is not packed.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from plaudit.models.short_attention import attend
 from plaudit.models.tokens import Segment, positions, size
 
 PACKED = "plaudit_packed"
@@ -50,12 +50,12 @@ def packed_attention(
         spans = [q.split([prompt, *replies], 2), k.split([prompt, *replies], 2), v.split([prompt, *replies], 2)]
         (q_prompt, *q_replies), (k_prompt, *k_replies), (v_prompt, *v_replies) = spans
         mask = _band(0, prompt, sliding_window, q.device)
-        outputs.append(sdpa_attention_forward(module, q_prompt, k_prompt, v_prompt, mask, **rest)[0])
+        outputs.append(attend(module, q_prompt, k_prompt, v_prompt, mask, **rest))
         for q_reply, k_reply, v_reply in zip(q_replies, k_replies, v_replies, strict=True):
             if q_reply.shape[2] > 0:  # a reply that the length limit cut before its first token
                 keys, values = torch.cat([k_prompt, k_reply], dim=2), torch.cat([v_prompt, v_reply], dim=2)
                 mask = _band(prompt, q_reply.shape[2], sliding_window, q.device)
-                outputs.append(sdpa_attention_forward(module, q_reply, keys, values, mask, **rest)[0])
+                outputs.append(attend(module, q_reply, keys, values, mask, **rest))
     return torch.cat(outputs, dim=1), None
 
 
