@@ -75,3 +75,14 @@ def test_long_sequences_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> No
     assert not called
     attend(module, *inputs(2, 2, LONGEST + 1, LONGEST + 1, torch.float32), None)
     assert called
+
+
+def test_under_autocast_it_is_in_the_low_format() -> None:
+    """Full fine-tuning: float32 queries and keys (after rotation), bfloat16 values."""
+    q, k, v = inputs(6, 2, 20, 20, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(torch.nn.Module(), q, k, v.bfloat16(), None)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    plain = attend(torch.nn.Module(), *inputs(6, 2, 20, 20, torch.float32), None)
+    torch.testing.assert_close(out.float(), plain, rtol=0.05, atol=0.05)

@@ -25,6 +25,8 @@ def attend(
     """
     if query.device.type != "cpu" or key.shape[2] > LONGEST or rest.get("dropout"):
         return sdpa_attention_forward(module, query, key, value, mask, **rest)[0]
+    if torch.is_autocast_enabled("cpu"):  # full fine-tuning; torch's own kernel is cast the same way
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     scale = rest.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if mask is None:

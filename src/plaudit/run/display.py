@@ -23,8 +23,9 @@ class Step(Protocol):
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str, to: Console = console) -> Iterator[Step]:
+def progress(label: str, total: int, unit: str, to: Console | None = None) -> Iterator[Step]:
     """A progress bar over `total` units of work; on a pipe or in CI a plain line every 20 s instead."""
+    to = console if to is None else to
     started = time.monotonic()
     done, printed = 0, started
 
