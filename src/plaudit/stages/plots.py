@@ -261,10 +261,7 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
         return paint
 
     clipped, moved_by = np.mean(_column(updates, "clip_fraction")), np.mean(_column(updates, "approx_kl"))
-    explained, value_loss = _column(updates, "explained_variance"), _column(updates, "l_vf")
-    below = sum(item < -1 for item in explained)
-    wide = min(value_loss) > 0 and max(value_loss) > 20 * min(value_loss)
-    return [
+    plots = [
         draw(
             "ppo-clip_fraction",
             f"Clip fraction: on average {percent(float(clipped))} of the ratios left 1 ± {config['clip_range']:g}",
@@ -275,6 +272,14 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
             f"Within one update the policy moved {number(float(moved_by), 4)} nats a token on average",
             "update", "approximate KL (nats a token)", line("approx_kl"),
         ),
+    ]  # fmt: skip
+    if "explained_variance" not in updates[0]:  # an estimator without a critic
+        return plots
+    explained, value_loss = _column(updates, "explained_variance"), _column(updates, "l_vf")
+    below = sum(item < -1 for item in explained)
+    wide = min(value_loss) > 0 and max(value_loss) > 20 * min(value_loss)
+    return [
+        *plots,
         draw(
             "ppo-explained_variance",
             f"At the end the critic explains {percent(explained[-1], 0)} of the variance of the returns",

@@ -16,7 +16,7 @@ from plaudit.data.read import is_hub
 from plaudit.errors import UserError
 from plaudit.stages.base import DataConfig, StageConfig
 from plaudit.stages.evaluate import EvaluateConfig
-from plaudit.stages.ppo import PPOConfig
+from plaudit.stages.ppo_config import PPOConfig
 from plaudit.stages.preferences import PreferencesConfig
 from plaudit.stages.reward_training import RewardConfig
 from plaudit.stages.sft import SFTConfig
