@@ -4,6 +4,7 @@ One parametrised test over all fields of `PPOConfig`: a field that is not listed
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
 from conftest import TINY
 from plaudit.errors import UserError
+from plaudit.guard.watch import WatchConfig
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages import ppo
 from plaudit.stages.base import Run
@@ -22,6 +25,7 @@ from plaudit.stages.ppo import PPOConfig
 from plaudit.stages.ppo_scores import picked, score_references
 from plaudit.stages.ppo_trainer import layout
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 BASE = {name: value for name, value in TINY["ppo"].items() if name != "critic_learning_rate"} | {"updates": 3}
 # A score that rises with every call, and one that falls.
 RUNS_AWAY = """
@@ -258,6 +262,20 @@ def test_row_28_what_would_do_nothing_is_refused(told: dict[str, Any], message: 
     with pytest.raises(ValidationError) as caught:
         PPOConfig(**told)
     assert message in str(caught.value)
+
+
+def test_the_recipe_of_the_options_page_is_one() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "ppo-options.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert PPOConfig(**yaml.safe_load(block)["ppo"]).advantages == "rloo"
+
+
+def test_every_option_has_its_effect_on_the_options_page() -> None:
+    """All keys but the adapter's, which recipe.md has."""
+    page = (DOCS / "ppo-options.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`ppo\.([a-z_]+)(?:\.[a-z_]+)?`", page))
+    told_in_ppo_md = {"updates", "max_new_tokens", "temperature", "lora"}
+    assert named | told_in_ppo_md == set(PPOConfig.model_fields)
+    assert set(re.findall(r"`ppo\.watch\.([a-z_]+)`", page)) == set(WatchConfig.model_fields)
 
 
 def test_the_default_is_accepted_with_every_estimator() -> None:

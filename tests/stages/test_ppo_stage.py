@@ -23,7 +23,7 @@ from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages import ppo, ppo_step, ppo_trainer
-from plaudit.stages.base import Run
+from plaudit.stages.base import Run, schedule_of
 from plaudit.stages.ppo import PPOConfig, Trainer
 from plaudit.stages.ppo_evaluate import HELD_OUT, Keeper, length_correlation
 from plaudit.stages.ppo_scores import picked
@@ -409,6 +409,20 @@ def test_while_the_critic_warms_up_the_policy_stands_still(
     assert [row["kl"] for row in rows] == [0, 0, 0] and rows[0]["l_clip"] == 0
     # The policy's own schedule begins when it does: at the first rate of four optimiser steps an update.
     assert rows[2]["learning_rate"] == pytest.approx(rows[0]["learning_rate"], rel=0.5) and "ptx_loss" not in rows[0]
+
+
+def test_a_group_that_begins_later_has_the_same_curve_later() -> None:
+    """Steps 0..9 of two groups, warm-up 1; the first begins at step 4 and ends with the other."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0} for _ in range(2)]
+    optimiser = torch.optim.SGD(groups)
+    schedule, rates = schedule_of(optimiser, 10, 1, "linear", [4]), []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr())
+        optimiser.step()
+        schedule.step()
+    first, second = zip(*rates, strict=True)
+    assert first == pytest.approx([0.5] * 5 + [0.1 + 0.9 * (1 - i / 5) for i in range(5)])
+    assert second == pytest.approx([0.5] + [0.1 + 0.9 * (1 - i / 9) for i in range(9)])
 
 
 # --- the objective's other terms ---

@@ -62,9 +62,8 @@ class Trainer:
 
     def needs(self, role: Role) -> frozenset[Need]:
         """What the loop asks of a role about a rollout."""
-        own: set[Need] = {"reference": {"logprobs"}, "policy": {"logprobs"}, "reward": {"scores"}, "critic": set()}[
-            role
-        ]  # type: ignore[assignment]
+        found: dict[Role, set[Need]] = {"policy": {"logprobs"}, "reference": {"logprobs"}, "reward": {"scores"}}
+        own = found.get(role, set())
         if self.config.has_critic and role == self.value_role:
             own |= {"values", "last_values"} if self.config.bootstrap else {"values"}
         return frozenset(own)
