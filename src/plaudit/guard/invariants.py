@@ -86,15 +86,19 @@ def gap_pattern(sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tenso
     return None
 
 
-def check_sampler(sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tensor, dtype: torch.dtype) -> None:
-    """`check_sampler_gap` on the log-probabilities themselves; when it stops, it names the pattern of the gap."""
+def check_sampler(
+    sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tensor, dtype: torch.dtype
+) -> tuple[float, float]:
+    """`sampler_gap`, within its bounds; when it is not, the run stops and the pattern of the gap names the mistake."""
+    mean, p99 = sampler_gap(sampler_logprobs_BT, logprobs_BT, mask_BT)
     try:
-        check_sampler_gap(*sampler_gap(sampler_logprobs_BT, logprobs_BT, mask_BT), dtype)
+        check_sampler_gap(mean, p99, dtype)
     except RunStopped as stop:
         pattern = gap_pattern(sampler_logprobs_BT, logprobs_BT, mask_BT)
         if pattern is None:
             raise
         raise RunStopped(f"{pattern[0]}: {pattern[1]} ({stop})") from stop
+    return mean, p99
 
 
 def check_modes(model: nn.Module) -> None:
