@@ -112,7 +112,7 @@ def test_replies_that_never_ended_ask_for_another_setting() -> None:
 
 
 def test_the_sign_of_each_part_of_the_loss_by_hand() -> None:
-    """L_CLIP 0.01, L_VF 0.3, S 1.4, c1 = 0.1, c2 = 0.02: −(0.01 − 0.03 + 0.028) = −0.008, with −S 0.048, with −L_VF −0.068."""  # noqa: E501
+    """L_CLIP 0.01, L_VF 0.3, S 1.4, c1 = 0.1, c2 = 0.02: −(0.01 − 0.03 + 0.028) = −0.008; −S: 0.048; +L_VF: −0.068."""
     settings = {"value_coef": 0.1, "entropy_coef": 0.02}
     for loss, found in ((-0.008, []), (0.048, ["entropy bonus sign"]), (-0.068, ["value loss sign"])):
         assert names(symptoms(rows(loss=loss), ppo=settings)) == found

@@ -9,19 +9,17 @@ in arithmetic.py; what needs the model is checked inside the run (invariants.py)
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from plaudit.data.files import sha256
 from plaudit.errors import UserError
 from plaudit.guard import arithmetic
 from plaudit.guard.arithmetic import Stored
 from plaudit.guard.symptoms import CHECKS, Finding, Row, Settings, symptoms
+from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.run.folder import finished_stages, read_recipe
 
 ROLLOUTS = 12
@@ -54,10 +52,10 @@ def examine(folder: Path) -> Examination:
     if not rows:
         raise UserError(f"{metrics} is missing or empty: PPO has not finished an update here; there is nothing to see")
     looks = read_rows(folder / "ppo/evaluations.jsonl")
-    files = {int(file.stem): file for file in sorted((folder / "ppo/rollouts").glob("*.safetensors"))}
-    chosen = _spread(sorted(files), ROLLOUTS)
+    files = stored_rollouts(folder)
+    chosen = _spread(list(files), ROLLOUTS)
     by_update = {int(row["update"]): row for row in rows}
-    stored = [Stored(n, _tensors(files[n]), recipe["ppo"], by_update.get(n, {})) for n in chosen]
+    stored = [Stored(n, read_rollout(files[n]), recipe["ppo"], by_update.get(n, {})) for n in chosen]
     found = [*_frozen_files(folder), *_recomputed(stored), *symptoms(rows, looks, recipe["ppo"])]
     names = [finding.name for finding in found]
     once = [finding for place, finding in enumerate(found) if finding.name not in names[:place]]
@@ -88,13 +86,6 @@ def _spread(updates: Sequence[int], count: int) -> list[int]:
     if len(updates) <= count:
         return list(updates)
     return [updates[i * (len(updates) - 1) // (count - 1)] for i in range(count)]
-
-
-def _tensors(file: Path) -> Mapping[str, Any]:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"{file}: cannot be read: cut short or damaged ({error})") from error
 
 
 def _recomputed(stored: Sequence[Stored]) -> list[Finding]:
