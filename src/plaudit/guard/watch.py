@@ -95,8 +95,8 @@ def _gaming(rows: Sequence[Row], config: WatchConfig) -> str | None:
     held_out, proxy = (", ".join(f"{row[name]:.3g}" for row in last) for name in ("held_out_score", "score"))
     return (
         f"the held-out score fell while the score PPO is paid by rose, {config.patience} evaluations in a row: "
-        f"held-out {best['held_out_score']:.3g} after update {best['update']:g}, then {held_out} {_after(last)} (falls below "
-        f"{noise:.2g} count as noise); paid {best['score']:.3g}, then {proxy}"
+        f"held-out {best['held_out_score']:.3g} after update {best['update']:g}, then {held_out} {_after(last)} "
+        f"(falls below {noise:.2g} count as noise); paid {best['score']:.3g}, then {proxy}"
     )
 
 
