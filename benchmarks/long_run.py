@@ -7,7 +7,7 @@ copied from a run of the demo that has ended.
     python benchmarks/long_run.py --from-run runs/demo --folder runs/long-free --json ppo.kl_coef=0
 
 The gold score, which PPO is not paid by, is measured on the very replies of each evaluation: a second reward function
-with a weight of 1e-12 sees them, which is lost in the rounding of the sum. Repetition is that of the tokens of the
+sees them, which is watched and not paid. Repetition is that of the tokens of the
 replies' texts. Ratios are to the evaluation before the first update, which is the SFT model's.
 """
 
@@ -100,7 +100,7 @@ def verdict(rows: list[dict[str, Any]], kept_update: int) -> dict[str, Any]:
 def measure(recipe: Path, source: Path, folder: Path, updates: int, overrides: list[str]) -> dict[str, Any]:
     """Run PPO; the figures, the stage's summary and the evaluations."""
     made_with = read_recipe(source)
-    rewards = "[{trained: true}, {function: 'long_run:watch', weight: 1.0e-12, mean: 0.0, std: 1.0}]"
+    rewards = "[{trained: true}, {function: 'long_run:watch', watch: true, mean: 0.0, std: 1.0}]"
     given = [
         f"folder={folder}", f"seed={made_with['seed']}", f"model={made_with['model']}", f"dtype={made_with['dtype']}",
         f"ppo.updates={updates}", "ppo.batch_size=16", "ppo.minibatch_size=16", "ppo.max_new_tokens=24",

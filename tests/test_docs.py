@@ -36,6 +36,9 @@ from plaudit.data.audit import LEVELS
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
 from plaudit.data.formats import FORMATS, Reader
+from plaudit.guard import symptoms
+from plaudit.guard.doctor import FROZEN
+from plaudit.guard.watch import WatchConfig
 from plaudit.models.heads import RewardContract, load_head
 from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.roles import Roles
@@ -388,6 +391,51 @@ def test_the_alarms_of_the_report_card_are_on_its_page() -> None:
     assert sorted(listed) == sorted(set(calls))
 
 
+def test_the_findings_on_the_doctors_page_are_those_of_the_code() -> None:
+    """Every name that is given to a finding, by the source of the two files; and the limits of the symptoms."""
+    given = set()
+    for file in ("guard/symptoms.py", "guard/arithmetic.py"):
+        for node in ast.walk(ast.parse((SRC / file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+                given |= {node.args[0].value} if called in ("Finding", "fault") else set()
+    given |= {f"{what} sign" for what in ("value loss", "entropy bonus")} | {name for name, _ in FROZEN.values()}
+    given |= {"temperature mismatch", "sampling law cut short"}  # gap_pattern of guard/invariants.py
+    found = dict(tables((DOCS / "doctor.md").read_text(encoding="utf-8")))
+    rows = [*found["Faults: the arithmetic, done again"][1:], *found["Symptoms"][1:]]
+    assert sorted(quoted(row[0])[0] for row in rows) == sorted(given)
+    limits = {quoted(row[0])[0]: row[1] for row in found["Symptoms"][1:]}
+    for name, value in (
+        ("negative KL", symptoms.NEGATIVE_KL), ("KL runaway", symptoms.KL_BUDGETS),
+        ("length drift", symptoms.LENGTH_FACTOR),
+        ("learning rate too high", symptoms.CLIPPED_MOST), ("learning rate too high", symptoms.APPROX_KL_MOST),
+        ("learning rate too high", symptoms.GRAD_NORM_GROWTH), ("policy does not move", symptoms.STANDS_STILL),
+        ("replies do not end", symptoms.ENDING), ("entropy explosion", symptoms.ENTROPY_MORE),
+        ("score scale", symptoms.SPREAD_LEFT), ("score scale", symptoms.SPREAD_MOST),
+        ("sampler and trainer drift apart", symptoms.GAP_MOST), ("repeated text", symptoms.REPEATS[0]),
+        ("repeated text", symptoms.REPEATS[1]),
+    ):  # fmt: skip
+        assert re.search(
+            rf"(?<![\d.]){re.escape(f'{value:g}'.replace('e-07', 'e-7').replace('-0', '−0'))}\b", limits[name]
+        )
+    assert (symptoms.ENTROPY_LEFT, symptoms.WINDOW, symptoms.LONG) == (0.25, 3, 10)
+
+
+def test_the_settings_of_the_watch_are_those_of_its_page() -> None:
+    found = dict(tables((DOCS / "doctor.md").read_text(encoding="utf-8")))["The watch against reward hacking"]
+    told = {quoted(row[0])[0]: row[1] for row in found[1:]}
+    fields = WatchConfig.model_fields
+    assert told == {name: f"{field.default:g}" for name, field in fields.items() if name != "enabled"}
+
+
+def test_the_token_on_the_page_of_inspect_is_what_its_code_prints() -> None:
+    text = (DOCS / "inspect.md").read_text(encoding="utf-8")
+    ((code,), (expected,)) = blocks(text, "python"), blocks(text, "text")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "docs/inspect.md", "exec"), {})
+    assert printed.getvalue() == expected
+
+
 # --- a finished run, the commands and the files ---
 
 Plaudit = Callable[..., SimpleNamespace]
@@ -487,7 +535,7 @@ def test_key_tables_list_exactly_what_a_run_leaves(page: Path, name: str, rows: 
 def test_every_log_and_summary_of_a_run_has_its_table(here: Path) -> None:
     left = {str(path.relative_to(here / "runs/demo")) for path in (here / "runs/demo").rglob("*.json*")}
     own = {
-        name
+        re.sub(r"/\d{5}\.", "/00000.", name)  # one table for the files of a series
         for name in left
         if not re.search(r"/(adapter|model)/|^(environment|manifest)\.|^preferences/\w+\.jsonl", name)
     }

@@ -232,6 +232,48 @@ def reward_report(
         console.print(f"Page: {html}", soft_wrap=True)
 
 
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or going on.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """What is wrong with the training, and which setting to change. Exit code 1 for faults, 0 for symptoms or none."""
+    from dataclasses import asdict
+
+    from plaudit.guard.doctor import examine
+    from plaudit.run.doctor_table import print_examination
+
+    found = examine(folder)
+    report = {**asdict(found), "faults": found.faults}
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        print_examination(report)
+    if found.faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with stored rollouts.")],
+    step: Annotated[int | None, typer.Option(help="Update; left out, the last one.", min=1)] = None,
+    sample: Annotated[int, typer.Option(help="Reply of that update, from 1.", min=1)] = 1,
+    html: Annotated[Path | None, typer.Option(help="Write it as a page.")] = None,
+) -> None:
+    """One reply, token by token: log-probability, ratio, KL, value, reward, advantage, clipped or not."""
+    from plaudit.data.files import write_text
+    from plaudit.run.inspect_table import print_inspection
+    from plaudit.stages.inspect import inspect_run
+
+    found = inspect_run(folder, step, sample)
+    print_inspection(found)
+    if html is not None:
+        from plaudit.stages.page import inspection_page
+
+        write_text(html, inspection_page(found))
+        console.print(f"Page: {html}", soft_wrap=True)
+
+
 @app.command("worked-example")
 def worked_example() -> None:
     """The design's worked example of one PPO step, computed by the library's own functions."""

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from conftest import CPU
 from plaudit.models.tokens import pad_right
-from plaudit.rollout.batch import RolloutBatch, per_token
+from plaudit.rollout.batch import RolloutBatch, minibatches, per_token
 
 
 def test_per_token_by_hand() -> None:
@@ -30,3 +30,24 @@ def test_every_tensor_is_saved_under_its_name(tmp_path: Path) -> None:
     assert torch.equal(saved["mask_BT"], batch.mask_BT)
     for name in names:
         assert torch.equal(saved[name], values[name])
+
+
+def test_without_a_critic_there_is_nothing_to_save_of_it(tmp_path: Path) -> None:
+    tokens = pad_right([[5, 6, 7], [8]], [[9, 2], [4, 4, 2]], 0, CPU)
+    names = [field.name for field in fields(RolloutBatch) if field.name != "tokens"]
+    values = {name: torch.rand(2) if name.endswith("_B") else torch.rand(2, 5) for name in names}
+    absent = {"values_BT", "returns_BT", "last_values_B"}
+    RolloutBatch(tokens=tokens, **{**values, **dict.fromkeys(absent)}).save(tmp_path / "1.safetensors")
+    assert set(load_file(tmp_path / "1.safetensors")) & set(names) == set(names) - absent
+
+
+def test_minibatches_by_hand() -> None:
+    lengths, order = [9, 2, 5, 4, 7, 3], [5, 0, 2, 1, 4, 3]
+    # Stretches of the order, each sorted by length: rows 5, 2, 0 (3, 5, 9 tokens), then 1, 3, 4 (2, 4, 7).
+    assert minibatches(lengths, order, 3, rows=2) == [[[5, 2], [0]], [[1, 3], [4]]]
+    assert minibatches(lengths, order, 3, rows=3) == [[[5, 2, 0]], [[1, 3, 4]]]
+    # Two rows of at most 5 tokens fit into 10; the row of 9 would need 27 beside them.
+    assert minibatches(lengths, order, 3, tokens=10) == [[[5, 2], [0]], [[1, 3], [4]]]
+    assert minibatches(lengths, order, 3, tokens=9) == [[[5], [2], [0]], [[1, 3], [4]]]
+    assert minibatches(lengths, order, 3, tokens=1) == [[[5], [2], [0]], [[1], [3], [4]]]
+    assert minibatches(lengths, order, 6, tokens=1000) == [[[1, 5, 3, 2, 4, 0]]]

@@ -5,14 +5,19 @@
 - A fresh policy adapter changes nothing, so the KL before the first update is 0.
 - Sampler and trainer agree about the log-probabilities of the sampled tokens.
 - Losses, gradients and scores are finite before the optimiser moves anything.
+- No module is in train mode, and one pass gives the same numbers twice: dropout is off.
+- A log-probability and a value see the tokens up to their state, and not the action they judge.
+- What is frozen (the base, which is the reference, and the reward model) does not change.
 """
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plaudit.errors import RunStopped
+from plaudit.models.tokens import Tokens
 
 RATIO_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.0}
 # (mean, 99th percentile) of |sampler − trainer| in nats a token. The bf16 bounds are about three times the largest seen
@@ -53,6 +58,118 @@ def check_sampler_gap(mean: float, p99: float, dtype: torch.dtype) -> None:
                 f"sampler and trainer disagree: the {name} of |Δ log-prob| is {value:.3g} nats a token, allowed "
                 f"{bound:g}; the replies do not come from the policy that is trained"
             )
+
+
+def gap_pattern(sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tensor) -> tuple[str, str] | None:
+    """(name, what it means) when the gap between sampler and trainer has the shape of a known mistake, else None.
+
+    - another temperature: log p(T₁) of a token is log p(T₂)·T₂/T₁ plus what its state adds, so a line through the pairs
+      has another slope than 1. Noise, stale weights and rounding leave it at 1 (within 0.05).
+    - top-k, top-p: the sampler spreads the law over fewer tokens, so each that it draws is more likely to it.
+    """
+    sampler_N, trainer_N = sampler_logprobs_BT[mask_BT].double(), logprobs_BT[mask_BT].double()
+    gap_N = sampler_N - trainer_N
+    spread = trainer_N - trainer_N.mean()
+    if len(gap_N) < 8 or gap_N.abs().mean() <= GAP_BOUND[torch.float32][0] or (spread**2).sum() < 1e-9:
+        return None
+    slope = ((sampler_N * spread).sum() / (spread**2).sum()).item()
+    if gap_N.min() > -1e-5 and abs(slope - 1) < 0.5:
+        return (
+            "sampling law cut short",
+            "the sampler holds each of its tokens more likely than the trainer: top-k or top-p",
+        )
+    if abs(slope - 1) > 0.05:
+        return (
+            "temperature mismatch",
+            f"the sampler's log-probabilities change {slope:.3g} times as much as the trainer's",
+        )
+    return None
+
+
+def check_sampler(
+    sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tensor, dtype: torch.dtype
+) -> tuple[float, float]:
+    """`sampler_gap`, within its bounds; when it is not, the run stops and the pattern of the gap names the mistake."""
+    mean, p99 = sampler_gap(sampler_logprobs_BT, logprobs_BT, mask_BT)
+    try:
+        check_sampler_gap(mean, p99, dtype)
+    except RunStopped as stop:
+        pattern = gap_pattern(sampler_logprobs_BT, logprobs_BT, mask_BT)
+        if pattern is None:
+            raise
+        raise RunStopped(f"{pattern[0]}: {pattern[1]} ({stop})") from stop
+    return mean, p99
+
+
+def check_modes(model: nn.Module) -> None:
+    """No module may be in train mode: dropout would make the trainer another law than the sampler."""
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise RunStopped(
+            f"dropout on: {len(training)} modules are in train mode, the first is {training[0]}; PPO needs all of them "
+            "in eval mode"
+        )
+
+
+def check_repeatable(first_BT: Tensor, again_BT: Tensor) -> None:
+    """Log-probabilities of the same tokens, computed twice in the same layout by the same weights."""
+    largest = (first_BT - again_BT).abs().max().item()
+    if not largest == 0:
+        raise RunStopped(
+            f"dropout on: two passes over the same tokens differ by {largest:.3g} nats; the trainer is random"
+        )
+
+
+def check_alignment(read: Callable[[Tokens], tuple[Tensor, Tensor | None]], tokens: Tokens) -> None:
+    """Columns belong to their states: changing a token changes what comes after it and nothing before it.
+
+    `read` gives (log-probabilities, values or None), [B, T], of its tokens; `tokens` is one reply of at least three
+    tokens. With another last token every value must stay, since no state holds that token yet; with another token
+    before it the last state's value and log-probability must move. A critic that says one value of every state is not
+    judged. Three passes over one reply; the shapes are equal, so what must stay is bit-equal.
+    """
+    assert tokens.tokens_BT.shape[0] == 1 and int(tokens.reply_lengths_B) >= 3, tokens.lengths_B
+    last = int(tokens.lengths_B) - 1
+
+    def changed(place: int) -> Tokens:
+        ids_BT = tokens.tokens_BT.clone()
+        others = [token for token in ids_BT[0, : last + 1].tolist() if token != ids_BT[0, place]]
+        assert others, "a text of one token repeated says nothing"
+        ids_BT[0, place] = others[0]
+        return Tokens(ids_BT, tokens.prompt_lengths_B, tokens.lengths_B)
+
+    logprobs_BT, values_BT = read(tokens)
+    end_logprobs_BT, end_values_BT = read(changed(last))
+    mid_logprobs_BT, mid_values_BT = read(changed(last - 1))
+    if not torch.equal(logprobs_BT[:, : last - 1], end_logprobs_BT[:, : last - 1]):
+        raise RunStopped("log-probability of the wrong token: another last token changes those of the tokens before it")
+    if mid_logprobs_BT[0, last - 1] == logprobs_BT[0, last - 1]:
+        raise RunStopped("log-probability on the wrong state: another token before the last does not change the last's")
+    if values_BT is None or end_values_BT is None or mid_values_BT is None:
+        return
+    inside_N = values_BT[tokens.mask_BT]
+    if bool((inside_N == inside_N[0]).all()):
+        return
+    if not torch.equal(values_BT[:, :last], end_values_BT[:, :last]):
+        raise RunStopped("value on the wrong state: a value sees the token it judges, it is read one token too late")
+    if mid_values_BT[0, last - 1] == values_BT[0, last - 1]:
+        raise RunStopped("value on the wrong state: a value does not see its own state, it is read one token too early")
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """Name -> the sum of a tensor's bits, read as whole numbers: any one number that changes, changes it."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {
+        name: int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum(dtype=torch.int64))
+        for name, tensor in tensors
+    }
+
+
+def check_unchanged(what: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """`what` is frozen: its fingerprints at the start of the run and now."""
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    if changed:
+        raise RunStopped(f"{what} changed: {len(changed)} of {len(before)} tensors, the first is {changed[0]}")
 
 
 def check_finite(name: str, value: float, where: str) -> None:

@@ -2,6 +2,7 @@
 
     role        adapter     head        gives
     policy      policy      LM head     log-probabilities, entropies, and the critic's values (a head on the policy)
+    critic      critic      scalar      values, where the critic has an adapter of its own
     reference   none        LM head     log-probabilities
     reward      reward      scalar      scores
 
@@ -10,7 +11,7 @@ The reward model may be an ensemble: M members, each an adapter (`reward`, `rewa
 Everything is reached through `Roles.forward(tokens, role, need)`; nobody touches the trunk or a head from outside.
 `requires_grad` is set once, when the roles are built. PEFT owns the adapters' format, initialisation and execution.
 Adapters are in the base's format: float32 ones would make each of their products a float32 product. The optimiser
-keeps their float32 masters. Full fine-tuning is `models.full`'s; a separate critic adapter is not here yet.
+keeps their float32 masters. Full fine-tuning is `models.full`'s.
 """
 
 import math
@@ -33,8 +34,14 @@ from plaudit.models.heads import ScalarHead
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, positions
 
-Role = Literal["policy", "reference", "reward"]
-Need = Literal["logprobs", "values", "scores", "loss"]
+Role = Literal["policy", "critic", "reference", "reward"]
+Need = Literal["logprobs", "values", "last_values", "scores", "loss"]
+ALLOWED: dict[Role, frozenset[Need]] = {
+    "policy": frozenset({"logprobs", "values", "last_values", "loss"}),
+    "critic": frozenset({"values", "last_values"}),
+    "reference": frozenset({"logprobs"}),
+    "reward": frozenset({"scores"}),
+}
 
 
 class LoraSettings(BaseModel):
@@ -60,6 +67,7 @@ class RoleOutput:
     logprobs_BT: Tensor | None = None
     entropy_BT: Tensor | None = None
     values_BT: Tensor | None = None
+    last_values_B: Tensor | None = None
     scores_BM: Tensor | None = None
     loss: Tensor | None = None
 
@@ -81,15 +89,18 @@ class Roles(nn.Module):
         seed: int = 0,
         members: int = 1,
         reward: Sequence[Path] = (),
+        critic: Path | None = None,
         value_gradient: bool = False,
         temperature: float = 1.0,
     ):
         """A fresh adapter `trained` is made from `lora` and `seed`; of a reward model `members` of them, each with a
         start of its own. With `reward`, the folders of a trained reward model's adapters, those are loaded, frozen;
         their heads are loaded by `heads.load_head`. At least one of the two is given.
+        `critic` is the folder of the adapter that a critic of its own starts from: it learns beside the policy.
         `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone."""
         super().__init__()
         assert not (trained == "reward" and reward) and members >= 1
+        assert critic is None or (trained == "policy" and not value_gradient)
         self.members = members if trained == "reward" else len(reward)
         self.learning: tuple[str, ...] = () if trained is None else (trained,)
         if trained == "reward":
@@ -107,6 +118,9 @@ class Roles(nn.Module):
             else:
                 peft.load_adapter(str(path), name, is_trainable=False, autocast_adapter_dtype=False)
         assert peft is not None
+        if critic is not None:
+            peft.load_adapter(str(critic), "critic", is_trainable=True, autocast_adapter_dtype=False)
+            self.learning = (*self.learning, "critic")
         self.peft = peft
         names = [reward_adapter(member) for member in range(self.members)]
         start = seed if trained == "reward" else None
@@ -130,7 +144,8 @@ class Roles(nn.Module):
             for layer in self._lora_layers:
                 for matrices in (layer.lora_A, layer.lora_B):
                     for name in self.learning:
-                        learning |= {id(parameter) for parameter in matrices[name].parameters()}
+                        if name in matrices:  # another adapter may stand on other layers
+                            learning |= {id(parameter) for parameter in matrices[name].parameters()}
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in learning)
 
@@ -148,12 +163,13 @@ class Roles(nn.Module):
         """One pass of `role` over `tokens`, giving what `need` names.
 
         logprobs: log π(a_t) and the entropy of π(·|s_t), [B, T], at the reply's actions, at the sampling temperature.
-        values: V(s_t), [B, T], at the same columns (policy role only). scores: the raw scores at the last real token,
-        [B, M] (reward role only), with `member` those of that one alone, [B, 1]. loss: −Σ log π(a_t) over the mask
-        (policy role only). All float32. `tokens` may be a `Batch` for logprobs and loss, a `ReplyRow` for scores.
+        values: V(s_t), [B, T], at the same columns, and last_values: V(s_T), [B], the state after the last token
+        (role policy, or critic where it has its own adapter). scores: the raw scores at the last real token, [B, M]
+        (reward role only), with `member` those of that one alone, [B, 1]. loss: −Σ log π(a_t) over the mask at
+        temperature 1, as text that was not sampled is judged (policy role only). All float32. `tokens` may be a
+        `Batch` for logprobs and loss, a `ReplyRow` for scores.
         """
-        allowed = {"policy": {"logprobs", "values", "loss"}, "reference": {"logprobs"}, "reward": {"scores"}}[role]
-        assert need and need <= allowed, (role, need)
+        assert need and need <= ALLOWED[role], (role, need)
         model = self.peft.get_base_model()
         if role == "reward":
             assert not isinstance(tokens, Batch)
@@ -163,25 +179,42 @@ class Roles(nn.Module):
         self._activate(None if role == "reference" else role)
         hidden_BTD = _hidden(model, tokens)
         mask_BT = tokens.mask_BT
-        logprobs_BT = entropy_BT = values_BT = loss = None
+        logprobs_BT = entropy_BT = values_BT = last_values_B = loss = None
+        reaches = self.value_gradient or role == "critic"
         if "values" in need:
             hidden_ND = hidden_BTD[mask_BT]
-            values_N = self.value_head(hidden_ND if self.value_gradient else hidden_ND.detach())
-            values_BT = _scatter(values_N, mask_BT)
+            values_BT = _scatter(self.value_head(hidden_ND if reaches else hidden_ND.detach()), mask_BT)
+        if "last_values" in need:
+            assert isinstance(tokens, Tokens)
+            hidden_BD = hidden_BTD[tokens.last_B]
+            last_values_B = self.value_head(hidden_BD if reaches else hidden_BD.detach())
         if "logprobs" in need:
             logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_BTD, tokens, self.temperature)
         if "loss" in need:
-            assert self.temperature == 1.0, "a loss on given text is taken at temperature 1"
             loss = _batch_loss(model, hidden_BTD, tokens)
-        return RoleOutput(logprobs_BT, entropy_BT, values_BT, None, loss)
+        return RoleOutput(logprobs_BT, entropy_BT, values_BT, last_values_B, None, loss)
 
     def _score(self, model: PreTrainedModel, tokens: Tokens | ReplyRow, member: int) -> Tensor:
         self._activate(reward_adapter(member))
         return self.score_heads[member](last_hidden(model, tokens))
 
+    @torch.no_grad()
+    def start_critic(self, mean: float, std: float) -> None:
+        """A critic of its own begins as the reward model: V = (r_θ − mean)/std, the normalised score of its first
+        member, at every state (correctness.md row 30). Call it once the reward model's head is loaded."""
+        assert "critic" in self.learning
+        head = self.score_heads[0].get_parameter("weight")
+        assert self.value_head.bias is not None
+        self.value_head.weight.copy_(head / std)
+        self.value_head.bias.fill_(-mean / std)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything an optimiser may change."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def adapter_parameters(self, adapter: str) -> list[nn.Parameter]:
+        """The parameters of one adapter that learns; none where there is no such adapter."""
+        return [parameter for name, parameter in self.trainable().items() if f".{adapter}." in name]
 
     def adapter_state(self) -> dict[str, Tensor]:
         """A copy of the trained adapter and heads."""
@@ -199,7 +232,7 @@ class Roles(nn.Module):
         """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once."""
         prefix = "base_model.model."
         for name, module in self.peft.named_modules():
-            if isinstance(module, LoraLayer):
+            if isinstance(module, LoraLayer) and adapter in module.lora_A:
                 weight = module.get_base_layer().weight
                 # PEFT's own get_delta_weight would round ΔW to the adapter's format before it is added.
                 with torch.no_grad():
@@ -209,7 +242,8 @@ class Roles(nn.Module):
                 yield f"{name.removeprefix(prefix)}.weight", merged
 
     def save_adapter(self, folder: Path, member: int = 0) -> None:
-        """The trained adapter (of an ensemble: that of `member`) in PEFT's own format, whole or not at all."""
+        """A trained adapter in PEFT's own format, whole or not at all: entry `member` of `learning`, so of an ensemble
+        that member's, and 1 for a critic beside the policy."""
         name = self.learning[member]
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)

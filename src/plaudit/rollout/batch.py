@@ -17,7 +17,7 @@ from plaudit.models.tokens import Tokens
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """One update's replies, scored and ready to train on."""
+    """One update's replies, scored and ready to train on. Without a critic there are neither values nor returns."""
 
     tokens: Tokens
     finished_B: Tensor
@@ -27,25 +27,49 @@ class RolloutBatch:
     ref_logprobs_BT: Tensor
     sampler_logprobs_BT: Tensor
     old_entropy_BT: Tensor
-    values_BT: Tensor
+    values_BT: Tensor | None
     kl_BT: Tensor
     rewards_BT: Tensor
     advantages_BT: Tensor
-    returns_BT: Tensor
+    returns_BT: Tensor | None
+    last_values_B: Tensor | None = None
+    """V(s_T), the state after the last token, where a cut reply is bootstrapped."""
 
     @property
     def mask_BT(self) -> Tensor:
         return self.tokens.mask_BT
 
     def save(self, path: Path) -> None:
-        """All tensors, with their glossary names, in one safetensors file."""
+        """All tensors that are there, with their glossary names, in one safetensors file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokens"}
         inner = {field.name: getattr(self.tokens, field.name) for field in fields(self.tokens)}
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in {**own, **inner, "mask_BT": self.mask_BT}.items()},
-            path,
-        )
+        tensors = {**own, **inner, "mask_BT": self.mask_BT}
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items() if tensor is not None}, path)
+
+
+def minibatches(
+    lengths: Sequence[int], order: Sequence[int], size: int, *, rows: int | None = None, tokens: int | None = None
+) -> list[list[list[int]]]:
+    """The rows of an update in minibatches, and those in micro-batches of `rows` rows or at most `tokens` tokens.
+
+    Minibatches are stretches of `order`, so their rows do not depend on the micro-batches. Within one, rows are sorted
+    by length, so that a micro-batch holds little padding; its tokens are rows · longest, and a row that is longer
+    than the budget goes alone.
+    """
+    assert (rows is None) != (tokens is None)
+    found = []
+    for start in range(0, len(order), size):
+        chosen = sorted(order[start : start + size], key=lambda row: lengths[row])
+        parts: list[list[int]] = [[]]
+        for row in chosen:
+            here = len(parts[-1])
+            full = here >= rows if rows is not None else tokens is not None and (here + 1) * lengths[row] > tokens
+            if full and here:
+                parts.append([])
+            parts[-1].append(row)
+        found.append(parts)
+    return found
 
 
 def per_token(rows: Sequence[Sequence[float]], tokens: Tokens) -> Tensor:

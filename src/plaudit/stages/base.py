@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -21,6 +22,8 @@ from plaudit.records import Prompt, Ranking
 from plaudit.run.display import stage_table
 from plaudit.run.folder import RunFolder
 
+Schedule = Literal["cosine", "linear", "constant"]
+
 
 class StageConfig(BaseModel):
     """Frozen, refuses unknown keys, and shows a field's docstring as its help."""
@@ -31,7 +34,8 @@ class StageConfig(BaseModel):
     @classmethod
     def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         # YAML reads yes and on as true, and pydantic would take true for 1.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        kinds = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & set(get_args(kinds) or (kinds,)):
             raise ValueError("a number is needed, not a truth value")
         return value
 
@@ -124,15 +128,20 @@ def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -
 
 
 def schedule_of(
-    optimiser: torch.optim.Optimizer, steps: int, warmup: int, shape: Literal["cosine", "linear", "constant"]
+    optimiser: torch.optim.Optimizer, steps: int, warmup: int, shape: Schedule, starts: Sequence[int] = ()
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up over `warmup` steps, then a half cosine or a line down to a tenth of the peak, or the peak."""
+    """Linear warm-up over `warmup` steps, then a half cosine or a line down to a tenth of the peak, or the peak.
 
-    def factor(step: int) -> float:
+    `starts[i]` is the step at which group i begins, 0 where nothing is said: it waits at its first rate until then.
+    """
+
+    def factor(start: int, at: int) -> float:
+        step = max(0, at - start)
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        done = min(1.0, (step - warmup) / max(1, steps - start - warmup))
         left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[shape]
         return 0.1 + 0.9 * left
 
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    begins = [*starts, *[0] * (len(optimiser.param_groups) - len(starts))]
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, [partial(factor, start) for start in begins])

@@ -8,6 +8,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from plaudit.run.card_table import PARTS, temperature
 from plaudit.stages.card_plots import card_plots
+from plaudit.stages.inspect import Inspection, TokenRow
 from plaudit.stages.plots import number, percent
 
 
@@ -27,6 +28,16 @@ def _source(name: str) -> str:
 def card_page(card: Mapping[str, Any]) -> str:
     """A report card, with its model and data, as a page of its own: one file without scripts or anything fetched."""
     return render_page("card.html.j2", card=card, plots=card_plots(card), open_mistakes=True)
+
+
+def inspection_page(found: Inspection) -> str:
+    """One reply, token by token, as a page of its own; a token's colour is the stronger, the larger its advantage."""
+    largest = max(abs(row.advantage) for row in found.rows) or 1.0
+
+    def strength(row: TokenRow) -> int:
+        return round(8 + 52 * abs(row.advantage) / largest)
+
+    return render_page("inspect.html.j2", found=found, strength=strength)
 
 
 def interval(ends: Sequence[float] | None, digits: int = 2, *, share: bool = False) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from plaudit.data.annotator import Annotator
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.read import BadRow
@@ -181,11 +182,14 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "reward":
             reward.run(recipe.reward, run)
         case "ppo":
-            ppo.run(recipe.ppo, run)
+            ppo.run(recipe.ppo, run, _gold(recipe))
         case "evaluate":
-            # Gold is the taste that was ranked by; where nobody ranked there is none.
-            ranked = uses_trained(recipe.ppo.rewards)
-            annotator = preferences.annotator_of(recipe.preferences, recipe.seed) if ranked else None
-            evaluate.run(recipe.evaluate, run, annotator, recipe.ppo.rewards)
+            evaluate.run(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
         case "report":
             report.run(run)
+
+
+def _gold(recipe: Recipe) -> Annotator | None:
+    """The taste that was ranked by; where nobody ranked, or people did, there is none."""
+    ranked = uses_trained(recipe.ppo.rewards)
+    return preferences.annotator_of(recipe.preferences, recipe.seed) if ranked else None

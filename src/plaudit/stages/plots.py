@@ -179,7 +179,40 @@ def _reward_learning_plots(reward: Rows, reward_summary: dict[str, Any]) -> list
 
 def ppo_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_update: int) -> list[Plot]:
     """PPO update by update: what the policy was like before each update, then what the update did."""
-    return [*_policy_plots(updates, validation, config, kept_update), *_update_plots(updates, config)]
+    watched = [watch_plot(validation, kept_update)] if all("held_out_score" in row for row in validation) else []
+    return [*_policy_plots(updates, validation, config, kept_update), *watched, *_update_plots(updates, config)]
+
+
+def watch_plot(validation: Rows, kept_update: int) -> Plot:
+    """What the proxy and the held-out score gained, over √KL (the axis of Gao et al. 2023, arXiv:2210.10760, on which
+    a score that is over-optimised turns down)."""
+    # A KL is estimated from samples, so that of a policy which hardly moved may come out below 0.
+    distance = [max(0.0, row["kl"]) ** 0.5 for row in validation]
+    first = validation[0]
+    place = next(i for i, row in enumerate(validation) if row["update"] == kept_update)
+    series = (("score", "score", PPO), ("held_out_score", "held_out", REWARD))
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0, color=SFT, linestyle=":", linewidth=1.3)
+        for name, error, colour in series:
+            gains = [row[name] - first[name] for row in validation]
+            spread = [2 * row.get(f"{error}_gain_se", 0.0) for row in validation]
+            axes.errorbar(
+                distance, gains, spread if any(spread) else None, color=colour, marker="o", elinewidth=0.7, capsize=2
+            )
+            axes.plot([distance[place]], [gains[place]], color=INK, marker="o", markersize=9, fillstyle="none")
+
+    best = max(validation, key=lambda row: row["held_out_score"])
+    last = validation[-1]
+    moved = _moved(best["held_out_score"], last["held_out_score"])
+    title = f"From its best look (after update {best['update']}) to the last the held-out score {moved}"
+    if best is last:
+        title = "The held-out score is at its best at the last look"
+    return draw(
+        "ppo-watch", title, "√KL (√nats a reply)", "gain over the SFT model", paint,
+        [("dot", "ppo", "paid by"), ("dot", "reward", "held-out"), ("ring", "ink", "kept"), ("dash", "sft", "SFT")],
+        "Each score in its own unit, with two standard errors; what counts is where the held-out one turns down.",
+    )  # fmt: skip
 
 
 def _policy_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_update: int) -> list[Plot]:
@@ -261,10 +294,7 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
         return paint
 
     clipped, moved_by = np.mean(_column(updates, "clip_fraction")), np.mean(_column(updates, "approx_kl"))
-    explained, value_loss = _column(updates, "explained_variance"), _column(updates, "l_vf")
-    below = sum(item < -1 for item in explained)
-    wide = min(value_loss) > 0 and max(value_loss) > 20 * min(value_loss)
-    return [
+    plots = [
         draw(
             "ppo-clip_fraction",
             f"Clip fraction: on average {percent(float(clipped))} of the ratios left 1 ± {config['clip_range']:g}",
@@ -275,6 +305,14 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
             f"Within one update the policy moved {number(float(moved_by), 4)} nats a token on average",
             "update", "approximate KL (nats a token)", line("approx_kl"),
         ),
+    ]  # fmt: skip
+    if "explained_variance" not in updates[0]:  # an estimator without a critic
+        return plots
+    explained, value_loss = _column(updates, "explained_variance"), _column(updates, "l_vf")
+    below = sum(item < -1 for item in explained)
+    wide = min(value_loss) > 0 and max(value_loss) > 20 * min(value_loss)
+    return [
+        *plots,
         draw(
             "ppo-explained_variance",
             f"At the end the critic explains {percent(explained[-1], 0)} of the variance of the returns",

@@ -16,7 +16,7 @@ from plaudit.data.read import is_hub
 from plaudit.errors import UserError
 from plaudit.stages.base import DataConfig, StageConfig
 from plaudit.stages.evaluate import EvaluateConfig
-from plaudit.stages.ppo import PPOConfig
+from plaudit.stages.ppo_config import PPOConfig
 from plaudit.stages.preferences import PreferencesConfig
 from plaudit.stages.reward_training import RewardConfig
 from plaudit.stages.sft import SFTConfig
@@ -132,6 +132,12 @@ def _override(values: dict[str, Any], override: str) -> str:
     return key
 
 
+def _shortened(keys: list[str], most: int = 20) -> str:
+    """The keys in one line; of very many the first, and where the others stand."""
+    more = f", ... {len(keys) - most} more in docs/recipe.md" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
 def _explain(path: Path, places: dict[str, str], item: Any) -> str:
     """One pydantic error as: place: field: what is wrong, the value, the fix."""
     loc = [str(part) for part in item["loc"]]
@@ -139,7 +145,7 @@ def _explain(path: Path, places: dict[str, str], item: Any) -> str:
         name = ".".join(loc)
         known = sorted(_fields(loc[:-1]))
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else f"known here: {', '.join(known)}"
+        hint = f"did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else f"known here: {_shortened(known)}"
         return f"{_place(path, places, name)}: unknown key {name!r}; {hint}"
     # Where a value may have several types, pydantic ends the location with the type it tried.
     while len(loc) > 1 and loc[-1] not in _fields(loc[:-1]) and not (loc[-1].isdigit() and _fields(loc)):
@@ -149,7 +155,7 @@ def _explain(path: Path, places: dict[str, str], item: Any) -> str:
     if item["type"] == "missing":
         return f"{place}: key {name!r} is missing; add it"
     if item["type"] in ("model_type", "dict_type"):
-        keys = ", ".join(sorted(_fields(loc)))
+        keys = _shortened(sorted(_fields(loc)))
         return f"{place}: {name}: is a section with keys of its own ({keys}), found {item['input']!r}"
     message = f"{place}: {name or 'recipe'}: {item['msg'].removeprefix('Value error, ')}"
     # A rule over several keys reports the whole section as its input, and its message names the values already.

@@ -8,7 +8,7 @@ mean and std over replies of the SFT model to training prompts, measured before 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class RewardSource(StageConfig):
     """Replies in one request to an endpoint, or in one forward pass of a model."""
     auth_env: str | None = Field(None, min_length=1)
     """Environment variable whose value is sent to an endpoint as the Authorization header."""
+    watch: bool = False
+    """Scored at evaluations and not paid: a score that PPO does not optimise, for the watch and keep_by."""
 
     @model_validator(mode="after")
     def _one_kind_and_nothing_dead(self) -> "RewardSource":
@@ -83,10 +85,11 @@ class RewardSource(StageConfig):
         if self.endpoint is not None and urlsplit(self.endpoint).password is not None:
             raise ValueError("a recipe holds no secret: leave the password out of endpoint and name it in auth_env")
         if self.weight == 0:
-            raise ValueError("weight=0 would leave the source without effect; remove it")
+            raise ValueError("weight=0 would leave the source without effect; remove it, or give watch: true")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std are given together, or neither")
-        used = {given[0], "weight", *SETTINGS[given[0]]} - ({"normalise_on"} if self.mean is not None else set())
+        used = {given[0], "watch", *SETTINGS[given[0]]} | (set() if self.watch else {"weight"})
+        used -= {"normalise_on"} if self.mean is not None else set()
         fields = type(self).model_fields
         dead = [name for name, field in fields.items() if name not in used and getattr(self, name) != field.default]
         if dead:
@@ -147,9 +150,11 @@ def _scorer(source: RewardSource, machine: Machine) -> Scorer:
 @dataclass(frozen=True)
 class Scores:
     """What B replies scored. The columns of `raw_scores_BM` are the sources' own scores, in their order; the run's own
-    reward model has one a member."""
+    reward model has one a member. `by_source` holds the normalised ones [B], `normalised_B` is the weighted sum of
+    those that pay."""
 
     raw_scores_BM: Tensor
+    by_source: dict[str, Tensor]
     normalised_B: Tensor
     metrics: dict[str, float]
     """Mean normalised score of each source, and the share of texts that did not survive a model's tokenizer; empty for
@@ -168,6 +173,7 @@ class Rewards:
         pairs = [(name, source) for name, source in zip(self.names, self.sources, strict=True) if not source.trained]
         self.scorers = {name: _scorer(source, machine) for name, source in pairs}
         self.moments = {n: (s.mean, s.std) for n, s in pairs if s.mean is not None and s.std is not None}
+        self.weights = {n: s.weight for n, s in zip(self.names, self.sources, strict=True) if not s.watch}
 
     def score(
         self,
@@ -177,29 +183,36 @@ class Rewards:
         where: str,
         trained: Callable[[], Tensor] | None,
         contract: RewardContract | None,
+        watched: bool = False,
     ) -> Scores:
         """Raw and normalised scores of B replies; `trained` computes the raw ones of the run's own reward model, whose
-        rules are `contract`. Foreign sources read the text that the replies' ids spell.
+        rules are `contract`. Foreign sources read the text that the replies' ids spell. With `watched` the sources
+        that do not pay are asked too.
 
         RunStopped when a source fails or a score is not finite; `where` says in which step.
         """
         items = score_items(chat, prompts, tokens) if self.scorers else []
         raw: list[Tensor] = []
-        normalised: list[Tensor] = []
+        normalised: dict[str, Tensor] = {}
         metrics: dict[str, float] = {}
         for name, source in zip(self.names, self.sources, strict=True):
+            if source.watch and not watched:
+                continue
             if source.trained:
                 assert trained is not None and contract is not None
                 raw.append(trained())
-                normalised.append(contract.normalised(raw[-1]))
+                normalised[name] = contract.normalised(raw[-1])
             else:
                 raw.append(self._raw(name, items, metrics)[:, None].to(tokens.tokens_BT.device))
                 mean, std = self.moments[name]
-                normalised.append(normalise(raw[-1], raw[-1].new_tensor([mean]), raw[-1].new_tensor([std]))[:, 0])
-            metrics[f"score_{name}"] = normalised[-1].mean().item()
-        normalised_B = weighted_scores(normalised, [source.weight for source in self.sources])
-        check_finite("a score", normalised_B.sum().item(), where)
-        return Scores(torch.cat(raw, dim=1), normalised_B, metrics if self.told else {})
+                normalised[name] = normalise(raw[-1], raw[-1].new_tensor([mean]), raw[-1].new_tensor([std]))[:, 0]
+            metrics[f"score_{name}"] = normalised[name].mean().item()
+            check_finite("a score", normalised[name].sum().item(), where)
+        return Scores(torch.cat(raw, dim=1), normalised, self.paid(normalised), metrics if self.told else {})
+
+    def paid(self, by_source: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum [B] of the sources that pay."""
+        return weighted_scores([by_source[name] for name in self.weights], list(self.weights.values()))
 
     def _raw(self, name: str, items: Sequence[ScoreItem], metrics: dict[str, float]) -> Tensor:
         """[B], in the order of `items`: what a scorer answers is matched by id."""
@@ -228,6 +241,7 @@ class Rewards:
         rows = []
         for name, source in pairs if self.told else []:
             row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
+            row |= {"watch": True} if source.watch else {}
             rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
         if rows:
             write_json(folder / REWARDS, {"sources": rows})
@@ -250,8 +264,11 @@ class Rewards:
         """Take the moments that `prepare` wrote to folder/rewards.json; UserError when they are of other sources."""
         path = folder / REWARDS
         rows = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.is_file() else []
-        now = [(n, getattr(s, s.kind), s.weight) for n, s in zip(self.names, self.sources, strict=True)]
-        then = [(row["name"], row.get(row["name"].partition("_")[0]), row["weight"]) for row in rows]
+        now = [(n, getattr(s, s.kind), s.weight, s.watch) for n, s in zip(self.names, self.sources, strict=True)]
+        kinds = [row["name"].partition("_")[0] for row in rows]
+        then = [
+            (r["name"], r.get(kind), r["weight"], r.get("watch", False)) for r, kind in zip(rows, kinds, strict=True)
+        ]
         if self.told and now != then:
             raise UserError(f"{path}: PPO was paid by {then}, the recipe has {now}; run PPO again with --from ppo")
         for row in rows:

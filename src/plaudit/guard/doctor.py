@@ -1,0 +1,108 @@
+"""The doctor: what is wrong with a PPO run, finished or going on, from what it left. Which fault, on what evidence, and
+which setting to change.
+
+It reads ppo/metrics.jsonl, ppo/evaluations.jsonl, some of ppo/rollouts, the recipe and the manifest. Nothing is loaded
+into a model and nothing is changed, so it may run beside the training. Limits are in symptoms.py, what is recomputed
+in arithmetic.py; what needs the model is checked inside the run (invariants.py).
+
+    plaudit doctor RUN
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plaudit.data.files import sha256
+from plaudit.errors import UserError
+from plaudit.guard import arithmetic
+from plaudit.guard.arithmetic import Stored
+from plaudit.guard.symptoms import CHECKS, Finding, Row, Settings, symptoms
+from plaudit.rollout.stored import read_rollout, stored_rollouts
+from plaudit.run.folder import finished_stages, read_recipe
+
+ROLLOUTS = 12
+"""Updates whose rollout is recomputed: the first, the last, and others evenly between."""
+FROZEN = {
+    "sft": ("reference changed", "the reference, which is the base of every role, is not the one that this run made"),
+    "reward": ("reward model changed", "the reward model is not the one that this run trained"),
+}
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was looked at, and what was found: faults first, then symptoms."""
+
+    updates: int
+    evaluations: int
+    rollouts: tuple[int, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def faults(self) -> int:
+        return sum(finding.level == "fault" for finding in self.findings)
+
+
+def examine(folder: Path) -> Examination:
+    """Look at the run in `folder`; UserError where there is no run, or one whose PPO stage has not logged anything."""
+    recipe = read_recipe(folder)
+    metrics = folder / "ppo/metrics.jsonl"
+    rows = read_rows(metrics)
+    if not rows:
+        raise UserError(f"{metrics} is missing or empty: PPO has not finished an update here; there is nothing to see")
+    looks = read_rows(folder / "ppo/evaluations.jsonl")
+    files = stored_rollouts(folder)
+    chosen = _spread(list(files), ROLLOUTS)
+    by_update = {int(row["update"]): row for row in rows}
+    stored = [Stored(n, read_rollout(files[n]), recipe["ppo"], by_update.get(n, {})) for n in chosen]
+    found = [*_frozen_files(folder), *_recomputed(stored), *symptoms(rows, looks, recipe["ppo"])]
+    names = [finding.name for finding in found]
+    once = [finding for place, finding in enumerate(found) if finding.name not in names[:place]]
+    findings = sorted(once, key=lambda finding: finding.level != "fault")
+    return Examination(len(rows), len(looks), tuple(chosen), tuple(findings))
+
+
+def latest(rows: Sequence[Row], ppo: Settings | None = None) -> str | None:
+    """One line for the progress display: the gravest symptom in the metrics so far, and what to change; None when
+    there is none. `ppo` is the recipe's section, as a mapping."""
+    settings = {} if ppo is None else ppo
+    for check in CHECKS if rows else ():
+        found = check(rows, settings)
+        if found is not None:
+            return f"{found.name}: {found.change}"
+    return None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log that may still be written to: a last line without its end is not read yet."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _spread(updates: Sequence[int], count: int) -> list[int]:
+    if len(updates) <= count:
+        return list(updates)
+    return [updates[i * (len(updates) - 1) // (count - 1)] for i in range(count)]
+
+
+def _recomputed(stored: Sequence[Stored]) -> list[Finding]:
+    found = [check(one) for one in stored for check in arithmetic.CHECKS]
+    if stored:
+        found += [arithmetic.frozen_critic(stored[0], stored[-1]), arithmetic.repeats(stored[0], stored[-1])]
+    return [finding for finding in found if finding is not None]
+
+
+def _frozen_files(folder: Path) -> list[Finding]:
+    """The files of the reference and of the reward model, against the hashes taken when their stages ended."""
+    found, ended = [], finished_stages(folder)
+    for stage, (name, says) in FROZEN.items():
+        known = ended[stage]["files"] if stage in ended else {}
+        changed = [file for file in known if not (folder / file).is_file() or sha256(folder / file) != known[file]]
+        if changed:
+            evidence = f"{len(changed)} files differ from their hash in manifest.json, the first is {changed[0]}"
+            change = f"run stage {stage} again, and what follows it (--from {stage})"
+            found.append(Finding(name, says, evidence, change, "fault"))
+    return found

@@ -1,0 +1,74 @@
+"""One reply token by token, in the terminal: good is green, bad is red, and what the clip cut is marked."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from plaudit.run.display import console
+
+LEGEND = (
+    "r = exp(log π − log π_old); L_CLIP = min(r·Â, clip(r)·Â). Side: where r fell beside the clip range; "
+    "cut: the clip took the gradient away."
+)
+NO_NEW = (
+    "The log-probabilities after the update's steps are not stored, so r is 1: this is how the update looked before "
+    "its first step."
+)
+
+
+def print_inspection(found: Any, to: Console = console) -> None:
+    """An `Inspection` of stages/inspect.py."""
+    head = (
+        f"update {found.update} (of {found.updates[0]} to {found.updates[1]}), reply {found.sample} of {found.samples}"
+    )
+    to.print(f"{found.run}: {head}", style="bold", soft_wrap=True)
+    to.print(f"Prompt: {found.prompt.strip()}", soft_wrap=True)
+    cut = "" if found.finished else " [cut by the length limit]"
+    to.print(f"Reply: {found.reply.strip()}{cut}", soft_wrap=True)
+    raw = ", ".join(f"{score:.3f}" for score in found.raw_scores)
+    to.print(f"Raw score {raw}; after its way {found.score:.3f}; KL {found.kl:.3f} nats", soft_wrap=True)
+    if not found.has_new:
+        to.print(NO_NEW, soft_wrap=True, style="yellow")
+    to.print(_table(found))
+    low, high = found.clip
+    to.print(
+        f"Mean L_CLIP of this reply {found.mean_l_clip:.4f}; it adds {found.share:.5f} to L_CLIP of the update "
+        f"({found.update_tokens:,} tokens). Clip range {low:g} to {high:g}. {LEGEND}",
+        soft_wrap=True,
+    )
+    row = found.telling
+    to.print(
+        f"By hand, token {row.number} {row.text!r}: r = exp({row.new_logprob:.4f} − ({row.old_logprob:.4f})) = "
+        f"{row.ratio:.4f}; r·Â = {row.ratio:.4f}·({row.advantage:.4f}) = {row.unclipped:.4f}; clip(r)·Â = "
+        f"{row.clipped:.4f}; L_CLIP = {row.l_clip:.4f}".replace("-", "−"),
+        soft_wrap=True,
+    )
+
+
+def _table(found: Any) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("token", overflow="fold")
+    for name in ("log π_old", "log π", "r", "KL", "R", "V", "Â", "L_CLIP"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("side", no_wrap=True)
+    for row in found.rows:
+        good = "green" if row.advantage > 0 else "red" if row.advantage < 0 else ""
+        where = f"{row.side}, cut" if row.cut else row.side
+        table.add_row(
+            str(row.number), Text(row.text, style=good), _number(row.old_logprob), _number(row.new_logprob),
+            _number(row.ratio, 3), _number(row.kl), _number(row.reward), _number(row.value),
+            Text(_number(row.advantage), style=good), _number(row.l_clip, 3),
+            Text(where, style="bold magenta" if row.cut else "" if row.side == "inside" else "magenta"),
+        )  # fmt: skip
+    return table
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """Without a minus before a zero; nothing for None."""
+    if value is None:
+        return ""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text

@@ -1,0 +1,123 @@
+"""What PPO's loop holds, and the calls that its parts share: sampling, one partition, forward passes, raw scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from plaudit import rng
+from plaudit.algo.masked import Moments
+from plaudit.algo.rewards import KLController
+from plaudit.data.chat import ChatFormat
+from plaudit.data.packing import Example
+from plaudit.models.full import FullReward
+from plaudit.models.heads import RewardContract
+from plaudit.models.optimiser import MasterAdamW
+from plaudit.models.roles import Need, Role, Roles
+from plaudit.models.tokens import Tokens, pad_right
+from plaudit.records import Prompt
+from plaudit.rollout.batch import minibatches, per_token
+from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.stages.base import Run
+from plaudit.stages.ppo_config import PPOConfig
+from plaudit.stages.scoring import Rewards, Scores
+
+
+@dataclass
+class Numbers:
+    """The plain numbers that an update hands to the next one; with weights and optimiser they are PPO's whole state."""
+
+    controller: KLController
+    first_std: float | None = None
+    """Std of the first update's scores: whitening is floored at a quarter of it."""
+    running: Moments = field(default_factory=Moments)
+    """Of all scores so far, for the running scale."""
+
+
+@dataclass
+class Trainer:
+    """What the loop holds: the four roles, the sampling engine, the optimiser, and the numbers it hands on."""
+
+    config: PPOConfig
+    run: Run
+    chat: ChatFormat
+    roles: Roles
+    scorer: Roles | FullReward | None
+    engine: InProcessEngine
+    rewards: Rewards
+    contract: RewardContract | None
+    optimiser: MasterAdamW
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    numbers: Numbers
+    demonstrations: list[Example] = field(default_factory=list)
+    """What PTX mixes in."""
+    references: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Prompt id -> source -> normalised score of the reference reply, where scores are centred on it."""
+
+    @property
+    def value_role(self) -> Role:
+        """Whose pass gives the values."""
+        return "critic" if self.config.critic == "own" else "policy"
+
+    def needs(self, role: Role) -> frozenset[Need]:
+        """What the loop asks of a role about a rollout."""
+        found: dict[Role, set[Need]] = {"policy": {"logprobs"}, "reference": {"logprobs"}, "reward": {"scores"}}
+        own = found.get(role, set())
+        if self.config.has_critic and role == self.value_role:
+            own |= {"values", "last_values"} if self.config.bootstrap else {"values"}
+        return frozenset(own)
+
+
+def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) -> tuple[Tokens, Tensor, Tensor]:
+    """One reply a prompt from the current policy: tokens, the sampler's log-probs [B, T], which replies ended [B]."""
+    prompt_ids = [trainer.chat.prompt_ids(prompt.messages) for prompt in prompts]
+    uniforms = rng.uniforms(trainer.run.seed, stream, step, list(range(len(prompts))), trainer.config.max_new_tokens)
+    trainer.engine.load_weights(trainer.roles.merged_weights("policy"))
+    sampled = trainer.engine.generate(prompt_ids, uniforms)
+    device = trainer.run.machine.device
+    tokens = pad_right(prompt_ids, [reply.ids for reply in sampled], trainer.chat.pad_id, device)
+    finished_B = torch.tensor([reply.ids[-1] == trainer.chat.eos_id for reply in sampled], device=device)
+    return tokens, per_token([reply.logprobs for reply in sampled], tokens), finished_B
+
+
+def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[list[int]]]:
+    """The update's minibatches, each in its micro-batches: one partition, the same for old log-probs and every epoch.
+
+    bf16 products round differently in another layout, so this is what makes the first ratio exactly 1. Epochs shuffle
+    the order of the minibatches.
+    """
+    config, lengths = trainer.config, tokens.lengths_B.tolist()
+    order = rng.permutation(trainer.run.seed, "ppo/layout", update, len(lengths))
+    if config.micro_batch_tokens is not None:
+        return minibatches(lengths, order, config.minibatch_size, tokens=config.micro_batch_tokens)
+    return minibatches(lengths, order, config.minibatch_size, rows=config.micro_batch_size)
+
+
+@torch.no_grad()
+def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) -> dict[str, Tensor]:
+    """Everything the loop asks `role` about `tokens`, computed in the update's layout, rows back in their order."""
+    model, found = trainer.scorer if role == "reward" else trainer.roles, dict[str, Tensor]()
+    assert model is not None
+    for rows in (rows for minibatch in layout(trainer, tokens, update) for rows in minibatch):
+        output = model(tokens.rows(rows), role, trainer.needs(role))
+        for name, part in vars(output).items():
+            if part is None:
+                continue
+            width = tokens.tokens_BT.shape[1:] if name.endswith("_BT") else part.shape[1:]
+            whole = found.setdefault(name, part.new_zeros(len(tokens.lengths_B), *width))
+            if part.dim() == 1:
+                whole[rows] = part
+            else:
+                whole[:, : part.shape[1]][rows] = part
+    return found
+
+
+def raw_scores(
+    trainer: Trainer, prompts: Sequence[Prompt], tokens: Tokens, update: int, where: str, *, watched: bool = False
+) -> Scores:
+    """What the sources say of the replies, raw and normalised."""
+    return trainer.rewards.score(
+        trainer.chat, prompts, tokens, where, contract=trainer.contract, watched=watched,
+        trained=lambda: by_micro_batch(trainer, tokens, update, "reward")["scores_BM"],
+    )  # fmt: skip

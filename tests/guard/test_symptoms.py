@@ -1,0 +1,156 @@
+"""Symptoms from rows that are set by hand: each is named beyond its limit and not before it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plaudit.errors import UserError
+from plaudit.guard import doctor
+from plaudit.guard.symptoms import symptoms
+
+# A healthy update, about what the demo shows; the loss is −(0.01 − 0.1·0.3 + 0·1.4).
+HEALTHY = {
+    "score": 0.5, "score_std": 1.0, "kl": 2.0, "entropy": 1.4, "length": 20.0, "eos": 0.95, "explained_variance": 0.4,
+    "sampler_gap_mean": 0.045, "loss": 0.02, "l_clip": 0.01, "l_vf": 0.3, "approx_kl": 0.003, "clip_fraction": 0.03,
+    "grad_norm": 1.0,
+}  # fmt: skip
+
+
+def rows(count: int = 12, **late: Any) -> list[dict[str, float]]:
+    """`count` healthy updates, the second half of them with the values `late`."""
+    return [
+        {"update": i + 1, **HEALTHY, **(late if i >= count // 2 else {})} for i in range(count)
+    ]  # fmt: skip
+
+
+def looks(count: int = 6, **late: Any) -> list[dict[str, float]]:
+    start = {"score": 0.0, "kl": 1.0, "repeated_trigrams": 0.02}
+    return [{"update": 5 * i, **start, **(late if i >= count // 2 else {})} for i in range(count)]
+
+
+def names(found: list[Any]) -> list[str]:
+    return [finding.name for finding in found]
+
+
+def test_a_healthy_log_has_no_symptom() -> None:
+    assert symptoms(rows(), looks()) == []
+    assert doctor.latest(rows()) is None and doctor.latest([]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "inside", "beyond"),
+    [
+        ("negative KL", "kl", -0.49, -0.51),
+        ("KL runaway", "kl", 19.9, 20.1),
+        ("entropy collapse", "entropy", 0.36, 0.34),
+        ("entropy explosion", "entropy", 2.7, 2.9),
+        ("replies do not end", "eos", 0.51, 0.49),
+        ("length drift", "length", 39.0, 41.0),
+        ("length drift", "length", 10.1, 9.9),
+        ("score scale", "score_std", 0.051, 0.049),
+        ("score scale", "score_std", 4.9, 5.1),
+        ("learning rate too high", "clip_fraction", 0.29, 0.31),
+        ("learning rate too high", "approx_kl", 0.049, 0.051),
+        ("learning rate too high", "grad_norm", 9.9, 10.1),
+        ("policy does not move", "approx_kl", 1.1e-7, 0.9e-7),
+        ("sampler and trainer drift apart", "sampler_gap_mean", 0.099, 0.101),
+    ],
+)
+def test_a_symptom_is_named_beyond_its_limit_with_its_numbers(
+    name: str, column: str, inside: float, beyond: float
+) -> None:
+    assert symptoms(rows(**{column: inside})) == []
+    (found,) = symptoms(rows(**{column: beyond}))
+    assert found.name == name and found.level == "symptom" and "ppo." in found.change + "ppo."
+    assert f"{beyond:.3g}" in found.evidence and "updates 10 to 12" in found.evidence
+    line = doctor.latest(rows(**{column: beyond}))
+    assert line is not None and line.startswith(name)
+
+
+def test_a_single_odd_update_is_no_symptom() -> None:
+    odd = rows()
+    odd[-1] |= {"eos": 0.0, "clip_fraction": 0.4}
+    assert symptoms(odd) == []
+
+
+def test_a_critic_has_ten_updates_to_explain_something() -> None:
+    assert symptoms(rows(18, explained_variance=0.0)) == []
+    assert names(symptoms(rows(20, explained_variance=0.0))) == ["dead critic"]
+    assert names(symptoms(rows(20, explained_variance=-3.0))) == ["dead critic"]
+    last = rows(20, explained_variance=0.0)
+    last[-1]["explained_variance"] = 0.01
+    assert symptoms(last) == []
+
+
+def test_a_clip_that_never_binds_is_said_after_ten_updates() -> None:
+    assert symptoms(rows(18, clip_fraction=0.0)) == []
+    assert names(symptoms(rows(20, clip_fraction=0.0))) == ["clip fraction zero"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "column", "value"),
+    [
+        ({"kl_budget": 30}, "kl", 50.0),
+        ({"missing_eos": "none"}, "eos", 0.0),
+        ({"max_grad_norm": 5}, "grad_norm", 40.0),
+        ({"epochs": 1}, "approx_kl", 0.0),
+        ({"critic_warmup": 12}, "approx_kl", 0.0),
+    ],
+)
+def test_the_recipe_moves_or_lifts_a_limit(settings: dict[str, Any], column: str, value: float) -> None:
+    found = rows(**{column: value})
+    assert symptoms(found) and not symptoms(found, ppo=settings)
+    assert doctor.latest(found) and doctor.latest(found, settings) is None
+
+
+def test_replies_that_never_ended_ask_for_another_setting() -> None:
+    cut = [{**row, "eos": 0.1} for row in rows()]
+    assert "max_new_tokens" in symptoms(cut)[0].change and "SFT" in symptoms(cut)[0].says
+    assert "missing_eos_penalty" in symptoms(rows(eos=0.1))[0].change
+
+
+def test_the_sign_of_each_part_of_the_loss_by_hand() -> None:
+    """L_CLIP 0.01, L_VF 0.3, S 1.4, c1 = 0.1, c2 = 0.02: −(0.01 − 0.03 + 0.028) = −0.008; −S: 0.048; +L_VF: −0.068."""
+    settings = {"value_coef": 0.1, "entropy_coef": 0.02}
+    for loss, found in ((-0.008, []), (0.048, ["entropy bonus sign"]), (-0.068, ["value loss sign"])):
+        assert names(symptoms(rows(loss=loss), ppo=settings)) == found
+    # The entropy of the log is that of the batch before the update: what it lost since is no wrong sign.
+    assert symptoms(rows(loss=-0.005), ppo=settings) == []
+    assert symptoms(rows(loss=0.048), ppo={**settings, "ptx_coef": 0.1}) == []
+    assert symptoms(rows(loss=0.048), ppo={**settings, "kl_in": "loss"}) == []
+
+
+def test_looks_tell_of_repetition_a_falling_score_and_a_budget_that_is_spent() -> None:
+    assert names(symptoms(rows(), looks(repeated_trigrams=0.11))) == ["repeated text"]
+    assert symptoms(rows(), looks(repeated_trigrams=0.09)) == []
+    assert names(symptoms(rows(), looks(score=-0.6))) == ["score falls"]
+    assert symptoms(rows(), looks(score=-0.4)) == []
+    assert names(symptoms(rows(), looks(kl=10.1))) == ["KL over its budget"]
+    assert symptoms(rows(), looks(kl=10.1), {"kl_budget": 11}) == []
+
+
+def test_the_watch_speaks_through_the_doctor_also_when_it_may_not_stop_the_run() -> None:
+    found = [{"update": i, "score": float(i), "held_out_score": -float(i), "kl": 1.0} for i in range(5)]
+    assert names(symptoms(rows(), found, {"watch": {"enabled": False}})) == ["reward hacking"]
+    assert symptoms(rows(), found, {"watch": {"patience": 5}}) == []
+
+
+def test_columns_that_are_absent_are_not_looked_at() -> None:
+    assert symptoms([{"update": i} for i in range(20)]) == []
+
+
+def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(json.dumps({"update": 1}) + "\n" + '{"update": 2, "sco')
+    assert doctor.read_rows(log) == [{"update": 1}]
+    assert doctor.read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_a_folder_without_a_run_or_without_updates_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml"):
+        doctor.examine(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("ppo: {}\n")
+    with pytest.raises(UserError, match="PPO has not finished an update"):
+        doctor.examine(tmp_path)

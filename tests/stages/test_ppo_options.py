@@ -1,0 +1,292 @@
+"""Row 28: every option of PPO changes the loss, the data, the schedule or the outcome, or the config refuses it.
+
+One parametrised test over all fields of `PPOConfig`: a field that is not listed here fails it.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+
+from conftest import TINY
+from plaudit.errors import UserError
+from plaudit.guard.watch import WatchConfig
+from plaudit.run.metrics import Clock, read_metrics
+from plaudit.stages import ppo
+from plaudit.stages.base import Run
+from plaudit.stages.ppo import PPOConfig
+from plaudit.stages.ppo_scores import picked, score_references
+from plaudit.stages.ppo_trainer import layout
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+BASE = {name: value for name, value in TINY["ppo"].items() if name != "critic_learning_rate"} | {"updates": 3}
+# A score that rises with every call, and one that falls.
+RUNS_AWAY = """
+rising = falling = 0
+
+def paid(items):
+    global rising
+    rising += 1
+    return {item["id"]: float(rising) for item in items}
+
+def watched(items):
+    global falling
+    falling -= 1
+    return {item["id"]: float(falling) for item in items}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`change` beside `base` must be seen: in the training of three updates, in their layout, or in a whole run."""
+
+    change: dict[str, Any]
+    base: dict[str, Any] = field(default_factory=dict)
+    seen_in: str = "training"
+
+
+def own_reward(**more: Any) -> dict[str, Any]:
+    return {"function": "FILE:watched", "mean": 0.0, "std": 1.0, **more}
+
+
+GAMED = {
+    "rewards": [{"function": "FILE:paid", "mean": 0.0, "std": 1.0}, own_reward(watch=True)],
+    "updates": 5,
+    "whiten_scores": False,
+    "kl_budget": 1000.0,
+}
+CASES: dict[str, Case] = {
+    "updates": Case({"updates": 6}),
+    "batch_size": Case({"batch_size": 6}),
+    "replies_per_prompt": Case({"replies_per_prompt": 2}),
+    "minibatch_size": Case({"minibatch_size": 4}),
+    "micro_batch_size": Case({"micro_batch_size": 2}, seen_in="layout"),
+    "micro_batch_tokens": Case({"micro_batch_tokens": 120, "micro_batch_size": 8}, seen_in="layout"),
+    "epochs": Case({"epochs": 1}),
+    "max_new_tokens": Case({"max_new_tokens": 5}),
+    "temperature": Case({"temperature": 0.8}),
+    "learning_rate": Case({"learning_rate": 5e-3}),
+    "critic_learning_rate": Case({"critic_learning_rate": 5e-3}),
+    "schedule": Case({"schedule": "linear"}),
+    "warmup_steps": Case({"warmup_steps": 3}),
+    "max_grad_norm": Case({"max_grad_norm": 0.01}),
+    "advantages": Case({"advantages": "reinforce_pp"}),
+    "grpo_std": Case({"grpo_std": False}, {"advantages": "grpo", "replies_per_prompt": 2}),
+    "gamma": Case({"gamma": 0.9}),
+    "lam": Case({"lam": 0.5}),
+    "bootstrap": Case({"bootstrap": True}, {"missing_eos": "none"}),
+    "whiten_advantages": Case({"whiten_advantages": False}),
+    "clip_range": Case({"clip_range": 0.01}),
+    "clip_range_high": Case({"clip_range_high": 0.01}),
+    "dual_clip": Case({"dual_clip": 1.01}),
+    "target_kl": Case({"target_kl": 1e-6}),
+    "value_coef": Case({"value_coef": 0.5}),
+    "value_clip": Case({"value_clip": 1e-4}),
+    "critic": Case({"critic": "own"}),
+    "value_gradient": Case({"value_gradient": True}),
+    "critic_warmup": Case({"critic_warmup": 1}),
+    "entropy_coef": Case({"entropy_coef": 0.1}),
+    "kl_coef": Case({"kl_coef": 0.5}),
+    "kl_in": Case({"kl_in": "loss"}),
+    "kl_estimator": Case({"kl_estimator": "k3"}),
+    "kl_target": Case({"kl_target": 0.5, "kl_horizon": 10}),
+    "kl_horizon": Case({"kl_horizon": 10}, {"kl_target": 0.5}),
+    "ptx_coef": Case({"ptx_coef": 1.0}),
+    "ptx_rows": Case({"ptx_rows": 2}, {"ptx_coef": 1.0}),
+    "ptx_max_length": Case({"ptx_max_length": 20}, {"ptx_coef": 1.0}),
+    "whiten_scores": Case({"whiten_scores": False}),
+    "running_scale": Case({"running_scale": True}, {"whiten_scores": False}),
+    "sigmoid_centred": Case({"sigmoid_centred": True}),
+    "score_clip": Case({"score_clip": 0.2}),
+    "missing_eos": Case({"missing_eos": "replace"}),
+    "missing_eos_penalty": Case({"missing_eos_penalty": 3.0}),
+    "length_penalty": Case({"length_penalty": 0.1}),
+    "length_free": Case({"length_free": 6}, {"length_penalty": 0.1}),
+    "evaluate_every": Case({"evaluate_every": 2}, seen_in="run"),
+    "evaluate_replies": Case({"evaluate_replies": 2}, seen_in="run"),
+    "kl_budget": Case({"kl_budget": 1e-9}, {"updates": 4, "critic_learning_rate": 1e-2}, seen_in="run"),
+    "keep_by": Case({"keep_by": "held_out"}, {**GAMED, "watch": {"enabled": False}}, seen_in="run"),
+    "watch": Case({"watch": {"enabled": False}}, GAMED, seen_in="run"),
+    "rewards": Case({"rewards": [own_reward(), {"trained": True}]}),
+    "lora": Case({"lora": {"r": 2, "alpha": 8}}),
+}
+
+
+@pytest.fixture(scope="module")
+def start(tiny_run: Callable[..., Run], trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """start(**changes) -> the config and a new run that PPO can begin in."""
+
+    def call(changes: dict[str, Any]) -> tuple[PPOConfig, Run]:
+        home = tmp_path_factory.mktemp("option")
+        (home / "scores.py").write_text(RUNS_AWAY)
+        told = json.loads(json.dumps({**BASE, **changes}).replace("FILE", str(home / "scores.py")))
+        return PPOConfig(**told), tiny_run(home, trained)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def training(start: Any) -> Callable[..., dict[str, Any]]:
+    """training(**changes) -> what three updates logged, and where they left the policy."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def call(changes: dict[str, Any]) -> dict[str, Any]:
+        key = json.dumps(changes, sort_keys=True)
+        if key not in known:
+            config, run = start(changes)
+            trainer, train, rows = ppo._build(config, run), run.split("train"), []
+            folder = run.folder.stage("ppo")
+            if config.sigmoid_centred:
+                score_references(trainer, train, run.split("validation"), folder)
+            for update in range(3):
+                batch, about = ppo.rollout(trainer, picked(trainer, train, update), update, Clock())
+                rows.append({**about, **ppo.update_policy(trainer, batch, update, Clock())})
+                numbers = trainer.numbers
+                numbers.controller = ppo.reward_maths.adapt_kl(numbers.controller, about["kl"], config.batch_size)
+            known[key] = {
+                "rows": rows,
+                "policy": [p.detach().clone() for p in trainer.roles.adapter_parameters("policy")],
+                "layout": layout(trainer, batch.tokens, 2),
+            }
+        return known[key]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(start: Any) -> Callable[..., dict[str, Any]]:
+    """whole(**changes) -> what a whole run looked at and kept."""
+
+    def call(changes: dict[str, Any]) -> dict[str, Any]:
+        config, run = start(changes)
+        summary = ppo.run(config, run)
+        return {
+            "looks": read_metrics(run.folder.path / "ppo" / "evaluations.jsonl"),
+            "kept": (summary["kept_update"], summary["updates"], summary["stopped"]),
+        }
+
+    return call
+
+
+def same_policy(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    pairs = zip(one["policy"], other["policy"], strict=True)
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", PPOConfig.model_fields)
+def test_row_28_an_option_changes_something(name: str, training: Any, whole: Any) -> None:
+    """No dead knob. The training of an option: what is logged, or the policy after three updates."""
+    case = CASES[name]  # a new option of PPO must be put on the list
+    assert name in case.change
+    if case.seen_in == "run":
+        plain, changed = whole(case.base), whole({**case.base, **case.change})
+        assert plain != changed
+        return
+    plain, changed = training(case.base), training({**case.base, **case.change})
+    if case.seen_in == "layout":
+        assert plain["layout"] != changed["layout"]
+        for a, b in zip(plain["policy"], changed["policy"], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+        return
+    own = {"length_penalty", "kl_loss", "ptx_loss", "score_function", "score_trained"}
+    strip = [[{k: v for k, v in row.items() if k not in own} for row in one["rows"]] for one in (plain, changed)]
+    assert strip[0] != strip[1]
+    assert not same_policy(plain, changed)
+
+
+def test_row_28_nothing_changed_nothing_changes(training: Any) -> None:
+    first, again = training({}), training({"updates": 3})  # two runs of one config
+    assert again["rows"] == first["rows"] and same_policy(again, first)
+
+
+def test_row_28_every_case_is_an_option() -> None:
+    assert set(CASES) == set(PPOConfig.model_fields)
+
+
+# --- what would do nothing is refused, and both values are named ---
+
+CRITIC_FREE = {"advantages": "rloo", "replies_per_prompt": 2}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({**CRITIC_FREE, "lam": 0.5}, "lam=0.5 would do nothing beside advantages=rloo: it has no critic"),
+    ({**CRITIC_FREE, "value_coef": 0.5}, "value_coef=0.5 would do nothing beside advantages=rloo"),
+    ({**CRITIC_FREE, "critic": "own"}, "critic=own would do nothing beside advantages=rloo"),
+    ({**CRITIC_FREE, "value_gradient": True}, "value_gradient=True would do nothing beside advantages=rloo"),
+    ({**CRITIC_FREE, "value_clip": 0.2}, "value_clip=0.2 would do nothing beside advantages=rloo"),
+    ({**CRITIC_FREE, "critic_warmup": 1}, "critic_warmup=1 would do nothing beside advantages=rloo"),
+    ({**CRITIC_FREE, "critic_learning_rate": 1.0}, "critic_learning_rate=1.0 would do nothing beside advantages=rloo"),
+    ({**CRITIC_FREE, "bootstrap": True, "missing_eos": "none"}, "bootstrap=True would do nothing"),
+    ({**CRITIC_FREE, "gamma": 0.9}, "gamma=0.9 would do nothing beside advantages=rloo: it takes a reply's whole"),
+    ({"advantages": "grpo"}, "replies_per_prompt=1 must be at least 2"),
+    ({"grpo_std": False}, "grpo_std=False would do nothing beside advantages=gae"),
+    ({"advantages": "reinforce_pp", "whiten_advantages": False}, "whiten_advantages=False would do nothing"),
+    ({"bootstrap": True}, "missing_eos=subtract that it failed: set missing_eos=none"),
+    ({"value_coef": 0.0, "value_clip": 0.2}, "value_clip=0.2 would do nothing beside value_coef=0.0"),
+    ({"critic": "own", "value_gradient": True}, "value_gradient=True would do nothing beside critic=own"),
+    ({"critic": "own", "rewards": [{"function": "a:b"}]}, "rewards has no `trained: true`"),
+    ({"critic_warmup": 20}, "critic_warmup=20 leaves the policy none of updates=20"),
+    ({"target_kl": 0.1, "epochs": 1, "minibatch_size": 32}, "target_kl=0.1 would do nothing: with epochs=1"),
+    ({"kl_coef": 0.0, "kl_in": "loss"}, "kl_in=loss would do nothing beside kl_coef=0.0"),
+    ({"kl_coef": 0.0, "kl_estimator": "k3"}, "kl_estimator=k3 would do nothing beside kl_coef=0.0"),
+    ({"kl_coef": 0.0, "kl_target": 6.0}, "kl_target=6.0 would do nothing beside kl_coef=0.0"),
+    ({"kl_in": "loss", "kl_estimator": "k3"}, "kl_estimator=k3 would do nothing beside kl_in=loss"),
+    ({"kl_horizon": 5}, "kl_horizon=5 would do nothing beside kl_target=None"),
+    ({"kl_target": 6.0, "kl_horizon": 5}, "kl_horizon=5 is less than batch_size=32"),
+    ({"ptx_rows": 4}, "ptx_rows=4 would do nothing beside ptx_coef=0.0"),
+    ({"ptx_max_length": 99}, "ptx_max_length=99 would do nothing beside ptx_coef=0.0"),
+    ({"running_scale": True}, "running_scale=true and whiten_scores=true exclude each other"),
+    ({"missing_eos": "none", "missing_eos_penalty": 2.0}, "missing_eos_penalty=2.0 would do nothing beside"),
+    ({"length_free": 5}, "length_free=5 would do nothing beside length_penalty=0.0"),
+    (
+        {"micro_batch_tokens": 99, "micro_batch_size": 4},
+        "micro_batch_size=4 would do nothing beside micro_batch_tokens",
+    ),
+    ({"replies_per_prompt": 3}, "replies_per_prompt=3 does not divide batch_size=32"),
+    ({"minibatch_size": 5}, "minibatch_size=5 does not divide batch_size=32"),
+    ({"micro_batch_size": 5}, "micro_batch_size=5 does not divide minibatch_size=16"),
+    ({"rewards": [{"function": "a:b", "watch": True}]}, "every source has watch=true, so nothing pays"),
+    ({"rewards": [{"trained": True, "watch": True, "weight": 2.0}]}, "weight would do nothing for this trained source"),
+    ({"dual_clip": 1.0}, "greater than 1"),
+    ({"value_clip": True}, "a number is needed, not a truth value"),
+]
+
+
+@pytest.mark.parametrize(("told", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+def test_row_28_what_would_do_nothing_is_refused(told: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PPOConfig(**told)
+    assert message in str(caught.value)
+
+
+def test_the_recipe_of_the_options_page_is_one() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "ppo-options.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert PPOConfig(**yaml.safe_load(block)["ppo"]).advantages == "rloo"
+
+
+def test_every_option_has_its_effect_on_the_options_page() -> None:
+    """All keys but the adapter's, which recipe.md has."""
+    page = (DOCS / "ppo-options.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`ppo\.([a-z_]+)(?:\.[a-z_]+)?`", page))
+    told_in_ppo_md = {"updates", "max_new_tokens", "temperature", "lora"}
+    assert named | told_in_ppo_md == set(PPOConfig.model_fields)
+    assert set(re.findall(r"`ppo\.watch\.([a-z_]+)`", page)) == set(WatchConfig.model_fields)
+
+
+def test_the_default_is_accepted_with_every_estimator() -> None:
+    for name in ("gae", "reinforce_pp"):
+        PPOConfig(advantages=name)
+    for name in ("rloo", "grpo"):
+        PPOConfig(advantages=name, replies_per_prompt=4)
+
+
+def test_a_held_out_score_that_is_not_there_is_noticed_before_training(start: Any) -> None:
+    config, run = start({"keep_by": "held_out"})
+    with pytest.raises(UserError, match=r"ppo\.keep_by=held_out: no score is there that PPO is not paid by"):
+        ppo.run(config, run)
+    assert not list((run.folder.path / "ppo").glob("rollouts/*"))
