@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rows_come_back_as_they_were(cache: Path) -> None:
-    rows = [row(number) for number in range(2500)]  # three record batches
+    rows = [row(number) for number in range(2500)]
     table = DemonstrationTable.of(iter(rows))
     assert len(table) == 2500
     assert list(table) == rows
@@ -33,7 +33,7 @@ def test_rows_come_back_as_they_were(cache: Path) -> None:
     assert table[-1] == rows[-1]
     with pytest.raises(IndexError):
         table[2500]
-    assert list(cache.iterdir()) == [], "the file has no name once it is mapped"
+    assert list(cache.iterdir()) == [], "the file has no name"
 
 
 def test_views_keep_order_and_know_their_row(cache: Path) -> None:

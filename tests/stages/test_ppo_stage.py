@@ -667,7 +667,7 @@ def test_proof_b_no_reward_no_movement(
     folder = run_ppo(rewards=paid_by(changes, functions("nothing")), updates=12, evaluate_every=12, **told, **changes)
     first, last = read_metrics(folder / "evaluations.jsonl")
     assert first["kl"] == 0
-    assert abs(last["kl"]) < (0.1 if changes == OWN else 1e-12), "nats a reply"
+    assert abs(last["kl"]) < (0.3 if changes == OWN else 1e-12), "nats a reply"
 
 
 @pytest.mark.parametrize("changes", ESTIMATORS.values(), ids=list(ESTIMATORS))

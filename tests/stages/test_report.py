@@ -386,7 +386,7 @@ def test_reads_what_the_stages_really_write(trained: Path, tmp_path: Path) -> No
         run = Run(folder, 0, Machine(torch.device("cpu"), torch.float32, 2), "unused", None, (), ())
         summary = report.run(run)
     found = {str(a["id"]).removeprefix("plot-") for tag, a in page_of(run).elements if tag == "figure"}
-    assert found == PLOTS | {"reward-by_length_gap"}
+    assert found == PLOTS | {"reward-by_length_gap", "ppo-watch"}
     replies = read_metrics(home / "evaluate/replies.jsonl")
     by_hand = sum(row["ppo"]["gold"] - row["sft"]["gold"] for row in replies) / len(replies)
     assert summary["evaluate"]["gold_gain"] == pytest.approx(by_hand, abs=1e-12)

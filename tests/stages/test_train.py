@@ -413,7 +413,7 @@ def test_the_kl_penalty_holds_the_policy_back(
     settings = {"updates": 8, "batch_size": 16, "minibatch_size": 8, "micro_batch_size": 8, "evaluate_every": 8}
     free, held = (
         read_metrics(run_ppo(f"beta-{beta}", kl_coef=beta, **settings) / "evaluations.jsonl")[-1]["kl"]
-        for beta in (0.0, 1.0)
+        for beta in (0.0, 4.0)
     )
     assert 0 < held < 0.5 * free
 
@@ -450,7 +450,7 @@ def nan_scores(trainer: Trainer) -> None:
 DISAGREE = "sampler and trainer disagree"
 MISTAKES: dict[str, tuple[Callable[[Trainer], object], str]] = {
     "reference": (move_policy, "the reference is not the model the policy started from"),
-    "lora dropout": (drop_lora, f"{DISAGREE}|off by"),
+    "lora dropout": (drop_lora, f"{DISAGREE}|off by|dropout on"),
     "train mode": (train_mode, f"{DISAGREE}|off by"),
     "sampler temperature": (lambda trainer: setattr(trainer.engine, "temperature", 0.5), DISAGREE),
     "trainer temperature": (lambda trainer: setattr(trainer.roles, "temperature", 0.5), DISAGREE),

@@ -34,6 +34,8 @@ class RolloutBatch:
     returns_BT: Tensor | None
     last_values_B: Tensor | None = None
     """V(s_T), the state after the last token, where a cut reply is bootstrapped."""
+    new_logprobs_BT: Tensor | None = None
+    """log π_φ in the last pass that trained on the reply: what its last ratio was made of. Filled in by the update."""
 
     @property
     def mask_BT(self) -> Tensor:

@@ -31,6 +31,7 @@ from plaudit.data.packing import Example
 from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
 from plaudit.guard import invariants
+from plaudit.guard.doctor import latest
 from plaudit.guard.watch import verdict
 from plaudit.models.export import export_policy
 from plaudit.models.heads import save_head
@@ -44,6 +45,7 @@ from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import console, progress
 from plaudit.run.metrics import Clock, Metrics
 from plaudit.stages.base import Run, optimiser_step, schedule_of
+from plaudit.stages.ppo_checks import RunChecks
 from plaudit.stages.ppo_config import PPOConfig
 from plaudit.stages.ppo_evaluate import HELD_OUT, Keeper, Looks
 from plaudit.stages.ppo_scores import clipped_and_scaled, earned, picked, score_references
@@ -62,6 +64,7 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
     trainer.rewards.prepare(trainer.chat, train, lambda few: sample(trainer, few, "ppo/reference", 0)[0], folder)
     if config.sigmoid_centred:
         score_references(trainer, train, validation, folder)
+    checks, rows = RunChecks(trainer), list[dict[str, Any]]()
     looks = Looks(trainer, validation, annotator, folder)
     by = HELD_OUT if config.keep_by == "held_out" else config.keep_by
     keeper, stopped, seconds = Keeper(by, config.watch.patience, config.kl_budget), None, []
@@ -80,16 +83,23 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
                 break
             clock = Clock()
             batch, about_batch = rollout(trainer, picked(trainer, train, update), update, clock)
-            batch.save(folder / "rollouts" / f"{update + 1:05d}.safetensors")
+            checks.before_update(batch, update)
+            stored = folder / "rollouts" / f"{update + 1:05d}.safetensors"
+            batch.save(stored)  # before the update, so that one that stops leaves what it stopped on
             about_update = update_policy(trainer, batch, update, clock)
+            batch.save(stored)
             kl = about_batch["kl"]
             trainer.numbers.controller = reward_maths.adapt_kl(trainer.numbers.controller, kl, config.batch_size)
-            metrics.log(update=update + 1, **about_batch, **about_update)
+            rows.append({"update": update + 1, **about_batch, **about_update})
+            metrics.log(**rows[-1])
             times.log(update=update + 1, **clock.seconds)
             release_memory()
             seconds.append(sum(clock.seconds.values()))
-            advance(f"score {about_batch['score']:+.2f}  KL {kl:.1f}  length {about_batch['length']:.0f}")
+            note = f"score {about_batch['score']:+.2f}  KL {kl:.1f}  length {about_batch['length']:.0f}"
+            symptom = latest(rows, config.model_dump())
+            advance(note if symptom is None else f"{note}  doctor: {symptom}")
 
+    checks.at_end()
     if stopped is not None:
         console.print(f"PPO was stopped by the watch: {stopped}", soft_wrap=True)
     kept, state = keeper.kept(stopped=stopped is not None)
@@ -207,8 +217,7 @@ def rollout(
         if config.critic == "own":
             old |= by_micro_batch(trainer, tokens, update, "critic")
     old_logprobs_BT, values_BT, last_values_B = old["logprobs_BT"], old.get("values_BT"), old.get("last_values_B")
-    gap_mean, gap_p99 = invariants.sampler_gap(sampler_logprobs_BT, old_logprobs_BT, mask_BT)
-    invariants.check_sampler_gap(gap_mean, gap_p99, dtype)
+    gap_mean, gap_p99 = invariants.check_sampler(sampler_logprobs_BT, old_logprobs_BT, mask_BT, dtype)
     k1_BT = reward_maths.kl_estimate(old_logprobs_BT, ref_logprobs_BT)
     if update == 0:
         invariants.check_fresh_kl(k1_BT, dtype)
@@ -225,6 +234,7 @@ def rollout(
     batch = RolloutBatch(
         tokens, finished_B, scores.raw_scores_BM, scores_B, old_logprobs_BT, ref_logprobs_BT, sampler_logprobs_BT,
         old["entropy_BT"], values_BT, kl_BT, rewards_BT, advantages_BT, returns_BT, last_values_B,
+        old_logprobs_BT.clone(),
     )  # fmt: skip
     about = {
         "score": earned_B.mean().item(),

@@ -63,6 +63,8 @@ def accumulate(
             found |= {"loss": loss.item(), "kl_loss": kl.item()}
         invariants.check_finite("the loss", found["loss"], where)
         loss.backward()
+        if batch.new_logprobs_BT is not None:
+            batch.new_logprobs_BT[here] = output.logprobs_BT.detach()
         ratio_BT = (output.logprobs_BT.detach() - old_logprobs_BT).exp()
         ratio_gap = max(ratio_gap, (ratio_BT - 1).abs().max().item())
         for name, value in found.items():
