@@ -119,7 +119,7 @@ def test_real_tokens_follow_the_formulas_in_plain_numbers(moved: Path) -> None:
 
 def test_the_tokens_spell_the_reply(trained: Path) -> None:
     found = inspect_run(trained)
-    assert found.update == 2 and found.sample == 1 and not found.has_new
+    assert found.update == 2 and found.sample == 1 and found.has_new
     spelled = (
         "".join(row.text for row in found.rows if not row.text.startswith("<")).replace("·", " ").replace("⏎", "\n")
     )
@@ -173,6 +173,8 @@ def test_the_command_prints_every_token_and_writes_the_page(
         and "https:" not in text
     )
     assert "Before the first step" not in text
+    stored = moved / "ppo" / "rollouts" / "00001.safetensors"
+    save_file({name: x for name, x in load_file(stored).items() if name != "new_logprobs_BT"}, stored)
     done = plaudit("inspect", moved, "--step", "1", "--html", page)
     assert "r is 1" in done.out and "Before the first step" in page.read_text(encoding="utf-8")
     assert plaudit("inspect", moved, "--step", "7").code == 2
