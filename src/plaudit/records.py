@@ -92,6 +92,10 @@ class Ranking:
         return {**self.prompt.as_json(), "responses": replies, **told}
 
 
+Record = Prompt | Demonstration | Ranking
+"""What a row of a data file may be."""
+
+
 @dataclass(frozen=True)
 class Preference:
     """One strict pair: `chosen` was preferred to `rejected`."""

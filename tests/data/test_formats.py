@@ -16,10 +16,10 @@ import pytest
 from conftest import write_lines
 from plaudit.data import read
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings
-from plaudit.data.formats import FORMATS, KINDS, Reader, Record, canonical
+from plaudit.data.formats import FORMATS, KINDS, Reader, canonical
 from plaudit.data.read import BadRow
 from plaudit.errors import UserError
-from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking
+from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record
 
 
 def user(text: str) -> dict[str, str]:

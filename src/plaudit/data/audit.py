@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.data.formats import KINDS, Item, Reader, Record, prompt_of
+from plaudit.data.formats import KINDS, Item, Reader, prompt_of
 from plaudit.data.near import NearDuplicates, Sample
 from plaudit.data.read import SPLITS, shown
-from plaudit.records import Demonstration, Message, Ranking
+from plaudit.records import Demonstration, Message, Ranking, Record
 
 SAMPLE = 200_000
 _EXAMPLES = 5

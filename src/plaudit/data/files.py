@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plaudit.data.formats import Reader, Record, prompt_of
+from plaudit.data.formats import Reader, prompt_of
 from plaudit.data.read import BadRow, json_lines
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
-from plaudit.records import Demonstration, Message, Prompt, Ranking
+from plaudit.records import Demonstration, Message, Prompt, Ranking, Record
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
