@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from conftest import CPU, TINY, write_lines
 from plaudit.data.files import sha256
-from plaudit.errors import UserError
+from plaudit.errors import RunStopped, UserError
 from plaudit.models import attention
 from plaudit.models.heads import RewardContract
 from plaudit.models.reward_model import load_reward_model
@@ -353,7 +353,7 @@ def test_the_base_is_untouched(train: Callable[..., Any], monkeypatch: pytest.Mo
         return done
 
     monkeypatch.setattr(reward, "train_member", harmful)
-    with pytest.raises(AssertionError, match="the frozen base changed"):
+    with pytest.raises(RunStopped, match="the frozen base changed"):
         train("run", rows())
 
 

@@ -1,6 +1,6 @@
 """A simulated annotator: it reads replies and ranks them best to worst, with noise and ties, as a person would.
 
-Its taste is the *gold* score of the demo. PPO never sees it: PPO is paid by a reward model trained on the noisy
+Its taste is the *gold* score of the demo. PPO is not paid by it: it is paid by a reward model trained on the noisy
 rankings. The taste is warmth: how positive the words of a reply are. It is measured with VADER's lexicon and rules
 (Hutto and Gilbert 2014): the valences of a reply's words are summed, negation and boosters included, and squashed
 into [−1, 1] as s/√(s² + 15). Three things are taken out first, so that the utility is none of them:

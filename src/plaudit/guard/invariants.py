@@ -10,6 +10,7 @@
 - What is frozen (the base, which is the reference, and the reward model) does not change.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 
@@ -156,16 +157,15 @@ def check_alignment(read: Callable[[Tokens], tuple[Tensor, Tensor | None]], toke
         raise RunStopped("value on the wrong state: a value does not see its own state, it is read one token too early")
 
 
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """Name -> the sum of a tensor's bits, read as whole numbers: any one number that changes, changes it."""
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Name -> SHA-256 of a tensor's bytes."""
     return {
-        name: int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum(dtype=torch.int64))
+        name: hashlib.sha256(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data).hexdigest()
         for name, tensor in tensors
     }
 
 
-def check_unchanged(what: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+def check_unchanged(what: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """`what` is frozen: its fingerprints at the start of the run and now."""
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if changed:

@@ -35,7 +35,7 @@ class RunChecks:
         for what, fingerprint in self.before.items():
             invariants.check_unchanged(what, fingerprint, after[what])
 
-    def _frozen(self) -> dict[str, dict[str, int]]:
+    def _frozen(self) -> dict[str, dict[str, str]]:
         roles, scorer = self.trainer.roles, self.trainer.scorer
         base = dict(roles.base_tensors())
         frozen = [(name, p) for name, p in roles.named_parameters() if not p.requires_grad]

@@ -242,7 +242,7 @@ def headline(evaluated: dict[str, Any], replies: Rows) -> list[Line]:
 
     lines = []
     if "gold_gain" in evaluated:
-        gold = "the simulated annotator's utility without its noise; PPO never saw it"
+        gold = "the simulated annotator's utility without its noise; PPO is not paid by it"
         wins = "pairs in which PPO's reply has the higher gold score; a tie counts half"
         ends = interval(evaluated["win_rate_ci"], share=True)
         lines.append(line("gold", "Gold score", gold, 2, interval(evaluated["gold_gain_ci"])))

@@ -33,6 +33,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, sha256, write_json, write_rows
 from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
+from plaudit.guard.invariants import check_unchanged, fingerprint
 from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
 from plaudit.models.averaging import average_adapters, average_heads
 from plaudit.models.export import export_classifier, sign_classifier
@@ -67,7 +68,6 @@ from plaudit.stages.reward_training import (
     encode,
     train_member,
 )
-from plaudit.stages.sft import tensors_hash
 
 ROWS = 32
 """Replies scored at once."""
@@ -88,12 +88,12 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     chat = run.chat(run.sft_model)
     folder = run.folder.stage("reward")
     trainer, layout = build(config, run, chat, train, test)
-    base_hash = tensors_hash(trainer.model) if isinstance(trainer.model, Roles) else None
+    frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
     with Metrics(folder / "metrics.jsonl") as metrics:
         log_nus, seconds = zip(*(train_member(trainer, m, metrics) for m in range(config.members)), strict=True)
-    if isinstance(trainer.model, Roles) and tensors_hash(trainer.model) != base_hash:
-        raise AssertionError("the frozen base changed while the reward model learnt")
+    if isinstance(trainer.model, Roles):
+        check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
     save(config, run, trainer, folder)
     del trainer
     release_memory()
