@@ -48,7 +48,7 @@ def _options(
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
-    """Run the whole pipeline on the embedded default (about eleven minutes on two cores)."""
+    """Run the whole pipeline on the embedded default (about twelve minutes on two cores)."""
     from plaudit.run.folder import free_folder
     from plaudit.stages.pipeline import run_pipeline
     from plaudit.stages.recipe import load_recipe

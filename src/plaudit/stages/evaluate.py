@@ -1,6 +1,6 @@
 """Evaluation: SFT model and PPO policy, as exported, on the test prompts no stage was trained on; paired by prompt.
 
-Gold is the simulated annotator's noiseless utility, which PPO is not paid by. Fluency is the reference's (the SFT model's)
+Gold is the simulated annotator's noiseless utility; PPO is not paid by it. Fluency is the reference's (the SFT model's)
 own negative log-likelihood per token of the replies, at temperature 1, as a perplexity is; the KL is that of the laws
 the replies were sampled from.
 Leaves evaluate/replies.jsonl and evaluate/summary.json.
