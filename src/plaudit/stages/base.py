@@ -122,11 +122,6 @@ def optimiser_step(
     return norm
 
 
-def cosine_schedule(optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up over `warmup` steps, then a half cosine down to a tenth of the peak at `steps`."""
-    return schedule_of(optimiser, steps, warmup, "cosine")
-
-
 def schedule_of(
     optimiser: torch.optim.Optimizer, steps: int, warmup: int, shape: Schedule, starts: Sequence[int] = ()
 ) -> torch.optim.lr_scheduler.LRScheduler:

@@ -34,7 +34,7 @@ from plaudit.models.tokens import pack_replies, pad_right
 from plaudit.records import Ranking
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
-from plaudit.stages.base import StageConfig, cosine_schedule, optimiser_step
+from plaudit.stages.base import StageConfig, optimiser_step, schedule_of
 
 Layout = Literal["shared", "packed", "padded"]
 
@@ -254,7 +254,7 @@ def train_member(trainer: Trainer, member: int, metrics: Metrics) -> tuple[float
     )
     per_epoch = -(-len(trainer.train) // config.rankings_per_step)
     steps = config.epochs * per_epoch
-    schedule = cosine_schedule(optimiser, steps, config.warmup_steps)
+    schedule = schedule_of(optimiser, steps, config.warmup_steps, "cosine")
     stream = "reward" if member == 0 else f"reward/{member}"
     title = "Reward model" if config.members == 1 else f"Reward model {member + 1} of {config.members}"
     seconds = 0.0
