@@ -65,10 +65,16 @@ def _is_glibc() -> bool:
 
 
 def choose_machine(dtype: str) -> Machine:
-    """`dtype` is auto, bfloat16 or float32; auto takes bfloat16 exactly where `has_bf16` says yes."""
+    """`dtype` is auto, bfloat16 or float32; auto takes bfloat16 exactly where `has_bf16` says yes.
+
+    Threads are as many as the cores this process may use, or OMP_NUM_THREADS where the user has set it: more of them
+    than free cores wait for each other, and a run takes several times as long.
+    """
     keep_freed_memory()
     device = PartialState().device
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(told) if told.isdecimal() and int(told) > 0 else cores
     torch.set_num_threads(threads)
     if dtype == "auto":
         dtype = "bfloat16" if has_bf16(device) else "float32"

@@ -82,6 +82,7 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
             if update == config.updates or stopped is not None:
                 break
             clock = Clock()
+            checks.before_rollout()
             batch, about_batch = rollout(trainer, picked(trainer, train, update), update, clock)
             checks.before_update(batch, update)
             stored = folder / "rollouts" / f"{update + 1:05d}.safetensors"

@@ -17,12 +17,15 @@ class RunChecks:
         self.trainer = trainer
         self.before = self._frozen()
 
+    def before_rollout(self) -> None:
+        """No module is in train mode."""
+        invariants.check_modes(self.trainer.roles)
+
     def before_update(self, batch: RolloutBatch, update: int) -> None:
-        """No train mode; and, once, that two passes agree and that columns belong to their states.
+        """Once, that two passes agree and that columns belong to their states.
 
         A value head starts at zero, so a fresh run's values are looked at in its second update.
         """
-        invariants.check_modes(self.trainer.roles)
         if update == 0:
             row = self._longest(batch)
             invariants.check_repeatable(self._read(row)[0], self._read(row)[0])
@@ -39,7 +42,7 @@ class RunChecks:
         roles, scorer = self.trainer.roles, self.trainer.scorer
         base = dict(roles.base_tensors())
         frozen = [(name, p) for name, p in roles.named_parameters() if not p.requires_grad]
-        reward = [(name, p) for name, p in frozen if name not in base and name.removeprefix("peft.") not in base]
+        reward = [(name, p) for name, p in frozen if name.removeprefix("peft.") not in base]
         if isinstance(scorer, FullReward):
             reward += list(scorer.named_parameters())
         pairs = (("the reference", base.items()), ("the reward model", reward))
