@@ -451,7 +451,7 @@ DISAGREE = "sampler and trainer disagree"
 MISTAKES: dict[str, tuple[Callable[[Trainer], object], str]] = {
     "reference": (move_policy, "the reference is not the model the policy started from"),
     "lora dropout": (drop_lora, f"{DISAGREE}|off by|dropout on"),
-    "train mode": (train_mode, f"{DISAGREE}|off by"),
+    "train mode": (train_mode, "dropout on"),
     "sampler temperature": (lambda trainer: setattr(trainer.engine, "temperature", 0.5), DISAGREE),
     "trainer temperature": (lambda trainer: setattr(trainer.roles, "temperature", 0.5), DISAGREE),
     "stale sampler": (lambda trainer: setattr(trainer.engine, "load_weights", lambda weights: None), DISAGREE),

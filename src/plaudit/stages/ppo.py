@@ -33,6 +33,7 @@ from plaudit.errors import UserError
 from plaudit.guard import invariants
 from plaudit.guard.doctor import latest
 from plaudit.guard.watch import verdict
+from plaudit.models.attention import use_packed_attention
 from plaudit.models.export import export_policy
 from plaudit.models.heads import save_head
 from plaudit.models.load import load_model
@@ -125,8 +126,11 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     rewards = Rewards(config.rewards, run.machine)
     files = trained_reward(run, chat) if rewards.trained else None
     source, machine = str(run.sft_model), run.machine
+    base = load_model(source, machine.dtype, machine.device)
+    # For its kernel, which is the faster one for short rows; a model that does not take it keeps its own.
+    use_packed_attention(base)
     roles = Roles(
-        load_model(source, machine.dtype, machine.device),
+        base,
         trained="policy",
         lora=config.lora,
         seed=run.seed,
