@@ -5,7 +5,8 @@ with both sides at most 256 tokens (prompt, reply and what the chat template wri
 
 - a share of the prompts (`--held-out`, 0 unless told), drawn with a fixed seed, is set aside;
 - train.jsonl: the first N pairs of the other prompts, in file order;
-- held_out.jsonl: all pairs of the prompts that have none in train.jsonl, in file order.
+- held_out.jsonl: all pairs of the prompts that have none in train.jsonl, in file order; `--held-out-tokens` lets longer
+  ones in too, since a comparison of two trainers needs many pairs to judge more than it needs short ones.
 
 Rows are conversational `prompt`/`chosen`/`rejected`, which the ecosystem's trainers read, with the number of the prompt
 in the file and the split.
@@ -66,17 +67,25 @@ def tokens_of(chat: ChatFormat, pair: Preference) -> int:
 
 
 def select(
-    chat: ChatFormat, data: Path, count: int = COUNT, share: float = 0.0, seed: int = 0, bad: list[BadRow] | None = None
+    chat: ChatFormat,
+    data: Path,
+    count: int = COUNT,
+    share: float = 0.0,
+    seed: int = 0,
+    bad: list[BadRow] | None = None,
+    held_out_tokens: int = WIDTH,
 ) -> Pairs:
     """See above; bad rows go to `bad`, without it the first one stops. ValueError when the file has too few pairs."""
     every = [pair for ranking in read_rankings(data, Reading(bad=bad)) for pair in preferences_of(ranking)]
-    short = [pair for pair in every if tokens_of(chat, pair) <= WIDTH]
+    tokens = [tokens_of(chat, pair) for pair in every]
+    short = [pair for pair, count_of in zip(every, tokens, strict=True) if count_of <= WIDTH]
+    judged = [pair for pair, count_of in zip(every, tokens, strict=True) if count_of <= held_out_tokens]
     prompts = list(dict.fromkeys(pair.prompt.messages for pair in short))
     drawn = rng.permutation(seed, "pairs", 0, len(prompts))[: round(share * len(prompts))]
     aside = {prompts[i] for i in drawn}
     train = [pair for pair in short if pair.prompt.messages not in aside][:count]
     trained = {pair.prompt.messages for pair in train}
-    held_out = [pair for pair in short if pair.prompt.messages not in trained]
+    held_out = [pair for pair in judged if pair.prompt.messages not in trained]
     if len(train) < count or not held_out:
         raise ValueError(
             f"{data}: of {len(every)} strict pairs {len(short)} have at most {WIDTH} tokens; {len(train)} of {count} "
@@ -117,11 +126,12 @@ def main() -> None:
     parser.add_argument("--to", required=True, type=Path, help="the folder to write to")
     parser.add_argument("--count", type=int, default=COUNT, help="training pairs")
     parser.add_argument("--held-out", type=float, default=0.0, help="share of the prompts that is drawn to be held out")
+    parser.add_argument("--held-out-tokens", type=int, default=WIDTH, help="longest held-out side")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
     given = parser.parse_args()
     bad: list[BadRow] = []
     chat = ChatFormat(load_tokenizer(resolve(given.model)))
-    pairs = select(chat, given.data, given.count, given.held_out, given.seed, bad)
+    pairs = select(chat, given.data, given.count, given.held_out, given.seed, bad, given.held_out_tokens)
     write(pairs, given.to)
     held_out = given.to / HELD_OUT
     right = pairs.length_verdicts()

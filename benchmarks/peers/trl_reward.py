@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True, type=Path, help="the folder that pairs.py wrote")
     parser.add_argument("--micro", type=int, default=BATCH, help="pairs in one forward and backward pass")
+    parser.add_argument("--max-length", type=int, default=WIDTH, help="more where the held-out pairs are longer")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing: less memory, more time")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of base and head")
     parser.add_argument("--limit", type=int, help="fewer pairs, for a look")
@@ -82,9 +83,10 @@ def main() -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as home:
         config = RewardConfig(
-            output_dir=home, num_train_epochs=1, learning_rate=2e-4, max_length=WIDTH, lr_scheduler_type="cosine",
-            warmup_steps=4, max_grad_norm=1.0, seed=given.seed, per_device_train_batch_size=given.micro,
-            gradient_accumulation_steps=BATCH // given.micro, per_device_eval_batch_size=BATCH,
+            output_dir=home, num_train_epochs=1, learning_rate=2e-4, max_length=given.max_length,
+            lr_scheduler_type="cosine", warmup_steps=4, max_grad_norm=1.0, seed=given.seed,
+            per_device_train_batch_size=given.micro, gradient_accumulation_steps=BATCH // given.micro,
+            per_device_eval_batch_size=BATCH,
             gradient_checkpointing=given.checkpointing, bf16=True, use_cpu=True, report_to="none", save_strategy="no",
             logging_steps=10, disable_tqdm=True,
         )  # fmt: skip
