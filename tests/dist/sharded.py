@@ -54,6 +54,10 @@ def wrap(roles: Roles) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    assert all(isinstance(head, FSDPModule) for head in (*roles.score_heads, roles.value_head))
+    assert all(isinstance(parameter, DTensor) for parameter in roles.parameters()), "a weight was left whole"
+    held = sum(parameter.to_local().numel() for parameter in roles.parameters())
+    assert held < 0.6 * sum(parameter.numel() for parameter in roles.parameters())
 
 
 def tokens_of(rows: list[int]) -> tuple[Tokens, int]:

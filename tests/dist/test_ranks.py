@@ -87,7 +87,7 @@ def test_the_cases_are_what_they_claim(case: str, both: Path) -> None:
     if config.kl_target:
         assert len({row["kl_coef"] for row in metrics}) == 3
     if config.target_kl:
-        assert min(row["steps"] for row in metrics) < config.steps_per_update == max(row["steps"] for row in metrics)
+        assert min(row["steps"] for row in metrics) < config.steps_per_update
     else:
         assert {row["steps"] for row in metrics} == {config.steps_per_update}
 
