@@ -65,23 +65,29 @@ def _is_glibc() -> bool:
 
 
 def choose_machine(dtype: str) -> Machine:
-    """`dtype` is auto, bfloat16 or float32; auto takes bfloat16 exactly where `has_bf16` says yes.
-
-    Threads are as many as the cores this process may use, or OMP_NUM_THREADS where the user has set it: more of them
-    than free cores wait for each other, and a run takes several times as long.
-    """
+    """`dtype` is auto, bfloat16 or float32; auto takes bfloat16 exactly where `has_bf16` says yes."""
     keep_freed_memory()
     device = PartialState().device
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(told) if told.isdecimal() and int(told) > 0 else cores
-    torch.set_num_threads(threads)
+    threads = use_threads()
     if dtype == "auto":
         dtype = "bfloat16" if has_bf16(device) else "float32"
     formats = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if dtype not in formats:
         raise UserError(f"dtype: {dtype!r} is not one of auto, bfloat16, float32")
     return Machine(device, formats[dtype], threads)
+
+
+def use_threads(processes: int = 1) -> int:
+    """Compute with this process's part of the machine's cores, at least one; returns how many.
+
+    A user's OMP_NUM_THREADS comes before that: with more threads than free cores they wait for each other, and a run
+    takes several times as long. torchrun sets it to 1 unasked, so there it says nothing.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = "" if "LOCAL_WORLD_SIZE" in os.environ else os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(told) if told.isdecimal() and int(told) > 0 else max(1, cores // processes)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def peak_rss_mb() -> float:

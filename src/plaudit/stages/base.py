@@ -15,6 +15,7 @@ from plaudit.data.files import write_json
 from plaudit.data.formats import FORMATS
 from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import Machine
+from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.guard.invariants import check_finite
 from plaudit.models.load import load_tokenizer
 from plaudit.models.optimiser import MasterAdamW
@@ -81,6 +82,8 @@ class Run:
     """Rankings by people, where the recipe has them."""
     mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
     """Other files of demonstrations that sft.mixture names."""
+    ranks: Ranks = ALONE
+    """The processes that share the work of the stages that are divided (docs/distributed.md)."""
 
     @property
     def sft_model(self) -> Path:

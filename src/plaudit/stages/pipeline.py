@@ -11,18 +11,22 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.read import BadRow
 from plaudit.data.table import DemonstrationTable
-from plaudit.dist.machine import choose_machine, peak_rss_mb, release_memory
+from plaudit.dist.machine import choose_machine, peak_rss_mb, release_memory, use_threads
+from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message, Prompt
 from plaudit.run.display import console
-from plaudit.run.folder import RunFolder, finished_stages
+from plaudit.run.folder import FollowedFolder, RunFolder, finished_stages
 from plaudit.stages import evaluate, ppo, preferences, report, reward, sft
 from plaudit.stages.base import Run
 from plaudit.stages.recipe import Recipe
 from plaudit.stages.scoring import check_sources, uses_trained
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
+
+# The stages whose work all processes of a run share; the first one does the others.
+DIVIDED = ("ppo",)
 
 # What a stage reads first, and the stage that makes it.
 NEEDS = {
@@ -43,10 +47,15 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def prepare(
-    recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] = (), stages: Sequence[str] = STAGES
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    may_change: Sequence[str] = (),
+    stages: Sequence[str] = STAGES,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); `stages`
-    are those that will run."""
+    are those that will run. Of several `ranks` the first checks and opens, the others follow."""
     quiet_libraries()
     bad: list[BadRow] = []
     prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts_format, bad))
@@ -67,27 +76,35 @@ def prepare(
     model = resolve(recipe.model)
     check_readable(model)
     ChatFormat(load_tokenizer(model), recipe.data.system)
-    if {"ppo", "evaluate"} & {*stages}:
+    if "ppo" in stages:
+        recipe.ppo.check_ranks(ranks.count)
+    if {"ppo", "evaluate"} & {*stages} and ranks.first:
         check_sources(recipe.ppo.rewards, machine)
     recipe = recipe.model_copy(update={"folder": recipe.run_folder})
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    folder = RunFolder.open(
-        recipe.run_folder,
-        resolved,
-        resume=resume,
-        may_change=may_change,
-        need_mb=_needed_mb(model, recipe.reward.members),
+    folder = (
+        RunFolder.open(
+            recipe.run_folder,
+            resolved,
+            resume=resume,
+            may_change=may_change,
+            need_mb=_needed_mb(model, recipe.reward.members),
+        )
+        if ranks.first
+        else FollowedFolder(recipe.run_folder)
     )
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
+    if ranks.count > 1:
+        console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
-    if bad:
+    if bad and ranks.first:
         aside = folder.path / "data" / "quarantine.jsonl"
         write_rows(aside, (row.as_json() for row in bad))
         console.print(f"{len(bad)} bad rows set aside in {aside}", soft_wrap=True)
     return Run(
         folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), demonstrations,
-        tuple(rankings) if rankings is not None else None, mixed,
+        tuple(rankings) if rankings is not None else None, mixed, ranks,
     )  # fmt: skip
 
 
@@ -144,6 +161,8 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
     In an existing folder only the sections of the first stage that runs, and of those after it, may differ from the
     recipe it was made with: what they made before is replaced.
     """
+    ranks = Ranks.join()
+    console.quiet = console.quiet or not ranks.first
     existing, named = resume or bool(stages), bool(stages)
     needed = stages_of(recipe)
     stages = stages or needed
@@ -158,17 +177,22 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
         stages = tuple(name for name in stages if name in needed)
         if not stages:
             raise UserError(f"stage {skipped[0]}: this recipe has no use for it; add `trained: true` to ppo.rewards")
-    run = prepare(recipe, resume=existing, may_change=STAGES[STAGES.index(stages[0]) :], stages=stages)
+    with ranks.first_alone():
+        may_change = STAGES[STAGES.index(stages[0]) :]
+        run = prepare(recipe, resume=existing, may_change=may_change, stages=stages, ranks=ranks)
     needs = NEEDS if needed == STAGES else NEEDS_WITHOUT_REWARD_MODEL
     with run.folder:
         for name in stages:
-            if name in needs:
-                run.folder.require(*needs[name])
-            run.folder.begin(name, STAGES)
-            started = time.perf_counter()
-            run_stage(name, recipe, run)
-            run.folder.end(name, time.perf_counter() - started, peak_rss_mb())
-            release_memory()
+            if name in DIVIDED or ranks.first:
+                use_threads(ranks.here if name in DIVIDED else 1)
+                if name in needs:
+                    run.folder.require(*needs[name])
+                run.folder.begin(name, STAGES)
+                started = time.perf_counter()
+                run_stage(name, recipe, run)
+                run.folder.end(name, time.perf_counter() - started, peak_rss_mb())
+                release_memory()
+            ranks.wait()
     return run.folder.path
 
 

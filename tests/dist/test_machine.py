@@ -1,0 +1,22 @@
+"""Threads: as many as the cores, unless the user says otherwise."""
+
+import os
+
+import pytest
+import torch
+
+from plaudit.dist.machine import choose_machine
+
+
+@pytest.mark.parametrize(("told", "threads"), [("3", 3), ("", None), ("0", None), ("many", None), (None, None)])
+def test_threads_are_the_cores_or_what_the_user_set(
+    told: str | None, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if told is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    expected = threads or len(os.sched_getaffinity(0))
+    assert choose_machine("float32").threads == expected and asked == [expected]
