@@ -6,9 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import plaudit as package
+from plaudit import cli
+from plaudit.errors import RankLost
 from plaudit.run.folder import finished_stages
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.pipeline import STAGES
@@ -21,8 +25,10 @@ def torchrun(home: Path, *more: str) -> subprocess.CompletedProcess[str]:
     (line,) = (line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("$ "))
     launcher, *words = shlex.split(line[2:])
     assert launcher == "torchrun"
+    # The package under test, wherever the command is given.
+    known = {**os.environ, "PYTHONPATH": str(Path(package.__file__).resolve().parents[1])}
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, *more], cwd=home, env=dict(os.environ), text=True,
+        [sys.executable, "-m", "torch.distributed.run", *words, *more], cwd=home, env=known, text=True,
         capture_output=True, timeout=SECONDS, check=False,
     )  # fmt: skip
 
@@ -49,3 +55,24 @@ def test_a_mistake_is_told_once_and_ends_all(write_recipe: Callable[..., Path], 
     assert done.returncode != 0
     assert done.stderr.count("Error: ppo.micro_batch_size=2 makes 1 micro-batches of ppo.minibatch_size=2") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_another_rank_says_which_it_is(plaudit: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    done = plaudit("run", "nowhere.yaml")
+    assert done.code == 2
+    assert done.err.startswith("Rank 1: Error: nowhere.yaml")
+
+
+def test_a_lost_rank_has_an_exit_code_of_its_own() -> None:
+    assert cli._outcome(RankLost("rank 0: another rank has ended")) == (4, "Stopped: rank 0: another rank has ended")
+
+
+def test_the_demo_in_several_processes_wants_a_folder(
+    plaudit: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would look for a free one, and find another."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = plaudit("demo")
+    assert done.code == 2
+    assert "folder=PATH" in done.err
