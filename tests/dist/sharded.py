@@ -44,7 +44,8 @@ def build(run: Path) -> Roles:
 def wrap(roles: Roles) -> None:
     """FSDP2 over all ranks: every layer with its adapters, every head, and the root with what is left.
 
-    The loss divides by a count of the whole batch, so gradients are summed, not averaged; gloo has no average anyway.
+    The loss divides by a count of the whole batch, so gradients are summed, not averaged. By default FSDP2 does that
+    with a scaled sum, which gloo refuses ("Cannot use ReduceOp.PREMUL_SUM with Gloo").
     """
     mesh = init_device_mesh("cpu", (2,))
     layers = roles.peft.get_base_model().get_decoder().layers
