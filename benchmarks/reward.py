@@ -17,6 +17,7 @@ computed once, and so is the prompt.
 
 import argparse
 import json
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,15 @@ def read(source: str, data: Path, limit: int | None) -> workload.Pairs:
 
 
 def measure(
-    model: str, data: Path, seed: int, *, micro: int, share: bool, limit: int | None, margins: Path | None
+    model: str,
+    data: Path,
+    seed: int,
+    *,
+    micro: int,
+    share: bool,
+    limit: int | None,
+    margins: Path | None,
+    keep: Path | None,
 ) -> dict[str, Any]:
     """Run the stage; the workload's numbers."""
     quiet_libraries()
@@ -89,6 +98,8 @@ def measure(
         rows = [ranking.as_json() for ranking in (*train, *as_rankings(given.held_out, "test"))]
         write_rows(folder.stage("preferences") / "rankings.jsonl", rows)
         summary = reward.run(config, Run(folder, seed, choose_machine("bfloat16"), source, None, (), ()))
+        if keep is not None:
+            shutil.copytree(folder.path / "reward", keep)
         scored = [row["scores"] for _, row in read_rows(folder.path / "reward" / "scores.jsonl")]
     found = [winner[0] - loser[0] for winner, loser in scored]
     assert len(found) == len(given.held_out)
@@ -120,6 +131,7 @@ def main() -> None:
     parser.add_argument("--share", action="store_true", help="share the work of a prompt and its replies")
     parser.add_argument("--limit", type=int, help="fewer pairs, for a look")
     parser.add_argument("--margins", type=Path, help="write the held-out margins here")
+    parser.add_argument("--keep", type=Path, help="copy the stage's folder here: the model and its report card")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     given = parser.parse_args()
     if given.margins is not None and not given.data.is_dir():
@@ -127,6 +139,7 @@ def main() -> None:
     found = measure(
         given.model, given.data, given.seed, micro=given.micro, share=given.share, limit=given.limit,
         margins=given.margins,
+        keep=given.keep,
     )  # fmt: skip
     if given.json:
         print(json.dumps(found))

@@ -160,13 +160,15 @@ def test_the_workload_runs_the_stage_and_reports_its_keys(
     workload.write(workload.select(chat, rankings_file(tmp_path / "rankings.jsonl"), count=7), tmp_path / "pairs")
     kept = None if share else tmp_path / "margins.json"
     found: dict[str, Any] = benchmark.measure(
-        str(tiny_model()), tmp_path / "pairs", 0, micro=2, share=share, limit=7, margins=kept
-    )
+        str(tiny_model()), tmp_path / "pairs", 0, micro=2, share=share, limit=7, margins=kept,
+        keep=tmp_path / "kept",
+    )  # fmt: skip
     keys = {"workload", "pairs_per_second", "held_out_accuracy", "peak_rss_mb", "versions"}
     assert keys <= set(found) and found["workload"] == "W-RM"
     assert (found["pairs"], found["replies"], found["held_out_pairs"]) == (7, replies, 7)
     assert found["pairs_per_second"] == pytest.approx(7 / found["seconds"], rel=0.2)
     assert ("shared" if share else "packed") in found["what"]
+    assert (tmp_path / "kept/model/model.safetensors").is_file() and (tmp_path / "kept/summary.json").is_file()
     if kept:
         left = json.loads(kept.read_text(encoding="utf-8"))["margins"]
         right = sum(margin > 0 for margin in left) + 0.5 * sum(margin == 0 for margin in left)
