@@ -28,6 +28,7 @@ class Metrics:
                 f"{path} {found}, its checkpoint was made after {start}: the file was changed or removed since; put it "
                 "back, or run the stage again with --from"
             )
+        self.path = path
         self._handle = path.open("r+b" if start else "wb")
         self._handle.truncate(start)
         self._handle.seek(start)

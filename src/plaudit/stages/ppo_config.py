@@ -141,6 +141,13 @@ class PPOConfig(StageConfig):
     def steps_per_update(self) -> int:
         return self.epochs * (self.batch_size // self.minibatch_size)
 
+    @property
+    def micro_batch(self) -> tuple[str, int]:
+        """The key that bounds a forward and backward pass, and its value."""
+        if self.micro_batch_tokens is not None:
+            return "ppo.micro_batch_tokens", self.micro_batch_tokens
+        return "ppo.micro_batch_size", self.micro_batch_size
+
     def _refuse(self, names: tuple[str, ...], beside: str, why: str) -> None:
         """ValueError when one of `names` is not at its default, because `beside` leaves it without effect."""
         fields = type(self).model_fields

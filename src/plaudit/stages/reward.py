@@ -69,6 +69,7 @@ from plaudit.stages.reward_training import (
     train_member,
 )
 from plaudit.stages.saving import Saver
+from plaudit.stages.stops import MicroBatches
 
 ROWS = 32
 """Replies scored at once."""
@@ -171,7 +172,8 @@ def build(
     elif layout == "shared" and (reason := prompt_sharing_refused(base)) is not None:
         layout = "packed"
     held_out = encode(config, chat, _chosen(test, config.evaluate_on, run.seed))
-    trainer = Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out)
+    micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
+    trainer = Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out, micro)
     return trainer, layout if reason is None else f"{layout}: {reason}"
 
 

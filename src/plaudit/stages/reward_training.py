@@ -7,8 +7,9 @@ The losses themselves are algo/preferences.py's; what becomes of the trained mod
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -35,6 +36,7 @@ from plaudit.records import Ranking
 from plaudit.run.display import progress
 from plaudit.stages.base import StageConfig, move_schedule, optimiser_step, schedule_of
 from plaudit.stages.saving import Saver, State, load_parameters, within
+from plaudit.stages.stops import MicroBatches, batch_kept
 
 Layout = Literal["shared", "packed", "padded"]
 
@@ -183,6 +185,7 @@ class Trainer:
     layout: Layout
     train: list[Example]
     held_out: list[Example]
+    micro: MicroBatches
     log_nus: list[float] = field(default_factory=list)
     """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
     seconds: list[float] = field(default_factory=list)
@@ -191,7 +194,7 @@ class Trainer:
     def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
         cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
-        size = self.config.rankings_per_micro_batch
+        size = self.micro.rows(self.config.rankings_per_micro_batch)
         groups = by_length(cost, size) if self.layout == "padded" else balanced(cost, size)
         return [[examples[i] for i in group] for group in groups]
 
@@ -280,9 +283,11 @@ def train_member(trainer: Trainer, member: int, saver: Saver) -> None:
             started = time.perf_counter()
             order = rng.permutation(seed, stream, epoch, len(trainer.train))
             rows = order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]
-            loss, accuracy = _accumulate(trainer, [trainer.train[i] for i in rows], member, log_nu, where)
-            row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
-            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            examples = [trainer.train[i] for i in rows]
+            with batch_kept(metrics.path.parent, where, partial(_as_rows, examples)):
+                loss, accuracy = _accumulate(trainer, examples, member, log_nu, where)
+                row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
+                row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
             trainer.seconds[member] += time.perf_counter() - started
             every = config.evaluate_every or per_epoch
             if number % every == 0 or number == steps:
@@ -297,13 +302,15 @@ def train_member(trainer: Trainer, member: int, saver: Saver) -> None:
 def _pack(trainer: Trainer, optimiser: MasterAdamW, log_nu: Tensor) -> State:
     tensors = within("model", trainer.model.trainable()) | within("optimiser", optimiser.tensors())
     tensors |= within("ties", {"log_nu": log_nu})
-    return State(tensors, {"log_nus": trainer.log_nus}, {"seconds": trainer.seconds})
+    values = {"log_nus": trainer.log_nus, "halvings": trainer.micro.halvings}
+    return State(tensors, values, {"seconds": trainer.seconds})
 
 
 def load_members(trainer: Trainer, state: State) -> None:
     """The weights of all members, as a checkpoint has them; the optimiser in it is of the one that was learning."""
     load_parameters(trainer.model.trainable(), state.under("model"))
     trainer.log_nus, trainer.seconds = list(state.values["log_nus"]), list(state.times["seconds"])
+    trainer.micro.halvings = state.values["halvings"]
 
 
 def _parameters_of(model: Roles | FullReward, member: int) -> Iterator[nn.Parameter]:
@@ -318,14 +325,27 @@ def _accumulate(
     trainer: Trainer, examples: list[Example], member: int, log_nu: Tensor, where: str
 ) -> tuple[float, float]:
     """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
-    loss_sum, right, pairs = 0.0, 0, 0
-    for part in trainer.micro_batches(examples):
-        total, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
-        loss = total / len(examples)
-        check_finite("the loss", loss.item(), where)
-        loss.backward()
-        loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
-    return loss_sum, right / pairs if pairs else 0.5  # a step of ties only
+
+    def backward() -> tuple[float, float]:
+        loss_sum, right, pairs = 0.0, 0, 0
+        for part in trainer.micro_batches(examples):
+            total, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
+            loss = total / len(examples)
+            check_finite("the loss", loss.item(), where)
+            loss.backward()
+            loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
+        return loss_sum, right / pairs if pairs else 0.5  # a step of ties only
+
+    def undo() -> None:
+        trainer.model.zero_grad()
+        log_nu.grad = None
+
+    return trainer.micro.fit(trainer.config.rankings_per_micro_batch, where, backward, undo)
+
+
+def _as_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """What is kept of a step that stopped: its rankings."""
+    return [example.ranking.as_json() for example in examples]
 
 
 @torch.no_grad()

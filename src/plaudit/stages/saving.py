@@ -33,6 +33,8 @@ from plaudit.run.metrics import Metrics
 from plaudit.run.stopping import STOP, Interrupted
 from plaudit.stages.base import Run
 
+SAVES = "saves.jsonl"
+"""In the run folder: what every save of the run cost."""
 STATE, TIMES, TENSORS = "state.json", "times.json", "tensors-{:04d}.safetensors"
 TENSOR_BYTES = 1 << 28
 """Tensors go into files of about this size, so that saving needs no second copy of all of them in memory."""
@@ -76,7 +78,7 @@ class Saver:
     def __init__(self, run: Run, stage: str, inputs: Mapping[str, str] | None = None):
         """`inputs` are hashes of what the stage works on, beyond what the run knows. UserError when there is a
         checkpoint that was made with anything else."""
-        self._stage, self._config = stage, run.checkpoints
+        self._stage, self._run, self._config = stage, run.folder.path, run.checkpoints
         self._folder = run.folder.stage(stage)
         # As it comes back from a file: tuples and paths are lists and texts there.
         self._made_with = json.loads(json.dumps({**run.made_with, "inputs": dict(inputs or {})}))
@@ -115,7 +117,7 @@ class Saver:
         if (last or STOP.asked is not None or self._due(step)) and step != self._saved:
             self._save(step, state())
         if STOP.asked is not None:
-            path = self._folder.parent / RECIPE
+            path = self._run / RECIPE
             raise Interrupted(STOP.asked, f"{self._stage} is saved; go on with `plaudit run {path} --resume`")
 
     def _due(self, step: int) -> bool:
@@ -125,9 +127,9 @@ class Saver:
 
     def _save(self, step: int, state: State) -> None:
         written = self._checkpoints.save(step, self._files(state))
-        row = {"step": step, "bytes": written.bytes, "seconds": round(written.seconds, 3)}
+        row = {"stage": self._stage, "step": step, "bytes": written.bytes, "seconds": round(written.seconds, 3)}
         # A history of what was written, by every process of the run: it is not cut when the stage goes on.
-        with (self._folder / "saves.jsonl").open("a", encoding="utf-8") as handle:
+        with (self._run / SAVES).open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
         self._saved, self._cost, self._since = step, written.seconds, time.monotonic()
 

@@ -12,6 +12,7 @@ not here.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from plaudit.run.metrics import Metrics
 from plaudit.stages.base import Run, move_schedule, optimiser_step, schedule_of
 from plaudit.stages.saving import Saver, State, load_parameters, within
 from plaudit.stages.sft_config import SFTConfig, SourceConfig
+from plaudit.stages.stops import MicroBatches, batch_kept
 
 Sources = list[tuple[str, DemonstrationTable]]
 """(name, rows of every split) of each source of the mixture."""
@@ -84,6 +86,7 @@ class Trainer:
     held_out: list[Example]
     prompts: list[Demonstration]
     engine: InProcessEngine | None
+    micro: MicroBatches
     best: dict[str, Tensor] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     without_gain: int = 0
@@ -92,7 +95,7 @@ class Trainer:
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """The micro-batches of some examples: packed rows, or padded rows of like length."""
-        lengths, size = [len(example.ids) for example in examples], self.config.micro_batch_size
+        lengths, size = [len(example.ids) for example in examples], self.micro.rows(self.config.micro_batch_size)
         groups = balanced(lengths, size) if self.packed else by_length(lengths, size)
         device = self.run.machine.device
         chosen = [[examples[i] for i in group] for group in groups]
@@ -169,7 +172,8 @@ def build(
         copy = load_model(run.model, run.machine.dtype, run.machine.device)
         engine = InProcessEngine(copy, eos_id=chat.eos_id, pad_id=chat.pad_id)
     layout = "packed" if reason is None else f"padded: {reason}"
-    trainer = Trainer(config, run, chat, model, reason is None, held_out, prompts[: config.samples], engine)
+    micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
+    trainer = Trainer(config, run, chat, model, reason is None, held_out, prompts[: config.samples], engine, micro)
     return trainer, layout
 
 
@@ -208,10 +212,11 @@ def train(trainer: Trainer, steps: list[Step], saver: Saver) -> int:
             step, number = steps[number], number + 1
             where = f"SFT step {number}"
             started = time.perf_counter()
-            loss = _accumulate(trainer, step.examples, where)
-            row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
-            row["tokens"] = sum(len(example.ids) for example in step.examples)
-            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            with batch_kept(trainer.run.folder.stage("sft"), where, partial(_as_rows, trainer, step.examples)):
+                loss = _accumulate(trainer, step.examples, where)
+                row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
+                row["tokens"] = sum(len(example.ids) for example in step.examples)
+                row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
             trainer.seconds += time.perf_counter() - started
             due = step.ends_epoch if config.evaluate_every is None else number % config.evaluate_every == 0
             if due or number == len(steps):
@@ -232,6 +237,7 @@ def _pack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR) -> State
     tensors |= within("best", trainer.best)
     values = {
         "schedule": schedule.last_epoch, "evaluations": trainer.evaluations, "without_gain": trainer.without_gain,
+        "halvings": trainer.micro.halvings,
     }  # fmt: skip
     return State(tensors, values, {"seconds": trainer.seconds})
 
@@ -242,19 +248,30 @@ def _unpack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR, state:
     move_schedule(schedule, state.values["schedule"])
     trainer.best = state.under("best")
     trainer.evaluations, trainer.without_gain = state.values["evaluations"], state.values["without_gain"]
-    trainer.seconds = state.times["seconds"]
+    trainer.micro.halvings, trainer.seconds = state.values["halvings"], state.times["seconds"]
 
 
 def _accumulate(trainer: Trainer, examples: list[Example], where: str) -> float:
     """Backward over micro-batches, divided by the completion tokens of the whole step (correctness.md row 14)."""
     count = sum(example.targets for example in examples)
-    total = 0.0
-    for batch in trainer.batches(examples):
-        loss = trainer.loss(batch) / count
-        check_finite("the loss", loss.item(), where)
-        loss.backward()
-        total += loss.item()
-    return total
+
+    def backward() -> float:
+        total = 0.0
+        for batch in trainer.batches(examples):
+            loss = trainer.loss(batch) / count
+            check_finite("the loss", loss.item(), where)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    return trainer.micro.fit(trainer.config.micro_batch_size, where, backward, trainer.model.zero_grad)
+
+
+def _as_rows(trainer: Trainer, examples: list[Example]) -> list[dict[str, Any]]:
+    """What is kept of a step that stopped: its demonstrations, kind, text and ids."""
+    ids = [list(example.ids) for example in examples]
+    texts = [trainer.chat.tokenizer.decode(row) for row in ids]
+    return [{"kind": e.kind, "text": t, "ids": row} for e, t, row in zip(examples, texts, ids, strict=True)]
 
 
 @torch.no_grad()
