@@ -113,7 +113,7 @@ def test_sigterm_saves_after_the_step_and_the_resumed_run_is_the_unbroken_one(go
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_it_says_what_is_saved_and_how_to_go_on(
     write_recipe: Callable[..., Path], tmp_path: Path, plaudit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
-    number: int, code: int, capfd: pytest.CaptureFixture[str],
+    number: int, code: int,
 ) -> None:  # fmt: skip
     signalled(sft, "optimiser_step", 3, number, monkeypatch)
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
