@@ -3,6 +3,7 @@ SIGTERM 143."""
 
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from plaudit.errors import RunStopped, UserError
+from plaudit.errors import RankLost, RunStopped, UserError
 from plaudit.run.display import console
 from plaudit.run.stopping import Interrupted, signals_heard
 
@@ -56,6 +57,10 @@ def demo(overrides: Overrides = None) -> None:
 
     with as_file(files("plaudit.recipes")) as home:
         recipe = load_recipe(home / "demo.yaml", overrides or ())
+        if recipe.folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "folder: several processes share one run, and the demo would look for a free one: folder=PATH"
+            )
         if recipe.folder is None:
             recipe = recipe.model_copy(update={"folder": free_folder(recipe.run_folder)})
         run_pipeline(recipe)
@@ -313,11 +318,12 @@ def main() -> None:
     with signals_heard():
         try:
             app()
-        except (UserError, RunStopped, OSError, Interrupted) as error:
+        except (UserError, RunStopped, RankLost, OSError, Interrupted) as error:
             if debug:
                 raise
             code, text = _outcome(error)
-            print(text, file=sys.stderr)
+            rank = os.environ.get("RANK", "0")  # of several processes of one run (docs/distributed.md)
+            print(text if rank == "0" else f"Rank {rank}: {text}", file=sys.stderr)
             sys.exit(code)
 
 
@@ -325,6 +331,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     go_on = "checkpoints and the stages that ended are kept; go on with `plaudit run FOLDER/recipe.yaml --resume`"
     if isinstance(error, Interrupted):
         return error.exit_code, f"Stopped: {error.saved}." if error.saved else f"Stopped. If a run was going, {go_on}."
+    if isinstance(error, RankLost):
+        return 4, f"Stopped: {error}"
     if isinstance(error, RunStopped):
         return 3, f"Stopped by a guard: {error}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -332,3 +340,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG):
         return 2, f"Error: the disk cannot be written or read ({error}); {go_on}"
     return 2, f"Error: {error}"
+
+
+if __name__ == "__main__":
+    main()

@@ -253,7 +253,7 @@ def test_when_one_row_does_not_fit_it_stops_with_an_estimate(
     which: str, stage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     little_memory(monkeypatch, 0, "reward" if which == "reward" else "policy")
-    with pytest.raises(RunStopped, match=r"out of memory with one row a micro-batch; about [\d,]+ MB would do") as stop:
+    with pytest.raises(RunStopped, match=r"out of memory with micro-batches of 1; about [\d,]+ MB would do") as stop:
         stage(which)
     assert int(str(stop.value).split("about ")[1].split(" MB")[0].replace(",", "")) > 2000
 

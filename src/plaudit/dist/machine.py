@@ -81,14 +81,21 @@ def choose_machine(dtype: str) -> Machine:
     """`dtype` is auto, bfloat16 or float32; auto takes bfloat16 exactly where `has_bf16` says yes."""
     keep_freed_memory()
     device = PartialState().device
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads)
+    threads = use_threads()
     if dtype == "auto":
         dtype = "bfloat16" if has_bf16(device) else "float32"
     formats = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     if dtype not in formats:
         raise UserError(f"dtype: {dtype!r} is not one of auto, bfloat16, float32")
     return Machine(device, formats[dtype], threads)
+
+
+def use_threads(processes: int = 1) -> int:
+    """Compute with this process's part of the machine's cores, at least one; returns how many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // processes)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def peak_rss_mb() -> float:

@@ -44,10 +44,11 @@ def halving(attempt: Callable[[], T], smaller: Callable[[str], None]) -> T:
         smaller(told)
 
 
-def too_large(where: str, told: str, change: str) -> RunStopped:
-    """The stop when even one row does not fit, with an estimate of what would do."""
+def too_large(where: str, told: str, size: int, change: str) -> RunStopped:
+    """The stop when micro-batches of `size` do not fit and no smaller ones can be had, with an estimate of what would
+    do."""
     peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else peak_rss_mb()
     asked = re.search(r"allocate (\d+) bytes", told)
     more = int(asked[1]) / 1e6 if asked else 0.0
     about = f"about {peak + more:,.0f} MB would do" if more else f"more than the {peak:,.0f} MB of its peak is needed"
-    return RunStopped(f"{where}: out of memory with one row a micro-batch; {about}; {change} ({told})")
+    return RunStopped(f"{where}: out of memory with micro-batches of {size}; {about}; {change} ({told})")

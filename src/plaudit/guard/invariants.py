@@ -7,12 +7,13 @@
 - Losses, gradients and scores are finite before the optimiser moves anything.
 - No module is in train mode, and one pass gives the same numbers twice: dropout is off.
 - A log-probability and a value see the tokens up to their state, and not the action they judge.
+- Processes that share the work hold the same weights and the same batch.
 - What is frozen (the base, which is the reference, and the reward model) does not change.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -177,6 +178,17 @@ def check_unchanged(what: str, before: Mapping[str, str], after: Mapping[str, st
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     if changed:
         raise RunStopped(f"{what} changed: {len(changed)} of {len(before)} tensors, the first is {changed[0]}")
+
+
+def check_ranks_agree(found: Sequence[Mapping[str, str]]) -> None:
+    """Fingerprints of what every rank holds and must hold alike: what learns, and the batch it will learn from."""
+    for rank, other in enumerate(found):
+        differ = sorted(name for name, digest in found[0].items() if other[name] != digest)
+        if differ:
+            raise RunStopped(
+                f"rank {rank} no longer trains what rank 0 trains: {len(differ)} of {len(other)} tensors differ, the "
+                f"first is {differ[0]}; run all ranks on machines of one kind, with the same versions"
+            )
 
 
 def check_finite(name: str, value: float, where: str) -> None:

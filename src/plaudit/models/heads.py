@@ -29,7 +29,8 @@ class ScalarHead(nn.Module):
         super().__init__()
         weight = torch.full((hidden_size,), 0.0 if std == 0 else math.nan)
         self.weight = nn.Parameter(weight.normal_(0, std, generator=generator) if std > 0 else weight)
-        self.bias = nn.Parameter(torch.zeros(())) if bias else None
+        # Of one dimension, not none: FSDP2 shards no scalars.
+        self.bias = nn.Parameter(torch.zeros(1)) if bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         out = hidden.float() @ self.weight

@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,35 @@ class RunFolder:
             name: {"seconds": round(seconds, 3), "peak_rss_mb": round(peak_rss_mb, 1), "files": hashes},
         }
         write_json(self.path / MANIFEST, {"stages": stages})
+
+
+class FollowedFolder(RunFolder):
+    """The folder of a run as its other processes see it: the first one alone writes to it.
+
+    What earlier stages left is read in `path`. `stage` gives a folder of this process's own, thrown away at the end, so
+    that a stage need not know which process it runs in; what is large it writes in the first process only.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._scratch = tempfile.TemporaryDirectory(prefix="plaudit-")
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.cleanup()
+
+    def stage(self, name: str) -> Path:
+        folder = Path(self._scratch.name) / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def begin(self, name: str, order: tuple[str, ...], *, resume: bool = False) -> None:
+        """The first process does it."""
+
+    def drop_checkpoints(self, name: str) -> None:
+        """The first process does it."""
+
+    def end(self, name: str, seconds: float, peak_rss_mb: float) -> None:
+        """The first process does it."""
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:

@@ -15,6 +15,7 @@ from plaudit.data.files import write_json
 from plaudit.data.formats import FORMATS
 from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import Machine
+from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.guard.invariants import check_finite
 from plaudit.models.load import load_tokenizer
 from plaudit.models.optimiser import MasterAdamW
@@ -101,6 +102,8 @@ class Run:
     """Whether a stage goes on from its checkpoint."""
     inexact: bool = False
     """Whether it may do so with other code, versions or another machine."""
+    ranks: Ranks = ALONE
+    """The processes that share the work of the stages that are divided (docs/distributed.md)."""
 
     @property
     def sft_model(self) -> Path:

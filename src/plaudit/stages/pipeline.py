@@ -15,18 +15,30 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.read import BadRow
 from plaudit.data.table import DemonstrationTable
-from plaudit.dist.machine import Machine, choose_machine, describe, peak_rss_mb, release_memory
+from plaudit.dist.machine import Machine, choose_machine, describe, peak_rss_mb, release_memory, use_threads
+from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message, Prompt, Ranking
 from plaudit.run.display import console
-from plaudit.run.folder import CHECKPOINTS, RunFolder, code_sha256, finished_stages, is_among, versions
+from plaudit.run.folder import (
+    CHECKPOINTS,
+    FollowedFolder,
+    RunFolder,
+    code_sha256,
+    finished_stages,
+    is_among,
+    versions,
+)  # fmt: skip
 from plaudit.stages import evaluate, ppo, preferences, report, reward, sft
 from plaudit.stages.base import Run
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.scoring import check_sources, uses_trained
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
+
+# The stages whose work all processes of a run share; the first one does the others.
+DIVIDED = ("ppo",)
 
 # What a stage reads first, and the stage that makes it.
 NEEDS = {
@@ -52,11 +64,17 @@ def stages_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def prepare(
-    recipe: Recipe, *, resume: bool = False, may_change: Sequence[str] = (), stages: Sequence[str] = STAGES
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    may_change: Sequence[str] = (),
+    stages: Sequence[str] = STAGES,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); `stages`
-    are those that will run."""
+    are those that will run. Of several `ranks` the first checks and opens, the others follow."""
     quiet_libraries()
+    console.quiet = not ranks.first
     bad: list[BadRow] = []
     prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts_format, bad))
     demonstrations = read_demonstrations(recipe.data.demonstrations, _reading(recipe, recipe.data.format, bad))
@@ -76,28 +94,37 @@ def prepare(
     model = resolve(recipe.model)
     check_readable(model)
     ChatFormat(load_tokenizer(model), recipe.data.system)
-    if {"ppo", "evaluate"} & {*stages}:
+    if "ppo" in stages:
+        recipe.ppo.check_ranks(ranks.count)
+    if {"ppo", "evaluate"} & {*stages} and ranks.first:
         check_sources(recipe.ppo.rewards, machine)
     recipe = recipe.model_copy(update={"folder": recipe.run_folder})
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    folder = RunFolder.open(
-        recipe.run_folder,
-        resolved,
-        resume=resume,
-        may_change=may_change,
-        need_mb=_needed_mb(model, recipe.reward.members),
+    folder = (
+        RunFolder.open(
+            recipe.run_folder,
+            resolved,
+            resume=resume,
+            may_change=may_change,
+            need_mb=_needed_mb(model, recipe.reward.members),
+        )
+        if ranks.first
+        else FollowedFolder(recipe.run_folder)
     )
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
+    if ranks.count > 1:
+        console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
-    if bad:
+    if bad and ranks.first:
         aside = folder.path / "data" / "quarantine.jsonl"
         write_rows(aside, (row.as_json() for row in bad))
         console.print(f"{len(bad)} bad rows set aside in {aside}", soft_wrap=True)
     made_with = _made_with(recipe, machine, prompts, demonstrations, mixed, rankings)
+    made_with["machine"]["ranks"] = ranks.count
     return Run(
         folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), demonstrations,
-        tuple(rankings) if rankings is not None else None, mixed, recipe.checkpoints, made_with,
+        tuple(rankings) if rankings is not None else None, mixed, recipe.checkpoints, made_with, ranks=ranks,
     )  # fmt: skip
 
 
@@ -189,6 +216,7 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
     In an existing folder only the sections of the stages that begin may differ from the recipe it was made with, for
     what they made before is replaced, and the keys of `MAY_CHANGE`.
     """
+    ranks = Ranks.join()
     existing, named = resume or bool(stages), bool(stages)
     needed = stages_of(recipe)
     stages = stages or needed
@@ -205,23 +233,28 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
             raise UserError(f"stage {skipped[0]}: this recipe has no use for it; add `trained: true` to ppo.rewards")
     goes_on = resume and (recipe.run_folder / stages[0] / CHECKPOINTS).is_dir()
     begin = STAGES[STAGES.index(stages[0]) + goes_on :]
-    run = prepare(recipe, resume=existing, may_change=(*begin, *MAY_CHANGE), stages=stages)
-    run = replace(run, resume=resume, inexact=inexact)
+    with ranks.first_alone():
+        run = prepare(recipe, resume=existing, may_change=(*begin, *MAY_CHANGE), stages=stages, ranks=ranks)
     needs = NEEDS if needed == STAGES else NEEDS_WITHOUT_REWARD_MODEL
     with run.folder:
-        if resume:
+        if resume and ranks.first:
             for name in needed[: needed.index(stages[0])]:
                 run.folder.check(name, READ_LATER)
         for name in stages:
-            if name in needs:
-                run.folder.require(*needs[name])
-            run.folder.begin(name, STAGES, resume=resume and name == stages[0])
-            started = time.perf_counter()
-            run_stage(name, recipe, replace(run, made_with=_of_stage(name, run.made_with)))
-            run.folder.end(name, time.perf_counter() - started, peak_rss_mb())
-            if not recipe.checkpoints.keep_finished:
-                run.folder.drop_checkpoints(name)
-            release_memory()
+            if name in DIVIDED or ranks.first:
+                use_threads(ranks.here if name in DIVIDED else 1)
+                if name in needs:
+                    run.folder.require(*needs[name])
+                goes_on = resume and name == stages[0]
+                run.folder.begin(name, STAGES, resume=goes_on)
+                started = time.perf_counter()
+                made_with = _of_stage(name, run.made_with)
+                run_stage(name, recipe, replace(run, made_with=made_with, resume=goes_on, inexact=inexact))
+                run.folder.end(name, time.perf_counter() - started, peak_rss_mb())
+                if not recipe.checkpoints.keep_finished:
+                    run.folder.drop_checkpoints(name)
+                release_memory()
+            ranks.wait()
     return run.folder.path
 
 

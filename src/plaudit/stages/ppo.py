@@ -53,7 +53,7 @@ from plaudit.stages.ppo_config import PPOConfig
 from plaudit.stages.ppo_evaluate import HELD_OUT, Keeper, Looks
 from plaudit.stages.ppo_scores import clipped_and_scaled, earned, picked, score_references
 from plaudit.stages.ppo_state import forget_later, pack, unpack
-from plaudit.stages.ppo_step import accumulate
+from plaudit.stages.ppo_step import accumulate, gather_new_logprobs
 from plaudit.stages.ppo_trainer import Numbers, Trainer, as_rows, by_micro_batch, layout, raw_scores, sample
 from plaudit.stages.reward import trained_reward
 from plaudit.stages.saving import Saver
@@ -70,9 +70,9 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
     looks = Looks(trainer, validation, annotator, folder)
     by = HELD_OUT if config.keep_by == "held_out" else config.keep_by
     keeper = Keeper(by, config.watch.patience, config.kl_budget)
-    saver = Saver(run, "ppo", {what: digest(found) for what, found in checks.before.items()})
+    saver = Saver(run, "ppo", {what: digest(found) for what, found in checks.before.items()}, trainer.ranks)
     if saver.state is not None:
-        seconds = unpack(saver.state, trainer, looks, keeper, folder)
+        seconds = unpack(saver.state, trainer, looks, keeper)
     else:
         # A fresh policy is the SFT model: its replies are what foreign scores are normalised and centred on.
         trainer.rewards.prepare(trainer.chat, train, lambda few: sample(trainer, few, "ppo/reference", 0)[0], folder)
@@ -95,10 +95,9 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
             clock = Clock()
             batch, about_batch = rollout(trainer, picked(trainer, train, update), update, clock)
             checks.before_update(batch, update)
-            stored = folder / "rollouts" / f"{update + 1:05d}.safetensors"
-            batch.save(stored)  # before the update, so that one that stops leaves what it stopped on
+            _store(trainer, batch, update)  # before the update, so that one that stops leaves what it stopped on
             about_update = update_policy(trainer, batch, update, clock)
-            batch.save(stored)
+            _store(trainer, batch, update)
             kl = about_batch["kl"]
             trainer.numbers.controller = reward_maths.adapt_kl(trainer.numbers.controller, kl, config.batch_size)
             rows.append({"update": update + 1, **about_batch, **about_update})
@@ -115,7 +114,8 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
         console.print(f"PPO was stopped by the watch: {stopped}", soft_wrap=True)
     kept, state = keeper.kept(stopped=stopped is not None)
     trainer.roles.load_adapter_state(state)
-    _save(trainer)
+    if trainer.ranks.first:
+        _save(trainer)
     summary = {
         "updates": update,
         "kept_update": kept["update"],
@@ -132,7 +132,7 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
 
 def _build(config: PPOConfig, run: Run) -> Trainer:
     chat = run.chat(run.sft_model)
-    rewards = Rewards(config.rewards, run.machine)
+    rewards = Rewards(config.rewards, run.machine, run.ranks)
     files = trained_reward(run, chat) if rewards.trained else None
     source, machine = str(run.sft_model), run.machine
     roles = Roles(
@@ -187,7 +187,7 @@ def _trainer(
     demonstrations = _demonstrations(config, run, chat) if config.ptx_coef else []
     return Trainer(
         config, run, chat, roles, scorer, engine, rewards, contract, optimiser, schedule, Numbers(controller),
-        MicroBatches(run.folder.stage("ppo"), config.micro_batch[0]), demonstrations,
+        MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1), demonstrations,
     )  # fmt: skip
 
 
@@ -199,6 +199,11 @@ def _demonstrations(config: PPOConfig, run: Run, chat: ChatFormat) -> list[Examp
     if not found:
         raise UserError(f"every training demonstration's reply is longer than ppo.ptx_max_length={encoder.max_length}")
     return found
+
+
+def _store(trainer: Trainer, batch: RolloutBatch, update: int) -> None:
+    if trainer.ranks.first:
+        batch.save(trainer.run.folder.stage("ppo") / "rollouts" / f"{update + 1:05d}.safetensors")
 
 
 def _save(trainer: Trainer) -> None:
@@ -333,6 +338,7 @@ def update_policy(trainer: Trainer, batch: RolloutBatch, update: int, clock: Clo
             steps.append(terms)
         for _ in range(len(order) - len(steps)):
             trainer.schedule.step()  # the rate depends on the update, not on how early those before it ended
+        gather_new_logprobs(trainer, batch, layout(trainer, batch.tokens, update))
     # The entropy is logged once, over the batch as it was sampled.
     means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0] if name != "entropy"}
     return {**means, "steps": len(steps)}

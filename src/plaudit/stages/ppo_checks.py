@@ -1,5 +1,7 @@
 """What every PPO run checks about its models while it goes on (guard/invariants.py says what each check means)."""
 
+import json
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,16 @@ class RunChecks:
         self.before = self._frozen()
 
     def before_update(self, batch: RolloutBatch, update: int) -> None:
-        """No train mode; and, once, that two passes agree and that columns belong to their states.
+        """No train mode, one policy and one batch on all ranks; and, once, that two passes agree and that columns
+        belong to their states.
 
         A value head starts at zero, so a fresh run's values are looked at in its second update.
         """
         invariants.check_modes(self.trainer.roles)
+        ranks, learning = self.trainer.ranks, self.trainer.roles.trainable().items()
+        if ranks.count > 1:
+            found = invariants.fingerprint([*learning, ("the advantages", batch.advantages_BT)])
+            invariants.check_ranks_agree([json.loads(text) for text in ranks.told(json.dumps(found))])
         if update == 0:
             row = self._longest(batch)
             invariants.check_repeatable(self._read(row)[0], self._read(row)[0])

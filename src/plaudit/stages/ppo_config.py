@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from plaudit.algo.rewards import KLEstimator, MissingEos
+from plaudit.errors import UserError
 from plaudit.guard.watch import WatchConfig
 from plaudit.models.roles import LoraSettings
 from plaudit.stages.base import Schedule, StageConfig
@@ -147,6 +148,16 @@ class PPOConfig(StageConfig):
         if self.micro_batch_tokens is not None:
             return "ppo.micro_batch_tokens", self.micro_batch_tokens
         return "ppo.micro_batch_size", self.micro_batch_size
+
+    def check_ranks(self, count: int) -> None:
+        """UserError when some of `count` processes would have nothing to do in any step."""
+        parts = self.minibatch_size // self.micro_batch_size
+        if self.micro_batch_tokens is None and parts < count:
+            raise UserError(
+                f"ppo.micro_batch_size={self.micro_batch_size} makes {parts} micro-batches of "
+                f"ppo.minibatch_size={self.minibatch_size}, and {count} processes are to share them: set "
+                f"ppo.micro_batch_size to at most {self.minibatch_size // count or 1}, or start fewer processes"
+            )
 
     def _refuse(self, names: tuple[str, ...], beside: str, why: str) -> None:
         """ValueError when one of `names` is not at its default, because `beside` leaves it without effect."""

@@ -39,7 +39,7 @@ def pack(trainer: Trainer, looks: Looks, keeper: Keeper, seconds: list[float]) -
     return State(tensors, values, {"seconds": seconds})
 
 
-def unpack(state: State, trainer: Trainer, looks: Looks, keeper: Keeper, folder: Path) -> list[float]:
+def unpack(state: State, trainer: Trainer, looks: Looks, keeper: Keeper) -> list[float]:
     """Put a fresh trainer, its looks and its keeper where they were; returns the seconds of the updates so far."""
     values, numbers = state.values, trainer.numbers
     load_parameters(trainer.roles.trainable(), state.under("model"))
@@ -49,7 +49,7 @@ def unpack(state: State, trainer: Trainer, looks: Looks, keeper: Keeper, folder:
     numbers.first_std, trainer.micro.halvings = values["first_std"], values["halvings"]
     trainer.rewards.moments = {name: (mean, std) for name, (mean, std) in values["moments"].items()}
     if trainer.config.sigmoid_centred:
-        trainer.references = read_references(folder)
+        trainer.references = read_references(trainer.run.folder.path / "ppo")
     looks.rows, looks.first = values["looks"], values["first_look"]
     keeper.held = [(row, state.under(f"held/{place}")) for place, row in enumerate(values["held"])]
     keeper.first = values["first_held"]

@@ -1,6 +1,7 @@
 """One optimiser step's gradient: the PPO loss over its micro-batches, the KL loss and PTX where the recipe has them.
 
-Every term divides by a count of the whole step, so that the split into micro-batches changes nothing.
+Every term divides by a count of the whole step, so that neither the split into micro-batches nor the number of ranks
+that share them changes anything.
 """
 
 import torch
@@ -16,14 +17,15 @@ from plaudit.stages.ppo_trainer import Trainer
 def accumulate(
     trainer: Trainer, batch: RolloutBatch, minibatch: list[list[int]], update: int, step: int, where: str
 ) -> tuple[dict[str, float], float]:
-    """Backward over the micro-batches of one optimiser step; returns its terms and max |ratio − 1|."""
+    """Backward over the micro-batches of one optimiser step, divided among the ranks; returns the step's terms and this
+    rank's max |ratio − 1|."""
     config, roles, numbers = trainer.config, trainer.roles, trainer.numbers
     warming = update < config.critic_warmup
     # One denominator for the whole step: its reply tokens (correctness.md row 14).
     count = float(sum(int(batch.tokens.rows(rows).reply_lengths_B.sum()) for rows in minibatch))
     totals: dict[str, float] = {}
     ratio_gap = 0.0
-    for rows in minibatch:
+    for rows in trainer.ranks.share(minibatch):
         tokens = batch.tokens.rows(rows)
         here = (rows, slice(tokens.tokens_BT.shape[1]))
         output = roles(tokens, "policy", trainer.needs("policy") - {"last_values"})
@@ -71,16 +73,27 @@ def accumulate(
             totals[name] = totals.get(name, 0.0) + value
     if config.ptx_coef and not warming:
         totals["ptx_loss"] = _mix_in_demonstrations(trainer, step, where)
-        totals["loss"] += config.ptx_coef * totals["ptx_loss"]
+        totals["loss"] = totals.get("loss", 0.0) + config.ptx_coef * totals["ptx_loss"]
     if warming:
         for parameter in roles.adapter_parameters("policy"):
             parameter.grad = None
-    return totals, ratio_gap
+    trainer.ranks.add_gradients(roles.trainable().values())
+    whole = trainer.ranks.total({name: torch.tensor(total, dtype=torch.float64) for name, total in totals.items()})
+    return {name: total.item() for name, total in whole.items()}, ratio_gap
+
+
+def gather_new_logprobs(trainer: Trainer, batch: RolloutBatch, parts: list[list[list[int]]]) -> None:
+    """Every row's new log-probs on every rank: those of a row are known where its micro-batches were trained."""
+    if batch.new_logprobs_BT is not None:
+        mine = [row for minibatch in parts for rows in trainer.ranks.share(minibatch) for row in rows]
+        own_BT = torch.zeros_like(batch.new_logprobs_BT)
+        own_BT[mine] = batch.new_logprobs_BT[mine]
+        batch.new_logprobs_BT.copy_(trainer.ranks.total({"new": own_BT})["new"])
 
 
 def _mix_in_demonstrations(trainer: Trainer, step: int, where: str) -> float:
-    """PTX (Ouyang et al. 2022, arXiv:2203.02155): backward of the SFT loss on a few demonstrations; returns that loss,
-    in nats a completion token."""
+    """PTX (Ouyang et al. 2022, arXiv:2203.02155): backward of the SFT loss on a few demonstrations; returns this
+    rank's part of that loss, in nats a completion token."""
     config, device = trainer.config, trainer.run.machine.device
     places = rng.stream(
         trainer.run.seed, "ppo/ptx", len(trainer.demonstrations), step * config.ptx_rows, config.ptx_rows
@@ -90,7 +103,7 @@ def _mix_in_demonstrations(trainer: Trainer, step: int, where: str) -> float:
     lengths = [len(example.ids) for example in chosen]
     rows, tokens = (None, config.micro_batch_tokens) if config.micro_batch_tokens else (config.micro_batch_size, None)
     (parts,) = minibatches(lengths, range(len(chosen)), len(chosen), rows=rows, tokens=tokens)
-    for part in parts:
+    for part in trainer.ranks.share(parts):
         examples = pad_examples([chosen[i] for i in part], trainer.chat.pad_id, device)
         loss = trainer.roles(examples, "policy", frozenset({"loss"})).loss / count
         invariants.check_finite("the PTX loss", loss.item(), where)

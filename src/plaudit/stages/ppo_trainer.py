@@ -12,6 +12,7 @@ from plaudit.algo.masked import Moments
 from plaudit.algo.rewards import KLController
 from plaudit.data.chat import ChatFormat
 from plaudit.data.packing import Example
+from plaudit.dist.ranks import Ranks
 from plaudit.models.full import FullReward
 from plaudit.models.heads import RewardContract
 from plaudit.models.optimiser import MasterAdamW
@@ -19,6 +20,7 @@ from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
 from plaudit.rollout.batch import minibatches, per_token
+from plaudit.rollout.engine import Sampled
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.stages.base import Run
 from plaudit.stages.ppo_config import PPOConfig
@@ -59,6 +61,11 @@ class Trainer:
     """Prompt id -> source -> normalised score of the reference reply, where scores are centred on it."""
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that share the work."""
+        return self.run.ranks
+
+    @property
     def value_role(self) -> Role:
         """Whose pass gives the values."""
         return "critic" if self.config.critic == "own" else "policy"
@@ -73,15 +80,37 @@ class Trainer:
 
 
 def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) -> tuple[Tokens, Tensor, Tensor]:
-    """One reply a prompt from the current policy: tokens, the sampler's log-probs [B, T], which replies ended [B]."""
+    """One reply a prompt from the current policy: tokens, the sampler's log-probs [B, T], which replies ended [B].
+
+    Every rank samples its share of the replies; their random numbers are their own wherever they are sampled.
+    """
     prompt_ids = [trainer.chat.prompt_ids(prompt.messages) for prompt in prompts]
-    uniforms = rng.uniforms(trainer.run.seed, stream, step, list(range(len(prompts))), trainer.config.max_new_tokens)
+    mine, longest = trainer.ranks.share(range(len(prompts))), trainer.config.max_new_tokens
+    uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
     trainer.engine.load_weights(trainer.roles.merged_weights("policy"))
-    sampled = trainer.engine.generate(prompt_ids, uniforms)
+    sampled = all_replies(trainer, mine, trainer.engine.generate([prompt_ids[i] for i in mine], uniforms), len(prompts))
     device = trainer.run.machine.device
     tokens = pad_right(prompt_ids, [reply.ids for reply in sampled], trainer.chat.pad_id, device)
     finished_B = torch.tensor([reply.ids[-1] == trainer.chat.eos_id for reply in sampled], device=device)
     return tokens, per_token([reply.logprobs for reply in sampled], tokens), finished_B
+
+
+def all_replies(trainer: Trainer, rows: Sequence[int], sampled: Sequence[Sampled], count: int) -> list[Sampled]:
+    """The `count` replies of all ranks, in the order of their rows; this rank has `sampled` those of `rows`."""
+    lengths_B = torch.zeros(count, dtype=torch.int64)
+    ids_BN = torch.zeros(count, trainer.config.max_new_tokens, dtype=torch.int64)
+    logprobs_BN = torch.zeros(ids_BN.shape, dtype=torch.float64)
+    for row, reply in zip(rows, sampled, strict=True):
+        here = (row, slice(len(reply.ids)))
+        lengths_B[row], ids_BN[here] = len(reply.ids), torch.tensor(reply.ids)
+        logprobs_BN[here] = torch.tensor(reply.logprobs, dtype=torch.float64)
+    whole = trainer.ranks.total({"lengths": lengths_B, "ids": ids_BN, "logprobs": logprobs_BN})
+    return [
+        Sampled(ids[:length], logprobs[:length])
+        for ids, logprobs, length in zip(
+            whole["ids"].tolist(), whole["logprobs"].tolist(), whole["lengths"].tolist(), strict=True
+        )
+    ]
 
 
 def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[list[int]]]:
@@ -100,10 +129,14 @@ def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[list[int]
 
 @torch.no_grad()
 def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) -> dict[str, Tensor]:
-    """Everything the loop asks `role` about `tokens`, computed in the update's layout, rows back in their order."""
+    """Everything the loop asks `role` about `tokens`, computed in the update's layout, rows back in their order.
+
+    Every rank does its share of each minibatch: the very micro-batches that it will train on.
+    """
     model, found = trainer.scorer if role == "reward" else trainer.roles, dict[str, Tensor]()
     assert model is not None
-    for rows in (rows for minibatch in layout(trainer, tokens, update) for rows in minibatch):
+    share = trainer.ranks.share
+    for rows in (rows for minibatch in layout(trainer, tokens, update) for rows in share(minibatch)):
         output = model(tokens.rows(rows), role, trainer.needs(role))
         for name, part in vars(output).items():
             if part is None:
@@ -114,7 +147,7 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
                 whole[rows] = part
             else:
                 whole[:, : part.shape[1]][rows] = part
-    return found
+    return {name: whole.to(trainer.run.machine.device) for name, whole in trainer.ranks.total(found).items()}
 
 
 def raw_scores(

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.run.checkpoint import Checkpoint, Checkpoints
 from plaudit.run.display import console
@@ -75,20 +76,21 @@ class Saver:
     """The checkpoints and logs of one stage. `state` is what it goes on from, None where it begins; `step` is how many
     steps were done then."""
 
-    def __init__(self, run: Run, stage: str, inputs: Mapping[str, str] | None = None):
-        """`inputs` are hashes of what the stage works on, beyond what the run knows. UserError when there is a
-        checkpoint that was made with anything else."""
-        self._stage, self._run, self._config = stage, run.folder.path, run.checkpoints
+    def __init__(self, run: Run, stage: str, inputs: Mapping[str, str] | None = None, ranks: Ranks = ALONE):
+        """`inputs` are hashes of what the stage works on, beyond what the run knows. Of several `ranks` that do the
+        stage together all go on from the checkpoint, and the first one writes. UserError when there is a checkpoint
+        that was made with anything else."""
+        self._stage, self._run, self._config, self._ranks = stage, run.folder.path, run.checkpoints, ranks
         self._folder = run.folder.stage(stage)
         # As it comes back from a file: tuples and paths are lists and texts there.
         self._made_with = json.loads(json.dumps({**run.made_with, "inputs": dict(inputs or {})}))
         self._logs: dict[str, tuple[Metrics, bool]] = {}
         self._starts: dict[str, int] = {}
         self._open = ExitStack()
-        self._checkpoints = Checkpoints(self._folder / CHECKPOINTS, self._config.keep, _say)
-        if not run.resume:
-            shutil.rmtree(self._folder / CHECKPOINTS, ignore_errors=True)
-        found = self._checkpoints.newest()
+        self._checkpoints = Checkpoints(self._run / stage / CHECKPOINTS, self._config.keep, _say)
+        if not run.resume and ranks.first:
+            shutil.rmtree(self._run / stage / CHECKPOINTS, ignore_errors=True)
+        found = self._checkpoints.newest() if run.resume else None
         self.state, self.step = None if found is None else self._restored(found, run), found.step if found else 0
         self._saved = found.step if found else None
         self._since, self._cost = time.monotonic(), 0.0
@@ -105,7 +107,8 @@ class Saver:
         seconds, whose length no two runs share. Asked again, it is the same; it is closed with the saver."""
         if name in self._logs:
             return self._logs[name][0]
-        metrics = Metrics(self._folder / name, self._starts.get(name, 0))
+        # The logs of the other ranks are thrown away, and have no beginning here.
+        metrics = Metrics(self._folder / name, self._starts.get(name, 0) if self._ranks.first else 0)
         self._logs[name] = self._open.enter_context(metrics), timed
         return metrics
 
@@ -114,11 +117,16 @@ class Saver:
 
         Raises Interrupted when it was asked to stop.
         """
-        if (last or STOP.asked is not None or self._due(step)) and step != self._saved:
+        asked = self._asked()
+        if self._ranks.first and step != self._saved and (last or asked or self._due(step)):
             self._save(step, state())
-        if STOP.asked is not None:
+        if asked:
             path = self._run / RECIPE
-            raise Interrupted(STOP.asked, f"{self._stage} is saved; go on with `plaudit run {path} --resume`")
+            raise Interrupted(asked, f"{self._stage} is saved; go on with `plaudit run {path} --resume`")
+
+    def _asked(self) -> int:
+        """The signal that any rank has had, 0 for none: all leave after the same step."""
+        return max(int(text) for text in self._ranks.told(str(STOP.asked or 0)))
 
     def _due(self, step: int) -> bool:
         by_steps = self._config.every_steps is not None and step % self._config.every_steps == 0

@@ -23,6 +23,7 @@ from plaudit.algo.rewards import normalise, weighted_scores
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
 from plaudit.dist.machine import Machine
+from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import RunStopped, UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.foreign import TextRewardModel, load_text_reward_model
@@ -164,8 +165,10 @@ class Scores:
 class Rewards:
     """The sources of a run, ready to score."""
 
-    def __init__(self, sources: Sequence[RewardSource], machine: Machine):
-        """Without any source the run's own reward model pays alone. Foreign models are loaded here."""
+    def __init__(self, sources: Sequence[RewardSource], machine: Machine, ranks: Ranks = ALONE):
+        """Without any source the run's own reward model pays alone. Foreign models are loaded here; with `ranks` they
+        divide the texts, while functions and endpoints are asked by the first rank alone, for all."""
+        self.ranks = ranks
         self.trained = uses_trained(sources)
         self.told = bool(sources)
         self.sources = list(sources) or [RewardSource(trained=True)]
@@ -216,12 +219,19 @@ class Rewards:
 
     def _raw(self, name: str, items: Sequence[ScoreItem], metrics: dict[str, float]) -> Tensor:
         """[B], in the order of `items`: what a scorer answers is matched by id."""
-        scorer = self.scorers[name]
+        scorer, everyone = self.scorers[name], range(len(items))
+        # A model reads each text by itself; what a function or an endpoint does with its texts is its own affair.
+        whole = isinstance(scorer, FunctionScorer | EndpointScorer)
+        mine = self.ranks.share(everyone) if not whole else everyone if self.ranks.first else ()
         before = scorer.changed if isinstance(scorer, TextRewardModel) else 0
-        scores = scorer.score(items)
+        scores = scorer.score([items[i] for i in mine]) if mine else {}
+        changed = scorer.changed - before if isinstance(scorer, TextRewardModel) else 0
+        scores_B = torch.zeros(len(items))
+        scores_B[list(mine)] = torch.tensor([scores[items[i].id] for i in mine])
+        found = self.ranks.total({"scores": scores_B, "changed": torch.tensor(changed)})
         if isinstance(scorer, TextRewardModel):
-            metrics[f"text_changed_{name}"] = (scorer.changed - before) / len(items)
-        return torch.tensor([scores[item.id] for item in items], dtype=torch.float32)
+            metrics[f"text_changed_{name}"] = found["changed"].item() / len(items)
+        return found["scores"]
 
     def prepare(
         self, chat: ChatFormat, train: Sequence[Prompt], sample: Callable[[list[Prompt]], Tokens], folder: Path

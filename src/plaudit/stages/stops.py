@@ -28,9 +28,10 @@ def batch_kept(folder: Path, where: str, batch: Callable[[], list[dict[str, Any]
 class MicroBatches:
     """How many rows go through the model at once: what the recipe says, halved as often as memory ran out."""
 
-    def __init__(self, folder: Path, key: str):
-        """`key` is the recipe's, for messages; what happened is written to folder/memory.jsonl."""
-        self._folder, self._key, self.halvings = folder, key, 0
+    def __init__(self, folder: Path, key: str, *, alone: bool = True):
+        """`key` is the recipe's, for messages; what happened is written to folder/memory.jsonl. A process that is not
+        `alone` in its work stops at once: the others would go on in other micro-batches."""
+        self._folder, self._key, self._alone, self.halvings = folder, key, alone, 0
 
     def rows(self, asked: int) -> int:
         return max(1, asked >> self.halvings)
@@ -43,8 +44,9 @@ class MicroBatches:
 
         def smaller(told: str) -> None:
             undo()
-            if self.rows(asked) == 1:
-                raise too_large(where, told, "lower the lengths or the model's size")
+            if self.rows(asked) == 1 or not self._alone:
+                change = "use shorter replies or a smaller model" if self.rows(asked) == 1 else f"lower {self._key}"
+                raise too_large(where, told, self.rows(asked), change)
             self.halvings += 1
             row = {"where": where, self._key: self.rows(asked), "why": told}
             with (self._folder / "memory.jsonl").open("a", encoding="utf-8") as handle:

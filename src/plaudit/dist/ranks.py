@@ -1,0 +1,135 @@
+"""Several processes at work on one run: what is divided among them, and how their numbers become one again.
+
+Every rank holds the same weights and the same batch and does its share of the forward and backward passes. What the
+ranks found is added up in one order, the same everywhere, so all of them take the same decisions and the same optimiser
+step. A process that is alone is a rank too: for it nothing here communicates.
+
+Ranks speak by gloo on the CPU, whatever device they compute on: what they exchange (adapter gradients, log-probs,
+sampled ids) is small. Tensors travel as safetensors: no pickle. Start them with torchrun (docs/distributed.md).
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from plaudit.errors import RankLost
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others in work that is divided."""
+PATIENCE = timedelta(days=30)
+"""The same while the first rank works on a stage that is not divided."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `count` that work together; `here` of them share this machine."""
+
+    rank: int = 0
+    count: int = 1
+    here: int = 1
+    _patient: dist.ProcessGroup | None = field(default=None, compare=False)
+
+    @classmethod
+    def join(cls) -> "Ranks":
+        """The ranks that torchrun started, by the environment variables it sets; without those one alone."""
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return cls()
+        with _together("the ranks could not meet"):
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=TIMEOUT)
+            patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), count, int(os.environ.get("LOCAL_WORLD_SIZE", str(count))), patient)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files, speaks to people, and does what is not divided."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Every count-th of `items`, from this rank's own number on; empty where there are fewer than ranks."""
+        return items[self.rank :: self.count]
+
+    def total(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sum over the ranks of each named tensor; a rank that lacks a name adds nothing.
+
+        Equal to the last bit on every rank. Rows that one rank alone has filled, the others zero, stay what they are.
+        """
+        if self.count == 1:
+            return dict(mine)
+        totals: dict[str, Tensor] = {}
+        for message in self._exchange(save({name: tensor.cpu().contiguous() for name, tensor in mine.items()})):
+            for name, tensor in load(message).items():
+                totals[name] = totals[name] + tensor if name in totals else tensor
+        # In the order of this rank's own names, so that logs list them as one process does.
+        order = [*mine, *sorted(totals.keys() - mine.keys())]
+        return {name: totals[name].to(mine[name].device if name in mine else "cpu") for name in order}
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Each parameter's gradient becomes the sum over the ranks, added in float32; one that no rank has stays None."""
+        if self.count == 1:
+            return
+        known = list(parameters)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in known]
+        there = torch.tensor([float(p.grad is not None) for p in known])
+        flat = torch.cat([*(gradient.float().flatten().cpu() for gradient in gradients), there])
+        with _together(f"rank {self.rank}"):
+            dist.all_reduce(flat)
+        *parts, there = flat.split([*(p.numel() for p in known), len(known)])
+        for parameter, gradient, part, ranks in zip(known, gradients, parts, there.tolist(), strict=True):
+            parameter.grad = gradient.copy_(part.view_as(gradient)) if ranks else None
+
+    def told(self, text: str) -> list[str]:
+        """What every rank said, in their order."""
+        return [message.decode() for message in self._exchange(text.encode())] if self.count > 1 else [text]
+
+    def wait(self) -> None:
+        """Go on when every rank has come here, however long the first one works."""
+        if self.count > 1:
+            with _together(f"rank {self.rank}"):
+                dist.barrier(group=self._patient)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The block is run by the first rank, and by the others once that is done."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def _exchange(self, message: bytes) -> list[bytes]:
+        """Every rank's message, in the order of the ranks."""
+        with _together(f"rank {self.rank}"):
+            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+            dist.all_gather(sizes, torch.tensor([len(message)]))
+            longest = max(int(size) for size in sizes)
+            padded = torch.frombuffer(bytearray(message.ljust(longest, b"\0")), dtype=torch.uint8)
+            found = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
+            dist.all_gather(found, padded)
+        return [part.numpy().tobytes()[: int(size)] for part, size in zip(found, sizes, strict=True)]
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def _together(who: str) -> Iterator[None]:
+    """A rank that ends closes its connections, which the others meet as a RuntimeError of gloo."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(
+            f"{who}: another rank has ended, or was not heard of for {TIMEOUT.total_seconds() / 60:.0f} minutes; its own "
+            f"message says why ({str(error).splitlines()[0][:200]})"
+        ) from error

@@ -1,0 +1,170 @@
+"""One rank = two ranks: a whole PPO stage in one process and in two, and what happens when a rank is lost."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import two_ranks
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from plaudit.dist.ranks import ALONE
+from plaudit.errors import RunStopped, UserError
+from plaudit.guard.invariants import check_ranks_agree
+from plaudit.run.folder import FollowedFolder
+from plaudit.run.metrics import read_metrics
+from plaudit.stages.ppo_config import PPOConfig
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def both(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every case of two_ranks in `one` and in `two` processes, and what these two printed."""
+    home = tmp_path_factory.mktemp("ranks")
+    for name in ("one", "two"):
+        two_ranks.prepare(home / name, trained)
+    for case in two_ranks.CASES:
+        two_ranks.train(home / "one", case)
+    for rank, (code, printed) in enumerate(two_ranks.pair("ppo", home / "two")):
+        (home / f"printed-{rank}.txt").write_text(f"{printed}\nexit code {code}\n")
+    return home
+
+
+def close(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """Numbers within the tolerance, texts and truth values equal, and nothing more or less on either side."""
+    assert found.keys() == expected.keys(), where
+    for key, value in expected.items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(found[key], value, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{where}, {key}")
+        elif isinstance(value, Mapping):
+            close(found[key], value, f"{where}, {key}")
+        elif isinstance(value, float):
+            assert found[key] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE), f"{where}, {key}"
+        else:
+            assert found[key] == value, f"{where}, {key}"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("case", two_ranks.CASES)
+def test_two_ranks_leave_the_numbers_of_one(case: str, both: Path) -> None:
+    """Metrics, evaluations, kept replies, every tensor of every rollout, and what learnt with its optimiser's state."""
+    one, two = (both / name / case for name in ("one", "two"))
+    files = {str(file.relative_to(one)) for file in (one / "run/ppo").rglob("*") if file.is_file()}
+    assert files == {str(file.relative_to(two)) for file in (two / "run/ppo").rglob("*") if file.is_file()}
+    assert {"run/ppo/metrics.jsonl", "run/ppo/adapter/adapter_model.safetensors"} <= files
+    logs = sorted(name for name in files if name.endswith(".jsonl") and not name.endswith("times.jsonl"))
+    for name in logs:
+        for number, (row, other) in enumerate(zip(rows(one / name), rows(two / name), strict=True)):
+            close(other, row, f"{name}, row {number}")
+    tensors = [name for name in files if name.endswith(".safetensors")]
+    assert sum("rollouts" in name for name in tensors) == 3
+    for name in tensors:
+        close(load_file(two / name), load_file(one / name), name)
+    summary, other = (json.loads((home / "run/ppo/summary.json").read_text()) for home in (one, two))
+    close(other | {"seconds_per_update": 0}, summary | {"seconds_per_update": 0}, "summary")
+    state = load_file(one / "state-0.safetensors")
+    assert any(name.startswith("optimiser.") and value.abs().max() > 0 for name, value in state.items())
+    close(load_file(two / "state-0.safetensors"), state, "what learnt")
+
+
+@pytest.mark.parametrize("case", two_ranks.CASES)
+def test_the_cases_are_what_they_claim(case: str, both: Path) -> None:
+    """Ragged replies, several steps an update, numbers that move: else the test above would show little."""
+    run = both / "one" / case / "run/ppo"
+    batches = [load_file(file) for file in sorted((run / "rollouts").iterdir())]
+    assert all(len(set((batch["lengths_B"] - batch["prompt_lengths_B"]).tolist())) > 1 for batch in batches)
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert len({row["score"] for row in metrics}) == 3
+    config = two_ranks.config_of(case, both / "one")
+    if config.kl_target:
+        assert len({row["kl_coef"] for row in metrics}) == 3
+    if config.target_kl:
+        assert min(row["steps"] for row in metrics) < config.steps_per_update == max(row["steps"] for row in metrics)
+    else:
+        assert {row["steps"] for row in metrics} == {config.steps_per_update}
+
+
+@pytest.mark.parametrize("case", two_ranks.CASES)
+def test_the_work_is_divided_and_the_ranks_agree_to_the_last_bit(case: str, both: Path) -> None:
+    first, second = (json.loads((both / "two" / case / f"done-{rank}.json").read_text()) for rank in range(2))
+    alone = json.loads((both / "one" / case / "done-0.json").read_text())
+    for what in ("sampled", "trained"):
+        assert first[what] + second[what] == alone[what]
+        assert min(first[what], second[what]) > 0.2 * alone[what]
+    assert first["numbers"] == second["numbers"]
+    close(first["numbers"], alone["numbers"], "numbers")
+    states = [load_file(both / "two" / case / f"state-{rank}.safetensors") for rank in range(2)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+# --- what goes wrong ---
+
+
+def test_a_rank_that_ends_ends_the_others(both: Path) -> None:
+    """At once, each with its own reason; nobody waits for the time limit of half an hour."""
+    first, second = ((both / f"printed-{rank}.txt").read_text() for rank in range(2))
+    assert float(re.search(r"lost after ([\d.]+) s", first)[1]) < 20
+    assert "RankLost: rank 0: another rank has ended" in first
+    assert "UserError: this rank cannot go on" in second
+    assert first.endswith("exit code 1\n") and second.endswith("exit code 1\n")
+
+
+def test_ranks_that_drift_apart_are_stopped(both: Path) -> None:
+    """One number of one rank's critic is moved by 1e-7: the next update does not begin, on either rank."""
+    for rank in range(2):
+        reason = (both / "two" / f"{two_ranks.DRIFT}-{rank}.txt").read_text()
+        assert reason.startswith("rank 1 no longer trains what rank 0 trains: ")
+    assert len(rows(both / "two" / two_ranks.DRIFT / "run/ppo/metrics.jsonl")) == 1
+
+
+def test_the_guard_names_the_rank_and_the_tensor() -> None:
+    check_ranks_agree([{"a": "1", "b": "2"}, {"a": "1", "b": "2"}])
+    with pytest.raises(RunStopped, match="rank 2 no longer trains what rank 0 trains: 1 of 2 tensors differ, .* b;"):
+        check_ranks_agree([{"a": "1", "b": "2"}, {"a": "1", "b": "2"}, {"a": "1", "b": "3"}])
+
+
+@pytest.mark.parametrize(("count", "refused"), [(1, False), (4, False), (5, True), (32, True)])
+def test_more_ranks_than_micro_batches_are_refused(count: int, refused: bool) -> None:
+    config = PPOConfig(batch_size=16, minibatch_size=16, micro_batch_size=4)
+    if not refused:
+        return config.check_ranks(count)
+    most = max(1, 16 // count)
+    with pytest.raises(UserError, match=rf"ppo\.micro_batch_size=4 makes 4 micro-batches .* to at most {most}\b"):
+        config.check_ranks(count)
+    return None
+
+
+# --- one process ---
+
+
+def test_alone_nothing_is_changed_or_copied() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = gradient = torch.ones(2)
+    ALONE.add_gradients([parameter])
+    ALONE.wait()
+    assert parameter.grad is gradient
+    assert ALONE.total({"x": gradient})["x"] is gradient
+    assert ALONE.told("a") == ["a"]
+    assert ALONE.share([3, 4, 5]) == [3, 4, 5]
+    assert ALONE.first
+
+
+def test_another_process_leaves_the_run_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    with FollowedFolder(tmp_path) as folder:
+        assert folder.require("sft", "sft") == tmp_path / "sft"
+        own = folder.stage("ppo")
+        (own / "metrics.jsonl").write_text("{}\n")
+        folder.begin("sft", ("sft", "ppo"))
+        folder.end("ppo", 1.0, 1.0)
+    assert not own.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["sft"]

@@ -1,0 +1,219 @@
+"""What two processes do together in the tests: `python two_ranks.py JOB HOME` runs as each of them; see `pair`.
+
+    ppo    every case of CASES, in HOME/CASE/run, with what learnt at the end in HOME/CASE/state-RANK.safetensors; then
+           a run in which the second rank's policy is moved a little; then the second rank ends in the middle of work
+    sharded  the roles of the run in HOME/run under FSDP2 (sharded.py)
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import sharded
+import torch
+from safetensors.torch import save_file
+
+from plaudit.data.files import read_demonstrations, read_prompts
+from plaudit.dist.machine import choose_machine
+from plaudit.dist.ranks import ALONE, Ranks
+from plaudit.errors import RankLost, RunStopped, UserError
+from plaudit.models.load import quiet_libraries
+from plaudit.run.folder import FollowedFolder, RunFolder
+from plaudit.stages import ppo
+from plaudit.stages.base import Run
+from plaudit.stages.ppo_config import PPOConfig
+from plaudit.stages.ppo_evaluate import Keeper
+
+SECONDS = 300
+"""After which two ranks that hang are ended; they need about fifteen on two idle cores."""
+COMMON = {
+    "updates": 3, "batch_size": 9, "minibatch_size": 3, "micro_batch_size": 1, "epochs": 2, "max_new_tokens": 8,
+    "warmup_steps": 0, "learning_rate": 1e-2, "evaluate_every": 3, "lora": {"r": 4, "alpha": 8},
+}  # fmt: skip
+# Nine replies for two ranks; three micro-batches a step, so that the shares are never equal. FUNCTION and MODEL stand
+# for paths that the test knows.
+DRIFT = "drift"
+CASES: dict[str, dict[str, Any]] = {
+    "value head, whitened": {
+        "critic_learning_rate": 1e-2, "value_gradient": True, "kl_target": 2.0, "kl_horizon": 9, "ptx_coef": 0.5,
+        "ptx_rows": 5, "length_penalty": 0.05, "entropy_coef": 0.01, "critic_warmup": 1,
+    },
+    "own critic, running scale": {
+        "critic": "own", "critic_learning_rate": 1e-2, "whiten_scores": False, "running_scale": True, "kl_target": 2.0,
+        "kl_horizon": 9, "missing_eos": "none", "bootstrap": True, "micro_batch_size": None, "micro_batch_tokens": 90,
+        "target_kl": 0.02, "sigmoid_centred": True,
+    },
+    "RLOO, three rewards": {
+        "advantages": "rloo", "replies_per_prompt": 3, "kl_in": "loss", "kl_coef": 0.2,
+        "rewards": [{"trained": True}, {"function": "FUNCTION", "normalise_on": 5}, {"model": "MODEL", "weight": 0.5}],
+    },
+}  # fmt: skip
+# It looks at all texts of a call, and counts its calls: that it is asked once, for all, is part of the numbers.
+FUNCTION = """
+calls = 0
+
+def relative(items):
+    global calls
+    calls += 1
+    mean = sum(len(item["completion"]) for item in items) / len(items)
+    return {item["id"]: len(item["completion"]) - mean + 0.01 * calls for item in items}
+"""
+
+
+def config_of(case: str, home: Path) -> PPOConfig:
+    told = {key: value for key, value in {**COMMON, **CASES.get(case, {})}.items() if value is not None}
+    text = (
+        json.dumps(told).replace("FUNCTION", f"{home / 'relative.py'}:relative").replace("MODEL", str(home / "judge"))
+    )
+    return PPOConfig.model_validate_json(text)
+
+
+def prepare(home: Path, source: Path) -> None:
+    """Put the stages before PPO, made by the run `source`, where the runs of all cases will find them."""
+    home.mkdir()
+    (home / "relative.py").write_text(FUNCTION)
+    shutil.copytree(source / "reward" / "model", home / "judge")
+    for name in ("prompts.jsonl", "demonstrations.jsonl"):
+        shutil.copy(source.parent / name, home / name)
+    for case in (*CASES, DRIFT):
+        for stage in ("sft", "reward"):
+            shutil.copytree(source / stage, home / case / "run" / stage)
+
+
+def run_of(home: Path, case: str, ranks: Ranks) -> Run:
+    path = home / case / "run"
+    if ranks.first:
+        (path / "recipe.yaml").write_text("name: tiny\n")
+        folder = RunFolder.open(path, "name: tiny\n", resume=True)
+    else:
+        folder = FollowedFolder(path)
+    return Run(
+        folder, 0, choose_machine("float32"), "unused", None, tuple(read_prompts(home / "prompts.jsonl")),
+        read_demonstrations(home / "demonstrations.jsonl"), ranks=ranks,
+    )  # fmt: skip
+
+
+def train(home: Path, case: str, ranks: Ranks = ALONE) -> None:
+    """A whole PPO stage; what learnt and the optimiser's state are saved as they are at its end, and what was done."""
+    trainers: list[Any] = []
+    states: list[dict[str, torch.Tensor]] = []
+    done, build, add = {"sampled": 0, "trained": 0}, ppo._build, Keeper.add
+
+    def spied(*arguments: Any) -> Any:
+        trainer = build(*arguments)
+        generate, forward = trainer.engine.generate, trainer.roles.forward
+
+        def generated(prompts: Any, *rest: Any) -> Any:
+            done["sampled"] += len(prompts)
+            return generate(prompts, *rest)
+
+        def forwarded(tokens: Any, *rest: Any) -> Any:
+            done["trained"] += len(tokens.tokens_BT) if torch.is_grad_enabled() else 0
+            return forward(tokens, *rest)
+
+        trainer.engine.generate, trainer.roles.forward = generated, forwarded
+        trainers.append(trainer)
+        return trainer
+
+    def added(keeper: Keeper, row: Any, state: Any) -> None:
+        states.append(state)
+        add(keeper, row, state)
+
+    run = run_of(home, case, ranks)
+    # Collecting garbage is half the time of a run this small.
+    still = patch.object(ppo, "release_memory", lambda: None)
+    with still, patch.object(ppo, "_build", spied), patch.object(Keeper, "add", added), run.folder:
+        ppo.run(config_of(case, home), run)
+    (trainer,) = trainers
+    groups = trainer.optimiser.state_dict()["state"]
+    moments = {f"optimiser.{i}.{name}": value for i, group in groups.items() for name, value in group.items()}
+    save_file({**states[-1], **moments}, home / case / f"state-{ranks.rank}.safetensors")
+    numbers = {"first_std": trainer.numbers.first_std, "controller": vars(trainer.numbers.controller)}
+    numbers["running"] = vars(trainer.numbers.running)
+    (home / case / f"done-{ranks.rank}.json").write_text(json.dumps({**done, "numbers": numbers}, default=float))
+
+
+def drift(home: Path, ranks: Ranks) -> None:
+    """One number of the second rank's critic is moved after each step; why that ended is in HOME/drift-RANK.txt."""
+    accumulate = ppo.accumulate
+
+    def moved(trainer: Any, *rest: Any) -> Any:
+        if not ranks.first:
+            trainer.roles.value_head.weight.data[0] += 1e-7
+        return accumulate(trainer, *rest)
+
+    try:
+        with patch.object(ppo, "accumulate", moved):
+            train(home, DRIFT, ranks)
+    except RunStopped as stop:
+        (home / f"{DRIFT}-{ranks.rank}.txt").write_text(str(stop))
+
+
+def part(ranks: Ranks) -> None:
+    """The second rank ends; how long the first one waited for it is printed."""
+    ranks.wait()
+    if not ranks.first:
+        raise UserError("this rank cannot go on")
+    started = time.monotonic()
+    try:
+        ranks.total({"x": torch.ones(3)})
+    finally:
+        print(f"lost after {time.monotonic() - started:.1f} s")
+
+
+def ppo_job(home: Path, ranks: Ranks) -> None:
+    for case in CASES:
+        train(home, case, ranks)
+    drift(home, ranks)
+    part(ranks)
+
+
+def sharded_job(home: Path, ranks: Ranks) -> None:
+    sharded.compute(home / "run", home, ranks)
+
+
+JOBS = {"ppo": ppo_job, "sharded": sharded_job}
+
+
+def main(job: str, home: Path) -> None:
+    quiet_libraries()
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda count: None
+    ranks = Ranks.join()
+    try:
+        JOBS[job](home, ranks)
+    except (UserError, RankLost) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def pair(job: str, home: Path) -> list[tuple[int, str]]:
+    """(exit code, what was printed) of two ranks at work on `job`; they are ended after SECONDS."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, job, str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, **known, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    until = time.monotonic() + SECONDS
+    try:
+        printed = [rank.communicate(timeout=until - time.monotonic())[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, text) for rank, text in zip(ranks, printed, strict=True)]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
