@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import json
+import random
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from plaudit import cli
@@ -69,6 +71,10 @@ def run(told: dict[str, Any], record: Path, said: Path) -> int:
     sent = told.get("with", signal.SIGKILL)
     if told.get("kill_after") is not None:
         threading.Timer(told["kill_after"], os.kill, (os.getpid(), sent)).start()
+    # Nothing may depend on a generator's state: every process has another.
+    torch.seed()
+    np.random.seed()
+    random.seed()
     count_events(record, told.get("kill_at"), sent)
     sys.argv = ["plaudit", "run", told["recipe"], *told["overrides"], *told["options"]]
     try:

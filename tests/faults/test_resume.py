@@ -172,7 +172,7 @@ def test_row_27_killed_anywhere_a_run_ends_as_the_unbroken_one(
 ) -> None:
     """Row 27: with an adaptive KL coefficient, a running scale, accumulation, a shared critic and one of its own; and
     the coefficient and the scale do move."""
-    died = kill_all_over(killer, unbroken, tmp_path, seed=1, whole=12, own=10)
+    died = kill_all_over(killer, unbroken, tmp_path, seed=1, whole=14, own=12)
     assert len(died) >= 20, died
     assert {"write", "backward"} <= set(died)
     coefs = [row["kl_coef"] for row in read_metrics(unbroken[0] / "ppo/metrics.jsonl")]

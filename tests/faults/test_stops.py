@@ -37,10 +37,6 @@ def stage(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Callab
     def call(which: str, name: str = "run", **changes: Any) -> Path:
         module, config, settings = STAGES[which]
         run = tiny_run(tmp_path / name, trained if which != "sft" else None)
-        if which == "reward":
-            (run.folder.path / "preferences").mkdir()
-            rankings = (trained / "preferences/rankings.jsonl").read_text()
-            (run.folder.path / "preferences/rankings.jsonl").write_text(rankings)
         module.run(config(**{**settings, **changes}), run)
         return run.folder.path / which
 

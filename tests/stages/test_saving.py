@@ -125,6 +125,15 @@ def test_it_says_what_is_saved_and_how_to_go_on(
     assert stopping.STOP.asked is None
 
 
+def test_a_signal_after_the_last_look_is_not_lost() -> None:
+    stop = stopping.Stop()
+    with pytest.raises(Interrupted), stop.deferred():
+        stop.hear(signal.SIGTERM, None)
+    assert stop.asked is None
+    with pytest.raises(KeyError), stop.deferred():
+        raise KeyError(stop.hear(signal.SIGTERM, None))
+
+
 def test_the_second_control_c_leaves_at_once() -> None:
     stop = stopping.Stop()
     with stop.deferred():

@@ -45,12 +45,15 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """The work in this block looks at `asked` after every step, saves itself and raises Interrupted."""
+        """The work in this block looks at `asked` after every step, saves itself and raises Interrupted; what came after
+        its last look is raised when it has ended."""
         self._saves_itself = True
         try:
             yield
         finally:
-            self._saves_itself, self.asked = False, None
+            asked, self.asked, self._saves_itself = self.asked, None, False
+        if asked is not None:
+            raise Interrupted(asked)
 
 
 STOP = Stop()

@@ -70,7 +70,7 @@ class DataConfig(StageConfig):
 class CheckpointConfig(StageConfig):
     """How often a running stage saves itself, so that it can go on after a kill."""
 
-    every_minutes: float = Field(0.5, gt=0)
+    every_minutes: float = Field(0.25, gt=0)
     """Minutes between two saves; stretched where saving would take more than a fiftieth of the time."""
     every_steps: int | None = Field(None, ge=1)
     """Saves also after so many optimiser steps (SFT, reward model), updates (PPO) or batches (sampling)."""

@@ -33,6 +33,7 @@ from plaudit.run.folder import CHECKPOINTS, RECIPE, differences
 from plaudit.run.metrics import Metrics
 from plaudit.run.stopping import STOP, Interrupted
 from plaudit.stages.base import Run
+from plaudit.stages.stops import STOPPED
 
 SAVES = "saves.jsonl"
 """In the run folder: what every save of the run cost."""
@@ -90,6 +91,7 @@ class Saver:
         self._checkpoints = Checkpoints(self._run / stage / CHECKPOINTS, self._config.keep, _say)
         if not run.resume and ranks.first:
             shutil.rmtree(self._run / stage / CHECKPOINTS, ignore_errors=True)
+        (self._folder / STOPPED).unlink(missing_ok=True)
         found = self._checkpoints.newest() if run.resume else None
         self.state, self.step = None if found is None else self._restored(found, run), found.step if found else 0
         self._saved = found.step if found else None
