@@ -120,7 +120,9 @@ class RunFolder:
         kept = {stage: entry for stage, entry in self.finished().items() if stage not in later}
         write_json(self.path / MANIFEST, {"stages": kept})
         for stage in later:
-            if not (resume and stage == name and self.has_checkpoints(name)):
+            if resume and stage == name and self.has_checkpoints(name):
+                _clear_halves(self.path / stage)
+            else:
                 shutil.rmtree(self.path / stage, ignore_errors=True)
         for file in (SUMMARY, REPORT):
             (self.path / file).unlink(missing_ok=True)
@@ -155,6 +157,15 @@ class RunFolder:
             name: {"seconds": round(seconds, 3), "peak_rss_mb": round(peak_rss_mb, 1), "files": hashes},
         }
         write_json(self.path / MANIFEST, {"stages": stages})
+
+
+def _clear_halves(folder: Path) -> None:
+    """Delete what a killed process left half-written: everything is written as NAME.part... and then renamed."""
+    for one in sorted(folder.rglob("*.part*")):
+        if one.is_dir():
+            shutil.rmtree(one)
+        else:
+            one.unlink(missing_ok=True)  # it may have gone with its folder
 
 
 class FollowedFolder(RunFolder):
