@@ -45,8 +45,8 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """The work in this block looks at `asked` after every step, saves itself and raises Interrupted; what came after
-        its last look is raised when it has ended."""
+        """The work in this block looks at `asked` after every step, saves itself and raises Interrupted; what came
+        after its last look is raised when it has ended."""
         self._saves_itself = True
         try:
             yield
