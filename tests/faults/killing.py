@@ -1,10 +1,11 @@
 """A process that has everything imported and forks a child for every run it is told of; the child may be killed.
 
 One JSON object a line on stdin: {"recipe", "overrides", "options", "kill_at", "kill_after", "with"}; one on stdout:
-{"code", "signal", "events", "said"}. Events are the calls that touch the disk and those that do the work (sampling,
-scoring, backward passes, optimiser steps), counted from the start of the child; with `kill_at` the child sends itself
-the signal `with` (SIGKILL) in the middle of that one, with `kill_after` it is sent after so many seconds. Importing
-torch takes seconds and a fork does not; the parent computes nothing, so no thread of torch's is lost in the fork.
+{"code", "signal", "events", "said", "cpu_s"}. Events are the calls that touch the disk and those that do the work
+(sampling, scoring, backward passes, optimiser steps), counted from the start of the child; with `kill_at` the child
+sends itself the signal `with` (SIGKILL) in the middle of that one, with `kill_after` it is sent after so many seconds.
+Importing torch takes seconds and a fork does not; the parent computes nothing, so no thread of torch's is lost in the
+fork.
 """
 
 import os
@@ -103,11 +104,11 @@ def main() -> None:
                 traceback.print_exc()
                 code = 99
             os._exit(code)
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
         code = os.waitstatus_to_exitcode(status)
         answer = {
             "code": code, "signal": -code if code < 0 else None, "events": record.read_text().split(),
-            "said": said.read_text(),
+            "said": said.read_text(), "cpu_s": used.ru_utime + used.ru_stime,
         }  # fmt: skip
         print(json.dumps(answer), flush=True)
 

@@ -53,6 +53,7 @@ class Killer:
             [sys.executable, str(script), str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.where: list[str] = []
+        self.cpu_s: list[float] = []
         assert "ready" in self._line()
 
     def _line(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class Killer:
         self._process.stdin.write(json.dumps(told) + "\n")
         self._process.stdin.flush()
         answer = self._line()
+        self.cpu_s.append(answer["cpu_s"])
         if answer["signal"] == 9:
             self.where.append(answer["events"][-1] if answer["events"] else "start")
         return answer
@@ -166,7 +168,10 @@ def kill_all_over(
     killer.until_done(recipe, [f"folder={broken}", OWN], draw(2 * len(answer["events"]) // own), 3 * own)
     same(broken, plain)
     assert (broken / "ppo/critic/adapter_model.safetensors").is_file()
-    return killer.where[died:]
+    where = killer.where[died:]
+    cost = f"{len(killer.cpu_s)} processes, {sum(killer.cpu_s):.0f} s of a core so far"
+    print(f"{len(where)} kills: { {name: where.count(name) for name in sorted(set(where))} }; {cost}")
+    return where
 
 
 def test_row_27_killed_anywhere_a_run_ends_as_the_unbroken_one(
@@ -193,7 +198,6 @@ def test_two_hundred_kills(killer: Killer, unbroken: tuple[Path, list[str]], tmp
         died += kill_all_over(killer, unbroken, tmp_path / str(seed), seed=seed, whole=15, own=15)
         seed += 1
     assert {"write", "fsync", "replace", "sample", "score", "backward", "step"} <= set(died)
-    print(f"{len(died)} kills: { {name: died.count(name) for name in sorted(set(died))} }")
 
 
 def test_the_events_are_what_they_are_said_to_be(unbroken: tuple[Path, list[str]]) -> None:
