@@ -33,6 +33,7 @@ SECONDS = (
     "seconds_per_member",
     "pairs_per_second",
     "seconds_per_update",
+    "megabytes_per_member",  # an adapter's file names the folder of its base
 )
 
 

@@ -18,18 +18,13 @@ from conftest import TINY
 from plaudit.run.metrics import read_metrics
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate")
-# What holds seconds or memory, or where the run lies.
+# What holds seconds or memory, or where the run lies (megabytes: an adapter's file names the folder of its base).
 TIMED = (
     "manifest.json", "environment.json", "times.json", "times.jsonl", "summary.json", "recipe.yaml",
 )  # fmt: skip
 SECONDS = (
-    "tokens_per_second",
-    "seconds_per_member",
-    "pairs_per_second",
-    "seconds_per_update",
-    "seconds",
-    "peak_rss_mb",
-)
+    "tokens_per_second", "seconds_per_member", "pairs_per_second", "seconds_per_update", "megabytes_per_member",
+)  # fmt: skip
 PPO = {
     **TINY["ppo"], "updates": 4, "batch_size": 4, "minibatch_size": 2, "micro_batch_size": 1, "epochs": 2,
     "evaluate_every": 2, "kl_target": 0.5, "kl_horizon": 8, "whiten_scores": False, "running_scale": True,
