@@ -154,13 +154,13 @@ def kill_all_over(
 
     overrides = [f"folder={home / 'whole'}"]
     killer.run(recipe, overrides, **draw(60)())
-    killer.until_done(recipe, overrides, draw(2 * len(events) // whole), 3 * whole)
+    killer.until_done(recipe, overrides, draw(2 * len(events) // whole), 2 * whole)
     same(home / "whole", folder)
 
     plain, broken = from_ppo_on(folder, home / "plain"), from_ppo_on(folder, home / "broken")
     answer = killer.run(recipe, [f"folder={plain}", OWN], "--resume")
     assert answer["code"] == 0, answer["said"]
-    killer.until_done(recipe, [f"folder={broken}", OWN], draw(2 * len(answer["events"]) // own), 3 * own)
+    killer.until_done(recipe, [f"folder={broken}", OWN], draw(2 * len(answer["events"]) // own), 2 * own)
     same(broken, plain)
     assert (broken / "ppo/critic/adapter_model.safetensors").is_file()
     where = killer.where[died:]
@@ -174,7 +174,7 @@ def test_row_27_killed_anywhere_a_run_ends_as_the_unbroken_one(
 ) -> None:
     """Row 27: with an adaptive KL coefficient, a running scale, accumulation, a shared critic and one of its own; and
     the coefficient and the scale do move."""
-    died = kill_all_over(killer, unbroken, tmp_path, seed=1, whole=14, own=12)
+    died = kill_all_over(killer, unbroken, tmp_path, seed=1, whole=8, own=7)
     assert len(died) >= 20, died
     assert {"write", "backward"} <= set(died)
     coefs = [row["kl_coef"] for row in read_metrics(unbroken[0] / "ppo/metrics.jsonl")]
@@ -204,5 +204,5 @@ def test_the_events_are_what_they_are_said_to_be(unbroken: tuple[Path, list[str]
     steps = {stage: saved.count(stage) for stage in STAGES}
     assert min(steps.values()) >= 2, steps
     assert events.count("step") == steps["sft"] + steps["reward"] + PPO["updates"] * PPO["epochs"] * 2
-    assert events.count("write") >= 4 * sum(steps.values())
+    assert events.count("write") >= 3 * sum(steps.values())  # state, times, manifest
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["checkpoints"]["every_steps"] == 1

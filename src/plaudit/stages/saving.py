@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -101,8 +102,10 @@ class Saver:
         self._open.enter_context(STOP.deferred())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
     def log(self, name: str, *, timed: bool = False) -> Metrics:
         """The log of this name in the stage's folder, cut where the checkpoint was made; `timed` for one that holds
