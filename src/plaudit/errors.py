@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 
 class RankLost(RuntimeError):
-    """Another process of this run has ended or fallen silent; the message names it."""
+    """Another process of this run has ended or fallen silent; its own message says why."""
 
 
 class RunStopped(RuntimeError):

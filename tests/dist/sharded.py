@@ -44,7 +44,8 @@ def build(run: Path) -> Roles:
 def wrap(roles: Roles) -> None:
     """FSDP2 over all ranks: every layer with its adapters, every head, and the root with what is left.
 
-    The loss divides by a count of the whole batch, so gradients are summed, not averaged; gloo has no average anyway.
+    The loss divides by a count of the whole batch, so gradients are summed, not averaged. By default FSDP2 does that
+    with a scaled sum, which gloo refuses ("Cannot use ReduceOp.PREMUL_SUM with Gloo").
     """
     mesh = init_device_mesh("cpu", (2,))
     layers = roles.peft.get_base_model().get_decoder().layers
@@ -54,6 +55,10 @@ def wrap(roles: Roles) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    assert all(isinstance(head, FSDPModule) for head in (*roles.score_heads, roles.value_head))
+    assert all(isinstance(parameter, DTensor) for parameter in roles.parameters()), "a weight was left whole"
+    held = sum(parameter.to_local().numel() for parameter in roles.parameters())
+    assert held < 0.6 * sum(parameter.numel() for parameter in roles.parameters())
 
 
 def tokens_of(rows: list[int]) -> tuple[Tokens, int]:

@@ -100,7 +100,7 @@ def test_the_cases_are_what_they_claim(case: str, both: Path) -> None:
     if config.kl_target:
         assert len({row["kl_coef"] for row in metrics}) == 3
     if config.target_kl:
-        assert min(row["steps"] for row in metrics) < config.steps_per_update == max(row["steps"] for row in metrics)
+        assert min(row["steps"] for row in metrics) < config.steps_per_update
     else:
         assert {row["steps"] for row in metrics} == {config.steps_per_update}
 
@@ -126,7 +126,7 @@ def test_a_rank_that_ends_ends_the_others(both: Path) -> None:
     """At once, each with its own reason; nobody waits for the time limit of half an hour."""
     first, second = ((both / f"printed-{rank}.txt").read_text() for rank in range(2))
     assert float(re.search(r"lost after ([\d.]+) s", first)[1]) < 20
-    assert "RankLost: rank 0: another rank has ended" in first
+    assert "RankLost: another rank has ended" in first
     assert "UserError: this rank cannot go on" in second
     assert first.endswith("exit code 1\n") and second.endswith("exit code 1\n")
 

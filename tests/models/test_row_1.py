@@ -31,7 +31,7 @@ def test_row_1_alone_left_padded_right_padded_and_packed_are_one(architecture: s
     a longer row; packed are the rows of one sequence, with a stranger before and behind."""
     # No token ends a reply here (the id is beyond the vocabulary), so the sampler gives all its tokens.
     engine = InProcessEngine(build(architecture), eos_id=340, pad_id=3)
-    trainer, packing = build(architecture), build(architecture)
+    trainer, packing = build(architecture).requires_grad_(False), build(architecture)
     assert use_packed_attention(packing) is None
     packed_roles = Roles(packing, trained="policy", lora=LoraSettings(r=4, alpha=8))
     draws = np.random.default_rng(0).random((2, REPLY_LENGTH), dtype=np.float32)

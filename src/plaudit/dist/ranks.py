@@ -45,7 +45,7 @@ class Ranks:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls()
-        with _together("the ranks could not meet"):
+        with _together():
             if not dist.is_initialized():
                 dist.init_process_group("gloo", timeout=TIMEOUT)
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -83,7 +83,7 @@ class Ranks:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in known]
         there = torch.tensor([float(p.grad is not None) for p in known])
         flat = torch.cat([*(gradient.float().flatten().cpu() for gradient in gradients), there])
-        with _together(f"rank {self.rank}"):
+        with _together():
             dist.all_reduce(flat)
         *parts, there = flat.split([*(p.numel() for p in known), len(known)])
         for parameter, gradient, part, ranks in zip(known, gradients, parts, there.tolist(), strict=True):
@@ -96,7 +96,7 @@ class Ranks:
     def wait(self) -> None:
         """Go on when every rank has come here, however long the first one works."""
         if self.count > 1:
-            with _together(f"rank {self.rank}"):
+            with _together():
                 dist.barrier(group=self._patient)
 
     @contextmanager
@@ -110,7 +110,7 @@ class Ranks:
 
     def _exchange(self, message: bytes) -> list[bytes]:
         """Every rank's message, in the order of the ranks."""
-        with _together(f"rank {self.rank}"):
+        with _together():
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
             dist.all_gather(sizes, torch.tensor([len(message)]))
             longest = max(int(size) for size in sizes)
@@ -124,12 +124,12 @@ ALONE = Ranks()
 
 
 @contextmanager
-def _together(who: str) -> Iterator[None]:
+def _together() -> Iterator[None]:
     """A rank that ends closes its connections, which the others meet as a RuntimeError of gloo."""
     try:
         yield
     except RuntimeError as error:
         raise RankLost(
-            f"{who}: another rank has ended, or was not heard of for {TIMEOUT.total_seconds() / 60:.0f} minutes; its own "
+            f"another rank has ended, or was not heard of for {TIMEOUT.total_seconds() / 60:.0f} minutes; its own "
             f"message says why ({str(error).splitlines()[0][:200]})"
         ) from error

@@ -74,7 +74,6 @@ def prepare(
     """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); `stages`
     are those that will run. Of several `ranks` the first checks and opens, the others follow."""
     quiet_libraries()
-    console.quiet = not ranks.first
     bad: list[BadRow] = []
     prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts_format, bad))
     demonstrations = read_demonstrations(recipe.data.demonstrations, _reading(recipe, recipe.data.format, bad))
@@ -217,6 +216,7 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
     what they made before is replaced, and the keys of `MAY_CHANGE`.
     """
     ranks = Ranks.join()
+    console.quiet = console.quiet or not ranks.first
     existing, named = resume or bool(stages), bool(stages)
     needed = stages_of(recipe)
     stages = stages or needed
