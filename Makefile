@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long lint format clean
+.PHONY: demo test test-long survive lint format clean
 
 demo: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
@@ -20,6 +20,10 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/pytest -m slow
+
+# The demo, killed every 60 to 90 seconds, beside the unbroken one: about half an hour on two cores.
+survive: $(READY)
+	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/python benchmarks/survive.py --folder runs/survive --json $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check src tests

@@ -9,7 +9,8 @@ peers/trl_ppo.py.
 
 The stages run by the command line, each in a process of its own, so the peak is the PPO stage's. The reward stage
 learns from a handful of made rankings: the workload needs a reward model, not a good one. An update is the sum of its
-parts in ppo/times.jsonl; the first evaluation and the last one, which every run has, are not in them.
+parts in ppo/times.jsonl; the first evaluation and the last one, which every run has, are not in them. What a save of
+the running stage costs is measured too, and its share of ten updates.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 
 import task
@@ -97,6 +99,8 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
             prompt_lengths = load_file(file)["prompt_lengths_B"]
             assert bool((prompt_lengths == task.PROMPT_TOKENS).all()), f"{file.name}: prompts of {prompt_lengths}"
         times = [{k: v for k, v in row.items() if k != "update"} for row in read_metrics(done / "times.jsonl")]
+        saves = [row for row in read_metrics(run.folder.path / "saves.jsonl") if row["stage"] == "ppo"]
+    updates_s, save_s = [sum(row.values()) for row in times], [row["seconds"] for row in saves]
     return {
         "workload": "W-PPO",
         "what": f"plaudit, {read.ppo.batch_size} replies of {read.ppo.max_new_tokens} tokens",
@@ -104,6 +108,9 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         "seconds_per_update": [round(sum(row.values()), 2) for row in times],
         "parts": [{part: round(seconds, 2) for part, seconds in row.items()} for row in times],
         "peak_rss_mb": peak,
+        "seconds_of_a_save": save_s,
+        "megabytes_of_a_save": round(max(row["bytes"] for row in saves) / 1e6, 1),
+        "save_of_ten_updates": round(float(np.median(save_s)) / (10 * float(np.median(updates_s))), 5),
         "seed": seed,
         "versions": versions(),
     }

@@ -24,10 +24,10 @@ from plaudit.dist.machine import choose_machine, peak_rss_mb
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message
 from plaudit.run.folder import RunFolder, versions
-from plaudit.run.metrics import Metrics
 from plaudit.stages import sft
 from plaudit.stages.base import Run
-from plaudit.stages.sft import SFTConfig
+from plaudit.stages.saving import Saver
+from plaudit.stages.sft_config import SFTConfig
 
 ROWS, WIDTH, BATCH = 512, 256, 8
 
@@ -59,8 +59,8 @@ def measure(model: str, data: Path, seed: int, *, packing: bool, micro: int, lim
         folder = RunFolder.open(Path(home) / "run", f"name: benchmark\nseed: {seed}\n", resume=False)
         run = Run(folder, seed, choose_machine("bfloat16"), source, None, (), ())
         trainer, layout = sft.build(config, run, chat, held_out, [])
-        with Metrics(folder.path / "metrics.jsonl") as metrics, Metrics(folder.path / "samples.jsonl") as samples:
-            sft.train(trainer, steps, metrics, samples)
+        with Saver(run, "sft") as saver:
+            sft.train(trainer, steps, saver)
     tokens = sum(len(example.ids) for step in steps for example in step.examples)
     return {
         "workload": "W-SFT",

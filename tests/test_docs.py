@@ -46,7 +46,7 @@ from plaudit.models.scorers import PROBE, EndpointScorer
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message
 from plaudit.stages.pipeline import run_pipeline
-from plaudit.stages.recipe import Recipe, load_recipe
+from plaudit.stages.recipe import MAY_CHANGE, Recipe, load_recipe
 from plaudit.stages.scoring import RewardSource
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -434,6 +434,12 @@ def test_the_token_on_the_page_of_inspect_is_what_its_code_prints() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, "docs/inspect.md", "exec"), {})
     assert printed.getvalue() == expected
+
+
+def test_the_keys_that_may_change_are_those_of_the_page() -> None:
+    found = dict(tables((DOCS / "resume.md").read_text(encoding="utf-8")))["What may change"]
+    told = {".".join(reversed(quoted(row[0]))): row[1] for row in found[1:]}
+    assert told == MAY_CHANGE
 
 
 # --- a finished run, the commands and the files ---

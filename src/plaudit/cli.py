@@ -1,9 +1,9 @@
-"""The command line. A mistake of the user's is one line and exit code 2; a guard's stop is one line and exit code 3."""
+"""The command line. A mistake of the user's is one line and exit code 2, a guard's stop one line and 3, Ctrl-C 130,
+SIGTERM 143."""
 
 import errno
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from plaudit.errors import RankLost, RunStopped, UserError
 from plaudit.run.display import console
+from plaudit.run.stopping import Interrupted, signals_heard
 
 app = typer.Typer(
     help="Classic RLHF: supervised fine-tuning, a reward model from rankings, and PPO, on one machine.",
@@ -70,7 +71,12 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     start: Annotated[str | None, typer.Option("--from", help="Run this stage and those after it again.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last stage that ended.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run stopped, from the last checkpoint of that stage.")
+    ] = False,
+    inexact: Annotated[
+        bool, typer.Option("--inexact", help="With --resume: also with other code, versions or another machine.")
+    ] = False,
 ) -> None:
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
     from plaudit.stages.pipeline import STAGES, run_pipeline
@@ -78,8 +84,11 @@ def run(
 
     if start is not None and start not in STAGES:
         raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}")
+    if inexact and (start is not None or not resume):
+        raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
     stages = () if start is None else STAGES[STAGES.index(start) :]
-    run_pipeline(load_recipe(recipe, overrides or ()), resume=resume and start is None, stages=stages)
+    read = load_recipe(recipe, overrides or ())
+    run_pipeline(read, resume=resume and start is None, stages=stages, inexact=inexact)
 
 
 def _stage_command(name: str, text: str) -> None:
@@ -302,42 +311,34 @@ def worked_example() -> None:
     console.print(table)
 
 
-class Interrupted(BaseException):
-    """Ctrl-C. Not KeyboardInterrupt: typer ends the process on that one without letting us say what is kept."""
-
-
 def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    before = signal.signal(signal.SIGINT, _interrupt)
-    try:
-        app()
-    except (UserError, RunStopped, RankLost, OSError, Interrupted) as error:
-        if debug:
-            raise
-        code, text = _outcome(error)
-        rank = os.environ.get("RANK", "0")  # of several processes of one run (docs/distributed.md)
-        print(text if rank == "0" else f"Rank {rank}: {text}", file=sys.stderr)
-        sys.exit(code)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _interrupt(*_: object) -> None:
-    raise Interrupted
+    with signals_heard():
+        try:
+            app()
+        except (UserError, RunStopped, RankLost, OSError, Interrupted) as error:
+            if debug:
+                raise
+            code, text = _outcome(error)
+            rank = os.environ.get("RANK", "0")  # of several processes of one run (docs/distributed.md)
+            print(text if rank == "0" else f"Rank {rank}: {text}", file=sys.stderr)
+            sys.exit(code)
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
-    go_on = "the stages that ended are kept; go on with `plaudit run FOLDER/recipe.yaml --resume`"
+    go_on = "checkpoints and the stages that ended are kept; go on with `plaudit run FOLDER/recipe.yaml --resume`"
     if isinstance(error, Interrupted):
-        return 130, f"Stopped. If a run was going, {go_on}."
+        return error.exit_code, f"Stopped: {error.saved}." if error.saved else f"Stopped. If a run was going, {go_on}."
     if isinstance(error, RankLost):
         return 4, f"Stopped: {error}"
     if isinstance(error, RunStopped):
         return 3, f"Stopped by a guard: {error}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return 2, f"Error: no space left on the disk ({error}); free some: {go_on}"
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG):
+        return 2, f"Error: the disk cannot be written or read ({error}); {go_on}"
     return 2, f"Error: {error}"
 
 

@@ -75,6 +75,19 @@ def test_two_ranks_leave_the_numbers_of_one(case: str, both: Path) -> None:
     close(load_file(two / "state-0.safetensors"), state, "what learnt")
 
 
+def test_two_ranks_that_one_signal_stopped_go_on_as_if_there_had_been_none(both: Path) -> None:
+    """Every rank loads the checkpoint, the first one wrote it: both end with the very weights and moments, and the logs,
+    of the two ranks that were not stopped."""
+    plain, stopped = both / "two" / next(iter(two_ranks.CASES)), both / "two" / two_ranks.STOPPED
+    for rank in range(2):
+        assert "left by 15: ppo is saved" in (both / f"printed-{rank}.txt").read_text()
+        state, other = (load_file(home / f"state-{rank}.safetensors") for home in (plain, stopped))
+        assert state.keys() == other.keys()
+        assert all(torch.equal(state[name], other[name]) for name in state)
+    for name in ("metrics.jsonl", "evaluations.jsonl", "adapter/adapter_model.safetensors"):
+        assert (stopped / "run/ppo" / name).read_bytes() == (plain / "run/ppo" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("case", two_ranks.CASES)
 def test_the_cases_are_what_they_claim(case: str, both: Path) -> None:
     """Ragged replies, several steps an update, numbers that move: else the test above would show little."""

@@ -1,17 +1,20 @@
 """What two processes do together in the tests: `python two_ranks.py JOB HOME` runs as each of them; see `pair`.
 
     ppo    every case of CASES, in HOME/CASE/run, with what learnt at the end in HOME/CASE/state-RANK.safetensors; then
-           a run in which the second rank's policy is moved a little; then the second rank ends in the middle of work
+           the first case again, stopped by a signal to the second rank and resumed; then a run in which the second
+           rank's policy is moved a little; then the second rank ends in the middle of work
     sharded  the roles of the run in HOME/run under FSDP2 (sharded.py)
 """
 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +29,7 @@ from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import RankLost, RunStopped, UserError
 from plaudit.models.load import quiet_libraries
 from plaudit.run.folder import FollowedFolder, RunFolder
+from plaudit.run.stopping import STOP, Interrupted
 from plaudit.stages import ppo
 from plaudit.stages.base import Run
 from plaudit.stages.ppo_config import PPOConfig
@@ -39,7 +43,7 @@ COMMON = {
 }  # fmt: skip
 # Nine replies for two ranks; three micro-batches a step, so that the shares are never equal. FUNCTION and MODEL stand
 # for paths that the test knows.
-DRIFT = "drift"
+DRIFT, STOPPED = "drift", "stopped"
 CASES: dict[str, dict[str, Any]] = {
     "value head, whitened": {
         "critic_learning_rate": 1e-2, "value_gradient": True, "kl_target": 2.0, "kl_horizon": 9, "ptx_coef": 0.5,
@@ -68,7 +72,8 @@ def relative(items):
 
 
 def config_of(case: str, home: Path) -> PPOConfig:
-    told = {key: value for key, value in {**COMMON, **CASES.get(case, {})}.items() if value is not None}
+    own = next(iter(CASES.values())) if case == STOPPED else CASES.get(case, {})
+    told = {key: value for key, value in {**COMMON, **own}.items() if value is not None}
     text = (
         json.dumps(told).replace("FUNCTION", f"{home / 'relative.py'}:relative").replace("MODEL", str(home / "judge"))
     )
@@ -82,7 +87,7 @@ def prepare(home: Path, source: Path) -> None:
     shutil.copytree(source / "reward" / "model", home / "judge")
     for name in ("prompts.jsonl", "demonstrations.jsonl"):
         shutil.copy(source.parent / name, home / name)
-    for case in (*CASES, DRIFT):
+    for case in (*CASES, DRIFT, STOPPED):
         for stage in ("sft", "reward"):
             shutil.copytree(source / stage, home / case / "run" / stage)
 
@@ -100,8 +105,8 @@ def run_of(home: Path, case: str, ranks: Ranks) -> Run:
     )  # fmt: skip
 
 
-def train(home: Path, case: str, ranks: Ranks = ALONE) -> None:
-    """A whole PPO stage; what learnt and the optimiser's state are saved as they are at its end, and what was done."""
+def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) -> None:
+    """A whole PPO stage, or with `resume` the rest of one; what learnt and the optimiser's state are saved as they are at its end, and what was done."""
     trainers: list[Any] = []
     states: list[dict[str, torch.Tensor]] = []
     done, build, add = {"sampled": 0, "trained": 0}, ppo._build, Keeper.add
@@ -126,7 +131,7 @@ def train(home: Path, case: str, ranks: Ranks = ALONE) -> None:
         states.append(state)
         add(keeper, row, state)
 
-    run = run_of(home, case, ranks)
+    run = replace(run_of(home, case, ranks), resume=resume)
     # Collecting garbage is half the time of a run this small.
     still = patch.object(ppo, "release_memory", lambda: None)
     with still, patch.object(ppo, "_build", spied), patch.object(Keeper, "add", added), run.folder:
@@ -138,6 +143,24 @@ def train(home: Path, case: str, ranks: Ranks = ALONE) -> None:
     numbers = {"first_std": trainer.numbers.first_std, "controller": vars(trainer.numbers.controller)}
     numbers["running"] = vars(trainer.numbers.running)
     (home / case / f"done-{ranks.rank}.json").write_text(json.dumps({**done, "numbers": numbers}, default=float))
+
+
+def stop_and_go_on(home: Path, ranks: Ranks) -> None:
+    """The second rank alone is sent a signal in the second of three updates: both leave after it; then they resume."""
+    learn = ppo.update_policy
+
+    def asked(trainer: Any, batch: Any, update: int, clock: Any) -> Any:
+        if update == 1 and not ranks.first:
+            STOP.hear(signal.SIGTERM, None)
+        return learn(trainer, batch, update, clock)
+
+    try:
+        with patch.object(ppo, "update_policy", asked):
+            train(home, STOPPED, ranks)
+    except Interrupted as stop:
+        print(f"left by {stop.signum}: {stop.saved}")
+    ranks.wait()
+    train(home, STOPPED, ranks, resume=True)
 
 
 def drift(home: Path, ranks: Ranks) -> None:
@@ -171,6 +194,7 @@ def part(ranks: Ranks) -> None:
 def ppo_job(home: Path, ranks: Ranks) -> None:
     for case in CASES:
         train(home, case, ranks)
+    stop_and_go_on(home, ranks)
     drift(home, ranks)
     part(ranks)
 

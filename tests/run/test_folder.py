@@ -293,6 +293,24 @@ def test_what_a_stopped_stage_left_is_gone_when_it_begins_again(run: RunFolder) 
     assert list(run.stage("sft").iterdir()) == []
 
 
+def test_a_stage_that_goes_on_keeps_its_files_but_not_halves_of_files(run: RunFolder) -> None:
+    fill(run, "sft", "preferences")
+    stage = run.stage("preferences")
+    (stage / "checkpoints" / "00000001").mkdir(parents=True)
+    (stage / "inner" / "half.json.part").write_text("x")
+    (stage / "model.part-123").mkdir()
+    (stage / "model.part-123" / "weights.part").write_text("x")
+    run.begin("preferences", STAGES, resume=True)
+    assert list(run.finished()) == ["sft"]
+    left = sorted(str(one.relative_to(stage)) for one in stage.rglob("*"))
+    assert left == ["checkpoints", "checkpoints/00000001", "inner", "inner/result.txt"]
+    run.end("preferences", 1.0, 1.0)
+    assert list(run.finished()["preferences"]["files"]) == ["preferences/inner/result.txt"]
+    run.drop_checkpoints("preferences")
+    run.begin("preferences", STAGES, resume=True)
+    assert not stage.exists(), "without a checkpoint it begins anew"
+
+
 def test_a_stage_stopped_between_begin_and_end_is_not_in_the_manifest(run: RunFolder) -> None:
     fill(run, "sft", "preferences")
     run.begin("preferences", STAGES)

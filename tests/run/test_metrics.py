@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plaudit.errors import UserError
 from plaudit.run.metrics import Metrics, read_metrics
 
 
@@ -57,3 +58,29 @@ def test_a_stage_that_runs_again_starts_its_file_again(tmp_path: Path) -> None:
         with Metrics(tmp_path / "m.jsonl") as metrics:
             metrics.log(step=step)
     assert read_metrics(tmp_path / "m.jsonl") == [{"step": 2}]
+
+
+def test_a_resumed_log_is_cut_where_the_checkpoint_was_made_and_goes_on_there(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    with Metrics(path) as metrics:
+        metrics.log(step=1, note="é")
+        end = metrics.end()
+        assert end == path.stat().st_size == len('{"step": 1, "note": "\\u00e9"}\n')
+        metrics.log(step=2, by="the process that died")
+    with path.open("ab") as handle:
+        handle.write(b'{"step": 3, "torn')
+    with Metrics(path, end) as metrics:
+        metrics.log(step=2, by="the one that went on")
+        assert metrics.end() == path.stat().st_size
+    assert [row.get("by") for row in read_metrics(path)] == [None, "the one that went on"]
+
+
+def test_a_log_that_is_shorter_than_its_checkpoint_says_is_refused(tmp_path: Path) -> None:
+    with Metrics(tmp_path / "m.jsonl") as metrics:
+        metrics.log(step=1)
+    before = (tmp_path / "m.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"m\.jsonl has 12 bytes, its checkpoint was made after 13"):
+        Metrics(tmp_path / "m.jsonl", 13)
+    assert (tmp_path / "m.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match=r"gone\.jsonl is missing"):
+        Metrics(tmp_path / "gone.jsonl", 1)

@@ -92,9 +92,13 @@ def read_rankings(path: Path, reading: Reading = _STRICT) -> list[Ranking]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: to a temporary name, flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = text.encode("utf-8")
     part = path.with_name(path.name + ".part")
     with part.open("wb") as handle:
         handle.write(data)

@@ -5,6 +5,7 @@ process ends. A row is read and becomes a record when it is asked for; kinds, sp
 file would count as memory of the process, page by page as it is read.)
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -21,10 +22,12 @@ from plaudit.records import Demonstration, Message, Prompt, messages_as_json
 
 @dataclass(frozen=True)
 class _Stored:
-    """The file, and where each row begins; the last entry is the file's end."""
+    """The file, and where each row begins; the last entry is the file's end. `sha256` is of the rows, kinds and splits
+    included."""
 
     file: BinaryIO
     starts: npt.NDArray[np.int64]
+    sha256: str
 
     def row(self, place: int) -> list[object]:
         start, end = int(self.starts[place]), int(self.starts[place + 1])
@@ -48,14 +51,22 @@ class DemonstrationTable(Sequence[Demonstration]):
         file = tempfile.TemporaryFile(dir=cache_folder(), suffix=".rows")  # noqa: SIM115
         known: dict[str, str] = {}  # one string object for each kind and split, not one a row
         kinds, splits, starts = [], [], [0]
+        digest = hashlib.sha256()
         for row in records:
             kinds.append(known.setdefault(row.prompt.kind, row.prompt.kind))
             splits.append(known.setdefault(row.prompt.split, row.prompt.split))
             packed = [row.prompt.id, messages_as_json(row.prompt.messages), row.completion]
-            starts.append(starts[-1] + file.write(json.dumps(packed, ensure_ascii=False).encode()))
+            line = json.dumps(packed, ensure_ascii=False).encode()
+            starts.append(starts[-1] + file.write(line))
+            digest.update(line + f"{kinds[-1]}\0{splits[-1]}\n".encode())
         file.flush()
         columns = [np.array(column, dtype=object) for column in (kinds, splits)]
-        return cls(_Stored(file, np.array(starts)), np.arange(len(kinds)), *columns)
+        return cls(_Stored(file, np.array(starts), digest.hexdigest()), np.arange(len(kinds)), *columns)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every row of the file, whichever of them this view shows."""
+        return self._stored.sha256
 
     def __len__(self) -> int:
         return len(self._index)

@@ -3,9 +3,11 @@
 import ctypes
 import gc
 import os
+import platform
 import resource
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -24,6 +26,17 @@ class Machine:
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """What the bits of a result depend on beside code and versions."""
+    unit = torch.backends.cpu.get_cpu_capability()
+    return {
+        "device": torch.cuda.get_device_name() if machine.device.type == "cuda" else machine.device.type,
+        "cpu": f"{platform.machine()}, {unit}",
+        "dtype": machine.dtype_name,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -166,6 +166,13 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     }
 
 
+def digest(fingerprints: Mapping[str, str]) -> str:
+    """One SHA-256 of a whole model's fingerprints."""
+    return hashlib.sha256(
+        "".join(f"{name}={fingerprints[name]};" for name in sorted(fingerprints)).encode()
+    ).hexdigest()
+
+
 def check_unchanged(what: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """`what` is frozen: its fingerprints at the start of the run and now."""
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))

@@ -5,6 +5,7 @@ float32 copy of every parameter, moves that, and rounds it into the model after 
 already is its own master, and nothing is copied.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,3 +44,24 @@ class MasterAdamW(torch.optim.AdamW):
                 if master is not parameter:
                     parameter.copy_(master)
                 parameter.grad = master.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Masters that are copies, and moments, by name; not copied. With the parameters themselves and the schedule's
+        step that is the optimiser's whole state."""
+        found: dict[str, Tensor] = {}
+        for number, (parameter, master) in enumerate(self._pairs):
+            found |= {f"{number}.master": master.detach()} if master is not parameter else {}
+            found |= {f"{number}.{name}": moment for name, moment in self.state.get(master, {}).items()}
+        return found
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave, of an optimiser of the same groups whose parameters are loaded already."""
+        for number, (parameter, master) in enumerate(self._pairs):
+            own = {n.removeprefix(f"{number}."): t for n, t in tensors.items() if n.startswith(f"{number}.")}
+            if master is not parameter:
+                master.copy_(own.pop("master"))
+            # AdamW counts its steps in a tensor on the CPU, wherever the moments are.
+            moments = {n: t.clone() if n == "step" else t.to(master.device, copy=True) for n, t in own.items()}
+            if moments:  # a parameter without a gradient so far has none
+                self.state[master] = moments

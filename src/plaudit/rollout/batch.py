@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from plaudit.data.files import write_bytes
 from plaudit.models.tokens import Tokens
 
 
@@ -42,12 +43,12 @@ class RolloutBatch:
         return self.tokens.mask_BT
 
     def save(self, path: Path) -> None:
-        """All tensors that are there, with their glossary names, in one safetensors file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """All tensors that are there, with their glossary names, in one safetensors file, whole or not at all."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokens"}
         inner = {field.name: getattr(self.tokens, field.name) for field in fields(self.tokens)}
         tensors = {**own, **inner, "mask_BT": self.mask_BT}
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items() if tensor is not None}, path)
+        there = {name: tensor.contiguous().cpu() for name, tensor in tensors.items() if tensor is not None}
+        write_bytes(path, save(there))
 
 
 def minibatches(

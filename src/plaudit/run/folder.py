@@ -4,20 +4,23 @@
                 sft/  preferences/  reward/  ppo/  evaluate/  summary.json  report.html
 
 `manifest.json` names the stages that ended, with the SHA-256 of every file they left. It is written last, so a stage
-that was stopped half-way is simply not in it.
+that was stopped half-way is simply not in it. Such a stage may have checkpoints, in a folder of that name within its
+own (stages/saving.py); they go when it has ended.
 """
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +32,7 @@ from plaudit.errors import UserError
 
 RECIPE, ENVIRONMENT, MANIFEST, LOCK = "recipe.yaml", "environment.json", "manifest.json", ".lock"
 SUMMARY, REPORT = "summary.json", "report.html"
+CHECKPOINTS = "checkpoints"
 PACKAGES = ("plaudit", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
 
@@ -45,15 +49,15 @@ class RunFolder:
     ) -> "RunFolder":
         """Lock `path` for the run that `recipe_yaml` (resolved) describes, creating it if need be.
 
-        When it holds this run already, `resume` must be True; sections named in `may_change`, those of stages that are
-        about to run again, may then differ. UserError when it holds another run, when another process has the lock,
-        when it cannot be written, or when fewer than `need_mb` MB are free there.
+        When it holds this run already, `resume` must be True; the keys and sections named in `may_change` may then
+        differ. UserError when it holds another run, when another process has the lock, when it cannot be written, or
+        when fewer than `need_mb` MB are free there.
         """
         recipe = path / RECIPE
         # Without a stage's folder the run never began (its model could not be loaded, say): any recipe may take it.
         if recipe.is_file() and any(child.is_dir() for child in path.iterdir()):
-            changed = _differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
-            fixed = [text for key, text in changed.items() if key.split(".")[0] not in (*may_change, "folder")]
+            changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
+            fixed = [text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))]
             if fixed:
                 raise UserError(
                     f"{path} already holds another run, which differs in {'; '.join(fixed[:5])}; give another folder "
@@ -109,26 +113,59 @@ class RunFolder:
         """The stages that ended: {name: {"seconds": s, "peak_rss_mb": m, "files": {relative path: sha256}}}."""
         return finished_stages(self.path)
 
-    def begin(self, name: str, order: tuple[str, ...]) -> None:
-        """Forget this stage and those after it, whose inputs it is about to replace, and delete what they left."""
+    def begin(self, name: str, order: tuple[str, ...], *, resume: bool = False) -> None:
+        """Forget this stage and those after it, whose inputs it is about to replace, and delete what they left; with
+        `resume` the stage's own folder stays where it has checkpoints."""
         later = order[order.index(name) :]
         kept = {stage: entry for stage, entry in self.finished().items() if stage not in later}
         write_json(self.path / MANIFEST, {"stages": kept})
         for stage in later:
-            shutil.rmtree(self.path / stage, ignore_errors=True)
+            if resume and stage == name and self.has_checkpoints(name):
+                _clear_halves(self.path / stage)
+            else:
+                shutil.rmtree(self.path / stage, ignore_errors=True)
         for file in (SUMMARY, REPORT):
             (self.path / file).unlink(missing_ok=True)
 
+    def has_checkpoints(self, name: str) -> bool:
+        """Whether the stage has any, whole or not."""
+        return (self.path / name / CHECKPOINTS).is_dir()
+
+    def drop_checkpoints(self, name: str) -> None:
+        """Delete those of a stage that ended: what it leaves is enough."""
+        shutil.rmtree(self.path / name / CHECKPOINTS, ignore_errors=True)
+
+    def check(self, name: str, inputs: Iterable[str]) -> None:
+        """UserError when a file that stage `name` left among `inputs` (files, or folders with all that is in them) is
+        gone or changed."""
+        for file, digest in self.finished().get(name, {}).get("files", {}).items():
+            if not any(file == one or file.startswith(f"{one}/") for one in inputs):
+                continue
+            path = self.path / file
+            if not path.is_file() or sha256(path) != digest:
+                what = "has changed since" if path.is_file() else "is missing:"
+                raise UserError(f"{path} {what} stage {name!r} made it; put it back, or run --from {name}")
+
     def end(self, name: str, seconds: float, peak_rss_mb: float) -> None:
-        """Enter a stage that ended into the manifest, with the hash of every file in its folder."""
+        """Enter a stage that ended into the manifest, with the hash of every file in its folder but checkpoints."""
         left = [*(self.path / name).rglob("*"), *(self.path / file for file in (SUMMARY, REPORT) if name == "report")]
-        files = sorted(file for file in left if file.is_file())
+        inner = self.path / name / CHECKPOINTS
+        files = sorted(file for file in left if file.is_file() and inner not in file.parents)
         hashes = {str(file.relative_to(self.path)): sha256(file) for file in files}
         stages = {
             **self.finished(),
             name: {"seconds": round(seconds, 3), "peak_rss_mb": round(peak_rss_mb, 1), "files": hashes},
         }
         write_json(self.path / MANIFEST, {"stages": stages})
+
+
+def _clear_halves(folder: Path) -> None:
+    """Delete what a killed process left half-written: everything is written as NAME.part... and then renamed."""
+    for one in sorted(folder.rglob("*.part*")):
+        if one.is_dir():
+            shutil.rmtree(one)
+        else:
+            one.unlink(missing_ok=True)  # it may have gone with its folder
 
 
 class FollowedFolder(RunFolder):
@@ -150,7 +187,10 @@ class FollowedFolder(RunFolder):
         folder.mkdir(exist_ok=True)
         return folder
 
-    def begin(self, name: str, order: tuple[str, ...]) -> None:
+    def begin(self, name: str, order: tuple[str, ...], *, resume: bool = False) -> None:
+        """The first process does it."""
+
+    def drop_checkpoints(self, name: str) -> None:
         """The first process does it."""
 
     def end(self, name: str, seconds: float, peak_rss_mb: float) -> None:
@@ -171,14 +211,24 @@ def _take_lock(lock: IO[str], path: Path) -> None:
     lock.flush()
 
 
-def _differences(old: Any, new: Any, key: str = "") -> dict[str, str]:
-    """Dotted key -> "key: old -> new" of every place where two nested mappings differ."""
+def differences(old: Any, new: Any, key: str = "") -> dict[str, str]:
+    """Dotted key -> "key: old -> new" of every place where two nested values differ; key[i] in lists of one length."""
+    found: dict[str, str] = {}
     if isinstance(old, dict) and isinstance(new, dict):
-        found: dict[str, str] = {}
         for name in [*old, *(name for name in new if name not in old)]:
-            found |= _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            found |= differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (one, other) in enumerate(zip(old, new, strict=True)):
+            found |= differences(one, other, f"{key}[{place}]")
         return found
     return {} if old == new else {key: f"{key}: {old!r} -> {new!r}"}
+
+
+def is_among(key: str, names: Iterable[str]) -> bool:
+    """Whether a key of `differences` is one of `names` or stands below one; a name says nothing of places in lists."""
+    plain = re.sub(r"\[\d+\]", "", key)
+    return any(plain == name or plain.startswith(f"{name}.") for name in names)
 
 
 def finished_stages(folder: Path) -> dict[str, Any]:
@@ -209,6 +259,15 @@ def versions() -> dict[str, str]:
     for package in PACKAGES:
         found[package] = importlib.metadata.version(package)
     return found
+
+
+def code_sha256() -> str:
+    """Hash of Plaudit's own source files: a version number says less while it is being worked on."""
+    home = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(home.rglob("*.py")):
+        digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def environment() -> dict[str, Any]:

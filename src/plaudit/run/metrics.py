@@ -1,19 +1,37 @@
-"""Metrics as JSON lines: one object a step, flushed at once, so that a run can be read while it goes."""
+"""Metrics as JSON lines: one object a step, flushed at once, so that a run can be read while it goes.
+
+A log is append-only. A checkpoint records how long it was (`end`), and a resumed run cuts it there before it goes on:
+so no step stands twice and none is missing.
+"""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plaudit.errors import UserError
+
 
 class Metrics:
     """Appends to one file; `read_metrics` gives the rows back."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, start: int = 0):
+        """A new file, or with `start` the one that is there, cut to its first `start` bytes; UserError when it has
+        fewer."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = path.open("w", encoding="utf-8")
+        if start and (not path.is_file() or path.stat().st_size < start):
+            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+            raise UserError(
+                f"{path} {found}, its checkpoint was made after {start}: the file was changed or removed since; put it "
+                "back, or run the stage again with --from"
+            )
+        self.path = path
+        self._handle = path.open("r+b" if start else "wb")
+        self._handle.truncate(start)
+        self._handle.seek(start)
 
     def __enter__(self) -> "Metrics":
         return self
@@ -28,9 +46,14 @@ class Metrics:
                 json.dumps(value, allow_nan=False)
             except ValueError as error:
                 raise FloatingPointError(f"metric {name!r} is {value} in {row}") from error
-        line = json.dumps(row)
-        self._handle.write(line + "\n")
+        self._handle.write((json.dumps(row) + "\n").encode("utf-8"))
         self._handle.flush()
+
+    def end(self) -> int:
+        """Bytes so far, all of them on the disk."""
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+        return self._handle.tell()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -67,6 +67,19 @@ class DataConfig(StageConfig):
     _formats = field_validator("format", "prompts_format")(known_format)
 
 
+class CheckpointConfig(StageConfig):
+    """How often a running stage saves itself, so that it can go on after a kill."""
+
+    every_minutes: float = Field(0.25, gt=0)
+    """Minutes between two saves; stretched where saving would take more than a fiftieth of the time."""
+    every_steps: int | None = Field(None, ge=1)
+    """Saves also after so many optimiser steps (SFT, reward model), updates (PPO) or batches (sampling)."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints of the running stage that stay; while a new one is written there is one more."""
+    keep_finished: bool = False
+    """Keep those of a stage that ended, optimiser and all; otherwise they are deleted."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run, as a stage sees it."""
@@ -82,6 +95,13 @@ class Run:
     """Rankings by people, where the recipe has them."""
     mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
     """Other files of demonstrations that sft.mixture names."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """What results depend on and a checkpoint must have been made with: recipe, data, code, versions, machine."""
+    resume: bool = False
+    """Whether a stage goes on from its checkpoint."""
+    inexact: bool = False
+    """Whether it may do so with other code, versions or another machine."""
     ranks: Ranks = ALONE
     """The processes that share the work of the stages that are divided (docs/distributed.md)."""
 
@@ -127,7 +147,7 @@ def optimiser_step(
 
 def schedule_of(
     optimiser: torch.optim.Optimizer, steps: int, warmup: int, shape: Schedule, starts: Sequence[int] = ()
-) -> torch.optim.lr_scheduler.LRScheduler:
+) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up over `warmup` steps, then a half cosine or a line down to a tenth of the peak, or the peak.
 
     `starts[i]` is the step at which group i begins, 0 where nothing is said: it waits at its first rate until then.
@@ -143,3 +163,12 @@ def schedule_of(
 
     begins = [*starts, *[0] * (len(optimiser.param_groups) - len(starts))]
     return torch.optim.lr_scheduler.LambdaLR(optimiser, [partial(factor, start) for start in begins])
+
+
+def move_schedule(schedule: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
+    """Put a fresh schedule where it stands after `step` steps; its rates are functions of the step alone."""
+    schedule.last_epoch = step
+    rates = [peak * factor(step) for peak, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates

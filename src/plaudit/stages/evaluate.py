@@ -33,11 +33,17 @@ from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
+from plaudit.run.folder import CHECKPOINTS
+from plaudit.run.metrics import Metrics
 from plaudit.stages.base import Run, StageConfig
 from plaudit.stages.reward import trained_reward
+from plaudit.stages.sampling import sample_in_batches
+from plaudit.stages.saving import Saver, State
 from plaudit.stages.scoring import Rewards, RewardSource
 
 ROWS = 32
+SAMPLED = 64
+"""Replies sampled at once."""
 
 
 class EvaluateConfig(StageConfig):
@@ -64,6 +70,22 @@ class Judged:
     ref_nll_sum: np.ndarray
     lengths: np.ndarray
 
+    def as_state(self) -> State:
+        """What a checkpoint keeps of it."""
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        replies = [reply.as_json() for reply in self.replies]
+        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        return State(tensors, {"replies": replies, "ids": self.ids})
+
+
+def _judged(state: State) -> Judged | None:
+    """What `Judged.as_state` kept; None where the checkpoint is of before."""
+    if not state.values:
+        return None
+    replies = [Completion(**reply) for reply in state.values["replies"]]
+    arrays = {name: tensor.numpy() for name, tensor in state.tensors.items()}
+    return Judged(replies=replies, ids=state.values["ids"], gold=arrays.pop("gold", None), **arrays)
+
 
 def run(
     config: EvaluateConfig, run: Run, annotator: Annotator | None, paid_by: Sequence[RewardSource] = ()
@@ -75,9 +97,18 @@ def run(
     policy = run.folder.require("ppo/model", "ppo")
     rewards = Rewards(paid_by, run.machine)
     rewards.load(policy.parent)
-    with progress("Evaluation", 4 * len(prompts), "reply") as advance:
-        sft = _judge(config, run, annotator, rewards, prompts, run.sft_model, advance)
-        ppo = _judge(config, run, annotator, rewards, prompts, policy, advance)
+    with Saver(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
+        logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
+        sft = _judged(saver.state) if saver.state else None
+        if sft is None:
+            ids = _sample(config, run, prompts, run.sft_model, saver, logs["sft"], 0, State(), advance)
+            sft = _judge(config, run, annotator, rewards, prompts, run.sft_model, ids, advance)
+            saver.checkpoint(_batches(prompts) + 1, sft.as_state)
+        else:
+            advance(count=2 * len(prompts))
+        state, done = sft.as_state(), _batches(prompts) + 1
+        ids = _sample(config, run, prompts, policy, saver, logs["ppo"], done, state, advance)
+        ppo = _judge(config, run, annotator, rewards, prompts, policy, ids, advance)
     clusters = [prompt.id for prompt in prompts]
     summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
     if sft.gold is not None and ppo.gold is not None:
@@ -103,6 +134,27 @@ def run(
     return run.finish("evaluate", "Evaluation (held-out prompts)", summary, shown)
 
 
+def _batches(prompts: Sequence[Prompt]) -> int:
+    return -(-len(prompts) // SAMPLED)
+
+
+def _sample(
+    config: EvaluateConfig, run: Run, prompts: list[Prompt], source: Path, saver: Saver, log: Metrics, done: int,
+    state: State, advance: Step,
+) -> list[list[int]]:  # fmt: skip
+    """The ids of a reply to each prompt from the model in `source`, with the same random numbers for both models."""
+    chat = run.chat(run.sft_model)
+    model = load_model(str(source), run.machine.dtype, run.machine.device)
+    engine = InProcessEngine(
+        model, eos_id=chat.eos_id, pad_id=chat.pad_id, temperature=config.temperature, batch_rows=SAMPLED
+    )
+    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), config.max_new_tokens)
+    return sample_in_batches(
+        engine, [chat.prompt_ids(prompt.messages) for prompt in prompts], uniforms, SAMPLED, saver=saver,
+        log=log, done=done, state=state, advance=advance,
+    )  # fmt: skip
+
+
 def _judge(
     config: EvaluateConfig,
     run: Run,
@@ -110,22 +162,18 @@ def _judge(
     rewards: Rewards,
     prompts: list[Prompt],
     source: Path,
+    ids: list[list[int]],
     advance: Step,
 ) -> Judged:
-    """Sample from the model in `source` and measure its replies."""
+    """Measure the replies `ids` of the model in `source`."""
     chat = run.chat(run.sft_model)
     model = load_model(str(source), run.machine.dtype, run.machine.device)
-    engine = InProcessEngine(model, eos_id=chat.eos_id, pad_id=chat.pad_id, temperature=config.temperature)
     prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
-    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), config.max_new_tokens)
-    sampled = engine.generate(prompt_ids, uniforms, on_rows=lambda rows: advance(count=rows))
-    ids = [reply.ids for reply in sampled]
     batches = [
         pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, run.machine.device)
         for i in range(0, len(ids), ROWS)
     ]
     own = _sums([plain_logprobs(model, tokens, config.temperature) for tokens in batches])
-    engine.close()
     del model
     reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
     ref = _sums([plain_logprobs(reference, tokens, config.temperature) for tokens in batches])

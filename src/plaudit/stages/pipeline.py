@@ -1,8 +1,12 @@
 """The stages strung together. What can be wrong (data, model, folder) is found before the first starts."""
 
+import hashlib
+import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,16 +15,24 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.read import BadRow
 from plaudit.data.table import DemonstrationTable
-from plaudit.dist.machine import choose_machine, peak_rss_mb, release_memory, use_threads
+from plaudit.dist.machine import Machine, choose_machine, describe, peak_rss_mb, release_memory, use_threads
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
-from plaudit.records import Message, Prompt
+from plaudit.records import Message, Prompt, Ranking
 from plaudit.run.display import console
-from plaudit.run.folder import FollowedFolder, RunFolder, finished_stages
+from plaudit.run.folder import (
+    CHECKPOINTS,
+    FollowedFolder,
+    RunFolder,
+    code_sha256,
+    finished_stages,
+    is_among,
+    versions,
+)  # fmt: skip
 from plaudit.stages import evaluate, ppo, preferences, report, reward, sft
 from plaudit.stages.base import Run
-from plaudit.stages.recipe import Recipe
+from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.scoring import check_sources, uses_trained
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
@@ -36,6 +48,11 @@ NEEDS = {
     "evaluate": ("ppo/model/config.json", "ppo"),
     "report": ("evaluate/summary.json", "evaluate"),
 }
+# What later stages read of the earlier ones: it is looked at when a run is resumed.
+READ_LATER = (
+    "sft/model", "sft/summary.json", "preferences/rankings.jsonl", "preferences/summary.json", "reward", "ppo/model",
+    "ppo/rewards.json", "ppo/summary.json", "evaluate",
+)  # fmt: skip
 NEEDS_WITHOUT_REWARD_MODEL = {**NEEDS, "ppo": ("sft/model/config.json", "sft")}
 
 
@@ -102,10 +119,46 @@ def prepare(
         aside = folder.path / "data" / "quarantine.jsonl"
         write_rows(aside, (row.as_json() for row in bad))
         console.print(f"{len(bad)} bad rows set aside in {aside}", soft_wrap=True)
+    made_with = _made_with(recipe, machine, prompts, demonstrations, mixed, rankings)
+    made_with["machine"]["ranks"] = ranks.count
     return Run(
         folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), demonstrations,
-        tuple(rankings) if rankings is not None else None, mixed, ranks,
+        tuple(rankings) if rankings is not None else None, mixed, recipe.checkpoints, made_with, ranks=ranks,
     )  # fmt: skip
+
+
+def _made_with(
+    recipe: Recipe, machine: Machine, prompts: list[Prompt], demonstrations: DemonstrationTable,
+    mixed: dict[Path, DemonstrationTable], rankings: list[Ranking] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """See `Run.made_with`; rows of data count, not the files they stood in."""
+    data = {"prompts": _hash(prompts), "demonstrations": demonstrations.sha256}
+    data |= {f"sft.mixture {path}": rows.sha256 for path, rows in mixed.items()}
+    data |= {} if rankings is None else {"rankings": _hash(rankings)}
+    return {
+        "recipe": _must_match(recipe.model_dump(mode="json")),
+        "data": data,
+        "code": code_sha256(),
+        "versions": versions(),
+        "machine": describe(machine),
+    }
+
+
+def _hash(rows: Sequence[Prompt] | Sequence[Ranking]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row.as_json()).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _must_match(values: Any, key: str = "") -> Any:
+    """A resolved recipe without the keys that may change."""
+    if isinstance(values, list):
+        return [_must_match(value, key) for value in values]
+    if not isinstance(values, dict):
+        return values
+    names = {name: f"{key}.{name}" if key else name for name in values}
+    return {name: _must_match(values[name], whole) for name, whole in names.items() if not is_among(whole, MAY_CHANGE)}
 
 
 def _reading(recipe: Recipe, format: str | None, bad: list[BadRow]) -> Reading:
@@ -155,11 +208,12 @@ def _needed_mb(model: str, members: int) -> float:
     return (3 + members) * weights / 1e6 + 100
 
 
-def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] = ()) -> Path:
-    """Run the named `stages`; without names all, or with `resume` those that have not ended. Returns the folder.
+def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] = (), inexact: bool = False) -> Path:
+    """Run the named `stages`; without names all, or with `resume` those that have not ended, the first of them from its
+    last checkpoint (see `Run.inexact`). Returns the folder.
 
-    In an existing folder only the sections of the first stage that runs, and of those after it, may differ from the
-    recipe it was made with: what they made before is replaced.
+    In an existing folder only the sections of the stages that begin may differ from the recipe it was made with, for
+    what they made before is replaced, and the keys of `MAY_CHANGE`.
     """
     ranks = Ranks.join()
     console.quiet = console.quiet or not ranks.first
@@ -177,23 +231,37 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
         stages = tuple(name for name in stages if name in needed)
         if not stages:
             raise UserError(f"stage {skipped[0]}: this recipe has no use for it; add `trained: true` to ppo.rewards")
+    goes_on = resume and (recipe.run_folder / stages[0] / CHECKPOINTS).is_dir()
+    begin = STAGES[STAGES.index(stages[0]) + goes_on :]
     with ranks.first_alone():
-        may_change = STAGES[STAGES.index(stages[0]) :]
-        run = prepare(recipe, resume=existing, may_change=may_change, stages=stages, ranks=ranks)
+        run = prepare(recipe, resume=existing, may_change=(*begin, *MAY_CHANGE), stages=stages, ranks=ranks)
     needs = NEEDS if needed == STAGES else NEEDS_WITHOUT_REWARD_MODEL
     with run.folder:
+        if resume and ranks.first:
+            for name in needed[: needed.index(stages[0])]:
+                run.folder.check(name, READ_LATER)
         for name in stages:
             if name in DIVIDED or ranks.first:
                 use_threads(ranks.here if name in DIVIDED else 1)
                 if name in needs:
                     run.folder.require(*needs[name])
-                run.folder.begin(name, STAGES)
+                goes_on = resume and name == stages[0]
+                run.folder.begin(name, STAGES, resume=goes_on)
                 started = time.perf_counter()
-                run_stage(name, recipe, run)
+                made_with = _of_stage(name, run.made_with)
+                run_stage(name, recipe, replace(run, made_with=made_with, resume=goes_on, inexact=inexact))
                 run.folder.end(name, time.perf_counter() - started, peak_rss_mb())
+                if not recipe.checkpoints.keep_finished:
+                    run.folder.drop_checkpoints(name)
                 release_memory()
             ranks.wait()
     return run.folder.path
+
+
+def _of_stage(name: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage is made with: not the sections of those after it."""
+    later = STAGES[STAGES.index(name) + 1 :]
+    return {**made_with, "recipe": {key: value for key, value in made_with["recipe"].items() if key not in later}}
 
 
 def run_stage(name: str, recipe: Recipe, run: Run) -> None:

@@ -4,14 +4,15 @@
     R_t = −β·(log π_φold(a_t|s_t) − log π_ref(a_t|s_t)), + the whitened score at the last token
 
 Settings are in ppo_config.py, a score's way in ppo_scores.py, the validation prompts in ppo_evaluate.py, what these
-share in ppo_trainer.py. The policy that is kept is the best on the validation prompts among those within the KL budget;
-it is not simply the last. Leaves ppo/adapter (PEFT), ppo/value_head and, of a critic of its own, ppo/critic, ppo/model
-(merged checkpoint), ppo/metrics.jsonl, ppo/evaluations.jsonl, ppo/validation/*.jsonl, ppo/times.jsonl,
-ppo/rollouts/*.safetensors and ppo/summary.json.
+share in ppo_trainer.py, what a checkpoint keeps in ppo_state.py. The policy that is kept is the best on the validation
+prompts among those within the KL budget; it is not simply the last. Leaves ppo/adapter (PEFT), ppo/value_head and, of a
+critic of its own, ppo/critic, ppo/model (merged checkpoint), ppo/metrics.jsonl, ppo/evaluations.jsonl,
+ppo/validation/*.jsonl, ppo/times.jsonl, ppo/rollouts/*.safetensors and ppo/summary.json.
 
     plaudit ppo RECIPE
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -32,6 +33,7 @@ from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
 from plaudit.guard import invariants
 from plaudit.guard.doctor import latest
+from plaudit.guard.invariants import digest
 from plaudit.guard.watch import verdict
 from plaudit.models.attention import use_packed_attention
 from plaudit.models.export import export_policy
@@ -40,20 +42,24 @@ from plaudit.models.load import load_model
 from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.reward_model import RewardFiles, RewardModel
 from plaudit.models.roles import Roles
+from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.rollout.batch import RolloutBatch
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import console, progress
-from plaudit.run.metrics import Clock, Metrics
+from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.base import Run, optimiser_step, schedule_of
 from plaudit.stages.ppo_checks import RunChecks
 from plaudit.stages.ppo_config import PPOConfig
 from plaudit.stages.ppo_evaluate import HELD_OUT, Keeper, Looks
 from plaudit.stages.ppo_scores import clipped_and_scaled, earned, picked, score_references
+from plaudit.stages.ppo_state import forget_later, pack, unpack
 from plaudit.stages.ppo_step import accumulate, gather_new_logprobs
-from plaudit.stages.ppo_trainer import Numbers, Trainer, by_micro_batch, layout, raw_scores, sample
+from plaudit.stages.ppo_trainer import Numbers, Trainer, as_rows, by_micro_batch, layout, raw_scores, sample
 from plaudit.stages.reward import trained_reward
-from plaudit.stages.scoring import Rewards
+from plaudit.stages.saving import Saver
+from plaudit.stages.scoring import Rewards, Scores
+from plaudit.stages.stops import MicroBatches, batch_kept
 
 
 def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict[str, Any]:
@@ -61,26 +67,31 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
     trainer = _build(config, run)
     folder = run.folder.stage("ppo")
     train, validation = run.split("train"), run.split("validation")
-    # A fresh policy is the SFT model: its replies are what foreign scores are normalised and centred on.
-    trainer.rewards.prepare(trainer.chat, train, lambda few: sample(trainer, few, "ppo/reference", 0)[0], folder)
-    if config.sigmoid_centred:
-        score_references(trainer, train, validation, folder)
-    checks, rows = RunChecks(trainer), list[dict[str, Any]]()
+    checks, stopped, seconds = RunChecks(trainer), None, list[float]()
     looks = Looks(trainer, validation, annotator, folder)
     by = HELD_OUT if config.keep_by == "held_out" else config.keep_by
-    keeper, stopped, seconds = Keeper(by, config.watch.patience, config.kl_budget), None, []
-    with (
-        Metrics(folder / "metrics.jsonl") as metrics,
-        Metrics(folder / "evaluations.jsonl") as evaluated,
-        Metrics(folder / "times.jsonl") as times,
-        progress("PPO", config.updates, "update") as advance,
-    ):
-        for update in range(config.updates + 1):
-            if update % config.evaluate_every == 0 or update == config.updates:
+    keeper = Keeper(by, config.watch.patience, config.kl_budget)
+    saver = Saver(run, "ppo", {what: digest(found) for what, found in checks.before.items()}, trainer.ranks)
+    if saver.state is not None:
+        seconds = unpack(saver.state, trainer, looks, keeper)
+    else:
+        # A fresh policy is the SFT model: its replies are what foreign scores are normalised and centred on.
+        trainer.rewards.prepare(trainer.chat, train, lambda few: sample(trainer, few, "ppo/reference", 0)[0], folder)
+        if config.sigmoid_centred:
+            score_references(trainer, train, validation, folder)
+    forget_later(folder, saver.step)
+    metrics, evaluated = saver.log("metrics.jsonl"), saver.log("evaluations.jsonl")
+    times, rows = saver.log("times.jsonl", timed=True), read_metrics(metrics.path)
+    with saver, progress("PPO", config.updates, "update") as advance:
+        advance(count=saver.step)
+        for update in range(saver.step, config.updates + 1):
+            last = update == config.updates
+            saver.checkpoint(update, lambda: pack(trainer, looks, keeper, seconds), last=last)
+            if update % config.evaluate_every == 0 or last:
                 evaluated.log(**looks.look(update))
                 keeper.add(looks.rows[-1], trainer.roles.adapter_state())
                 stopped = verdict(looks.rows, config.watch)
-            if update == config.updates or stopped is not None:
+            if last or stopped is not None:
                 break
             clock = Clock()
             checks.before_rollout()
@@ -181,7 +192,7 @@ def _trainer(
     demonstrations = _demonstrations(config, run, chat) if config.ptx_coef else []
     return Trainer(
         config, run, chat, roles, scorer, engine, rewards, contract, optimiser, schedule, Numbers(controller),
-        demonstrations,
+        MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1), demonstrations,
     )  # fmt: skip
 
 
@@ -220,17 +231,15 @@ def rollout(
     with clock.part("rollout"):
         tokens, sampler_logprobs_BT, finished_B = sample(trainer, prompts, "ppo/rollout", update)
     mask_BT = tokens.mask_BT
-    with clock.part("scoring"):
-        scores = raw_scores(trainer, prompts, tokens, update, f"PPO update {update + 1}")
-        ref_logprobs_BT = by_micro_batch(trainer, tokens, update, "reference")["logprobs_BT"]
-        old = by_micro_batch(trainer, tokens, update, "policy")
-        if config.critic == "own":
-            old |= by_micro_batch(trainer, tokens, update, "critic")
-    old_logprobs_BT, values_BT, last_values_B = old["logprobs_BT"], old.get("values_BT"), old.get("last_values_B")
-    gap_mean, gap_p99 = invariants.check_sampler(sampler_logprobs_BT, old_logprobs_BT, mask_BT, dtype)
-    k1_BT = reward_maths.kl_estimate(old_logprobs_BT, ref_logprobs_BT)
-    if update == 0:
-        invariants.check_fresh_kl(k1_BT, dtype)
+    where, folder = f"PPO update {update + 1}", trainer.run.folder.stage("ppo")
+    with clock.part("scoring"), batch_kept(folder, where, partial(as_rows, trainer, prompts, tokens)):
+        scores, ref_logprobs_BT, old = judge(trainer, prompts, tokens, update, where)
+        old_logprobs_BT, values_BT, last_values_B = old["logprobs_BT"], old.get("values_BT"), old.get("last_values_B")
+        gap_mean, gap_p99 = invariants.check_sampler(sampler_logprobs_BT, old_logprobs_BT, mask_BT, dtype)
+        k1_BT = reward_maths.kl_estimate(old_logprobs_BT, ref_logprobs_BT)
+        invariants.check_finite("a log-probability", k1_BT.sum().item(), where)
+        if update == 0:
+            invariants.check_fresh_kl(k1_BT, dtype)
 
     earned_B, terms = earned(trainer, prompts, tokens, finished_B, scores)
     scores_B, scale = clipped_and_scaled(config, trainer.numbers, earned_B)
@@ -267,6 +276,23 @@ def rollout(
     return batch, about
 
 
+def judge(
+    trainer: Trainer, prompts: list[Prompt], tokens: Tokens, update: int, where: str
+) -> tuple[Scores, Tensor, dict[str, Tensor]]:
+    """Scores of a rollout, the reference's log-probs [B, T], and what policy and critic say of it; all in one layout,
+    so that where memory runs out all are done again."""
+
+    def passes() -> tuple[Scores, Tensor, dict[str, Tensor]]:
+        scores = raw_scores(trainer, prompts, tokens, update, where)
+        ref_logprobs_BT = by_micro_batch(trainer, tokens, update, "reference")["logprobs_BT"]
+        old = by_micro_batch(trainer, tokens, update, "policy")
+        if trainer.config.critic == "own":
+            old |= by_micro_batch(trainer, tokens, update, "critic")
+        return scores, ref_logprobs_BT, old
+
+    return trainer.micro.fit(trainer.config.micro_batch[1], where, passes, lambda: None)
+
+
 def advantages(
     config: PPOConfig, rewards_BT: Tensor, values_BT: Tensor | None, mask_BT: Tensor, bootstrap_B: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -295,18 +321,18 @@ def advantages(
 def update_policy(trainer: Trainer, batch: RolloutBatch, update: int, clock: Clock) -> dict[str, float]:
     """All epochs over one batch; returns metrics averaged over its optimiser steps, and how many there were."""
     config = trainer.config
-    parts = layout(trainer, batch.tokens, update)
+    count = config.batch_size // config.minibatch_size
     order = [
         (epoch, i)
         for epoch in range(config.epochs)
-        for i in rng.permutation(trainer.run.seed, f"ppo/epoch/{epoch}", update, len(parts))
+        for i in rng.permutation(trainer.run.seed, f"ppo/epoch/{epoch}", update, count)
     ]
     steps: list[dict[str, float]] = []
     with clock.part("training"):
         for number, (_, i) in enumerate(order):
             where = f"PPO update {update + 1}, step {number + 1}"
             step = update * config.steps_per_update + number
-            terms, ratio_gap = accumulate(trainer, batch, parts[i], update, step, where)
+            terms, ratio_gap = gradient(trainer, batch, i, update, step, where, first=not steps)
             if not steps:
                 invariants.check_first_ratio(ratio_gap, trainer.run.machine.dtype)
             if config.target_kl is not None and terms["approx_kl"] > config.target_kl:
@@ -317,7 +343,26 @@ def update_policy(trainer: Trainer, batch: RolloutBatch, update: int, clock: Clo
             steps.append(terms)
         for _ in range(len(order) - len(steps)):
             trainer.schedule.step()  # the rate depends on the update, not on how early those before it ended
-        gather_new_logprobs(trainer, batch, parts)
+        gather_new_logprobs(trainer, batch, layout(trainer, batch.tokens, update))
     # The entropy is logged once, over the batch as it was sampled.
     means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0] if name != "entropy"}
     return {**means, "steps": len(steps)}
+
+
+def gradient(
+    trainer: Trainer, batch: RolloutBatch, number: int, update: int, step: int, where: str, *, first: bool
+) -> tuple[dict[str, float], float]:
+    """Backward over the update's minibatch `number`; returns its terms and max |ratio − 1|.
+
+    Where memory runs out it is done again in smaller micro-batches. Before the `first` step of an update the old
+    log-probabilities are then computed anew in these, so that the first ratio is 1 in them too.
+    """
+    before = trainer.micro.halvings
+
+    def backward() -> tuple[dict[str, float], float]:
+        if first and trainer.micro.halvings > before:
+            batch.old_logprobs_BT.copy_(by_micro_batch(trainer, batch.tokens, update, "policy")["logprobs_BT"])
+        return accumulate(trainer, batch, layout(trainer, batch.tokens, update)[number], update, step, where)
+
+    undo = partial(trainer.roles.zero_grad, set_to_none=True)
+    return trainer.micro.fit(trainer.config.micro_batch[1], where, backward, undo)

@@ -142,6 +142,13 @@ class PPOConfig(StageConfig):
     def steps_per_update(self) -> int:
         return self.epochs * (self.batch_size // self.minibatch_size)
 
+    @property
+    def micro_batch(self) -> tuple[str, int]:
+        """The key that bounds a forward and backward pass, and its value."""
+        if self.micro_batch_tokens is not None:
+            return "ppo.micro_batch_tokens", self.micro_batch_tokens
+        return "ppo.micro_batch_size", self.micro_batch_size
+
     def check_ranks(self, count: int) -> None:
         """UserError when some of `count` processes would have nothing to do in any step."""
         parts = self.minibatch_size // self.micro_batch_size

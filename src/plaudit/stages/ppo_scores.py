@@ -14,7 +14,7 @@ from torch import Tensor
 from plaudit import rng
 from plaudit.algo import rewards
 from plaudit.algo.masked import moments_of
-from plaudit.data.files import write_rows
+from plaudit.data.files import read_rows, write_rows
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.stages.ppo_config import PPOConfig
@@ -48,6 +48,11 @@ def score_references(trainer: Trainer, train: Sequence[Prompt], validation: Sequ
         reply = trainer.chat.completion(tokens.tokens_BT[i, start:end].tolist())
         rows.append({"id": prompt.id, **reply.as_json(), "scores": trainer.references[prompt.id]})
     write_rows(folder / REFERENCES, rows)
+
+
+def read_references(folder: Path) -> dict[str, dict[str, float]]:
+    """What `score_references` left."""
+    return {row["id"]: row["scores"] for _, row in read_rows(folder / REFERENCES)}
 
 
 def earned(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.stages.base import Run
 from plaudit.stages.ppo_config import PPOConfig
 from plaudit.stages.scoring import Rewards, Scores
+from plaudit.stages.stops import MicroBatches
 
 
 @dataclass
@@ -50,8 +52,9 @@ class Trainer:
     rewards: Rewards
     contract: RewardContract | None
     optimiser: MasterAdamW
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: torch.optim.lr_scheduler.LambdaLR
     numbers: Numbers
+    micro: MicroBatches
     demonstrations: list[Example] = field(default_factory=list)
     """What PTX mixes in."""
     references: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -119,8 +122,9 @@ def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[list[int]
     config, lengths = trainer.config, tokens.lengths_B.tolist()
     order = rng.permutation(trainer.run.seed, "ppo/layout", update, len(lengths))
     if config.micro_batch_tokens is not None:
-        return minibatches(lengths, order, config.minibatch_size, tokens=config.micro_batch_tokens)
-    return minibatches(lengths, order, config.minibatch_size, rows=config.micro_batch_size)
+        budget = trainer.micro.rows(config.micro_batch_tokens)
+        return minibatches(lengths, order, config.minibatch_size, tokens=budget)
+    return minibatches(lengths, order, config.minibatch_size, rows=trainer.micro.rows(config.micro_batch_size))
 
 
 @torch.no_grad()
@@ -154,3 +158,13 @@ def raw_scores(
         trainer.chat, prompts, tokens, where, contract=trainer.contract, watched=watched,
         trained=lambda: by_micro_batch(trainer, tokens, update, "reward")["scores_BM"],
     )  # fmt: skip
+
+
+def as_rows(trainer: Trainer, prompts: Sequence[Prompt], tokens: Tokens) -> list[dict[str, Any]]:
+    """What is kept of a rollout that stopped before it was stored: each reply with its prompt and ids."""
+    starts, ends = tokens.prompt_lengths_B.tolist(), tokens.lengths_B.tolist()
+    replies = [ids[s:e] for ids, s, e in zip(tokens.tokens_BT.tolist(), starts, ends, strict=True)]
+    return [
+        {**prompt.as_json(), **trainer.chat.completion(ids).as_json(), "ids": ids}
+        for prompt, ids in zip(prompts, replies, strict=True)
+    ]

@@ -23,7 +23,10 @@ from plaudit.models.load import load_model
 from plaudit.records import Completion, Prompt, Ranking, preferences_of
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
+from plaudit.run.folder import CHECKPOINTS
 from plaudit.stages.base import Run, StageConfig, known_format
+from plaudit.stages.sampling import sample_in_batches
+from plaudit.stages.saving import Saver, State
 
 
 class PreferencesConfig(StageConfig):
@@ -111,10 +114,13 @@ def _sampled(config: PreferencesConfig, run: Run, annotator: Annotator) -> list[
     total = len(prompts) * config.replies
     ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
     uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), config.max_new_tokens)
-    with progress("Preferences", total, "reply") as advance:
-        sampled = engine.generate(ids, uniforms, on_rows=lambda rows: advance(count=rows))
+    with Saver(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
+        sampled = sample_in_batches(
+            engine, ids, uniforms, config.batch_rows, saver=saver, log=saver.log(f"{CHECKPOINTS}/replies.jsonl"),
+            done=0, state=State(), advance=advance,
+        )  # fmt: skip
     engine.close()
-    replies = [chat.completion(reply.ids) for reply in sampled]
+    replies = [chat.completion(reply) for reply in sampled]
     per_prompt = [tuple(replies[i * config.replies : (i + 1) * config.replies]) for i in range(len(prompts))]
     return [annotator.rank(prompt, group, i) for i, (prompt, group) in enumerate(zip(prompts, per_prompt, strict=True))]
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel, Field, ValidationError
 
 from plaudit.data.read import is_hub
 from plaudit.errors import UserError
-from plaudit.stages.base import DataConfig, StageConfig
+from plaudit.stages.base import CheckpointConfig, DataConfig, StageConfig
 from plaudit.stages.evaluate import EvaluateConfig
 from plaudit.stages.ppo_config import PPOConfig
 from plaudit.stages.preferences import PreferencesConfig
 from plaudit.stages.reward_training import RewardConfig
-from plaudit.stages.sft import SFTConfig
+from plaudit.stages.sft_config import SFTConfig
 
 
 class Recipe(StageConfig):
@@ -47,10 +47,32 @@ class Recipe(StageConfig):
     """Proximal policy optimisation."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Held-out comparison."""
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """How often a running stage saves itself."""
 
     @property
     def run_folder(self) -> Path:
         return self.folder or Path("runs") / self.name
+
+
+MAY_CHANGE = {
+    "name": "a name",
+    "folder": "a place",
+    "checkpoints": "when is saved, not what",
+    "data.prompts": "a place: the rows must be the same",
+    "data.demonstrations": "a place: the rows must be the same",
+    "data.format": "how a file is read: the rows must be the same",
+    "data.prompts_format": "how a file is read: the rows must be the same",
+    "sft.micro_batch_size": "memory; the sums round otherwise",
+    "sft.gradient_checkpointing": "memory",
+    "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
+    "ppo.micro_batch_size": "memory; the sums round otherwise",
+    "ppo.micro_batch_tokens": "memory; the sums round otherwise",
+    "ppo.rewards.timeout": "how long an endpoint is waited for",
+    "ppo.rewards.retries": "how often an endpoint is asked again",
+    "ppo.rewards.auth_env": "where an endpoint's key is",
+}
+"""Keys that may change while a stage is resumed, and why; every other one must be what its checkpoint was made with."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

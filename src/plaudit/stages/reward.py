@@ -33,7 +33,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, sha256, write_json, write_rows
 from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
-from plaudit.guard.invariants import check_unchanged, fingerprint
+from plaudit.guard.invariants import check_unchanged, digest, fingerprint
 from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
 from plaudit.models.averaging import average_adapters, average_heads
 from plaudit.models.export import export_classifier, sign_classifier
@@ -56,7 +56,6 @@ from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Prompt, Ranking
 from plaudit.run.card_table import print_alarms
 from plaudit.run.display import progress
-from plaudit.run.metrics import Metrics
 from plaudit.stages.base import Run
 from plaudit.stages.reward_report import held_out_card
 from plaudit.stages.reward_training import (
@@ -66,8 +65,11 @@ from plaudit.stages.reward_training import (
     check_rankings,
     comparisons,
     encode,
+    load_members,
     train_member,
 )
+from plaudit.stages.saving import Saver
+from plaudit.stages.stops import MicroBatches
 
 ROWS = 32
 """Replies scored at once."""
@@ -90,8 +92,12 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     trainer, layout = build(config, run, chat, train, test)
     frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
-    with Metrics(folder / "metrics.jsonl") as metrics:
-        log_nus, seconds = zip(*(train_member(trainer, m, metrics) for m in range(config.members)), strict=True)
+    with Saver(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
+        if saver.state is not None:
+            load_members(trainer, saver.state)
+        for member in range(len(trainer.log_nus), config.members):
+            train_member(trainer, member, saver)
+    log_nus, seconds = tuple(trainer.log_nus), trainer.seconds
     if isinstance(trainer.model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
     save(config, run, trainer, folder)
@@ -166,7 +172,8 @@ def build(
     elif layout == "shared" and (reason := prompt_sharing_refused(base)) is not None:
         layout = "packed"
     held_out = encode(config, chat, _chosen(test, config.evaluate_on, run.seed))
-    trainer = Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out)
+    micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
+    trainer = Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out, micro)
     return trainer, layout if reason is None else f"{layout}: {reason}"
 
 

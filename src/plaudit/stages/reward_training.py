@@ -6,9 +6,10 @@ The losses themselves are algo/preferences.py's; what becomes of the trained mod
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -33,8 +34,9 @@ from plaudit.models.roles import LoraSettings, Roles, reward_adapter
 from plaudit.models.tokens import pack_replies, pad_right
 from plaudit.records import Ranking
 from plaudit.run.display import progress
-from plaudit.run.metrics import Metrics
-from plaudit.stages.base import StageConfig, optimiser_step, schedule_of
+from plaudit.stages.base import StageConfig, move_schedule, optimiser_step, schedule_of
+from plaudit.stages.saving import Saver, State, load_parameters, within
+from plaudit.stages.stops import MicroBatches, batch_kept
 
 Layout = Literal["shared", "packed", "padded"]
 
@@ -183,11 +185,16 @@ class Trainer:
     layout: Layout
     train: list[Example]
     held_out: list[Example]
+    micro: MicroBatches
+    log_nus: list[float] = field(default_factory=list)
+    """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
+    seconds: list[float] = field(default_factory=list)
+    """Seconds of its steps, the member that is being trained included."""
 
     def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
         cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
-        size = self.config.rankings_per_micro_batch
+        size = self.micro.rows(self.config.rankings_per_micro_batch)
         groups = by_length(cost, size) if self.layout == "padded" else balanced(cost, size)
         return [[examples[i] for i in group] for group in groups]
 
@@ -244,8 +251,8 @@ def rankings_loss(
     return loss, right, len(strict)
 
 
-def train_member(trainer: Trainer, member: int, metrics: Metrics) -> tuple[float, float]:
-    """All optimiser steps of one member; returns log ν of its ties (0 unless loss is davidson) and the seconds."""
+def train_member(trainer: Trainer, member: int, saver: Saver) -> None:
+    """The optimiser steps of one member that its checkpoint, if there is one, has not done yet."""
     config, seed = trainer.config, trainer.seed
     log_nu = nn.Parameter(torch.zeros((), device=trainer.model.device))
     learning = list(_parameters_of(trainer.model, member))
@@ -257,25 +264,53 @@ def train_member(trainer: Trainer, member: int, metrics: Metrics) -> tuple[float
     schedule = schedule_of(optimiser, steps, config.warmup_steps, "cosine")
     stream = "reward" if member == 0 else f"reward/{member}"
     title = "Reward model" if config.members == 1 else f"Reward model {member + 1} of {config.members}"
-    seconds = 0.0
+    metrics = saver.log("metrics.jsonl")
+    before = member * steps  # a checkpoint counts the steps of all members
+    number = max(saver.step - before, 0)
     with progress(title, steps, "step") as advance:
-        metrics.log(step=0, member=member, **_evaluate(trainer, member, log_nu))
-        for number in range(1, steps + 1):
+        if saver.state is not None and number > 0:
+            load_parameters({"log_nu": log_nu}, saver.state.under("ties"))
+            optimiser.load_tensors(saver.state.under("optimiser"))
+            move_schedule(schedule, number)
+            advance(count=number)
+        else:
+            trainer.seconds.append(0.0)
+            metrics.log(step=0, member=member, **_evaluate(trainer, member, log_nu))
+        while number < steps:
+            epoch, offset = divmod(number, per_epoch)
+            number += 1
             where = f"reward step {number}" + (f" of member {member}" if config.members > 1 else "")
             started = time.perf_counter()
-            epoch, offset = divmod(number - 1, per_epoch)
             order = rng.permutation(seed, stream, epoch, len(trainer.train))
             rows = order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]
-            loss, accuracy = _accumulate(trainer, [trainer.train[i] for i in rows], member, log_nu, where)
-            row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
-            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
-            seconds += time.perf_counter() - started
+            examples = [trainer.train[i] for i in rows]
+            with batch_kept(metrics.path.parent, where, partial(_as_rows, examples)):
+                loss, accuracy = _accumulate(trainer, examples, member, log_nu, where)
+                row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
+                row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            trainer.seconds[member] += time.perf_counter() - started
             every = config.evaluate_every or per_epoch
             if number % every == 0 or number == steps:
                 row |= _evaluate(trainer, member, log_nu)
             metrics.log(step=number, member=member, **row)
             advance(f"loss {loss:.3f}  accuracy {accuracy:.2f}")
-    return log_nu.item(), seconds
+            if number == steps:
+                trainer.log_nus.append(log_nu.item())
+            saver.checkpoint(before + number, lambda: _pack(trainer, optimiser, log_nu), last=number == steps)
+
+
+def _pack(trainer: Trainer, optimiser: MasterAdamW, log_nu: Tensor) -> State:
+    tensors = within("model", trainer.model.trainable()) | within("optimiser", optimiser.tensors())
+    tensors |= within("ties", {"log_nu": log_nu})
+    values = {"log_nus": trainer.log_nus, "halvings": trainer.micro.halvings}
+    return State(tensors, values, {"seconds": trainer.seconds})
+
+
+def load_members(trainer: Trainer, state: State) -> None:
+    """The weights of all members, as a checkpoint has them; the optimiser in it is of the one that was learning."""
+    load_parameters(trainer.model.trainable(), state.under("model"))
+    trainer.log_nus, trainer.seconds = list(state.values["log_nus"]), list(state.times["seconds"])
+    trainer.micro.halvings = state.values["halvings"]
 
 
 def _parameters_of(model: Roles | FullReward, member: int) -> Iterator[nn.Parameter]:
@@ -290,14 +325,27 @@ def _accumulate(
     trainer: Trainer, examples: list[Example], member: int, log_nu: Tensor, where: str
 ) -> tuple[float, float]:
     """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
-    loss_sum, right, pairs = 0.0, 0, 0
-    for part in trainer.micro_batches(examples):
-        total, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
-        loss = total / len(examples)
-        check_finite("the loss", loss.item(), where)
-        loss.backward()
-        loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
-    return loss_sum, right / pairs if pairs else 0.5  # a step of ties only
+
+    def backward() -> tuple[float, float]:
+        loss_sum, right, pairs = 0.0, 0, 0
+        for part in trainer.micro_batches(examples):
+            total, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
+            loss = total / len(examples)
+            check_finite("the loss", loss.item(), where)
+            loss.backward()
+            loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
+        return loss_sum, right / pairs if pairs else 0.5  # a step of ties only
+
+    def undo() -> None:
+        trainer.model.zero_grad()
+        log_nu.grad = None
+
+    return trainer.micro.fit(trainer.config.rankings_per_micro_batch, where, backward, undo)
+
+
+def _as_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """What is kept of a step that stopped: its rankings."""
+    return [example.ranking.as_json() for example in examples]
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
     loss = −(1/N) Σ log π(a_t | s_t)   over the N completion tokens (end-of-turn tokens included) of an optimiser step
 
 Leaves sft/model (Hugging Face checkpoint: *the* SFT model from here on), sft/adapter (PEFT; not for full fine-tuning),
-sft/metrics.jsonl, sft/samples.jsonl and sft/summary.json. A cache of tokens on disk and a checkpoint to resume inside
-the stage are not here.
+sft/metrics.jsonl, sft/samples.jsonl and sft/summary.json. Settings are in sft_config.py. A cache of tokens on disk is
+not here.
 
     plaudit sft RECIPE
 """
@@ -12,117 +12,38 @@ the stage are not here.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
-from plaudit.data.examples import Encoder, Learn, Source, Step, TooLong, held_out_rows, training_steps
+from plaudit.data.examples import Encoder, Source, Step, held_out_rows, training_steps
 from plaudit.data.mixture import Share, counts
 from plaudit.data.packing import Example, balanced, by_length
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
-from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint
+from plaudit.guard.invariants import check_finite, check_unchanged, digest, fingerprint
 from plaudit.models.attention import use_packed_attention
 from plaudit.models.full import FullModel
 from plaudit.models.load import load_model, save_model
 from plaudit.models.optimiser import MasterAdamW
-from plaudit.models.roles import LoraSettings, Roles, merge_into
+from plaudit.models.roles import Roles, merge_into
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, messages_as_json
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
-from plaudit.stages.base import Run, StageConfig, known_format, optimiser_step, schedule_of
-
-
-class SourceConfig(StageConfig):
-    """One source of the mixture."""
-
-    path: Path | None = None
-    """Its file; null is data.demonstrations."""
-    format: str | None = None
-    """Format of the file's rows (a name of data.md); null detects it and prints what it found."""
-    kind: str | None = Field(None, min_length=1)
-    """Take the rows of this kind only; null takes all."""
-    label: str | None = Field(None, min_length=1)
-    """Count its rows as this kind, whatever they say; null leaves theirs (instruction, if they say none)."""
-    weight: float | None = Field(None, gt=0)
-    """Its share of an epoch's examples is weight / sum of weights; the first exhausted source ends the epoch."""
-    rows: int | None = Field(None, ge=1)
-    """Examples an epoch, in place of a weight."""
-    repeat: int = Field(1, ge=1)
-    """How often an epoch may go through its rows."""
-
-    _format = field_validator("format")(known_format)
-
-    @model_validator(mode="after")
-    def _nothing_dead(self) -> "SourceConfig":
-        if self.format is not None and self.path is None:
-            raise ValueError(f"format={self.format} without path would do nothing")
-        if self.weight is not None and self.rows is not None:
-            raise ValueError(f"weight={self.weight} and rows={self.rows} exclude each other; give one")
-        return self
-
-
-class SFTConfig(StageConfig):
-    """Supervised fine-tuning."""
-
-    mixture: list[SourceConfig] = Field([])
-    """Sources and their shares; empty takes every training demonstration once an epoch."""
-    epochs: int = Field(3, ge=1)
-    """Passes over the training demonstrations."""
-    max_steps: int | None = Field(None, ge=1)
-    """Optimiser steps after which training ends, whatever epochs says; null is no limit."""
-    batch_size: int = Field(16, ge=1)
-    """Demonstrations in one optimiser step."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Demonstrations in one forward and backward pass; must divide batch_size. Changes memory, not the result."""
-    packing: bool = True
-    """Demonstrations of a micro-batch share one row without padding, unseen by each other. Changes speed only."""
-    learning_rate: float = Field(5e-4, gt=0)
-    """Peak learning rate of AdamW."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """After the warm-up the rate falls to a tenth of its peak on a half cosine or a line, or it stays."""
-    warmup_steps: int = Field(4, ge=0)
-    """Optimiser steps of linear warm-up."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decay of matrices; biases and norms are spared."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient is scaled down to this norm."""
-    max_length: int = Field(512, ge=8)
-    """Longest conversation in tokens."""
-    too_long: TooLong = "refuse"
-    """What a longer one meets: refuse by name, drop, or left_truncate (its start is cut; a reply never is)."""
-    learn: Learn = "last"
-    """Which replies of a conversation count in the loss: the last, or those of all assistant turns."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, one more forward pass."""
-    evaluate_every: int | None = Field(None, ge=1)
-    """Optimiser steps between two held-out losses; null is after each epoch. The end is always evaluated."""
-    evaluate_on: int = Field(1000, ge=1)
-    """Held-out demonstrations at most; of more, a seeded choice."""
-    patience: int | None = Field(None, ge=1)
-    """Stop after this many evaluations in a row without a lower held-out loss; null never stops early."""
-    samples: int = Field(2, ge=0)
-    """Held-out prompts that are answered at every evaluation, for people to read."""
-    sample_tokens: int = Field(48, ge=1)
-    """Longest such reply in tokens."""
-    lora: LoraSettings | None = LoraSettings()
-    """The adapter that is trained and merged; null trains every weight (full fine-tuning)."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "SFTConfig":
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}")
-        return self
-
+from plaudit.stages.base import Run, move_schedule, optimiser_step, schedule_of
+from plaudit.stages.saving import Saver, State, load_parameters, within
+from plaudit.stages.sft_config import SFTConfig, SourceConfig
+from plaudit.stages.stops import MicroBatches, batch_kept
 
 Sources = list[tuple[str, DemonstrationTable]]
 """(name, rows of every split) of each source of the mixture."""
@@ -165,13 +86,16 @@ class Trainer:
     held_out: list[Example]
     prompts: list[Demonstration]
     engine: InProcessEngine | None
+    micro: MicroBatches
     best: dict[str, Tensor] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    without_gain: int = 0
+    """Evaluations in a row without a lower held-out loss."""
     seconds: float = 0.0
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """The micro-batches of some examples: packed rows, or padded rows of like length."""
-        lengths, size = [len(example.ids) for example in examples], self.config.micro_batch_size
+        lengths, size = [len(example.ids) for example in examples], self.micro.rows(self.config.micro_batch_size)
         groups = balanced(lengths, size) if self.packed else by_length(lengths, size)
         device = self.run.machine.device
         chosen = [[examples[i] for i in group] for group in groups]
@@ -203,8 +127,8 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     trainable = _learning(trainer.model)
     folder = run.folder.stage("sft")
-    with Metrics(folder / "metrics.jsonl") as metrics, Metrics(folder / "samples.jsonl") as samples:
-        done = train(trainer, steps, metrics, samples)
+    with Saver(run, "sft", {"base": digest(frozen)}) as saver:
+        done = train(trainer, steps, saver)
     if isinstance(trainer.model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
     trainer.model.load_adapter_state(trainer.best)
@@ -248,7 +172,8 @@ def build(
         copy = load_model(run.model, run.machine.dtype, run.machine.device)
         engine = InProcessEngine(copy, eos_id=chat.eos_id, pad_id=chat.pad_id)
     layout = "packed" if reason is None else f"padded: {reason}"
-    trainer = Trainer(config, run, chat, model, reason is None, held_out, prompts[: config.samples], engine)
+    micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
+    trainer = Trainer(config, run, chat, model, reason is None, held_out, prompts[: config.samples], engine, micro)
     return trainer, layout
 
 
@@ -265,9 +190,9 @@ def _learning(model: Roles | FullModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.trainable().items() if "value_head" not in name}
 
 
-def train(trainer: Trainer, steps: list[Step], metrics: Metrics, samples: Metrics) -> int:
+def train(trainer: Trainer, steps: list[Step], saver: Saver) -> int:
     """The loop; returns the optimiser steps that were done."""
-    config, without_gain = trainer.config, 0
+    config = trainer.config
     learning = _learning(trainer.model).values()
     parts = {config.weight_decay: [p for p in learning if p.dim() >= 2]}
     parts[0.0] = parts.get(0.0, []) + [p for p in learning if p.dim() < 2]
@@ -275,45 +200,84 @@ def train(trainer: Trainer, steps: list[Step], metrics: Metrics, samples: Metric
         [{"params": part, "lr": config.learning_rate, "weight_decay": decay} for decay, part in parts.items() if part]
     )
     schedule = schedule_of(optimiser, len(steps), config.warmup_steps, config.schedule)
+    metrics, samples = saver.log("metrics.jsonl"), saver.log("samples.jsonl")
+    number = saver.step
     with progress("SFT", len(steps), "step") as advance:
-        metrics.log(step=0, **_evaluate(trainer, 0, samples))
-        for number, step in enumerate(steps, start=1):
+        if saver.state is None:
+            metrics.log(step=0, **_evaluate(trainer, 0, samples))
+        else:
+            _unpack(trainer, optimiser, schedule, saver.state)
+            advance(count=number)
+        while number < len(steps) and not _out_of_patience(trainer):
+            step, number = steps[number], number + 1
             where = f"SFT step {number}"
             started = time.perf_counter()
-            loss = _accumulate(trainer, step.examples, where)
-            row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
-            row["tokens"] = sum(len(example.ids) for example in step.examples)
-            row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            with batch_kept(trainer.run.folder.stage("sft"), where, partial(_as_rows, trainer, step.examples)):
+                loss = _accumulate(trainer, step.examples, where)
+                row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
+                row["tokens"] = sum(len(example.ids) for example in step.examples)
+                row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
             trainer.seconds += time.perf_counter() - started
             due = step.ends_epoch if config.evaluate_every is None else number % config.evaluate_every == 0
             if due or number == len(steps):
-                lowest = min((old["eval_loss"] for old in trainer.evaluations[1:]), default=float("inf"))
                 row |= _evaluate(trainer, number, samples)
-                without_gain = 0 if row["eval_loss"] < lowest else without_gain + 1
-                if without_gain == 0:
-                    trainer.best = trainer.model.adapter_state()
             metrics.log(step=number, **row)
             advance(f"loss {loss:.3f}")
-            if config.patience is not None and without_gain >= config.patience:
-                return number
-    return len(steps)
+            last = number == len(steps) or _out_of_patience(trainer)
+            saver.checkpoint(number, lambda: _pack(trainer, optimiser, schedule), last=last)
+    return number
+
+
+def _out_of_patience(trainer: Trainer) -> bool:
+    return trainer.config.patience is not None and trainer.without_gain >= trainer.config.patience
+
+
+def _pack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR) -> State:
+    tensors = within("model", trainer.model.trainable()) | within("optimiser", optimiser.tensors())
+    tensors |= within("best", trainer.best)
+    values = {
+        "schedule": schedule.last_epoch, "evaluations": trainer.evaluations, "without_gain": trainer.without_gain,
+        "halvings": trainer.micro.halvings,
+    }  # fmt: skip
+    return State(tensors, values, {"seconds": trainer.seconds})
+
+
+def _unpack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR, state: State) -> None:
+    load_parameters(trainer.model.trainable(), state.under("model"))
+    optimiser.load_tensors(state.under("optimiser"))
+    move_schedule(schedule, state.values["schedule"])
+    trainer.best = state.under("best")
+    trainer.evaluations, trainer.without_gain = state.values["evaluations"], state.values["without_gain"]
+    trainer.micro.halvings, trainer.seconds = state.values["halvings"], state.times["seconds"]
 
 
 def _accumulate(trainer: Trainer, examples: list[Example], where: str) -> float:
     """Backward over micro-batches, divided by the completion tokens of the whole step (correctness.md row 14)."""
     count = sum(example.targets for example in examples)
-    total = 0.0
-    for batch in trainer.batches(examples):
-        loss = trainer.loss(batch) / count
-        check_finite("the loss", loss.item(), where)
-        loss.backward()
-        total += loss.item()
-    return total
+
+    def backward() -> float:
+        total = 0.0
+        for batch in trainer.batches(examples):
+            loss = trainer.loss(batch) / count
+            check_finite("the loss", loss.item(), where)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    return trainer.micro.fit(trainer.config.micro_batch_size, where, backward, trainer.model.zero_grad)
+
+
+def _as_rows(trainer: Trainer, examples: list[Example]) -> list[dict[str, Any]]:
+    """What is kept of a step that stopped: its demonstrations, kind, text and ids."""
+    ids = [list(example.ids) for example in examples]
+    texts = [trainer.chat.tokenizer.decode(row) for row in ids]
+    return [{"kind": e.kind, "text": t, "ids": row} for e, t, row in zip(examples, texts, ids, strict=True)]
 
 
 @torch.no_grad()
 def _evaluate(trainer: Trainer, step: int, samples: Metrics) -> dict[str, Any]:
-    """Held-out loss per completion token in nats, of everything and of each kind; and the sample replies."""
+    """Held-out loss per completion token in nats, of everything and of each kind; and the sample replies. The weights
+    with the lowest one after a step are kept as the best."""
     totals: dict[str, tuple[float, int]] = {}
     for kind in sorted({example.kind for example in trainer.held_out}):
         examples = [example for example in trainer.held_out if example.kind == kind]
@@ -321,6 +285,11 @@ def _evaluate(trainer: Trainer, step: int, samples: Metrics) -> dict[str, Any]:
         totals[kind] = (nats, sum(example.targets for example in examples))
     loss = sum(nats for nats, _ in totals.values()) / sum(count for _, count in totals.values())
     row = {"eval_loss": loss, "eval_loss_by_kind": {kind: nats / count for kind, (nats, count) in totals.items()}}
+    if step > 0:
+        lowest = min((old["eval_loss"] for old in trainer.evaluations[1:]), default=float("inf"))
+        trainer.without_gain = 0 if loss < lowest else trainer.without_gain + 1
+        if trainer.without_gain == 0:
+            trainer.best = trainer.model.adapter_state()
     trainer.evaluations.append({"step": step, **row})
     _sample(trainer, step, samples)
     return row
