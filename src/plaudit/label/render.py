@@ -36,15 +36,16 @@ HEADERS = {
 LONGEST_MARKDOWN = 50_000
 """Characters: a longer text is shown as it is. Markdown's worst cases grow faster than the text does."""
 
-TAGS = frozenset(
-    "p br hr strong em s code pre blockquote ul ol li h1 h2 h3 h4 h5 h6 table thead tbody tr th td a".split()
-)
+TAGS = frozenset({
+    "p", "br", "hr", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a",
+    "h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td",
+})  # fmt: skip
 SCHEMES = frozenset({"http", "https", "mailto"})
 HEADING_SHIFT = 3  # a reply's own "# Title" stands below the page's headings, or it would upset their order
 
 
 def markdown_html(text: str) -> str:
-    """`text` as HTML. Raw HTML in it stays text, pictures become words, links are http(s) or mail and leave no trace."""
+    """`text` as HTML: raw HTML in it stays text, pictures become words, links are http(s) or mail."""
     if len(text) > LONGEST_MARKDOWN:
         return f"<pre>{escape(text)}</pre>"
     tokens = _markdown().parse(text)
