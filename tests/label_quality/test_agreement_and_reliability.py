@@ -1,4 +1,4 @@
-"""Agreement and reliability against published numbers, numbers worked by hand, and simulated people of known quality."""
+"""Agreement and reliability against published numbers, numbers worked by hand, and simulated people."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_ordinal_alpha_by_hand() -> None:
 @given(st.lists(st.lists(st.integers(1, 5), min_size=6, max_size=6), min_size=2, max_size=4))
 def test_ordinal_alpha_sees_the_order_of_values_only(rows: list[list[int]]) -> None:
     before = krippendorff_alpha(rows, "ordinal")
-    after = krippendorff_alpha([[10 ** value for value in row] for row in rows], "ordinal")
+    after = krippendorff_alpha([[10**value for value in row] for row in rows], "ordinal")
     assert before == (None if after is None else pytest.approx(after, abs=1e-9))
 
 
@@ -112,7 +112,9 @@ def test_the_reliability_of_simulated_people_is_recovered() -> None:
 
 def test_reliability_does_not_depend_on_which_reply_is_called_the_first() -> None:
     judged = people([0.9, 0.8, 0.6], 200)
-    turned = {pair: {who: (-sign if pair % 2 else sign) for who, sign in given.items()} for pair, given in judged.items()}
+    turned = {
+        pair: {who: (-sign if pair % 2 else sign) for who, sign in given.items()} for pair, given in judged.items()
+    }
     assert reliabilities(judged) == pytest.approx(reliabilities(turned), abs=1e-4)
 
 

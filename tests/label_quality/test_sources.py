@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from label_rows import item, label
 
 from plaudit.label.sources import bradley_terry, source_table, win_rate
-from tests.label_quality.rows import item, label
 
 
 def strengths(wins: list[list[float]], prior: float) -> list[float]:
@@ -44,7 +44,7 @@ def simulated(worths: dict[str, float], items: int, people: int, seed: int) -> t
         for who in range(people):
             # Gumbel noise on log worths and sorting draws from Plackett-Luce.
             noisy = [np.log(worths[name]) + rng.gumbel() for name in names]
-            ranks = tuple(1 + sum(other > mine for other in noisy) for mine in noisy)
+            ranks = tuple(1 + sum(bool(other > mine) for other in noisy) for mine in noisy)
             said.append(label(made[-1], ranks, person=who))
     return made, said
 
@@ -56,7 +56,7 @@ def test_worths_of_simulated_plackett_luce_rankings_are_recovered() -> None:
     inside = 0
     for seed in range(4):
         table = source_table(*simulated(worths, 300, 2, seed))
-        assert [row["source"] for row in table][0] == "c"
+        assert table[0]["source"] == "c"
         for row in table:
             true = truth[row["source"]] - mean
             assert row["strength"] == pytest.approx(true, abs=0.25)

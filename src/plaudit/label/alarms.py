@@ -5,6 +5,7 @@ wrong side, so that a few unlucky items raise none.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 LEAST = 8
@@ -95,8 +96,8 @@ def _beside_others(row: Row, people: Sequence[Row], agreed: Row) -> list[dict[st
         ))  # fmt: skip
     own = row["longer_wins"]
     rest = [other["longer_wins"] for other in people if other is not row and other["longer_wins"]]
-    if _many(own) and rest:
-        usual = sum(share["share"] * share["n"] for share in rest) / sum(share["n"] for share in rest)
+    if _many(own) and len(rest) >= 2:
+        usual = median(share["share"] for share in rest)  # so that one person's bias is not everybody else's alarm
         if (own["low"] > usual or own["high"] < usual) and abs(own["share"] - usual) > LENGTH_GAP:
             said = "longer" if own["share"] > usual else "shorter"
             found.append(_alarm(

@@ -38,9 +38,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plaudit.label.alarms import alarms
-from plaudit.label.ledger import ItemRow, LabelRow, Ledger, standing
+from plaudit.label.ledger import Label, Ledger, standing
 from plaudit.label.quality import agreement, person_quality, ranked
 from plaudit.label.sources import source_table, win_rate
+from plaudit.label.store import ItemRow
 
 DAYS = 30
 _DAY = 86400.0
@@ -72,15 +73,18 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     }
 
 
-def _progress(ledger: Ledger, labels: Sequence[LabelRow], now: float) -> dict[str, Any]:
+def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, Any]:
     given: dict[str, set[int]] = defaultdict(set)
     for label in labels:
         if label.purpose == "normal" and not label.late:
             given[label.item].add(label.person)
+    # Gold items are served besides and are no work to be done.
+    wanted_items = [item for item in ledger.items if item.gold is None]
     tasks: list[dict[str, Any]] = []
-    for task in sorted({item.task for item in ledger.items}):
-        own = [item for item in ledger.items if item.task == task]
-        counts = [(min(len(given[item.id]), item.overlap), item.overlap) for item in own]
+    for task in sorted({item.task for item in wanted_items}):
+        own = [item for item in wanted_items if item.task == task]
+        needed = [item.overlap or ledger.overlap for item in own]
+        counts = [(min(len(given[item.id]), wanted), wanted) for item, wanted in zip(own, needed, strict=True)]
         tasks.append(
             {
                 "task": task,
@@ -104,7 +108,7 @@ def _progress(ledger: Ledger, labels: Sequence[LabelRow], now: float) -> dict[st
     }
 
 
-def _days(labels: Sequence[LabelRow], now: float) -> list[dict[str, Any]]:
+def _days(labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
     who: dict[str, list[int]] = defaultdict(list)
     for label in labels:
         who[datetime.fromtimestamp(label.created, UTC).date().isoformat()].append(label.person)
@@ -113,7 +117,7 @@ def _days(labels: Sequence[LabelRow], now: float) -> list[dict[str, Any]]:
     return [{"day": day, "labels": len(who[day]), "people": len(set(who[day]))} for day in days]
 
 
-def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[LabelRow], now: float) -> list[dict[str, Any]]:
+def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
     measured = person_quality(items, labels)
     nothing = dict.fromkeys(
         ("seconds", "too_fast", "ties", "all_bad", "cannot_judge", "earlier_wins", "first_is_best", "longer_wins",
@@ -139,7 +143,7 @@ def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[LabelRow
     return sorted(rows, key=lambda row: (-row["labels"], row["name"]))
 
 
-def _verdicts(labels: Sequence[LabelRow]) -> dict[str, int]:
+def _verdicts(labels: Sequence[Label]) -> dict[str, int]:
     return {
         "ranked": sum(label.ranks is not None for label in labels),
         "all_bad": sum(label.verdict == "all_bad" for label in labels),
@@ -148,7 +152,7 @@ def _verdicts(labels: Sequence[LabelRow]) -> dict[str, int]:
     }
 
 
-def _flags(labels: Sequence[LabelRow]) -> list[dict[str, Any]]:
+def _flags(labels: Sequence[Label]) -> list[dict[str, Any]]:
     """In how many replies somebody saw what."""
     seen = {(flag, label.item, reply) for label in labels for reply, own in enumerate(label.flags) for flag in own}
     counts = Counter(flag for flag, *_ in seen)

@@ -1,4 +1,4 @@
-"""What the database holds, as plain frozen rows: what quality, dashboard and export are computed from.
+"""What the database holds at one moment, as plain frozen rows: what quality, dashboard and export are computed from.
 
 They are pure functions of a `Ledger`, so they need no database to be tested, and one read of the database gives all of
 them the same moment.
@@ -7,48 +7,19 @@ them the same moment.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
-from plaudit.records import Completion, Message
+from sqlalchemy import Connection
 
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply of an item; `source` says which model wrote it and is never shown to annotators."""
-
-    completion: Completion
-    source: str | None = None
+from plaudit.label import store
+from plaudit.label.store import ItemRow, PersonRow
 
 
 @dataclass(frozen=True)
-class ItemRow:
-    """What is to be labelled. `overlap` is how many people are to label it."""
-
-    id: str
-    task: str
-    prompt_id: str
-    messages: tuple[Message, ...]
-    replies: tuple[Reply, ...]
-    kind: str = "instruction"
-    split: str = "train"
-    gold: tuple[int, ...] | None = None
-    priority: float = 0.0
-    overlap: int = 1
-
-
-@dataclass(frozen=True)
-class PersonRow:
-    """Who labels; a disabled person's labels stay."""
-
-    id: int
-    name: str
-    role: str = "annotator"
-    active: bool = True
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """One row of the ledger. Times are seconds since 1970 (UTC) by the server's clock; `seconds` is from serving to
-    submitting. `ranks` and `flags` are in the item's order of replies; `order[p]` is the reply shown in position p."""
+class Label:
+    """One row of the ledger with its body taken apart. Times are seconds since 1970 (UTC) by the server's clock;
+    `seconds` is from serving to submitting. `ranks` and `flags` are in the item's order of replies; `order[p]` is the
+    reply shown in position p; `supersedes` is the `seq` of the row that this one corrects."""
 
     seq: int
     item: str
@@ -66,19 +37,45 @@ class LabelRow:
     supersedes: int | None = None
     purpose: str = "normal"
 
+    @classmethod
+    def of(cls, row: store.LabelRow) -> "Label":
+        body: dict[str, Any] = row.body
+        ranks = body.get("ranks")
+        return cls(
+            row.seq, row.item, row.person, row.created, row.seconds, row.order,
+            ranks=None if ranks is None else tuple(ranks), verdict=body.get("verdict"), strength=body.get("strength"),
+            reason=body.get("reason", ""), flags=tuple(tuple(own) for own in body.get("flags", ())),
+            text=body.get("text"), late=row.late, supersedes=row.supersedes, purpose=row.purpose,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Ledger:
-    """One moment of a database; `open_leases` are items being looked at now."""
+    """One moment of a database. `overlap` is how many people label an item that does not say otherwise; `open_leases`
+    are items that somebody looks at now."""
 
     name: str
+    overlap: int
     items: tuple[ItemRow, ...]
     people: tuple[PersonRow, ...]
-    labels: tuple[LabelRow, ...]
+    labels: tuple[Label, ...]
     open_leases: int = 0
 
 
-def standing(labels: Iterable[LabelRow]) -> list[LabelRow]:
+def read(connection: Connection) -> Ledger:
+    """Everything, from one read transaction (`database.snapshot`)."""
+    project = store.project(connection)
+    return Ledger(
+        project.name,
+        project.overlap,
+        tuple(store.items(connection)),
+        tuple(store.people(connection)),
+        tuple(Label.of(row) for row in store.labels(connection, newest=False)),
+        sum(lease.state == "open" for lease in store.leases(connection)),
+    )
+
+
+def standing(labels: Iterable[Label]) -> list[Label]:
     """The labels that hold: those that no later row corrects, by `seq`."""
     rows = sorted(labels, key=lambda label: label.seq)
     corrected = {label.supersedes for label in rows}

@@ -14,8 +14,9 @@ import numpy as np
 
 from plaudit.algo.agreement import best_accuracy, cohen_kappa, krippendorff_alpha
 from plaudit.algo.statistics import wilson_interval
-from plaudit.label.ledger import ItemRow, LabelRow, verdicts_of
+from plaudit.label.ledger import Label, verdicts_of
 from plaudit.label.reliability import reliabilities
+from plaudit.label.store import ItemRow
 
 WORDS_A_SECOND = 12.0
 """Nobody reads faster: three times the 238 words a minute of silent reading (Brysbaert 2019)."""
@@ -33,12 +34,12 @@ def share_of(values: Sequence[float], clusters: Sequence[Hashable]) -> Share | N
     return {"share": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
 
 
-def ranked(labels: Sequence[LabelRow], *purposes: str) -> list[LabelRow]:
+def ranked(labels: Sequence[Label], *purposes: str) -> list[Label]:
     """The labels with ranks that were asked for one of these purposes and came in time."""
     return [label for label in labels if label.ranks is not None and label.purpose in purposes and not label.late]
 
 
-def judged_pairs(labels: Sequence[LabelRow]) -> dict[Pair, dict[int, int]]:
+def judged_pairs(labels: Sequence[Label]) -> dict[Pair, dict[int, int]]:
     """Pair of replies -> person -> verdict (1, −1, 0 for a tie), of the labels asked for as usual."""
     found: dict[Pair, dict[int, int]] = defaultdict(dict)
     for label in ranked(labels, "normal"):
@@ -53,7 +54,7 @@ def strict(judged: Mapping[Pair, Mapping[int, int]]) -> dict[Hashable, dict[int,
     return {pair: {who: sign for who, sign in given.items() if sign} for pair, given in judged.items()}
 
 
-def agreement(labels: Sequence[LabelRow]) -> dict[str, Any]:
+def agreement(labels: Sequence[Label]) -> dict[str, Any]:
     """How far people agree on the same items.
 
     - `pairs`: of two people's verdicts on one pair that both ordered strictly, the share that is the same.
@@ -92,7 +93,7 @@ def _same(several: Mapping[Pair, Mapping[int, int]]) -> tuple[list[float], list[
     return same, items
 
 
-def _alpha_of_ranks(labels: Sequence[LabelRow]) -> float | None:
+def _alpha_of_ranks(labels: Sequence[Label]) -> float | None:
     rows = [(label, label.ranks) for label in ranked(labels, "normal") if label.ranks is not None]
     sizes = Counter(len(ranks) for _, ranks in rows)
     if not sizes:
@@ -127,7 +128,7 @@ def _between(several: Mapping[Pair, Mapping[int, int]]) -> list[dict[str, Any]]:
     return rows
 
 
-def item_agreement(labels: Sequence[LabelRow]) -> dict[str, float]:
+def item_agreement(labels: Sequence[Label]) -> dict[str, float]:
     """Item -> share of its strict pairs of verdicts, two people at a time, that are the same; only of items where two
     people ordered the same pair."""
     found: dict[str, list[float]] = defaultdict(list)
@@ -139,11 +140,11 @@ def item_agreement(labels: Sequence[LabelRow]) -> dict[str, float]:
 # --- one person ---
 
 
-def person_quality(items: Mapping[str, ItemRow], labels: Sequence[LabelRow]) -> dict[int, dict[str, Any]]:
+def person_quality(items: Mapping[str, ItemRow], labels: Sequence[Label]) -> dict[int, dict[str, Any]]:
     """Person -> what their labels are like, beside everybody else's; the keys are those of `dashboard`'s people."""
     judged = judged_pairs(labels)
     reliable = reliabilities(strict(judged))
-    by_person: dict[int, list[LabelRow]] = defaultdict(list)
+    by_person: dict[int, list[Label]] = defaultdict(list)
     for label in labels:
         by_person[label.person].append(label)
     found: dict[int, dict[str, Any]] = {}
@@ -162,7 +163,7 @@ def person_quality(items: Mapping[str, ItemRow], labels: Sequence[LabelRow]) -> 
     return found
 
 
-def pace(items: Mapping[str, ItemRow], own: Sequence[LabelRow]) -> dict[str, Any]:
+def pace(items: Mapping[str, ItemRow], own: Sequence[Label]) -> dict[str, Any]:
     """Seconds an item (median, 10th and 90th percentile) and the share of labels faster than the texts can be read.
 
     Corrections are left out: they start from what was read before.
@@ -181,11 +182,11 @@ def pace(items: Mapping[str, ItemRow], own: Sequence[LabelRow]) -> dict[str, Any
 
 def words_of(item: ItemRow) -> int:
     """Words of the last turn and of all replies: the least that has to be read."""
-    texts = [item.messages[-1].content, *(reply.completion.text for reply in item.replies)]
+    texts = [item.messages[-1].content, *(reply.text for reply in item.replies)]
     return sum(len(text.split()) for text in texts)
 
 
-def habits(own: Sequence[LabelRow]) -> dict[str, Any]:
+def habits(own: Sequence[Label]) -> dict[str, Any]:
     """Shares of ties among the pairs, and of labels "all bad" and "cannot judge"."""
     judging = [label for label in own if label.text is None]
     signs = [sign for label in judging if label.ranks for sign in verdicts_of(label.ranks).values()]
@@ -198,7 +199,7 @@ def habits(own: Sequence[LabelRow]) -> dict[str, Any]:
     }
 
 
-def earlier_wins(own: Sequence[LabelRow]) -> Share | None:
+def earlier_wins(own: Sequence[Label]) -> Share | None:
     """Of the strictly ordered pairs, the share won by the reply that was shown further up. ½ is no position bias: the
     order is drawn anew for every view."""
     won, items = [], []
@@ -213,7 +214,7 @@ def earlier_wins(own: Sequence[LabelRow]) -> Share | None:
     return share_of(won, items)
 
 
-def first_is_best(own: Sequence[LabelRow]) -> Share | None:
+def first_is_best(own: Sequence[Label]) -> Share | None:
     """Of the labels with a single best reply, the share where it was shown first; 1/K for somebody who reads."""
     rows = [
         (float(label.ranks[label.order[0]] == min(label.ranks)), label.item)
@@ -223,13 +224,13 @@ def first_is_best(own: Sequence[LabelRow]) -> Share | None:
     return share_of([value for value, _ in rows], [item for _, item in rows])
 
 
-def longer_wins(items: Mapping[str, ItemRow], own: Sequence[LabelRow]) -> Share | None:
+def longer_wins(items: Mapping[str, ItemRow], own: Sequence[Label]) -> Share | None:
     """Of the strictly ordered pairs of replies of different length (characters), the share won by the longer one."""
     won, where = [], []
     for label in own:
         if label.ranks is None:
             continue
-        lengths = [len(reply.completion.text) for reply in items[label.item].replies]
+        lengths = [len(reply.text) for reply in items[label.item].replies]
         for (i, j), sign in verdicts_of(label.ranks).items():
             if sign and lengths[i] != lengths[j]:
                 won.append(float((sign > 0) == (lengths[i] > lengths[j])))
@@ -237,7 +238,7 @@ def longer_wins(items: Mapping[str, ItemRow], own: Sequence[LabelRow]) -> Share 
     return share_of(won, where)
 
 
-def gold_accuracy(items: Mapping[str, ItemRow], own: Sequence[LabelRow]) -> Share | None:
+def gold_accuracy(items: Mapping[str, ItemRow], own: Sequence[Label]) -> Share | None:
     """Of the pairs that an item's known answer orders, the share ordered alike; a tie is half right."""
     right, where = [], []
     for label in own:
@@ -252,9 +253,9 @@ def gold_accuracy(items: Mapping[str, ItemRow], own: Sequence[LabelRow]) -> Shar
     return share_of(right, where)
 
 
-def consistency(own: Sequence[LabelRow]) -> Share | None:
+def consistency(own: Sequence[Label]) -> Share | None:
     """Of the pairs that somebody ordered strictly both times they saw an item, the share ordered alike."""
-    first: dict[str, LabelRow] = {}
+    first: dict[str, Label] = {}
     same, where = [], []
     for label in sorted(own, key=lambda row: row.seq):
         if label.ranks is None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from plaudit.algo.statistics import wilson_interval
-from plaudit.label.ledger import ItemRow, LabelRow, verdicts_of
+from plaudit.label.ledger import Label, verdicts_of
+from plaudit.label.store import ItemRow
 
 PRIOR = 0.5
 """Wins and losses of every source against one of strength 0, so that an undefeated one is not infinitely strong."""
@@ -46,7 +47,7 @@ def bradley_terry(wins_DSS: np.ndarray, *, prior: float = PRIOR, steps: int = 20
     return strength_DS - strength_DS.mean(axis=1, keepdims=True)
 
 
-def source_table(items: Sequence[ItemRow], labels: Sequence[LabelRow], *, seed: int = 0) -> list[dict[str, Any]]:
+def source_table(items: Sequence[ItemRow], labels: Sequence[Label], *, seed: int = 0) -> list[dict[str, Any]]:
     """Sources from best to worst: strength with its 95 % interval (percentile bootstrap, whole items drawn), win rate
     against the others (ties half) with its interval, and how many verdicts it rests on.
 
@@ -106,7 +107,7 @@ def _source_pairs(sources: Sequence[str | None], ranks: Sequence[int]) -> list[t
     return found
 
 
-def win_rate(items: Sequence[ItemRow], labels: Sequence[LabelRow], first: str, second: str) -> dict[str, Any] | None:
+def win_rate(items: Sequence[ItemRow], labels: Sequence[Label], first: str, second: str) -> dict[str, Any] | None:
     """How often replies of source `first` were ranked above those of `second` (ties half), with the 95 % interval over
     prompts; None when nobody compared the two."""
     by_id = {item.id: item for item in items}
