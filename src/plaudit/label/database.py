@@ -34,6 +34,10 @@ _STATEMENT_SECONDS = 20
 _LOCK_NUMBER = 0x706C6175  # any number of our own, for PostgreSQL's advisory lock
 
 
+class Raced(RuntimeError):
+    """Another session was first: the transaction is to be tried again from its beginning."""
+
+
 def as_url(database: str | Path) -> URL:
     """A SQLAlchemy URL, of a path too; UserError for a database that we do not speak to."""
     text = str(database)

@@ -126,6 +126,7 @@ Index(
     sqlite_where=text("free > 0"),
     postgresql_where=text("free > 0"),
 )
+Index("item_gold", item.c.number, sqlite_where=text("gold IS NOT NULL"), postgresql_where=text("gold IS NOT NULL"))
 
 lease = Table(
     "lease",
