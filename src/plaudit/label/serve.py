@@ -136,6 +136,7 @@ def _listen(place: Place) -> socket.socket:
         listening = socket.socket(family)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((place.host, place.port))
+        listening.listen(512)  # whoever is told the address may knock at once
     except OSError as error:
         raise UserError(
             f"cannot listen on {place.host}:{place.port}: {error.strerror}; choose another --port"
