@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 VERDICTS = ("all_bad", "cannot_judge")
@@ -16,25 +15,32 @@ MOST_REASON, MOST_TEXT = 5_000, 200_000
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
 class BadAnswer(ValueError):
     """What is wrong with which field of an answer, and what to send instead."""
 
-    field: str
-    error: str
-    fix: str
+    def __init__(self, field: str, error: str, fix: str):
+        super().__init__(f"{field}: {error}; {fix}")
+        self.field, self.error, self.fix = field, error, fix
 
 
 def body_of(task: str, order: Sequence[int], flags: Sequence[str], sent: dict[str, Any]) -> dict[str, Any]:
     """The body of a label: every key of the task, ranks dense from 1, all in the item's order. BadAnswer if wrong.
 
-    rank and compare: {"ranks", "verdict", "strength", "reason", "flags"}; write: {"text"}.
+    rank and compare: {"ranks", "verdict", "strength", "reason", "flags"}; write: {"text", "reason"}.
     """
+    unknown = sent.keys() - {"ranks", "verdict", "strength", "reason", "flags", "text"}
+    if unknown:
+        raise BadAnswer(_shown(min(unknown)), "not a part of an answer", "see docs/label-api.md")
     if task == "write":
+        for field in ("ranks", "verdict", "strength"):
+            if sent.get(field) is not None:
+                raise BadAnswer(field, "a written reply has none", "send null")
         text = _text("text", sent.get("text"), MOST_TEXT)
         if not text.strip():
             raise BadAnswer("text", "the reply is empty", "write a reply, or skip this item")
-        return {"text": text}
+        return {"text": text, "reason": _text("reason", sent.get("reason") or "", MOST_REASON)}
+    if sent.get("text") is not None:
+        raise BadAnswer("text", f"a text where the task is {task}", "send null")
     verdict = sent.get("verdict")
     if verdict is not None and verdict not in VERDICTS:
         raise BadAnswer("verdict", f"unknown verdict {_shown(verdict)}", f"send null or one of {', '.join(VERDICTS)}")

@@ -59,8 +59,9 @@ def connect(database: str | Path | URL, *, pool: int = 8) -> Engine:
     """An engine; nothing is opened yet. `pool` is the most connections it keeps."""
     url = database if isinstance(database, URL) else as_url(database)
     if url.get_backend_name() == "postgresql":
+        own = url.query.get("options", "")
         options = (
-            f"-c synchronous_commit=on -c statement_timeout={_STATEMENT_SECONDS * 1000} "
+            f"{own if isinstance(own, str) else ' '.join(own)} -c synchronous_commit=on -c statement_timeout={_STATEMENT_SECONDS * 1000} "
             f"-c lock_timeout={BUSY_SECONDS * 1000} -c idle_in_transaction_session_timeout=60000"
         )
         return create_engine(
