@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
@@ -30,7 +31,6 @@ _DAY = 86_400
 # OWASP's second profile (19 MiB, two passes): the library's default takes 64 MiB a login, more than this process may.
 _hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 _at_once = threading.Semaphore(2)
-_NOBODY = _hasher.hash(secrets.token_hex(16))
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,17 @@ def hash_password(password: str) -> str:
         return _hasher.hash(password.encode("utf-8", "surrogatepass"))
 
 
+@cache
+def _nobody() -> str:
+    """What the password of a name that is not there is checked against."""
+    return _hasher.hash(secrets.token_hex(16))
+
+
 def password_fits(stored: str | None, password: str) -> bool:
     """Whether it is the password; takes as long where there is none."""
     with _at_once:
         try:
-            _hasher.verify(stored or _NOBODY, password.encode("utf-8", "surrogatepass"))
+            _hasher.verify(stored or _nobody(), password.encode("utf-8", "surrogatepass"))
         except VerifyMismatchError:
             return False
     return stored is not None
