@@ -1,7 +1,7 @@
 // A person's own answers, the newest first, each with its correction.
 
 import { answerOf, begin, positionsOf } from "./answer.js";
-import { announce, button, clearNotice, el, letter, notice } from "./dom.js";
+import { announce, button, clearNotice, dateOf, el, letter, notice } from "./dom.js";
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys } from "./keys.js";
@@ -42,7 +42,7 @@ async function load(before) {
 
 function entryOf(label) {
   const { view, positions } = label;
-  const when = new Date(label.created);
+  const when = dateOf(label.created);
   const body = el("div", { class: "entry-body" });
   const entry = el("details", { class: "card entry" },
     el("summary", {},
@@ -81,7 +81,7 @@ function correct(item) {
   let draft = kept.open(key, begin(answerOf(label.positions, view.replies.length)));
   const form = answerForm(view, draft.state, {
     flags: me.project.flags ?? [],
-    labels: { submit: "Send correction", skip: "Cancel" },
+    labels: { submit: "Correct", skip: "Cancel" },
     changed: (state) => (draft = kept.save(key, draft, state)),
     skip: () => {
       kept.drop(key);

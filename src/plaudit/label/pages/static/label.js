@@ -1,7 +1,7 @@
 // The annotator's page: one item after the other. It keeps the draft, asks for items, and sends answers.
 
 import { begin, emptyAnswer, positionsOf } from "./answer.js";
-import { announce, button, clearNotice, el, notice, trusted } from "./dom.js";
+import { announce, button, clearNotice, dateOf, el, notice, trusted } from "./dom.js";
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys } from "./keys.js";
@@ -156,8 +156,8 @@ let timer = null;
 /** Until when the item is this person's; after that it can still be sent, and counts as late. */
 function reserved(expires) {
   const place = document.getElementById("reserved");
-  const left = Date.parse(expires) - Date.now();
-  const clock = new Date(expires).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const left = dateOf(expires) - Date.now();
+  const clock = dateOf(expires).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   const over = "The time for this item has run out. You can still send it: it is kept and marked as late.";
   clearTimeout(timer);
   place.textContent = left > 0 ? `Reserved for you until ${clock}` : over;
