@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         text = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         with self.fake.lock:
             if self.failing():
-                return
+                return None
             if self.path in ("/login", "/invite/token"):
                 return self.login({key: values[0] for key, values in parse_qs(text).items()})
             if self.name is None:

@@ -50,7 +50,7 @@ function draw(data) {
     section("Labels a day", el("div", { class: "card plot" }, bars(data.days)), taskTable(progress.tasks)),
     section("People", peopleTable(data.people, me.name, again)),
     ...(data.people.some((person) => person.labels) ? [section("Quality", el("p", { class: "aside" },
-      "Points with their 95 % intervals, from 0 to 100 %. The dashed line is where a fair person is expected; an interval that leaves it is drawn in colour. Longer replies may deserve to win: compare people with one another."), qualityTable(data.people))] : []),
+      "Points with their 95 % intervals, from 0 to 100 %. The dashed line is one half: which reply was shown first should not matter, so an interval that leaves it there is drawn in colour. Longer replies may deserve to win: compare people with one another."), qualityTable(data.people))] : []),
     section("Agreement", el("p", {}, agreementInWords(agreement)), ...(agreement.between.length ? [agreementTable(agreement.between)] : [])),
     section("Which source wins", ...sources(data)),
     section("Verdicts and flags", el("p", {}, verdictsInWords(data))));

@@ -10,13 +10,16 @@ function shape(tag, attributes, ...children) {
   return node;
 }
 
-/** An estimate with its interval on a line from `from` to `to`; `reference` is where "nothing is going on" lies. */
-export function range({ value, low, high }, { from = 0, to = 1, reference = null, label }) {
+/**
+ * An estimate with its interval on a line from `from` to `to`; `reference` is where "nothing is going on" lies. With
+ * `warn`, an interval that leaves it is drawn in the colour of a warning.
+ */
+export function range({ value, low, high }, { from = 0, to = 1, reference = null, warn = false, label }) {
   const x = (number) => `${(100 * Math.min(1, Math.max(0, (number - from) / (to - from || 1)))).toFixed(2)}%`;
   const parts = [shape("line", { x1: "0%", x2: "100%", y1: 11, y2: 11, class: "axis" })];
   if (reference !== null) parts.push(shape("line", { x1: x(reference), x2: x(reference), y1: 2, y2: 20, class: "reference" }));
   parts.push(shape("line", { x1: x(low), x2: x(high), y1: 11, y2: 11, class: "interval" }), shape("circle", { cx: x(value), cy: 11, r: 4.5, class: "estimate" }));
-  const off = reference !== null && (low > reference || high < reference);
+  const off = warn && (low > reference || high < reference);
   return shape("svg", { class: `range${off ? " off" : ""}`, width: "100%", height: 22, role: "img", "aria-label": label }, ...parts);
 }
 

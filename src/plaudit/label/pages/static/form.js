@@ -34,10 +34,10 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
     set(change(state, withPlaces(state.now, places)), said(reply, places));
   };
   const pick = (choice) => set(change(state, withPlaces(state.now, choice.places)), `${choice.label}.`);
-  const choose = (reply) => {
+  const choose = (reply, scroll = true) => {
     current = reply;
     cards[reply].node.focus({ preventScroll: true });
-    cards[reply].node.scrollIntoView({ block: "nearest" });
+    if (scroll) cards[reply].node.scrollIntoView({ block: "nearest" });
     show();
   };
 

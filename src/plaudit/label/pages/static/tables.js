@@ -16,21 +16,22 @@ export function table(caption, heads, rows) {
 }
 
 /** A share as plot and words, in one cell. */
-function plotted(name, share, reference) {
+function plotted(name, share, { reference = null, warn = false } = {}) {
   if (!share) return el("td", { class: "plotted" }, el("span", { class: "aside" }, "too few labels"));
   const words = shareInWords(share);
-  return el("td", { class: "plotted" }, range({ value: share.share, ...share }, { reference, label: `${name}: ${words}` }), el("small", {}, words));
+  return el("td", { class: "plotted" }, range({ value: share.share, ...share }, { reference, warn, label: `${name}: ${words}` }),
+    el("small", {}, percent(share.share)), el("small", {}, `${Math.round(100 * share.low)} to ${Math.round(100 * share.high)}, n = ${whole(share.n)}`));
 }
 
 export function qualityTable(people) {
   const rows = people.filter((person) => person.labels).map((person) => [
     person.name,
-    plotted("Gold right", person.gold, null),
-    plotted("Agrees with others", person.others, null),
-    plotted("Agrees with themselves", person.self, null),
-    plotted("Earlier reply wins", person.earlier_wins, 0.5),
-    plotted("Longer reply wins", person.longer_wins, 0.5),
-    plotted("Too fast", person.too_fast, null),
+    plotted("Gold right", person.gold),
+    plotted("Agrees with others", person.others),
+    plotted("Agrees with themselves", person.self),
+    plotted("Earlier reply wins", person.earlier_wins, { reference: 0.5, warn: true }),
+    plotted("Longer reply wins", person.longer_wins, { reference: 0.5 }),
+    plotted("Too fast", person.too_fast),
     decimal(person.reliability),
   ]);
   return table("Quality of each person", ["Person", "Gold right", "Agrees with others", "Agrees with themselves", "Earlier reply wins", "Longer reply wins", "Too fast", "#Reliability"], rows);
@@ -42,7 +43,9 @@ export function agreementTable(between) {
 }
 
 export function sourceTable(sources) {
-  const ends = { from: Math.min(...sources.map((row) => row.low)), to: Math.max(...sources.map((row) => row.high)) };
+  const low = Math.min(...sources.map((row) => row.low));
+  const high = Math.max(...sources.map((row) => row.high));
+  const ends = { from: low - 0.05 * (high - low), to: high + 0.05 * (high - low) };
   return table("Sources by strength", ["Source", "Strength, with its 95 % interval", "Win rate", "#Verdicts"], sources.map((row) => {
     const strength = `${decimal(row.strength)} (${decimal(row.low)} to ${decimal(row.high)})`;
     const wins = `${percent(row.win_rate)} (${Math.round(100 * row.win_low)} to ${Math.round(100 * row.win_high)})`;
