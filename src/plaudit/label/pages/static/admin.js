@@ -5,7 +5,7 @@ import { button, dateOf, el, notice } from "./dom.js";
 import { decimal, percent, shareInWords, whole } from "./numbers.js";
 import { exportPanel, invitePanel, peopleTable, settingsPanel } from "./panels.js";
 import { askUntilThere } from "./server.js";
-import { signedOut, waiting, whoIsThere } from "./session.js";
+import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { agreementTable, qualityTable, sourceTable, table } from "./tables.js";
 
 const place = document.getElementById("dashboard");
@@ -23,7 +23,7 @@ async function start() {
 }
 
 async function fetched(path) {
-  const answer = await askUntilThere(path, undefined, waiting("The server cannot be reached."));
+  const answer = await patiently(AWAY, (wait) => askUntilThere(path, undefined, wait));
   if (answer.signedOut) signedOut();
   else if (answer.status !== 200) notice("bad", answer.data.error ?? `The server refused it (${answer.status}).`);
   else return answer.data;

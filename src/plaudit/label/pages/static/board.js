@@ -52,7 +52,7 @@ export function board(count, { give, insert, choose }) {
   return {
     node,
     /** Also makes the letters on the cards draggable: `root` holds both the cards and the board. */
-    listen: (root) => draggable(root, { targetAt, over, drop, pick: () => {} }),
+    listen: (root) => draggable(root, { targetAt, over, drop }),
     show(places, current) {
       shown = places;
       const focused = node.contains(document.activeElement) ? document.activeElement.dataset.drag : undefined;

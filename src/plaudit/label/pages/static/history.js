@@ -6,7 +6,7 @@ import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys } from "./keys.js";
 import { askUntilThere } from "./server.js";
-import { signedOut, waiting, whoIsThere } from "./session.js";
+import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainRefusal, finishOld, send, sentWords } from "./submit.js";
 import { conversation, replyText } from "./texts.js";
 
@@ -28,7 +28,7 @@ async function start() {
 
 async function load(before) {
   const path = before === null ? "/api/history" : `/api/history?before=${before}`;
-  const answer = await askUntilThere(path, undefined, waiting("The server cannot be reached."));
+  const answer = await patiently(AWAY, (wait) => askUntilThere(path, undefined, wait));
   if (answer.signedOut) return signedOut();
   if (answer.status !== 200) return explainRefusal(answer);
   if (before === null) entries.replaceChildren();

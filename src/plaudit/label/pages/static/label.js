@@ -5,8 +5,8 @@ import { announce, button, clearNotice, dateOf, el, notice, trusted } from "./do
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys } from "./keys.js";
-import { ask, askUntilThere } from "./server.js";
-import { signedOut, waiting, whoIsThere } from "./session.js";
+import { ask, deliver } from "./server.js";
+import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainConflict, explainRefusal, finishOld, send, sentWords } from "./submit.js";
 
 const GUIDELINES_READ = "plaudit:1:guidelines";
@@ -35,7 +35,7 @@ async function start() {
 /** The next item; `words` stay on the page beside it, `spoken` are only read out. */
 async function next(words = "", spoken = words) {
   shown = null;
-  const answer = await askUntilThere("/api/claim", { task: null }, waiting("The server cannot be reached."));
+  const answer = await patiently(AWAY, (wait) => deliver("/api/claim", { task: null }, wait));
   if (answer.signedOut) return signedOut();
   if (words) notice("good", words);
   else clearNotice();
@@ -97,7 +97,7 @@ function failed(key, draft, answer, goOn) {
 async function skip() {
   const item = shown;
   item.form.lock(true);
-  const answer = await askUntilThere("/api/release", { lease: item.lease }, waiting("The server cannot be reached."));
+  const answer = await patiently(AWAY, (wait) => deliver("/api/release", { lease: item.lease }, wait));
   if (answer.signedOut) return signedOut();
   kept.drop(item.key);
   return next();

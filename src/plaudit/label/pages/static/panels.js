@@ -3,11 +3,11 @@
 import { button, dateOf, el, notice } from "./dom.js";
 import { DASH, percent, seconds, whole } from "./numbers.js";
 import { deliver } from "./server.js";
-import { signedOut, waiting } from "./session.js";
+import { AWAY, patiently, signedOut } from "./session.js";
 import { table } from "./tables.js";
 
 async function post(path, body) {
-  const answer = await deliver(path, body, waiting("The server cannot be reached."));
+  const answer = await patiently(AWAY, (wait) => deliver(path, body, wait));
   if (answer.signedOut) signedOut();
   else if (answer.status !== 200) notice("bad", [answer.data.error ?? `The server refused it (${answer.status}).`, answer.data.fix ?? ""].join(" ").trim());
   return answer.status === 200 ? answer.data : null;
