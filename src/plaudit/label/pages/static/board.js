@@ -7,7 +7,7 @@ import { unplaced } from "./ranks.js";
 
 const EDGE = 0.28; // the outer part of a taken place: a drop there goes between places instead of making a tie
 
-/** `give(reply, place)` and `insert(reply, place)` are wishes; `choose(reply)` makes a reply the current one. */
+/** `give(reply, place)` and `insert(reply, place)` are wishes; `choose(reply, scroll)` makes a reply the current one. */
 export function board(count, { give, insert, choose }) {
   const slots = Array.from({ length: count }, (_, index) => {
     const chips = el("span", { class: "chips" });
@@ -35,7 +35,7 @@ export function board(count, { give, insert, choose }) {
   };
 
   const drop = (reply, target) => {
-    choose(reply);
+    choose(reply, false); // the page does not move under a finger that has just let go
     if (target.edge === "before") insert(reply, target.place);
     else if (target.edge === "after") insert(reply, target.place + 1);
     else give(reply, target.place);
@@ -52,7 +52,7 @@ export function board(count, { give, insert, choose }) {
   return {
     node,
     /** Also makes the letters on the cards draggable: `root` holds both the cards and the board. */
-    listen: (root) => draggable(root, { targetAt, over, drop, pick: () => {} }),
+    listen: (root) => draggable(root, { targetAt, over, drop }),
     show(places, current) {
       shown = places;
       const focused = node.contains(document.activeElement) ? document.activeElement.dataset.drag : undefined;

@@ -52,3 +52,8 @@ export function letter(position) {
 export function listed(words) {
   return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
 }
+
+/** A time of the server's: seconds since 1970. */
+export function dateOf(seconds) {
+  return new Date(1000 * seconds);
+}

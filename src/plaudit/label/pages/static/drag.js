@@ -7,7 +7,7 @@
 const SLOP = 6; // pixels: less is a click with an unsteady hand
 
 /** `targetAt(x, y)` says what is under the pointer, or null. Escape, or a drop on nothing, changes nothing. */
-export function draggable(root, { targetAt, over, drop, pick }) {
+export function draggable(root, { targetAt, over, drop }) {
   let held = null;
 
   const finish = () => {
@@ -40,7 +40,6 @@ export function draggable(root, { targetAt, over, drop, pick }) {
       held.ghost = ghostOf(held.source);
       held.source.classList.add("held");
       document.addEventListener("keydown", cancelled, true);
-      pick(held.reply);
     }
     held.ghost.style.transform = `translate(${event.clientX}px, ${event.clientY}px)`;
     over(targetAt(event.clientX, event.clientY));

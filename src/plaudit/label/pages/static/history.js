@@ -1,12 +1,12 @@
 // A person's own answers, the newest first, each with its correction.
 
 import { answerOf, begin, positionsOf } from "./answer.js";
-import { announce, button, clearNotice, el, letter, notice } from "./dom.js";
+import { announce, button, clearNotice, dateOf, el, letter, notice } from "./dom.js";
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys } from "./keys.js";
 import { askUntilThere } from "./server.js";
-import { signedOut, waiting, whoIsThere } from "./session.js";
+import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainRefusal, finishOld, send, sentWords } from "./submit.js";
 import { conversation, replyText } from "./texts.js";
 
@@ -28,7 +28,7 @@ async function start() {
 
 async function load(before) {
   const path = before === null ? "/api/history" : `/api/history?before=${before}`;
-  const answer = await askUntilThere(path, undefined, waiting("The server cannot be reached."));
+  const answer = await patiently(AWAY, (wait) => askUntilThere(path, undefined, wait));
   if (answer.signedOut) return signedOut();
   if (answer.status !== 200) return explainRefusal(answer);
   if (before === null) entries.replaceChildren();
@@ -42,7 +42,7 @@ async function load(before) {
 
 function entryOf(label) {
   const { view, positions } = label;
-  const when = new Date(label.created);
+  const when = dateOf(label.created);
   const body = el("div", { class: "entry-body" });
   const entry = el("details", { class: "card entry" },
     el("summary", {},
@@ -81,7 +81,7 @@ function correct(item) {
   let draft = kept.open(key, begin(answerOf(label.positions, view.replies.length)));
   const form = answerForm(view, draft.state, {
     flags: me.project.flags ?? [],
-    labels: { submit: "Send correction", skip: "Cancel" },
+    labels: { submit: "Correct", skip: "Cancel" },
     changed: (state) => (draft = kept.save(key, draft, state)),
     skip: () => {
       kept.drop(key);

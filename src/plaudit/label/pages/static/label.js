@@ -1,12 +1,12 @@
 // The annotator's page: one item after the other. It keeps the draft, asks for items, and sends answers.
 
 import { begin, emptyAnswer, positionsOf } from "./answer.js";
-import { announce, button, clearNotice, el, notice, trusted } from "./dom.js";
+import { announce, button, clearNotice, dateOf, el, notice, trusted } from "./dom.js";
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys } from "./keys.js";
-import { ask, askUntilThere } from "./server.js";
-import { signedOut, waiting, whoIsThere } from "./session.js";
+import { ask, deliver } from "./server.js";
+import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainConflict, explainRefusal, finishOld, send, sentWords } from "./submit.js";
 
 const GUIDELINES_READ = "plaudit:1:guidelines";
@@ -35,7 +35,7 @@ async function start() {
 /** The next item; `words` stay on the page beside it, `spoken` are only read out. */
 async function next(words = "", spoken = words) {
   shown = null;
-  const answer = await askUntilThere("/api/claim", { task: null }, waiting("The server cannot be reached."));
+  const answer = await patiently(AWAY, (wait) => deliver("/api/claim", { task: null }, wait));
   if (answer.signedOut) return signedOut();
   if (words) notice("good", words);
   else clearNotice();
@@ -97,7 +97,7 @@ function failed(key, draft, answer, goOn) {
 async function skip() {
   const item = shown;
   item.form.lock(true);
-  const answer = await askUntilThere("/api/release", { lease: item.lease }, waiting("The server cannot be reached."));
+  const answer = await patiently(AWAY, (wait) => deliver("/api/release", { lease: item.lease }, wait));
   if (answer.signedOut) return signedOut();
   kept.drop(item.key);
   return next();
@@ -156,8 +156,8 @@ let timer = null;
 /** Until when the item is this person's; after that it can still be sent, and counts as late. */
 function reserved(expires) {
   const place = document.getElementById("reserved");
-  const left = Date.parse(expires) - Date.now();
-  const clock = new Date(expires).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const left = dateOf(expires) - Date.now();
+  const clock = dateOf(expires).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   const over = "The time for this item has run out. You can still send it: it is kept and marked as late.";
   clearTimeout(timer);
   place.textContent = left > 0 ? `Reserved for you until ${clock}` : over;

@@ -53,14 +53,14 @@ function groupsOf(places) {
   return used.map((place) => ({ place, replies: places.flatMap((own, reply) => (own === place ? [reply] : [])) }));
 }
 
-/** Groups in order back to places: each keeps its own where it can, moves down where it must, all dense if that ends too low. */
+/** Groups in order back to places: each keeps its own where it can, moves down for the one above, up for want of room. */
 function spread(groups, count) {
   let last = 0;
-  const moved = groups.map((group) => (last = Math.max(group.place, last + 1)));
-  const fits = last <= count;
+  const down = groups.map((group) => (last = Math.max(group.place, last + 1)));
+  const at = down.map((place, index) => Math.min(place, count - (groups.length - 1 - index)));
   const places = Array(count).fill(null);
   groups.forEach((group, index) => {
-    for (const reply of group.replies) places[reply] = fits ? moved[index] : index + 1;
+    for (const reply of group.replies) places[reply] = at[index];
   });
   return places;
 }

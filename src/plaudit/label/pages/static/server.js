@@ -5,9 +5,12 @@ const LONGEST_WAIT_MS = 30_000;
 const AWAY = new Set([408, 425, 429, 500, 502, 503, 504]);
 
 let csrf = "";
+let who = "";
 
-export function rememberToken(token) {
+/** The token that every POST carries, and whose it is. */
+export function remember({ csrf: token, name }) {
   csrf = token;
+  who = name;
 }
 
 /** { status, data, away, signedOut, after }: never throws for what a network or a server may do. */
@@ -54,14 +57,15 @@ export async function askUntilThere(path, body, wait) {
 }
 
 /**
- * Send what must not be lost. A token that is out of date (signed in again in another tab) is fetched anew once; the
- * submit's id makes a second sending harmless.
+ * A POST that a new login in another tab does not stop: a token that is out of date is fetched anew once. If somebody
+ * else has signed in, nothing is sent in their name: the 403 comes back.
  */
 export async function deliver(path, body, wait) {
   const answer = await askUntilThere(path, body, wait);
   if (answer.status !== 403) return answer;
   const me = await askUntilThere("/api/me", undefined, wait);
-  if (me.status !== 200 || me.data.csrf === csrf) return me.signedOut ? me : answer;
+  if (me.signedOut) return me;
+  if (me.status !== 200 || me.data.name !== who || me.data.csrf === csrf) return answer;
   csrf = me.data.csrf;
   return askUntilThere(path, body, wait);
 }

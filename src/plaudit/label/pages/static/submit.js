@@ -2,7 +2,7 @@
 
 import { button, el, notice } from "./dom.js";
 import { ask, deliver } from "./server.js";
-import { signedOut, waiting } from "./session.js";
+import { patiently, signedOut } from "./session.js";
 
 const KEPT = "The server cannot be reached. Your answer is kept in this browser and is sent as soon as the server is back.";
 
@@ -12,7 +12,7 @@ const KEPT = "The server cannot be reached. Your answer is kept in this browser 
  */
 export async function send(kept, key, draft) {
   const { path, body } = draft.pending;
-  const answer = await deliver(path, body, waiting(KEPT));
+  const answer = await patiently(KEPT, (wait) => deliver(path, body, wait));
   if (answer.status === 200) kept.sent(key, answer.data.seq, body);
   return answer;
 }
@@ -60,6 +60,7 @@ export function explainRefusal(answer, { goOn = null, drop = null } = {}) {
   const words = answer.status === 403
     ? "The server says that this item is not yours: you may have signed in as somebody else since. Your answer is kept in this browser."
     : [error ?? `The server did not take the answer (${answer.status}).`, fix ?? ""].join(" ").trim();
+  if (answer.status === 403) return notice("bad", words, button("Load the page again", () => location.reload()));
   return notice("bad", words, ...(goOn ? [button("Go on", goOn)] : []), ...(drop ? [button("Throw this answer away", drop, { class: "quiet" })] : []));
 }
 
