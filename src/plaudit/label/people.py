@@ -199,9 +199,7 @@ def begin_attempt(connection: Connection, name: str, address: str, now: float | 
 
 def log_in(connection: Connection, name: str, attempt: int, who: int, old: str | None) -> str:
     """The password was right: forget the name's failures, end the session the browser came with, begin another."""
-    connection.execute(
-        delete(login_attempt).where((login_attempt.c.name == name) | (login_attempt.c.id == attempt))
-    )
+    connection.execute(delete(login_attempt).where((login_attempt.c.name == name) | (login_attempt.c.id == attempt)))
     if old is not None:
         end_session(connection, old)
     return begin_session(connection, who)
