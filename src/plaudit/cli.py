@@ -16,6 +16,7 @@ from rich.status import Status
 from rich.table import Table
 
 from plaudit.errors import RunStopped, UserError
+from plaudit.label.cli import label
 from plaudit.run.display import console
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 data = typer.Typer(help="What is in data files, and what is wrong with it, line by line.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(label, name="label")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
 Overrides = Annotated[

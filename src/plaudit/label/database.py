@@ -25,11 +25,11 @@ from plaudit.label.schema import project
 
 BUSY_SECONDS = 5
 FLAGS = ("unsafe", "untrue", "too long")
-GUIDELINES = """Read the conversation, then every reply to the end. Rank the replies from best to worst.
-
-A good reply does what was asked, is true, and is safe. Length is no merit of its own. Replies that are equally good may
-share a rank. If all of them are bad, say so; if you cannot judge them, say that: both are answers, too.
-"""
+GUIDELINES = (
+    "Read the conversation, then every reply to the end. Rank the replies from best to worst.\n\n"
+    "A good reply does what was asked, is true, and is safe. Length is no merit of its own. Replies that are equally "
+    "good may share a rank. If all of them are bad, say so; if you cannot judge them, say that: both are answers, too."
+)
 _STATEMENT_SECONDS = 20
 _LOCK_NUMBER = 0x706C6175  # any number of our own, for PostgreSQL's advisory lock
 

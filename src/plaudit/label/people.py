@@ -48,9 +48,14 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def is_name(name: str) -> bool:
+    """Whether somebody could have this name."""
+    return _NAME.fullmatch(name) is not None and name.isprintable()
+
+
 def check_name(name: str) -> str:
     """The name, or UserError."""
-    if not _NAME.fullmatch(name) or not name.isprintable():
+    if not is_name(name):
         raise UserError(
             f"name {name[:70]!r}: 1 to 64 letters, digits, blanks or . _ @ + -, beginning with a letter or digit"
         )
@@ -181,7 +186,8 @@ def end_session(connection: Connection, token: str) -> None:
 def begin_attempt(connection: Connection, name: str, address: str, now: float | None = None) -> int | None:
     """Count a try before its password is looked at, so that many at once cannot slip through; its id.
 
-    None when the name or the address has failed too often in the last quarter of an hour.
+    None when the name or the address has failed too often in the last quarter of an hour. An empty name, of one that
+    nobody can have, counts for its address alone.
     """
     now = time.time() if now is None else now
     if connection.dialect.name == "postgresql":
@@ -191,7 +197,7 @@ def begin_attempt(connection: Connection, name: str, address: str, now: float | 
         (login_attempt.c.name, name, PER_NAME),
         (login_attempt.c.address, address, PER_ADDRESS),
     ):
-        if connection.execute(select(func.count()).where(column == value)).scalar_one() >= most:
+        if value and connection.execute(select(func.count()).where(column == value)).scalar_one() >= most:
             return None
     made = insert(login_attempt).values(name=name, address=address, at=now).returning(login_attempt.c.id)
     return connection.execute(made).scalar_one()
