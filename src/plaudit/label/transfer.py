@@ -16,7 +16,7 @@ What goes in is import_labels.py's business.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, get_args
@@ -123,12 +123,14 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
     return out
 
 
-def rankings_of(ledger: Ledger, filters: Filters = EVERYTHING) -> list[Ranking]:
-    """The rankings that `export` writes as `rankings`, as records."""
+def rankings_of(ledger: Ledger, filters: Filters = EVERYTHING, *, only: Collection[str] = ()) -> list[Ranking]:
+    """The rankings that `export` writes as `rankings`, as records; of the items `only`, if any are given."""
     items = {item.id: item for item in ledger.items}
     names = {person.id: person.name for person in ledger.people}
     labels = chosen(ledger, items, filters, "rank", Counter())
-    return [_ranking(items[label.item], label, names[label.person]) for label in labels]
+    return [
+        _ranking(items[label.item], label, names[label.person]) for label in labels if not only or label.item in only
+    ]
 
 
 # --- which labels ---
