@@ -16,7 +16,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, case, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, case, exists, func, insert, or_, select, update
 
 from plaudit.label.answers import body_of, canonical, hash_of
 from plaudit.label.database import Raced
@@ -59,9 +59,19 @@ class Conflict(ValueError):
 
 # --- statements, built once ---
 
+_Queries = tuple[Select[Any], Select[Any]]
+
+
+def _any_or_task(query: Select[Any]) -> _Queries:
+    """The query for items of any task, and for one."""
+    return query, query.where(item.c.task == bindparam("task"))
+
+
+_EARLIEST = select(func.min(lease.c.expires_at)).where(lease.c.state == "open").scalar_subquery()
 _SETTINGS = select(
-    project.c.overlap, project.c.lease_minutes, project.c.consistency_rate, project.c.gold_rate, project.c.flags
-)
+    project.c.overlap, project.c.lease_minutes, project.c.consistency_rate, project.c.gold_rate,
+    _EARLIEST.label("earliest"),
+)  # fmt: skip
 _STALE = (
     select(lease.c.id, lease.c.item, lease.c.slot)
     .where(lease.c.state == "open", lease.c.expires_at < bindparam("now"), lease.c.person != bindparam("me"))
@@ -84,7 +94,7 @@ _RECOUNT = (
     .values(free=_at_least_0(func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery()) - _TAKEN))
 )
 _SHOWN = (item.c.id, item.c.prompt, item.c.replies, item.c.task, item.c.overlap)
-_OPEN = (
+_OPEN = _any_or_task(
     select(lease, item.c.prompt, item.c.replies)
     .join(item, item.c.id == lease.c.item)
     .where(lease.c.person == bindparam("me"), lease.c.state == "open")
@@ -92,12 +102,16 @@ _OPEN = (
     .limit(1)
     .with_for_update(of=lease)
 )
+_RENEW = update(lease).where(lease.c.id == bindparam("which")).values(expires_at=bindparam("until"))
+_SERVE = insert(lease)
 # What this person had, but for leases that ran out without an answer: those may come again.
 _HAD = exists().where(
     lease.c.item == item.c.id, lease.c.person == bindparam("me"), or_(lease.c.state != "expired", lease.c.late)
 )
-_NEXT = select(*_SHOWN).where(item.c.free > 0, ~_HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
-_GOLD = select(*_SHOWN).where(item.c.gold.is_not(None), ~_HAD).order_by(item.c.number).limit(1)
+_WAITING = select(*_SHOWN).where(item.c.free > 0, ~_HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
+_NEXT = _any_or_task(_WAITING.with_for_update(of=item, skip_locked=True))
+_NEXT_OF_ALL = _any_or_task(_WAITING.with_for_update(of=item))
+_GOLD = _any_or_task(select(*_SHOWN).where(item.c.gold.is_not(None), ~_HAD).order_by(item.c.number).limit(1))
 _other = lease.alias()
 # A check of consistency is of something that the person answered, and then at least so many others.
 _WHILE_AGO = (
@@ -108,7 +122,7 @@ _WHILE_AGO = (
     .offset(CHECKED_AFTER)
     .scalar_subquery()
 )
-_AGAIN = (
+_AGAIN = _any_or_task(
     select(*_SHOWN)
     .join(lease, lease.c.item == item.c.id)
     .where(
@@ -125,14 +139,25 @@ _AGAIN = (
 )
 _SLOTS = select(lease.c.slot).where(lease.c.item == bindparam("which"), lease.c.slot.is_not(None), _LIVE)
 _TAKE = update(item).where(item.c.id == bindparam("which")).values(free=item.c.free - 1)
-_LEASED = select(lease).where(lease.c.id == bindparam("which")).with_for_update()
-_BY_CLIENT = select(label).where(label.c.client_id == bindparam("client"))
-_LAST = (
-    select(label.c.seq, label.c.late, label.c.seconds)
-    .where(label.c.lease == bindparam("which"))
-    .order_by(label.c.seq.desc())
-    .limit(1)
+_LEASED = (
+    select(lease, project.c.flags)
+    .join(project, project.c.id == 1)
+    .where(lease.c.id == bindparam("which"))
+    .with_for_update(of=lease)
 )
+# What the ledger has of this client id and of this lease, newest first.
+_KNOWN = (
+    select(label.c.seq, label.c.client_id, label.c.person, label.c.lease, label.c.body_hash, label.c.late,
+           label.c.seconds)
+    .where(or_(label.c.client_id == bindparam("client"), label.c.lease == bindparam("which")))
+    .order_by(label.c.seq.desc())
+)  # fmt: skip
+_ADD = insert(label).returning(label.c.seq)
+_ADD_CONFLICT = insert(conflict)
+_ANSWERED = (
+    update(lease).where(lease.c.id == bindparam("which")).values(state=bindparam("to"), late=bindparam("is_late"))
+)
+_LEASE_OF = select(label.c.lease).where(label.c.seq == bindparam("number"), label.c.person == bindparam("me"))
 
 
 # --- claim and release ---
@@ -143,14 +168,15 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
     nothing is left. `now` is the server's clock unless a test says otherwise."""
     now = time.time() if now is None else now
     settings = connection.execute(_SETTINGS).one()
-    _sweep(connection, me, now)
-    held = connection.execute(_OPEN if task is None else _OPEN.where(lease.c.task == task), {"me": me}).first()
+    if settings.earliest is not None and settings.earliest < now:
+        _sweep(connection, me, now)
+    held = _first(connection, _OPEN, me, task)
     if held is not None:
         expires = held.expires_at
         if expires < now:
             # It ran out, but nobody took the slot: the person has it again, with their order and draft.
             expires = now + 60 * settings.lease_minutes
-            connection.execute(update(lease).where(lease.c.id == held.id).values(expires_at=expires))
+            connection.execute(_RENEW, {"which": held.id, "until": expires})
         return Claimed(held.id, held.task, held.order, expires, held.prompt, held.replies)
     chosen, purpose = _choose(connection, me, task, settings)
     if chosen is None:
@@ -162,12 +188,11 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
     made = Claimed(
         uuid.uuid4().hex, chosen.task, order, now + 60 * settings.lease_minutes, chosen.prompt, chosen.replies
     )
-    connection.execute(
-        insert(lease).values(
-            id=made.lease, item=chosen.id, person=me, task=chosen.task, slot=slot, order=order, served_at=now,
-            expires_at=made.expires_at, state="open", purpose=purpose, late=False,
-        )
-    )  # fmt: skip
+    row = {
+        "id": made.lease, "item": chosen.id, "person": me, "task": chosen.task, "slot": slot, "order": order,
+        "served_at": now, "expires_at": made.expires_at, "state": "open", "purpose": purpose, "late": False,
+    }  # fmt: skip
+    connection.execute(_SERVE, row)
     return made
 
 
@@ -202,15 +227,14 @@ def _choose(connection: Connection, me: int, task: str | None, settings: Any) ->
         if found is not None:
             return found, "consistency"
     # An item that another claim holds is skipped; when all that is left is held, wait for them.
-    found = _first(connection, _NEXT.with_for_update(of=item, skip_locked=True), me, task)
+    found = _first(connection, _NEXT, me, task)
     if found is None and connection.dialect.name != "sqlite":
-        found = _first(connection, _NEXT.with_for_update(of=item), me, task)
+        found = _first(connection, _NEXT_OF_ALL, me, task)
     return found, "normal"
 
 
-def _first(connection: Connection, query: Any, me: int, task: str | None) -> Row[Any] | None:
-    narrowed = query if task is None else query.where(item.c.task == bindparam("task"))
-    return connection.execute(narrowed, {"me": me, "task": task}).first()
+def _first(connection: Connection, queries: _Queries, me: int, task: str | None) -> Row[Any] | None:
+    return connection.execute(queries[task is not None], {"me": me, "task": task}).first()
 
 
 def _slot(connection: Connection, which: str, overlap: int) -> int:
@@ -247,44 +271,41 @@ def submit(
     held = connection.execute(_LEASED, {"which": which}).first()
     if held is None or held.person != me:
         raise NotYours
-    flags = connection.execute(_SETTINGS).one().flags
-    body = canonical(body_of(held.task, held.order, flags, sent))
+    body = canonical(body_of(held.task, held.order, held.flags, sent))
     digest = hash_of(body)
-    known = connection.execute(_BY_CLIENT, {"client": client}).first()
+    rows = connection.execute(_KNOWN, {"client": client, "which": which}).all()
+    known = next((row for row in rows if row.client_id == client), None)
     if known is not None:
         if (known.person, known.lease, known.body_hash) == (me, which, digest):
             return Stored(known.seq, known.late, replayed=True)
-        connection.execute(insert(conflict).values(client_id=client, person=me, lease=which, body=body, created=now))
+        second = {"client_id": client, "person": me, "lease": which, "body": body, "created": now}
+        connection.execute(_ADD_CONFLICT, second)
         return Conflict(client)
-    last = connection.execute(_LAST, {"which": which}).first()
-    late = (
-        last.late
-        if last is not None
-        else held.state != "done" and not (held.state == "open" and now <= held.expires_at)
-    )
+    last = rows[0] if rows else None
+    in_time = held.state == "open" and now <= held.expires_at
     row = {
         "client_id": client, "lease": which, "item": held.item, "person": me, "body": body, "body_hash": digest,
-        "created": now, "order": held.order, "late": late,
+        "created": now, "order": held.order, "late": last.late if last is not None else not in_time,
         # Of a correction it is still the time from serving to the first answer.
-        "seconds": max(0.0, now - held.served_at) if last is None else last.seconds,
+        "seconds": last.seconds if last is not None else max(0.0, now - held.served_at),
         "supersedes": last.seq if last is not None else None,
     }  # fmt: skip
-    seq = connection.execute(insert(label).values(**row).returning(label.c.seq)).scalar_one()
+    seq = connection.execute(_ADD, row).scalar_one()
     if last is None:
-        _answered(connection, held, late)
-    return Stored(seq, late, replayed=False)
+        _answered(connection, held, late=not in_time)
+    return Stored(seq, row["late"], replayed=False)
 
 
-def _answered(connection: Connection, held: Any, late: bool) -> None:
+def _answered(connection: Connection, held: Any, *, late: bool) -> None:
     state = held.state if held.state != "open" else "expired" if late else "done"
-    connection.execute(update(lease).where(lease.c.id == held.id).values(state=state, late=late))
+    connection.execute(_ANSWERED, {"which": held.id, "to": state, "is_late": late})
     if held.state == "open" and late and held.slot is not None:
         recount(connection, held.item)
 
 
 def correct(connection: Connection, me: int, seq: int, client: str, sent: dict[str, Any]) -> Stored | Conflict:
     """A new answer in place of the label `seq`: see `submit`."""
-    which = connection.execute(select(label.c.lease).where(label.c.seq == seq, label.c.person == me)).scalar()
+    which = connection.execute(_LEASE_OF, {"number": seq, "me": me}).scalar()
     if which is None:
         raise NotYours
     return submit(connection, me, which, client, sent)
