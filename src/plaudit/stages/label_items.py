@@ -5,7 +5,7 @@ items and priorities to the database, and the web service never waits for it.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +71,9 @@ def sampled(folder: Path, sampling: Sampling) -> tuple[list[Draft], int]:
     ]
     replies: dict[tuple[int, int], Completion] = {}
     with progress("Sampling", len(asked) * sampling.replies, "reply") as advance:
-        for voice in voices:
-            places = [(n, k) for n, turn in enumerate(turns) for k, own in enumerate(turn) if own == voice]
-            said = _answers(recipe, folder, voice, [asked[n] for n, _ in places], places, sampling)
-            replies.update(zip(places, said, strict=True))
-            advance(count=len(places))
+        for model in dict.fromkeys(voice.folder for voice in voices):
+            own = [voice for voice in voices if voice.folder == model]
+            replies |= _answers(recipe, folder, sampling, asked, turns, own, lambda rows: advance(count=rows))
     drafts = []
     for number, prompt in enumerate(asked):
         group = [(replies[number, k], voice.source) for k, voice in enumerate(turns[number])]
@@ -131,35 +129,39 @@ def _voices(folder: Path, sampling: Sampling) -> list[Voice]:
 def _answers(
     recipe: Recipe,
     folder: Path,
-    voice: Voice,
-    prompts: list[Prompt],
-    places: list[tuple[int, int]],
     sampling: Sampling,
-) -> list[Completion]:
-    if not prompts:
-        return []
+    asked: Sequence[Prompt],
+    turns: Sequence[Sequence[Voice]],
+    voices: Sequence[Voice],
+    on_rows: Callable[[int], None],
+) -> dict[tuple[int, int], Completion]:
+    """(prompt, reply) -> what the voices of one model say where it is their turn."""
     machine = choose_machine(recipe.dtype)
     chat = ChatFormat(load_tokenizer(str(folder / MODELS["sft"])), recipe.data.system)
-    engine = InProcessEngine(
-        load_model(str(voice.folder), machine.dtype, machine.device), eos_id=chat.eos_id, pad_id=chat.pad_id,
-        temperature=voice.temperature,
-    )  # fmt: skip
-    numbers = [n * sampling.replies + k for n, k in places]
-    uniforms = rng.uniforms(sampling.seed, "label/sample", 0, numbers, sampling.max_new_tokens)
-    said = engine.generate([chat.prompt_ids(prompt.messages) for prompt in prompts], uniforms)
+    model = load_model(str(voices[0].folder), machine.dtype, machine.device)
+    engine = InProcessEngine(model, eos_id=chat.eos_id, pad_id=chat.pad_id)
+    found: dict[tuple[int, int], Completion] = {}
+    for voice in voices:
+        places = [(n, k) for n, turn in enumerate(turns) for k, own in enumerate(turn) if own == voice]
+        if places:
+            numbers = [n * sampling.replies + k for n, k in places]
+            uniforms = rng.uniforms(sampling.seed, "label/sample", 0, numbers, sampling.max_new_tokens)
+            engine.temperature = voice.temperature
+            said = engine.generate([chat.prompt_ids(asked[n].messages) for n, _ in places], uniforms, on_rows)
+            found.update(zip(places, (chat.completion(reply.ids) for reply in said), strict=True))
     engine.close()
     release_memory()
-    return [chat.completion(reply.ids) for reply in said]
+    return found
 
 
-def compared(folder: Path) -> tuple[list[Draft], int]:
+def compared(folder: Path, prompts: Sequence[Prompt] | None = None) -> tuple[list[Draft], int]:
     """SFT against PPO on the held-out prompts: an item of the task `compare` for each pair of replies that the
-    evaluation sampled, and how many pairs say the same and need nobody."""
+    evaluation sampled, and how many pairs say the same and need nobody. `prompts` are the run's, read if not given."""
     path = folder / "evaluate" / "replies.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is missing: stage 'evaluate' makes it; run `plaudit evaluate` on this recipe first")
     rows = list(read_rows(path))
-    _, prompts = _run(folder)
+    prompts = _run(folder)[1] if prompts is None else prompts
     by_id = {prompt.id: prompt for prompt in prompts}
     drafts = []
     for place, row in rows:
