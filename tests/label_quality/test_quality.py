@@ -110,7 +110,7 @@ def test_pace_by_hand() -> None:
     """24 words in replies and 2 in the prompt at 12 a second take 2.17 s: 2.1 is too fast, 2.2 is not."""
     one = item("i", ["word " * 12, "word " * 12])
     own = [label(one, (1, 2), seconds=s) for s in (2.1, 2.2, 10.0, 100.0)]
-    own.append(label(one, (1, 2), seconds=0.5, supersedes=own[0].seq))
+    own.append(label(one, (1, 2), seconds=0.0, order=()))
     found = quality.pace({"i": one}, own)
     assert found["seconds"]["median"] == pytest.approx(6.1)
     assert found["too_fast"]["share"] == 0.25

@@ -166,9 +166,9 @@ def person_quality(items: Mapping[str, ItemRow], labels: Sequence[Label]) -> dic
 def pace(items: Mapping[str, ItemRow], own: Sequence[Label]) -> dict[str, Any]:
     """Seconds an item (median, 10th and 90th percentile) and the share of labels faster than the texts can be read.
 
-    Corrections are left out: they start from what was read before.
+    The time of a correction is that of the first answer; imported labels have none.
     """
-    timed = [label for label in own if label.supersedes is None]
+    timed = [label for label in own if label.seconds > 0]
     if not timed:
         return {"seconds": None, "too_fast": None}
     seconds = [label.seconds for label in timed]
