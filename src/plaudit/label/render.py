@@ -28,7 +28,7 @@ HEADERS = {
         "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    # Not "no-referrer": browsers then send "Origin: null" with a form, and the server could not tell it from a stranger's.
+    # Not "no-referrer": browsers would send "Origin: null" with a form, as a stranger's page does.
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
