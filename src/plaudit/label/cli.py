@@ -20,7 +20,10 @@ Source = Annotated[
 ]
 Database = Annotated[
     str | None,
-    typer.Option(help="A file (SQLite) or postgresql+psycopg://USER@HOST/NAME; by default beside the run or file."),
+    typer.Option(
+        envvar="PLAUDIT_LABEL_DATABASE",
+        help="A file (SQLite) or postgresql+psycopg://USER@HOST/NAME; by default beside the run or file.",
+    ),
 ]
 Task = Annotated[
     str | None, typer.Option(help="rank, compare or write; by default rank where there are replies, else write.")
@@ -76,11 +79,10 @@ def serve(
             "guidelines": guidelines.read_text(encoding="utf-8") if guidelines else None,
         },
     )  # fmt: skip
-    named = ["--database", where]
     if source is not None:
-        service.add_in_another_process([str(source), *named, *(["--task", task] if task else [])])
+        service.add_in_another_process(where, [str(source), *(["--task", task] if task else [])])
     if gold is not None:
-        service.add_in_another_process([str(gold), *named, "--gold"])
+        service.add_in_another_process(where, [str(gold), "--gold"])
     service.serve(engine, place, lambda line: console.print(line, soft_wrap=True))
 
 

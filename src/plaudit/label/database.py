@@ -60,13 +60,15 @@ def connect(database: str | Path | URL, *, pool: int = 8) -> Engine:
     url = database if isinstance(database, URL) else as_url(database)
     if url.get_backend_name() == "postgresql":
         own = url.query.get("options", "")
-        options = (
-            f"{own if isinstance(own, str) else ' '.join(own)} -c synchronous_commit=on -c statement_timeout={_STATEMENT_SECONDS * 1000} "
-            f"-c lock_timeout={BUSY_SECONDS * 1000} -c idle_in_transaction_session_timeout=60000"
-        )
+        options = [own] if isinstance(own, str) else list(own)
+        for setting in (
+            "synchronous_commit=on", f"statement_timeout={_STATEMENT_SECONDS * 1000}",
+            f"lock_timeout={BUSY_SECONDS * 1000}", "idle_in_transaction_session_timeout=60000",
+        ):  # fmt: skip
+            options.append(f"-c {setting}")
         return create_engine(
             url, pool_size=pool, max_overflow=0, pool_timeout=BUSY_SECONDS,
-            connect_args={"connect_timeout": BUSY_SECONDS, "options": options, "application_name": "plaudit"},
+            connect_args={"connect_timeout": BUSY_SECONDS, "options": " ".join(options), "application_name": "plaudit"},
         )  # fmt: skip
     engine = create_engine(
         url, pool_size=pool, max_overflow=0, pool_timeout=BUSY_SECONDS, connect_args={"timeout": BUSY_SECONDS}

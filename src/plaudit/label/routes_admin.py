@@ -1,12 +1,13 @@
-"""What the admin's page calls: people, invites, settings. Every route asks for the role."""
+"""What the admin's page calls: people, invites, settings, numbers, export. Every route asks for the role."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, update
 
-from plaudit.label import people, queue, store
+from plaudit.label import aside, people, queue, store
 from plaudit.label.routes_annotator import BIGGEST
 from plaudit.label.schema import project
 from plaudit.label.web import Refused, authorised, service_of
@@ -17,6 +18,11 @@ Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 # No NUL and no half of a surrogate pair: a database's text cannot hold them.
 _TEXT = r"^[^\x00\ud800-\udfff]*$"
 Short = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\ud800-\udfff]+$")]
+
+
+Name = Annotated[str, Field(max_length=64, pattern=r"^[\w.@+ ()-]+$")]
+Flag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$")]
+Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d(T[\d:.+Z-]{4,25})?$")]
 
 
 class _Body(BaseModel):
@@ -66,6 +72,43 @@ def post_person(request: Request, who: Annotated[int, Path(ge=1, le=BIGGEST)], b
     if not found:
         raise Refused(404, f"nobody has the id {who}", "see /api/admin/people")
     return {"active": body.active}
+
+
+@router.get("/dashboard")
+def get_dashboard(request: Request) -> Response:
+    authorised(request, "admin")
+    service = service_of(request)
+    return Response(service.numbers.get(service.database, ["stats", "--json"]), media_type="application/json")
+
+
+@router.get("/export")
+def get_export(
+    request: Request,
+    format: Literal["rankings", "comparisons", "pairs", "hh", "demonstrations", "ledger"] = "rankings",
+    annotator: Annotated[list[Name] | None, Query(max_length=100)] = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    min_agreement: Rate | None = None,
+    without_flag: Annotated[list[Flag] | None, Query(max_length=20)] = None,
+    late: bool = False,
+    aggregate: Literal["mean", "reliability"] | None = None,
+) -> Response:
+    """One consistent moment of the ledger, as a file. Its name is ours alone: no part of it comes from the request."""
+    authorised(request, "admin")
+    # --name=value, so that no value can be taken for an option.
+    arguments = ["export", "--to=-", f"--format={format}", *(f"--annotator={name}" for name in annotator or ())]
+    arguments += [f"--without-flag={flag}" for flag in without_flag or ()]
+    for option, value in (
+        ("since", since),
+        ("until", until),
+        ("min-agreement", min_agreement),
+        ("aggregate", aggregate),
+    ):
+        arguments += [f"--{option}={value}"] if value is not None else []
+    found = aside.run(service_of(request).database, [*arguments, *(["--late"] if late else [])])
+    name = f"{format}.jsonl"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(aside.blocks(found), media_type="application/jsonl", headers=headers)
 
 
 @router.get("/project")

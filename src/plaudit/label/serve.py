@@ -1,6 +1,7 @@
 """Open the project's database, put the items in, and serve it. The process never loads torch."""
 
 import ipaddress
+import os
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, Engine, select, update
 from plaudit.errors import UserError
 from plaudit.label import people, queue
 from plaudit.label.app import create_app
+from plaudit.label.aside import DATABASE
 from plaudit.label.database import connect, ensure_project, migrate, writing
 from plaudit.label.schema import person, project
 from plaudit.run.folder import RECIPE
@@ -77,12 +79,12 @@ def open_project(database: str | Path, name: str = "Plaudit") -> Engine:
     return engine
 
 
-def add_in_another_process(arguments: Sequence[str]) -> None:
+def add_in_another_process(database: str, arguments: Sequence[str]) -> None:
     """`plaudit label add`: what reads data files may take memory that this process must not keep."""
     command = [sys.executable, "-c", "from plaudit.cli import main; main()", "label", "add", *arguments]
-    done = subprocess.run(command, check=False)
+    done = subprocess.run(command, check=False, env={**os.environ, DATABASE: database})
     if done.returncode != 0:
-        raise UserError(f"the items could not be added: `plaudit label add {' '.join(arguments)}` failed")
+        raise UserError(f"the items were not added: `plaudit label add {' '.join(arguments)}` failed")
 
 
 def settle(engine: Engine, settings: dict[str, Any]) -> None:

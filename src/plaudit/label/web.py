@@ -6,7 +6,7 @@ Refusals are JSON: {"error": plain words, "fix": what to do}, and {"field"} wher
 import hmac
 import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from plaudit.errors import UserError
 from plaudit.label import people
 from plaudit.label.answers import BadAnswer
+from plaudit.label.aside import Remembered
 from plaudit.label.database import Raced, snapshot
 from plaudit.label.people import Caller
 from plaudit.label.queue import NotYours
@@ -39,6 +40,13 @@ class Service:
     secure: bool
     url: str
     secret: str
+    numbers: Remembered = field(default_factory=lambda: Remembered(seconds=5))
+
+    @property
+    def database(self) -> str:
+        """The database's address, for a process of its own."""
+        where = self.engine.url
+        return str(where.database) if where.get_backend_name() == "sqlite" else where.render_as_string(False)
 
     @classmethod
     def open(cls, engine: Engine, url: str) -> "Service":
