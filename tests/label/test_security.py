@@ -332,7 +332,7 @@ def test_every_answer_has_the_headers(small_world: World, path: str) -> None:
     headers = small_world.browser().get(path).headers
     policy = headers["content-security-policy"]
     assert "default-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+    assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "same-origin")
     assert headers["x-frame-options"] == "DENY" and headers["cache-control"] in ("no-store", "no-cache")
     assert "server" not in headers and "strict-transport-security" not in headers
 
