@@ -80,6 +80,18 @@ def test_the_service_labels_and_never_loads_torch_and_stays_small(served: Simple
     assert "sqlite" in maps and not re.search(r"torch|transformers|pandas|pyarrow", maps)
 
 
+def test_the_script_of_the_docs_ranks_everything(served: SimpleNamespace, tmp_path: Path, plaudit: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "label-api.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n(# rank_all\.py\n.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    link = plaudit("label", "invite", "robot", str(served.file), "--url", served.url).out.strip()
+    done = subprocess.run([sys.executable, "-c", script, link], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.count("'replayed': False") == 20
+    with snapshot(connect(default_database(served.file))) as connection:
+        rows = list(store.labels(connection))
+    # "first 7", "second 7", "third 7 (cut)": the shortest is best.
+    assert [row.body["ranks"] for row in rows] == [[1, 2, 3]] * 20
+
+
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     file = rankings(tmp_path / "rankings.jsonl", 1)
     with socket.socket() as taken:
