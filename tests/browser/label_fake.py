@@ -136,6 +136,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.json(200, self.fake.history(int(query["before"][0]) if "before" in query else None))
             elif path == "/api/admin/dashboard":
                 self.json(200, self.fake.dashboard)
+            elif path == "/api/admin/export" and query["format"] == ["pairs"]:
+                more = {"Content-Disposition": 'attachment; filename="pairs.jsonl"'}
+                self.send(200, f"?{urlsplit(self.path).query}".encode(), "application/jsonl", more)
+            elif path == "/api/admin/export":
+                self.json(422, {"error": "there is nothing to export", "fix": "wait for labels"})
             elif path == "/api/admin/project":
                 self.json(200, self.fake.settings)
             else:

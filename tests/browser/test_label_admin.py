@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,10 +119,16 @@ def test_what_an_admin_can_do(browser: Any, fake: Fake) -> None:
         page.get_by_label("People for each item").fill("3")
         page.get_by_role("button", name="Save").click()
         page.get_by_text("The settings are saved.").wait_for()
-        with page.expect_request("**/api/admin/export*") as asked:
-            page.get_by_label("Format").select_option("pairs")
-            page.get_by_label("From day").fill("2026-11-01")
+        page.get_by_label("Format").select_option("pairs")
+        page.get_by_label("From day").fill("2026-11-01")
+        page.get_by_role("checkbox", name="unsafe").check()
+        with page.expect_download() as downloaded:
             page.get_by_role("button", name="Export").click()
+        assert downloaded.value.suggested_filename == "pairs.jsonl"
+        assert Path(downloaded.value.path()).read_text() == "?format=pairs&since=2026-11-01&without_flag=unsafe"
+        page.get_by_label("Format").select_option("hh")
+        page.get_by_role("button", name="Export").click()
+        page.get_by_text("there is nothing to export wait for labels").wait_for()
     posts = [(path, body) for path, body in fake.posts if path.startswith("/api/admin")]
     assert posts == [
         ("/api/admin/invite", {"name": "dora", "role": "annotator"}),
@@ -129,7 +136,6 @@ def test_what_an_admin_can_do(browser: Any, fake: Fake) -> None:
         ("/api/admin/person/3", {"active": True}),
         ("/api/admin/project", {"guidelines": "Be kind.", "flags": ["unsafe", "too long"], "overlap": 3}),
     ]
-    assert asked.value.url == f"{fake.url}/api/admin/export?format=pairs&since=2026-11-01"
 
 
 NAMELESS = """all => all.filter((node) => {

@@ -174,7 +174,7 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     page = watched(context.new_page())
     join(page, service.invited("mira", "admin"))
     page.get_by_role("link", name="Dashboard").click()
-    wait_for(page, "labels given")
+    page.get_by_text("labels given").first.wait_for(timeout=60000)  # computed by a process of its own
     page.get_by_label("Name", exact=True).fill("bo")
     page.get_by_role("button", name="Make an invitation link").click()
     page.locator("#invite-link").wait_for()
@@ -184,6 +184,12 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     page.get_by_role("button", name="Save").click()
     wait_for(page, "The settings are saved.")
 
+    with page.expect_download(timeout=60000) as downloaded:
+        page.get_by_label("Format").select_option("ledger")
+        page.get_by_role("button", name="Export").click()
+    assert downloaded.value.suggested_filename == "ledger.jsonl"
+    assert Path(downloaded.value.path()).read_text() == ""
+
     other = browser.new_context(**DESKTOP)
     bo = watched(other.new_page())
     join(bo, link)
@@ -191,7 +197,7 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     assert bo.locator("#guidelines strong").inner_text() == "kind"
     assert bo.get_by_role("link", name="Dashboard").count() == 0
     page.get_by_role("button", name="Refresh").click()
-    page.get_by_role("button", name="Disable bo").click()
+    page.get_by_role("button", name="Disable bo").click(timeout=60000)
     wait_for(page, "bo can no longer sign in.")
     bo.get_by_role("button", name="Skip").click()
     wait_for(bo, "You are signed out.")

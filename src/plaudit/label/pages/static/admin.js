@@ -8,6 +8,7 @@ import { askUntilThere } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { agreementTable, qualityTable, sourceTable, table } from "./tables.js";
 
+const PATIENCE = 300_000; // ms: the numbers of a large ledger are computed while we wait
 const place = document.getElementById("dashboard");
 const numbers = el("div", {});
 let me = null;
@@ -18,12 +19,12 @@ async function start() {
   const [data, settings] = [await fetched("/api/admin/dashboard"), await fetched("/api/admin/project")];
   if (!data || !settings) return;
   place.replaceChildren(numbers, el("div", { class: "panels" },
-    panel("Invite somebody", invitePanel()), panel("Export", exportPanel(data.people)), panel("Project", settingsPanel(settings))));
+    panel("Invite somebody", invitePanel()), panel("Export", exportPanel(data.people, settings.flags)), panel("Project", settingsPanel(settings))));
   draw(data);
 }
 
 async function fetched(path) {
-  const answer = await patiently(AWAY, (wait) => askUntilThere(path, undefined, wait));
+  const answer = await patiently(AWAY, (wait) => askUntilThere(path, undefined, wait, PATIENCE));
   if (answer.signedOut) signedOut();
   else if (answer.status !== 200) notice("bad", answer.data.error ?? `The server refused it (${answer.status}).`);
   else return answer.data;

@@ -53,24 +53,49 @@ export function invitePanel() {
 }
 
 const FORMATS = {
-  rankings: "rankings (JSON lines, everything)", pairs: "pairs: prompt, chosen, rejected", hh: "pairs as HH text", demonstrations: "demonstrations: written replies",
+  rankings: "rankings, one a label", comparisons: "comparisons of two replies", pairs: "pairs: prompt, chosen, rejected", hh: "pairs as HH text",
+  demonstrations: "demonstrations: written replies", ledger: "the whole ledger, as an archive",
 };
+const AGGREGATES = { "": "every label", mean: "one ranking an item: mean ranks", reliability: "one ranking an item, by reliability" };
 
-/** A plain form: the browser downloads what the address gives. */
-export function exportPanel(people) {
+/** `flags` are the project's. What is left empty is no filter, and does not belong in the address. */
+export function exportPanel(people, flags) {
   const choose = (id, options) => el("select", { id: `export-${id}`, name: id }, ...options.map(([value, label]) => el("option", { value }, label)));
-  const form = el("form", { class: "fields", method: "get", action: "/api/admin/export" },
+  const tick = (name, value, label) => el("label", { class: "tick" }, el("input", { type: "checkbox", name, value }), label);
+  const form = el("form", { class: "fields" },
     el("label", { for: "export-format" }, "Format"), choose("format", Object.entries(FORMATS)),
+    el("label", { for: "export-aggregate" }, "Several people's labels"), choose("aggregate", Object.entries(AGGREGATES)),
     el("label", { for: "export-annotator" }, "Person"), choose("annotator", [["", "everybody"], ...people.map((person) => [person.name, person.name])]),
     el("label", { for: "export-min_agreement" }, "Least agreement of an item (0 to 1)"), el("input", { id: "export-min_agreement", name: "min_agreement", type: "number", min: "0", max: "1", step: "any" }),
     el("label", { for: "export-since" }, "From day"), el("input", { id: "export-since", name: "since", type: "date" }),
-    el("label", { for: "export-until" }, "To day"), el("input", { id: "export-until", name: "until", type: "date" }),
+    el("label", { for: "export-until" }, "To day (it counts)"), el("input", { id: "export-until", name: "until", type: "date" }),
+    ...(flags.length ? [el("fieldset", {}, el("legend", {}, "Leave out replies flagged as"), ...flags.map((flag) => tick("without_flag", flag, flag)))] : []),
+    tick("late", "true", "Late labels too"),
     el("button", { class: "main" }, "Export"));
-  // What is left empty is no filter, and does not belong in the address.
-  form.addEventListener("formdata", (event) => {
-    for (const [name, value] of [...event.formData]) if (value === "") event.formData.delete(name);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const filters = [...new FormData(form)].filter(([, value]) => value !== "");
+    download(`/api/admin/export?${new URLSearchParams(filters)}`);
   });
   return form;
+}
+
+/** Fetched by the script and not by a link, so that a refusal is said here instead of replacing the page. */
+async function download(path) {
+  notice("plain", "The export is being made …");
+  const response = await fetch(path).catch(() => null);
+  if (response === null) notice("bad", AWAY);
+  else if (response.status === 401) signedOut();
+  else if (!response.ok) {
+    const { error, fix } = await response.json();
+    notice("bad", [error, fix].join(" "));
+  } else {
+    const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? "export.jsonl";
+    const address = URL.createObjectURL(await response.blob());
+    el("a", { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    notice("good", `The export is in your downloads: ${name}.`);
+  }
 }
 
 const NUMBERS = {

@@ -13,8 +13,8 @@ export function remember({ csrf: token, name }) {
   who = name;
 }
 
-/** { status, data, away, signedOut, after }: never throws for what a network or a server may do. */
-export async function ask(path, body = undefined) {
+/** { status, data, away, signedOut, after }: never throws for what a network or a server may do. `patience` in ms. */
+export async function ask(path, body = undefined, patience = TIMEOUT_MS) {
   const post = body !== undefined;
   let response;
   try {
@@ -25,7 +25,7 @@ export async function ask(path, body = undefined) {
       cache: "no-store",
       credentials: "same-origin",
       redirect: "manual", // a redirect from an address under /api/ can only lead to the login
-      signal: AbortSignal.timeout(TIMEOUT_MS),
+      signal: AbortSignal.timeout(patience),
     });
     const json = (response.headers.get("Content-Type") ?? "").startsWith("application/json");
     const data = json ? await response.json() : null; // reading can fail too: the connection may break half-way
@@ -48,9 +48,9 @@ export function pause(count, random, after = 0) {
 }
 
 /** Ask until the server is there. `wait(ms)` resolves when it is time, or sooner when somebody presses "now". */
-export async function askUntilThere(path, body, wait) {
+export async function askUntilThere(path, body, wait, patience = TIMEOUT_MS) {
   for (let count = 0; ; count += 1) {
-    const answer = await ask(path, body);
+    const answer = await ask(path, body, patience);
     if (!answer.away) return answer;
     await wait(pause(count, Math.random(), answer.after));
   }
