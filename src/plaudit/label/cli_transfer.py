@@ -76,7 +76,6 @@ def import_(
     """Take labels made elsewhere into the ledger. Importing a file again changes nothing."""
     need_extra()
     from plaudit.label.import_labels import import_labels
-
     from plaudit.label.serve import open_project
 
     engine = open_project(database_of(source, database))
