@@ -142,7 +142,7 @@ def test_a_page_keeps_its_own_policy(name: str, html: str) -> None:
         if tag == "script":
             assert attributes["type"] == "module" and attributes["src"]
         assert tag != "style"
-    assert len(re.findall(r"<script", html)) == (0 if name in ("login", "invite") else 1)
+    assert len(re.findall(r"<script", html)) == 1
 
 
 def test_every_file_that_a_page_or_script_names_is_there() -> None:

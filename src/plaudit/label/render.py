@@ -28,7 +28,8 @@ HEADERS = {
         "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": browsers would send "Origin: null" with a form, as a stranger's page does.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 """For every page and answer of the server; static files may be kept by the browser instead."""
