@@ -23,7 +23,7 @@ from label_load import Client, prepare, start_server
 from local_postgres import PostgresServer
 
 OVERLAP = 3
-RATES = {"sqlite": 90, "postgres": 130}
+RATES = {"sqlite": 75, "postgres": 120}
 """Cycles offered a second: above what is to be reached, so that the queue is never the client's."""
 
 

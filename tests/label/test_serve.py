@@ -125,6 +125,15 @@ def test_each_run_and_file_has_a_database_of_its_own(tmp_path: Path) -> None:
         default_database(None)
 
 
+def test_the_database_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    engine = open_project(tmp_path / "deep" / "labels.sqlite")
+    os.umask(before)
+    with engine.connect():
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "deep").iterdir()}
+    assert modes == dict.fromkeys(("labels.sqlite", "labels.sqlite-wal", "labels.sqlite-shm"), 0o600)
+
+
 # --- items from files ---
 
 ROWS = {
@@ -200,6 +209,21 @@ def test_add_invite_and_people(tmp_path: Path, plaudit: Any) -> None:
     assert done.code == 2 and "nobody is called 'nobody'" in done.err
     with snapshot(connect(database)) as connection:
         assert [item.gold for item in store.items(connection)] == [None] * 3 + [(1, 2, 2)] * 4
+
+
+def test_a_run_that_waits_for_its_people_is_served_as_it_is(
+    tmp_path: Path, plaudit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its replies are in the database already, and there are no rankings before the people have ranked."""
+    monkeypatch.setattr("plaudit.label.serve.serve", lambda *_: None)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("{}", encoding="utf-8")
+    assert plaudit("label", "serve", str(run)).code == 2  # nothing was sampled yet
+    items.add_items(open_project(default_database(run)), items.drafts(rankings(tmp_path / "rankings.jsonl")))
+    assert plaudit("label", "serve", str(run), "--lease-minutes", "5").code == 0
+    with snapshot(connect(default_database(run))) as connection:
+        assert store.project(connection).lease_minutes == 5 and len(list(store.items(connection))) == 20
 
 
 def test_a_bad_row_puts_nothing_in(tmp_path: Path, plaudit: Any) -> None:

@@ -79,7 +79,8 @@ def serve(
             "guidelines": guidelines.read_text(encoding="utf-8") if guidelines else None,
         },
     )  # fmt: skip
-    if source is not None:
+    # A run whose annotators are people has put its replies in itself, and has no rankings before they labelled.
+    if source is not None and not (service.is_waiting_run(source) and service.has_items(engine)):
         service.add_in_another_process(where, [str(source), *(["--task", task] if task else [])])
     if gold is not None:
         service.add_in_another_process(where, [str(gold), "--gold"])

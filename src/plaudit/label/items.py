@@ -147,9 +147,14 @@ def set_priorities(engine: Engine, priorities: Mapping[str, float]) -> None:
             connection.execute(change, rows)
 
 
+def rankings_path(folder: Path) -> Path:
+    """Where a run keeps its rankings."""
+    return folder / "preferences" / "rankings.jsonl"
+
+
 def run_rankings(folder: Path) -> Path:
     """The rankings of a run folder, whose replies its SFT model wrote."""
-    path = folder / "preferences" / "rankings.jsonl"
+    path = rankings_path(folder)
     if not path.is_file():
         raise UserError(
             f"{folder}: {path.name} of stage 'preferences' is missing, so there are no replies to label; run "

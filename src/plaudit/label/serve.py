@@ -19,7 +19,8 @@ from plaudit.label import people, queue
 from plaudit.label.app import create_app
 from plaudit.label.aside import DATABASE
 from plaudit.label.database import connect, ensure_project, migrate, writing
-from plaudit.label.schema import person, project
+from plaudit.label.items import rankings_path
+from plaudit.label.schema import item, person, project
 from plaudit.run.folder import RECIPE
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -73,10 +74,22 @@ def open_project(database: str | Path, name: str = "Plaudit") -> Engine:
     """The engine of a database that is up to date and has its project."""
     if "://" not in str(database):
         Path(database).parent.mkdir(parents=True, exist_ok=True)
+        Path(database).touch(mode=0o600)  # password hashes and labels are for nobody else on this machine
     engine = connect(database)
     migrate(engine)
     ensure_project(engine, name)
     return engine
+
+
+def has_items(engine: Engine) -> bool:
+    """Whether there is anything to label."""
+    with engine.connect() as connection:
+        return connection.execute(select(item.c.id).limit(1)).first() is not None
+
+
+def is_waiting_run(source: Path) -> bool:
+    """A run that has no rankings yet: it puts its replies into the database by itself and waits for labels."""
+    return (source / RECIPE).is_file() and not rankings_path(source).is_file()
 
 
 def add_in_another_process(database: str, arguments: Sequence[str]) -> None:
