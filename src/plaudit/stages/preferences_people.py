@@ -118,8 +118,10 @@ def _origin(folder: Path) -> str:
 
 
 def _settle(engine: Engine, ids: set[str], origin: str, overlap: int) -> None:
-    """The items go to as many people as the recipe says now. Those of this run's earlier samplings stay, and their labels;
-    but they come after these."""
+    """The items go to as many people as the recipe says now.
+
+    Those of this run's earlier samplings stay, and so do their labels; but they come after these.
+    """
     with snapshot(engine) as connection:
         ledger = read(connection)
     other = [row.id for row in ledger.items if row.id in ids and row.overlap != overlap]
