@@ -22,7 +22,7 @@ from plaudit.stages.base import Run
 from plaudit.stages.reward_training import RewardConfig
 
 THINGS = ("a walk", "a cake", "a song", "the rain", "my shed", "the moon", "a train", "tea")
-KINDS = ("It is great and lovely", "The price is good", "No")
+KINDS = ("It is great and lovely", "The price is good now", "I can not help with it")
 """Best to worst, as everybody sees it who looks closely."""
 
 
@@ -95,7 +95,7 @@ def test_three_annotators_over_http_train_a_reward_model_that_beats_chance(
     shutil.rmtree(run.folder.path / "reward")
     shutil.copyfile(tmp_path / "rankings.jsonl", run.folder.path / "preferences" / "rankings.jsonl")
     summary = reward.run(RewardConfig(**{**TINY["reward"], "epochs": 1}), run)
-    assert summary["accuracy_ci"][0] > 0.55
+    assert summary["accuracy_ci"][0] > max(0.55, summary["length_baseline_accuracy"])
     assert summary["rankings_train"] >= 230
 
     told = plaudit("label", "stats", "--database", where, "--json")
@@ -107,4 +107,4 @@ def test_three_annotators_over_http_train_a_reward_model_that_beats_chance(
 def test_an_annotator_without_noise_ranks_as_told(noise: float) -> None:
     """The judge above, by hand: the shown order does not matter."""
     judge = annotator(0, noise)
-    assert judge(["<p>No tea 1.</p>", "<p>It is great and lovely tea 1.</p>"]) == {"ranks": [2, 1]}
+    assert judge(["<p>I can not help with it tea 1.</p>", "<p>It is great and lovely tea 1.</p>"]) == {"ranks": [2, 1]}

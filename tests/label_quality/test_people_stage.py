@@ -130,6 +130,20 @@ def test_another_sampling_is_sampled_anew_and_served_first(
     assert {ranking.annotator for ranking in rankings} == {"bo"}  # the labels of the first sampling are kept, not used
 
 
+def test_the_overlap_can_be_raised_while_the_run_waits(
+    run_again: Callable[..., list[str]], plaudit: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "label" / "labels.sqlite"
+    with labelling(path, shorter_is_better, ["ann"]):
+        assert plaudit(*run_again("preferences")).code == 0  # every item once
+    with labelling(path, shorter_is_better, ["bo"]):
+        done = plaudit(*run_again("preferences", "overlap=2"))  # every item twice
+    assert done.code == 0, done.err
+    rankings = read_rankings(tmp_path / "run" / "preferences" / "rankings.jsonl")
+    by_name = [sum(ranking.annotator == name for ranking in rankings) for name in ("ann", "bo")]
+    assert by_name[0] == by_name[1] > 0
+
+
 def test_more_labels_than_there_can_be_are_refused_before_anybody_is_asked(
     run_again: Callable[..., list[str]], plaudit: Callable[..., SimpleNamespace]
 ) -> None:

@@ -54,7 +54,7 @@ def export(
         without_flags=tuple(without_flag or ()),
         late=late,
     )
-    with snapshot(_opened(source, database)) as connection:
+    with snapshot(_there(source, database)) as connection:
         ledger = read(connection)
     found = rows_of(ledger, format, filters, aggregate)
     text = "".join(found.lines())
@@ -76,8 +76,10 @@ def import_(
     """Take labels made elsewhere into the ledger. Importing a file again changes nothing."""
     need_extra()
     from plaudit.label.import_labels import import_labels
+    from plaudit.label.serve import open_project
 
-    done = import_labels(_opened(source, database), file, compare=compare, annotator=annotator)
+    engine = open_project(database_of(source, database))
+    done = import_labels(engine, file, compare=compare, annotator=annotator)
     console.print(
         f"{file}: {done.labels:,} labels of {done.items:,} new items, {done.known:,} were there already",
         soft_wrap=True,
@@ -97,7 +99,7 @@ def stats(
     from plaudit.label.database import snapshot
     from plaudit.label.ledger import read
 
-    with snapshot(_opened(source, database)) as connection:
+    with snapshot(_there(source, database)) as connection:
         found = dashboard(read(connection), time.time())
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -105,7 +107,7 @@ def stats(
         _print(found)
 
 
-def _opened(source: Path | None, database: str | None) -> Any:
+def _there(source: Path | None, database: str | None) -> Any:
     """The engine of a database that is there already."""
     from plaudit.label.serve import open_project
 

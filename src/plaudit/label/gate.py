@@ -17,10 +17,6 @@ _MORE = {
 }
 
 
-class TooLarge(Exception):
-    """The body is longer than any answer can be."""
-
-
 class Gate:
     """ASGI middleware. `url` is how browsers reach the server; `hosts`: the names it answers to, None for any."""
 
@@ -39,11 +35,12 @@ class Gate:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > MOST_BYTES:
-                raise TooLarge
-            return message
+            # As if the connection had ended: the application stops reading, and whatever it says is not sent.
+            return message if taken <= MOST_BYTES else {"type": "http.disconnect"}
 
         async def guarded(message: Message) -> None:
+            if taken > MOST_BYTES:
+                return
             if message["type"] == "http.response.start":
                 self._add_headers(MutableHeaders(scope=message), str(scope["path"]))
             await send(message)
@@ -52,10 +49,10 @@ class Gate:
         if refusal is not None:
             await refusal(scope, receive, guarded)
             return
-        try:
-            await self.app(scope, limited, guarded)
-        except TooLarge:
-            await _no(413, "the request is too large", f"send at most {MOST_BYTES:,} bytes")(scope, receive, guarded)
+        await self.app(scope, limited, guarded)
+        if taken > MOST_BYTES:
+            taken = 0
+            await _too_large()(scope, receive, guarded)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")
@@ -63,7 +60,7 @@ class Gate:
             # A page of another site whose name was turned to this address (DNS rebinding) is refused here.
             return _no(400, "this server is not known by that name", "see --url of `plaudit label serve`")
         if not headers.get("content-length", "0").isdecimal() or int(headers.get("content-length", "0")) > MOST_BYTES:
-            return _no(413, "the request is too large", f"send at most {MOST_BYTES:,} bytes")
+            return _too_large()
         if method not in ("GET", "HEAD"):
             origin = headers.get("origin")
             elsewhere = origin is not None and _place(origin) not in (host, self.place)
@@ -82,6 +79,10 @@ class Gate:
 
 def _no(status: int, error: str, fix: str) -> JSONResponse:
     return JSONResponse({"error": error, "fix": fix}, status)
+
+
+def _too_large() -> JSONResponse:
+    return _no(413, "the request is too large", f"send at most {MOST_BYTES:,} bytes")
 
 
 def _place(origin: str) -> str | None:

@@ -53,8 +53,11 @@ class NotYours(PermissionError):
     """The lease or label is not this person's, or is not there; they cannot tell which."""
 
 
-class Conflict(ValueError):
+@dataclass(frozen=True)
+class Conflict:
     """The client id is in the ledger with another body; this one was put into the table `conflict`."""
+
+    client: str
 
 
 # --- statements, built once ---
@@ -264,8 +267,8 @@ def submit(
 ) -> Stored | Conflict:
     """Put the answer to a lease into the ledger; a second answer to the same lease supersedes the first.
 
-    A client id that is known gives the stored row if lease and body are the same, else a Conflict, which is returned
-    and not raised: its row in `conflict` is to be committed. NotYours and BadAnswer are raised.
+    A client id that is known gives the stored row if lease and body are the same, else a Conflict, which is no
+    exception: its row in `conflict` is to be committed. NotYours and BadAnswer are raised.
     """
     now = time.time() if now is None else now
     held = connection.execute(_LEASED, {"which": which}).first()

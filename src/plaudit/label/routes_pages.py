@@ -20,7 +20,7 @@ from plaudit.label import people, store
 from plaudit.label.render import page_html
 from plaudit.label.web import COOKIE, LOGIN_COOKIE, Service, address_of, authorised, caller_of, service_of
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter()
 FORM_SECONDS = 3600
 _NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
 _WRONG = "Name or password is wrong."

@@ -11,16 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 
 from plaudit import rng
 from plaudit.data.files import write_json
 from plaudit.errors import UserError
-from plaudit.label.database import connect, ensure_project, migrate, snapshot
+from plaudit.label.database import connect, ensure_project, migrate, snapshot, writing
 from plaudit.label.items import Draft, add_items, set_priorities
 from plaudit.label.ledger import Ledger, read
 from plaudit.label.quality import agreement
-from plaudit.label.schema import label
+from plaudit.label.queue import recount
+from plaudit.label.schema import item, label
 from plaudit.label.transfer import rankings_of
 from plaudit.models.reward_model import file_hashes, weights_and_rules
 from plaudit.records import Completion, Prompt, Ranking
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0
 SAMPLED = "sampled.json"
+AT_ONCE = 200
+"""Items changed in one transaction, so that annotators never wait."""
 
 
 Sample = Callable[[], list[tuple[Prompt, tuple[Completion, ...]]]]
@@ -54,7 +57,7 @@ def ranked_by_people(config: "PreferencesConfig", run: Run, sample: Sample) -> t
     try:
         add_items(engine, drafts)
         ids = {draft.id for draft in drafts}
-        _put_last(engine, ids)
+        _settle(engine, ids, _origin(run.folder.path), config.overlap)
         ledger, rankings = _wait(engine, where, run.folder.path, ids, wanted)
     finally:
         engine.dispose()
@@ -101,7 +104,7 @@ def _drafts(config: "PreferencesConfig", run: Run, sample: Sample) -> list[Draft
         identity, replies = stored["replies"][number]
         group = [(Completion(reply["text"], reply["finished"]), "sft") for reply in replies]
         found += rank_draft(
-            prompts[identity], group, "preferences", overlap=config.overlap,
+            prompts[identity], group, _origin(run.folder.path), overlap=config.overlap,
             priority=1 - place / len(order),
         )  # fmt: skip
     if not found:
@@ -109,13 +112,25 @@ def _drafts(config: "PreferencesConfig", run: Run, sample: Sample) -> list[Draft
     return found
 
 
-def _put_last(engine: Engine, ids: set[str]) -> None:
-    """Items of an earlier sampling stay, and so do their labels; but they come after these."""
+def _origin(folder: Path) -> str:
+    """What the database says of where these items come from; runs may share one."""
+    return f"preferences of {folder.name}"
+
+
+def _settle(engine: Engine, ids: set[str], origin: str, overlap: int) -> None:
+    """The items go to as many people as the recipe says now. Those of this run's earlier samplings stay, and their labels;
+    but they come after these."""
     with snapshot(engine) as connection:
         ledger = read(connection)
+    other = [row.id for row in ledger.items if row.id in ids and row.overlap != overlap]
+    for start in range(0, len(other), AT_ONCE):
+        with writing(engine) as connection:
+            for which in other[start : start + AT_ONCE]:
+                connection.execute(update(item).where(item.c.id == which).values(overlap=overlap))
+                recount(connection, which)
     old = {
-        item.id: -1.0 for item in ledger.items
-        if item.source_file == "preferences" and item.id not in ids and item.priority > -1
+        row.id: -1.0 for row in ledger.items
+        if row.source_file == origin and row.id not in ids and row.priority > -1
     }  # fmt: skip
     set_priorities(engine, old)
 
