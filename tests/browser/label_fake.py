@@ -136,6 +136,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.json(200, self.fake.history(int(query["before"][0]) if "before" in query else None))
             elif path == "/api/admin/dashboard":
                 self.json(200, self.fake.dashboard)
+            elif path == "/api/admin/people":
+                rows = [
+                    {key: row[key] for key in ("id", "name", "role", "active")} for row in self.fake.dashboard["people"]
+                ]
+                newer = {"id": 9, "name": "eve", "role": "annotator", "active": True, "invited": True}
+                self.json(200, {"people": [*rows, newer]})
             elif path == "/api/admin/export" and query["format"] == ["pairs"]:
                 more = {"Content-Disposition": 'attachment; filename="pairs.jsonl"'}
                 self.send(200, f"?{urlsplit(self.path).query}".encode(), "application/jsonl", more)

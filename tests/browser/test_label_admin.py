@@ -78,6 +78,7 @@ def test_the_dashboard_says_and_draws_its_numbers(browser: Any, fake: Fake) -> N
             "<script>ppo</script>", "0.40 (0.20 to 0.60)", "no reward model can expect more than 82 %",
         ):  # fmt: skip
             assert text in words
+        assert "annotator, not here yet" in page.get_by_role("row", name="eve").inner_text()  # newer than the numbers
         assert page.locator(".bars rect.bar").count() == 30
         heights = page.locator(".bars rect.bar").evaluate_all(
             "all => all.slice(0, 4).map((bar) => +bar.getAttribute('height'))"

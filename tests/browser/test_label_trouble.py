@@ -159,11 +159,11 @@ def test_two_tabs_show_one_answer_and_the_second_submit_is_explained(browser: An
         second.goto(fake.url)
         second.wait_for_selector(".reply")
         first.keyboard.press("2")
-        second.wait_for_function("document.querySelectorAll('.slot')[1].innerText.includes('A')")
+        second.locator(".slot[data-place='2'] [data-letter=A]").wait_for()
         second.bring_to_front()
         second.locator(".reply").nth(1).focus()
         second.keyboard.press("1")
-        first.wait_for_function("document.querySelectorAll('.slot')[0].innerText.includes('B')")
+        first.locator(".slot[data-place='1'] [data-letter=B]").wait_for()
         first.bring_to_front()
         first.keyboard.press("Enter")
         wait_for(first, "Second?")
@@ -180,7 +180,7 @@ def test_two_tabs_that_submit_at_once_make_one_label(browser: Any, fake: Fake) -
         second.goto(fake.url)
         second.wait_for_selector(".reply")
         first.keyboard.press("2")
-        second.wait_for_function("document.querySelectorAll('.slot')[1].innerText.includes('A')")
+        second.locator(".slot[data-place='2'] [data-letter=A]").wait_for()
         fake.lock.acquire()  # both are on their way before either is answered
         click = """(() => {
           document.querySelectorAll(".reply")[1].querySelector(".pick button").click();

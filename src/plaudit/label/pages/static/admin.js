@@ -9,6 +9,7 @@ import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { agreementTable, qualityTable, sourceTable, table } from "./tables.js";
 
 const PATIENCE = 300_000; // ms: the numbers of a large ledger are computed while we wait
+const NO_LABELS = { labels: 0, week: 0, late: 0, corrected: 0, last: null, seconds: null, ties: null, cannot_judge: null };
 const place = document.getElementById("dashboard");
 const numbers = el("div", {});
 let me = null;
@@ -16,7 +17,7 @@ let me = null;
 async function start() {
   me = await whoIsThere();
   if (!me) return;
-  const [data, settings] = [await fetched("/api/admin/dashboard"), await fetched("/api/admin/project")];
+  const [data, settings] = [await numbersNow(), await fetched("/api/admin/project")];
   if (!data || !settings) return;
   place.replaceChildren(numbers, el("div", { class: "panels" },
     panel("Invite somebody", invitePanel()), panel("Export", exportPanel(data.people, settings.flags)), panel("Project", settingsPanel(settings))));
@@ -31,8 +32,18 @@ async function fetched(path) {
   return null;
 }
 
-async function again() {
+/** The numbers are some seconds old (the server keeps them a while); who is there, and who may sign in, is asked anew. */
+async function numbersNow() {
   const data = await fetched("/api/admin/dashboard");
+  const present = data && (await fetched("/api/admin/people"));
+  if (!present) return null;
+  const known = new Map(data.people.map((person) => [person.id, person]));
+  const rows = present.people.map((person) => ({ ...(known.get(person.id) ?? NO_LABELS), ...person }));
+  return { ...data, people: rows.sort((a, b) => b.labels - a.labels || a.name.localeCompare(b.name)) };
+}
+
+async function again() {
+  const data = await numbersNow();
   if (data) draw(data);
 }
 

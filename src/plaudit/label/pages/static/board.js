@@ -5,6 +5,7 @@ import { draggable } from "./drag.js";
 import { button, el, letter } from "./dom.js";
 import { unplaced } from "./ranks.js";
 
+const MANY = 5; // more places than this are narrow on a phone: numbers without words
 const EDGE = 0.28; // the outer part of a taken place: a drop there goes between places instead of making a tie
 
 /** `give(reply, place)` and `insert(reply, place)` are wishes; `choose(reply, scroll)` makes a reply the current one. */
@@ -17,7 +18,7 @@ export function board(count, { give, insert, choose }) {
   });
   const tray = el("span", { class: "chips" });
   const trayNode = el("p", { class: "tray", "data-place": 0 }, el("span", { class: "place-name" }, "No place yet"), tray);
-  const list = el("ol", { class: "slots", "aria-label": "Places, best first" }, ...slots.map((slot) => slot.node));
+  const list = el("ol", { class: count > MANY ? "slots many" : "slots", "aria-label": "Places, best first" }, ...slots.map((slot) => slot.node));
   const node = el("div", { class: "board" }, list, trayNode);
   let shown = [];
 

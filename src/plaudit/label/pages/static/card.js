@@ -16,7 +16,7 @@ export function replyCard(reply, { task, count, flags, place, flag, focused }) {
   const node = el("section", { class: "reply card", role: "group", tabindex: "0", "data-reply": index },
     el("header", {},
       el("span", { class: "letter", ...drag }, name),
-      ranked ? el("span", { class: "pick", role: "group", "aria-label": `Place of reply ${name}` }, ...picks) : null,
+      ranked ? el("span", { class: count > 6 ? "pick many" : "pick", role: "group", "aria-label": `Place of reply ${name}` }, ...picks) : null,
       toggle),
     text,
     boxes.length ? el("fieldset", { class: "flags" }, el("legend", { class: "unseen" }, `Flags for reply ${name}`),

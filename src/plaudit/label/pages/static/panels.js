@@ -23,7 +23,7 @@ export function peopleTable(people, own, again) {
       }
     };
     return [
-      person.name, person.role, whole(person.labels), whole(person.week), seconds(person.seconds?.median), percent(person.ties), percent(person.cannot_judge),
+      person.name, person.invited ? `${person.role}, not here yet` : person.role, whole(person.labels), whole(person.week), seconds(person.seconds?.median), percent(person.ties), percent(person.cannot_judge),
       whole(person.late), whole(person.corrected), person.last === null ? DASH : dateOf(person.last).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }),
       person.name === own ? "you" : button(person.active ? "Disable" : "Enable", flip, { class: "small", "aria-label": `${person.active ? "Disable" : "Enable"} ${person.name}` }),
     ];
