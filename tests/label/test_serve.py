@@ -205,6 +205,10 @@ def test_add_invite_and_people(tmp_path: Path, plaudit: Any) -> None:
     assert re.search(r"ann +│ annotator │ invited", plaudit("label", "people", str(file)).out)
     assert "disabled" in plaudit("label", "people", str(file), "--disable", "ann").out
     assert "disabled" not in plaudit("label", "people", str(file), "--enable", "ann").out
+    for words in (("invite", "ann"), ("people",)):  # a path that was mistyped makes no new database
+        done = plaudit("label", *words, str(tmp_path / "typo.jsonl"))
+        assert done.code == 2 and "no such database" in done.err
+    assert not list(tmp_path.glob("typo*"))
     done = plaudit("label", "people", str(file), "--disable", "nobody")
     assert done.code == 2 and "nobody is called 'nobody'" in done.err
     with snapshot(connect(database)) as connection:

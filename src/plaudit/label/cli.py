@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,6 +42,16 @@ def database_of(source: Path | None, database: str | None) -> str:
     from plaudit.label.serve import default_database
 
     return database if database is not None else str(default_database(source))
+
+
+def opened(source: Path | None, database: str | None) -> Any:
+    """The engine of a database that is there already; UserError where there is none."""
+    from plaudit.label.serve import open_project
+
+    where = database_of(source, database)
+    if "://" not in where and not Path(where).is_file():
+        raise UserError(f"{where}: no such database; `plaudit label serve` or `plaudit label add` makes it")
+    return open_project(where)
 
 
 @label.command()
@@ -124,9 +134,8 @@ def invite(
     need_extra()
     from plaudit.label.database import writing
     from plaudit.label.people import make_invite
-    from plaudit.label.serve import open_project
 
-    with writing(open_project(database_of(source, database))) as connection:
+    with writing(opened(source, database)) as connection:
         token = make_invite(connection, name, role)
     console.print(f"{url.rstrip('/')}/invite/{token}", soft_wrap=True)
 
@@ -145,9 +154,8 @@ def people(
     from plaudit.label import store
     from plaudit.label.database import snapshot, writing
     from plaudit.label.people import set_active
-    from plaudit.label.serve import open_project
 
-    engine = open_project(database_of(source, database))
+    engine = opened(source, database)
     for name, active in ((disable, False), (enable, True)):
         if name is None:
             continue

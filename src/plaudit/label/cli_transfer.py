@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from plaudit.errors import UserError
-from plaudit.label.cli import Database, Source, database_of, need_extra
+from plaudit.label.cli import Database, Source, database_of, need_extra, opened
 from plaudit.run.display import console, error_console, stage_table
 
 # The options of `export`, as its parameters.
@@ -54,7 +53,7 @@ def export(
         without_flags=tuple(without_flag or ()),
         late=late,
     )
-    with snapshot(_there(source, database)) as connection:
+    with snapshot(opened(source, database)) as connection:
         ledger = read(connection)
     found = rows_of(ledger, format, filters, aggregate)
     text = "".join(found.lines())
@@ -99,22 +98,12 @@ def stats(
     from plaudit.label.database import snapshot
     from plaudit.label.ledger import read
 
-    with snapshot(_there(source, database)) as connection:
+    with snapshot(opened(source, database)) as connection:
         found = dashboard(read(connection), time.time())
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print(found)
-
-
-def _there(source: Path | None, database: str | None) -> Any:
-    """The engine of a database that is there already."""
-    from plaudit.label.serve import open_project
-
-    where = database_of(source, database)
-    if "://" not in where and not Path(where).is_file():
-        raise UserError(f"{where}: no such database; `plaudit label serve` or `plaudit label add` makes it")
-    return open_project(where)
 
 
 def _print(found: dict[str, Any]) -> None:
