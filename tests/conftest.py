@@ -47,6 +47,9 @@ from plaudit.stages.base import Run
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import load_recipe
 
+# A folder's own fixtures are plugins: with a second conftest.py, `from conftest import ...` would find that one.
+pytest_plugins = ["browser_fixtures", "label_fixtures"]
+
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
 CPU = torch.device("cpu")
 
