@@ -47,6 +47,9 @@ from plaudit.stages.base import Run
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import load_recipe
 
+# A folder's own fixtures are plugins: with a second conftest.py, `from conftest import ...` would find that one.
+pytest_plugins = ["browser_fixtures", "label_fixtures"]
+
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
 CPU = torch.device("cpu")
 
@@ -331,6 +334,37 @@ def plaudit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return SimpleNamespace(code=code, out=found.out, err=found.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A label database with its schema and project, and nothing else."""
+    from plaudit.label.serve import open_project
+
+    path = tmp_path_factory.mktemp("labels") / "labels.sqlite"
+    open_project(path).dispose()
+    return path
+
+
+@pytest.fixture
+def database(empty_database: Path, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """The engine of a new label database at each call; for tests that do not ask whether the disk has it."""
+    from sqlalchemy import event
+
+    from plaudit.label.database import connect
+
+    made: list[Any] = []
+
+    def build() -> Any:
+        path = tmp_path / f"labels{len(made)}.sqlite"
+        shutil.copyfile(empty_database, path)
+        made.append(connect(path))
+        event.listen(made[-1], "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))
+        return made[-1]
+
+    yield build
+    for engine in made:
+        engine.dispose()
 
 
 Answer = Callable[[dict[str, Any]], tuple[int, str | bytes]]

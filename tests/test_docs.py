@@ -479,6 +479,9 @@ def commands(page: Path) -> list[list[str]]:
 def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, block in python_files(page).items():
         (here / name).write_text(block, encoding="utf-8")
+    for name in ("rankings.jsonl", "more.jsonl", "gold.jsonl"):
+        shutil.copy(here / "runs/demo/preferences/rankings.jsonl", here / name)
+    monkeypatch.setattr("plaudit.label.serve.serve", lambda *_: None)  # all of `label serve` but the serving itself
     for words in commands(page):
         if words[0] == "make":
             check_make(words[1:])

@@ -21,14 +21,15 @@ LAYERS = (
     "algo",
     "data",
     "run",
+    "label",
     "dist",
     "models",
     "rollout",
     "guard",
     "stages",
     "launch",
-    "label",
     "recipes",
+    "cli_label",
     "cli",
 )
 
@@ -131,7 +132,7 @@ def test_the_order_allows_what_goes_down(tmp_path: Path, place: str, line: str) 
 
 # --- what a process that needs no tensors must not load ---
 
-LIGHT = ("plaudit", "plaudit.cli", *(f"plaudit.{name}" for name in ("errors", "records", "rng")))
+LIGHT = ("plaudit", "plaudit.cli", "plaudit.cli_label", *(f"plaudit.{name}" for name in ("errors", "records", "rng")))
 LIGHT_PACKAGES = ("data", "run", "label", "recipes")
 HEAVY = ("torch", "transformers", "peft", "accelerate", "safetensors", "matplotlib", "pandas", "gguf")
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from plaudit.cli_label import commands as label_commands
 from plaudit.errors import RankLost, RunStopped, UserError
 from plaudit.run.display import console
 from plaudit.run.stopping import Interrupted, signals_heard
@@ -30,6 +31,7 @@ app = typer.Typer(
 
 data = typer.Typer(help="What is in data files, and what is wrong with it, line by line.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(label_commands, name="label")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
 Overrides = Annotated[

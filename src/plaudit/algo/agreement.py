@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-Metric = Literal["nominal", "interval"]
+Metric = Literal["nominal", "ordinal", "interval"]
 
 
 def krippendorff_alpha(values: ArrayLike, metric: Metric = "nominal") -> float | None:
@@ -18,9 +18,10 @@ def krippendorff_alpha(values: ArrayLike, metric: Metric = "nominal") -> float |
         α = 1 − (n − 1) · Σ_u Σ_{i≠j in u} δ(v_i, v_j) / (m_u − 1)  /  Σ_{i≠j over all} δ(v_i, v_j)
 
     n counts the values of units that two or more judged, m_u those of unit u; δ is 0 or 1 for equal or not (nominal),
-    or (v_i − v_j)² (interval). 1 is perfect agreement, 0 that of chance, below 0 worse than that. Krippendorff 2011,
-    "Computing Krippendorff's Alpha-Reliability". None where it is undefined: no unit with two values, or one value
-    only, which leaves no disagreement to be expected.
+    (v_i − v_j)² (interval), or, between the c-th and the k-th of the values that occur, n_g of them equal to the g-th,
+    (Σ_{g=c..k} n_g − (n_c + n_k)/2)² (ordinal). 1 is perfect agreement, 0 that of chance, below 0 worse than that.
+    Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability". None where it is undefined: no unit with two
+    values, or one value only, which leaves no disagreement to be expected.
     """
     table = np.asarray(values, dtype=np.float64)
     assert table.ndim == 2, table.shape
@@ -38,8 +39,10 @@ def krippendorff_alpha(values: ArrayLike, metric: Metric = "nominal") -> float |
     scaled_UV = counts_UV / (judged[paired][:, None] - 1)
     coincidences_VV = scaled_UV.T @ counts_UV - np.diag(scaled_UV.sum(axis=0))
     totals_V = counts_UV.sum(axis=0)
-    apart_VV = distinct[:, None] - distinct[None, :]
-    delta_VV = apart_VV**2 if metric == "interval" else (apart_VV != 0).astype(np.float64)
+    # The ordinal distance is the one between the middles of the values' places in the sorted row of all n values.
+    places_V = totals_V.cumsum() - totals_V / 2 if metric == "ordinal" else distinct
+    apart_VV = places_V[:, None] - places_V[None, :]
+    delta_VV = (apart_VV != 0).astype(np.float64) if metric == "nominal" else apart_VV**2
     expected = float(totals_V @ delta_VV @ totals_V)
     return float(1 - (totals_V.sum() - 1) * float((coincidences_VV * delta_VV).sum()) / expected)
 

@@ -1,15 +1,17 @@
 """Preferences: sample K replies a prompt from the SFT model, have them ranked best to worst, write the rankings.
 
-The annotator here is a simulated one (data/annotator.py): it stands where a person stands. Leaves
-preferences/rankings.jsonl, the derived preferences/preferences.jsonl (prompt/chosen/rejected) and
-preferences/summary.json. With `rankings:` a file of people's rankings is taken instead of sampling.
+The annotator is a simulated one (data/annotator.py), which stands where a person stands, or people on the labelling
+page (preferences_people.py). Leaves preferences/rankings.jsonl, the derived preferences/preferences.jsonl
+(prompt/chosen/rejected) and preferences/summary.json. With `rankings:` a file of people's rankings is taken instead of
+sampling.
 
     plaudit preferences RECIPE
 """
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -28,6 +30,9 @@ from plaudit.stages.base import Run, StageConfig, known_format
 from plaudit.stages.sampling import sample_in_batches
 from plaudit.stages.saving import Saver, State
 
+HUMAN_ONLY = ("labels", "overlap", "database")
+SIMULATED_ONLY = ("noise", "tie_margin")
+
 
 class PreferencesConfig(StageConfig):
     """Sampling and ranking of replies."""
@@ -36,6 +41,15 @@ class PreferencesConfig(StageConfig):
     """Rankings or pairs by people, of any format of data.md; null samples and simulates."""
     format: str | None = None
     """Format of the rows of rankings (a name of data.md); null detects it and prints what it found."""
+    annotator: Literal["simulated", "human"] = "simulated"
+    """Who ranks what is sampled: a program, or people on the labelling page, for whom the run waits (labelling.md)."""
+    labels: int | None = Field(None, ge=1)
+    """Human only: rankings by people after which the run goes on; null waits for all of them."""
+    overlap: int = Field(1, ge=1)
+    """Human only: people who rank each set of replies; 2 or 3 make agreement measurable."""
+    database: str | None = Field(None, min_length=1)
+    """Human only: the label database, a file or a PostgreSQL URL without password; null is label/labels.sqlite of the
+    run folder."""
     train_prompts: int = Field(320, ge=1)
     """How many prompts of split train get replies (all held-out prompts do too, to test the reward model)."""
     replies: int = Field(4, ge=2)
@@ -53,34 +67,42 @@ class PreferencesConfig(StageConfig):
 
     _format = field_validator("format")(known_format)
 
+    @field_validator("database")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and urlsplit(value).password is not None:
+            raise ValueError("a recipe holds no secret: leave the password out, and give it in PGPASSWORD or ~/.pgpass")
+        return value
+
     @model_validator(mode="after")
     def _nothing_dead(self) -> "PreferencesConfig":
+        fields = type(self).model_fields
+        changed = {name for name, field in fields.items() if getattr(self, name) != field.default}
         if self.rankings is None and self.format is not None:
             raise ValueError(f"format={self.format} without rankings would do nothing")
-        if self.rankings is not None:
-            fields = type(self).model_fields
-            used = ("rankings", "format")
-            dead = [n for n, field in fields.items() if n not in used and getattr(self, n) != field.default]
-            if dead:
-                raise ValueError(
-                    f"nothing is sampled with rankings={self.rankings}: {', '.join(dead)} would do nothing"
-                )
+        if self.rankings is not None and (dead := [n for n in fields if n in changed - {"rankings", "format"}]):
+            raise ValueError(f"nothing is sampled with rankings={self.rankings}: {', '.join(dead)} would do nothing")
+        unused = HUMAN_ONLY if self.annotator == "simulated" else SIMULATED_ONLY
+        if dead := [name for name in unused if name in changed]:
+            raise ValueError(f"{', '.join(dead)} would do nothing with annotator={self.annotator}")
         return self
 
 
 def annotator_of(config: PreferencesConfig, seed: int) -> Annotator | None:
     """The simulated annotator, whose utility is the gold score; None when people ranked."""
-    return None if config.rankings else simulated_annotator(config.noise, config.tie_margin, seed)
+    people = config.rankings or config.annotator == "human"
+    return None if people else simulated_annotator(config.noise, config.tie_margin, seed)
 
 
 def run(config: PreferencesConfig, run: Run) -> dict[str, Any]:
     """Sample, rank, write; returns the summary."""
     annotator = annotator_of(config, run.seed)
-    rankings = _sampled(config, run, annotator) if annotator else list(run.rankings or ())
+    rankings, said = _rankings(config, run, annotator)
     preferences = [preference for ranking in rankings for preference in preferences_of(ranking)]
     if not preferences:
         raise UserError(
-            "preferences: every ranking is one big tie, so there is no pair to learn from; lower tie_margin"
+            "preferences: every ranking is one big tie, so there is no pair to learn from; "
+            + ("lower tie_margin" if annotator else "more labels are needed, or replies that differ more")
         )
     folder = run.folder.stage("preferences")
     write_rows(folder / "rankings.jsonl", (ranking.as_json() for ranking in rankings))
@@ -93,6 +115,7 @@ def run(config: PreferencesConfig, run: Run) -> dict[str, Any]:
         "tie_share": 1 - len(preferences) / all_pairs,
         "finished_share": float(np.mean([reply.finished for r in rankings for reply in r.replies])),
         "longer_wins": float(np.mean([_longer(p.chosen, p.rejected) for p in preferences])),
+        **said,
     }
     if annotator:
         summary |= gold_correlations(annotator, rankings)
@@ -104,7 +127,21 @@ def _longer(first: Completion, second: Completion) -> float:
     return 0.5 if a == b else float(a > b)
 
 
-def _sampled(config: PreferencesConfig, run: Run, annotator: Annotator) -> list[Ranking]:
+def _rankings(config: PreferencesConfig, run: Run, annotator: Annotator | None) -> tuple[list[Ranking], dict[str, Any]]:
+    """The rankings, and what the summary says beside of those by people on the labelling page."""
+    if config.rankings is not None:
+        return list(run.rankings or ()), {}
+    if annotator is None:
+        # Here, because it needs the extra `label`.
+        from plaudit.stages.preferences_people import ranked_by_people
+
+        return ranked_by_people(config, run, lambda: sampled(config, run))
+    groups = enumerate(sampled(config, run))
+    return [annotator.rank(prompt, replies, number) for number, (prompt, replies) in groups], {}
+
+
+def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Completion, ...]]]:
+    """K replies of the SFT model to every chosen prompt."""
     prompts = chosen_prompts(config, run)
     chat = run.chat(run.sft_model)
     engine = InProcessEngine(
@@ -115,14 +152,13 @@ def _sampled(config: PreferencesConfig, run: Run, annotator: Annotator) -> list[
     ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
     uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), config.max_new_tokens)
     with Saver(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
-        sampled = sample_in_batches(
+        found = sample_in_batches(
             engine, ids, uniforms, config.batch_rows, saver=saver, log=saver.log(f"{CHECKPOINTS}/replies.jsonl"),
             done=0, state=State(), advance=advance,
         )  # fmt: skip
     engine.close()
-    replies = [chat.completion(reply) for reply in sampled]
-    per_prompt = [tuple(replies[i * config.replies : (i + 1) * config.replies]) for i in range(len(prompts))]
-    return [annotator.rank(prompt, group, i) for i, (prompt, group) in enumerate(zip(prompts, per_prompt, strict=True))]
+    replies = [chat.completion(reply) for reply in found]
+    return [(prompt, tuple(replies[i * config.replies : (i + 1) * config.replies])) for i, prompt in enumerate(prompts)]
 
 
 def chosen_prompts(config: PreferencesConfig, run: Run) -> list[Prompt]:

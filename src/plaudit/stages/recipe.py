@@ -107,7 +107,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         update={name: _located(home, getattr(recipe.data, name)) for name in ("prompts", "demonstrations")}
     )
     rankings = recipe.preferences.rankings
-    chosen = recipe.preferences.model_copy(update={"rankings": _located(home, rankings) if rankings else None})
+    database = recipe.preferences.database
+    chosen = recipe.preferences.model_copy(
+        update={
+            "rankings": _located(home, rankings) if rankings else None,
+            "database": str(home / database) if database and "://" not in database else database,
+        }
+    )
     sources = [
         source.model_copy(update={"path": _located(home, source.path) if source.path else None})
         for source in recipe.sft.mixture

@@ -22,6 +22,7 @@ from plaudit.stages.base import Run
 from plaudit.stages.card_plots import card_plots
 from plaudit.stages.page import interval, render_page
 from plaudit.stages.plots import Rows, number, percent
+from plaudit.stages.report_people import compared_by_people
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate")
 EXAMPLES = 9
@@ -54,6 +55,8 @@ def gather(run: Run) -> dict[str, Any]:
         for stage in stages
     }
     finished = {stage: entry for stage, entry in run.folder.finished().items() if stage in stages}
+    people = compared_by_people(run)
+    summary |= {} if people is None else {"people": people}
     summary["seconds"] = {stage: finished[stage]["seconds"] for stage in stages if stage in finished}
     summary["peak_rss_mb"] = max((entry["peak_rss_mb"] for entry in finished.values()), default=None)
     summary["versions"] = versions()
@@ -75,6 +78,10 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
         rows["gold score"] = pair("gold")
         rows["gold gain, 95 % interval"] = with_interval(evaluated, "gold_gain")
         rows["win rate, 95 % interval"] = with_interval(evaluated, "win_rate")
+    if "people" in summary:
+        people = summary["people"]
+        limits = format_value([people["low"], people["high"]])
+        rows["people prefer PPO, 95 % interval"] = f"{people['win_rate']:.3f} {limits}"
     rows["proxy score"] = pair("proxy")
     rows["KL, nats a reply"] = f"{evaluated['kl']:.3f}"
     rows["length, tokens"] = pair("length")
@@ -110,7 +117,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         summary=summary,
         verdict=verdict(summary),
         cautions=cautions(summary, recipe),
-        headline=headline(summary["evaluate"], replies),
+        headline=headline(summary["evaluate"], replies, summary.get("people")),
         examples=choose_examples(replies),
         kinds=kinds,
         gap_mean=max(row["sampler_gap_mean"] for row in updates),
@@ -140,6 +147,14 @@ def verdict(summary: dict[str, Any]) -> str:
             "that was kept is the SFT model."
         )
     on = f"on {evaluated['prompts']} prompts that no stage was trained on"
+    if "gold_gain" not in evaluated and (people := summary.get("people")):
+        wins = f"PPO's reply wins {percent(people['win_rate'])}"
+        ends = f"95 % interval {interval([people['low'], people['high']], share=True)}"
+        of = f"of {people['labels']} blind comparisons with SFT's by people ({ends})"
+        clear = people["low"] > 0.5 or people["high"] < 0.5
+        return f"{wins} {of}: " + (
+            "no clear preference." if not clear else "better." if people["low"] > 0.5 else "worse."
+        )
     if "gold_gain" not in evaluated:
         proxy = f"the proxy score went from {number(evaluated['proxy_sft'])} to {number(evaluated['proxy_ppo'])} {on}"
         who = (
@@ -227,8 +242,8 @@ MEASURES: tuple[tuple[str, str, str, int | None], ...] = (
 )
 
 
-def headline(evaluated: dict[str, Any], replies: Rows) -> list[Line]:
-    """SFT against PPO on the test prompts; gold and declines only where they were measured."""
+def headline(evaluated: dict[str, Any], replies: Rows, people: dict[str, Any] | None = None) -> list[Line]:
+    """SFT against PPO on the test prompts; gold, people's comparisons and declines only where they were measured."""
     clusters = [row["id"] for row in replies]
     proxy_ci = bootstrap_interval([row["ppo"]["proxy"] - row["sft"]["proxy"] for row in replies], clusters)
 
@@ -247,6 +262,10 @@ def headline(evaluated: dict[str, Any], replies: Rows) -> list[Line]:
         ends = interval(evaluated["win_rate_ci"], share=True)
         lines.append(line("gold", "Gold score", gold, 2, interval(evaluated["gold_gain_ci"])))
         lines.append(Line("Win rate", wins, "", percent(evaluated["win_rate"]), interval=ends))
+    if people is not None:
+        said = f"{people['labels']} blind comparisons by people on {people['prompts']} prompts; a tie counts half"
+        ends = interval([people["low"], people["high"]], share=True)
+        lines.append(Line("People prefer PPO", said, "", percent(people["win_rate"]), interval=ends))
     proxy = "the score PPO was paid by; of one reward, 0 ± 1 for SFT replies to training prompts"
     lines.append(line("proxy", "Proxy score", proxy, 2, interval(proxy_ci)))
     lines.append(Line("KL", "of the policy from the reference, nats a reply", "0", number(evaluated["kl"])))

@@ -114,7 +114,8 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     gap = export(run, chat, model, contract, temperatures, folder)
     contract = _with_hashes(contract, run, folder)
     contract.save(folder)
-    summary, card = held_out_card(raw_BM, contract, train, test, simulated=run.rankings is None)
+    simulated = run.rankings is None and all(ranking.annotator is None for ranking in rankings)
+    summary, card = held_out_card(raw_BM, contract, train, test, simulated=simulated)
     write_json(folder / "card.json", card)
     write_rows(folder / "scores.jsonl", held_out_scores(test, raw_BM))
     files = [folder / name for name in contract.files]

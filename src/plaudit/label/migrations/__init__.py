@@ -1,0 +1,1 @@
+"""Alembic's migrations: every schema a database of ours ever had, and the steps between them."""

@@ -1,0 +1,114 @@
+// The admin's page: what the labels say so far, who gave them, and the project's switches.
+
+import { bars } from "./charts.js";
+import { button, dateOf, el, notice } from "./dom.js";
+import { decimal, percent, shareInWords, whole } from "./numbers.js";
+import { exportPanel, invitePanel, peopleTable, settingsPanel } from "./panels.js";
+import { askUntilThere } from "./server.js";
+import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
+import { agreementTable, qualityTable, sourceTable, table } from "./tables.js";
+
+const PATIENCE = 300_000; // ms: the numbers of a large ledger are computed while we wait
+const NO_LABELS = { labels: 0, week: 0, late: 0, corrected: 0, last: null, seconds: null, ties: null, cannot_judge: null };
+const place = document.getElementById("dashboard");
+const numbers = el("div", {});
+let me = null;
+
+async function start() {
+  me = await whoIsThere();
+  if (!me) return;
+  const [data, settings] = [await numbersNow(), await fetched("/api/admin/project")];
+  if (!data || !settings) return;
+  place.replaceChildren(numbers, el("div", { class: "panels" },
+    panel("Invite somebody", invitePanel()), panel("Export", exportPanel(data.people, settings.flags)), panel("Project", settingsPanel(settings))));
+  draw(data);
+}
+
+async function fetched(path) {
+  const answer = await patiently(AWAY, (wait) => askUntilThere(path, undefined, wait, PATIENCE));
+  if (answer.signedOut) signedOut();
+  else if (answer.status !== 200) notice("bad", answer.data.error ?? `The server refused it (${answer.status}).`);
+  else return answer.data;
+  return null;
+}
+
+/** The numbers are some seconds old (the server keeps them a while); who is there, and who may sign in, is asked anew. */
+async function numbersNow() {
+  const data = await fetched("/api/admin/dashboard");
+  const present = data && (await fetched("/api/admin/people"));
+  if (!present) return null;
+  const known = new Map(data.people.map((person) => [person.id, person]));
+  const rows = present.people.map((person) => ({ ...(known.get(person.id) ?? NO_LABELS), ...person }));
+  return { ...data, people: rows.sort((a, b) => b.labels - a.labels || a.name.localeCompare(b.name)) };
+}
+
+async function again() {
+  const data = await numbersNow();
+  if (data) draw(data);
+}
+
+/** Only the numbers are drawn anew: what somebody is typing below stays. */
+function draw(data) {
+  const { progress, agreement } = data;
+  numbers.replaceChildren(
+    el("p", { class: "aside actions" }, `As of ${dateOf(data.generated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`, button("Refresh", again, { class: "small" })),
+    el("div", { class: "tiles" },
+      tile(`${whole(progress.given)} of ${whole(progress.wanted)}`, "labels given", el("progress", { max: Math.max(1, progress.wanted), value: progress.given, "aria-label": "Labels given" })),
+      tile(`${whole(progress.done)} of ${whole(progress.items)}`, `items complete, ${whole(progress.open)} being worked on`),
+      tile(progress.days_left === null ? "–" : decimal(progress.days_left, progress.days_left < 10 ? 1 : 0), "days left at this week's pace"),
+      tile(decimal(agreement.alpha), "Krippendorff's alpha: 0 is chance, 1 is full agreement"),
+      tile(agreement.pairs ? percent(agreement.pairs.share) : "–", "of the pairs that two people ordered, they ordered alike")),
+    section("What to look at", alarms(data.alarms)),
+    section("Labels a day", el("div", { class: "card plot" }, bars(data.days)), taskTable(progress.tasks)),
+    section("People", peopleTable(data.people, me.name, again)),
+    ...(data.people.some((person) => person.labels) ? [section("Quality", el("p", { class: "aside" },
+      "Points with their 95 % intervals, from 0 to 100 %. The dashed line is one half: which reply was shown first should not matter, so an interval that leaves it there is drawn in colour. Longer replies may deserve to win: compare people with one another."), qualityTable(data.people))] : []),
+    section("Agreement", el("p", {}, agreementInWords(agreement)), ...(agreement.between.length ? [agreementTable(agreement.between)] : [])),
+    section("Which source wins", ...sources(data)),
+    section("Verdicts and flags", el("p", {}, verdictsInWords(data))));
+}
+
+function tile(big, words, more = null) {
+  return el("div", { class: "card tile" }, el("p", { class: "big" }, big), el("p", {}, words), more);
+}
+
+function section(title, ...parts) {
+  return el("section", { class: "part" }, el("h2", {}, title), ...parts);
+}
+
+function panel(title, form) {
+  return el("section", { class: "card panel" }, el("h2", {}, title), form);
+}
+
+function alarms(list) {
+  if (!list.length) return el("p", {}, "Nothing stands out.");
+  return el("div", {}, ...list.map((alarm) => el("div", { class: `card alarm ${alarm.level}` },
+    el("p", {}, el("b", {}, alarm.who === null ? (alarm.level === "bad" ? "Alarm: " : "Note: ") : `${alarm.who}: `), `${alarm.what}.`), el("p", { class: "aside" }, `To do: ${alarm.do}.`))));
+}
+
+function taskTable(tasks) {
+  return table("Progress by task", ["Task", "#Items", "#Complete", "#Labels given", "#Wanted"], tasks.map((row) => [row.task, whole(row.items), whole(row.done), whole(row.given), whole(row.wanted)]));
+}
+
+function agreementInWords(agreement) {
+  if (!agreement.pairs) return "No pair of replies was ordered by two people yet. Raise the number of people for each item to measure agreement.";
+  const ceiling = agreement.best_accuracy === null ? "" : ` At that agreement no reward model can expect more than ${percent(agreement.best_accuracy)}.`;
+  return `${agreement.people} people share ${whole(agreement.items)} items and order ${shareInWords(agreement.pairs)} of their pairs alike. Krippendorff's alpha is ${decimal(agreement.alpha)} on pairs and ${decimal(agreement.alpha_ranks)} on ranks.${ceiling}`;
+}
+
+function sources({ sources: rows, compare }) {
+  const parts = [];
+  if (compare) {
+    parts.push(el("p", { class: "verdict" }, `People prefer ${compare.first} to ${compare.second} in ${percent(compare.win_rate)} of the comparisons (95 % interval ${Math.round(100 * compare.low)} to ${percent(compare.high)}; ties, ${percent(compare.ties)}, count half; ${whole(compare.labels)} labels on ${whole(compare.prompts)} prompts).`));
+  }
+  parts.push(rows.length ? sourceTable(rows) : el("p", {}, "No two sources have been compared yet."));
+  if (rows.length) parts.push(el("p", { class: "aside" }, "Strengths of a Bradley-Terry model: 0 is the average source, a difference of 1 wins 73 % of the time. Only admins see the names of sources."));
+  return parts;
+}
+
+function verdictsInWords({ verdicts, flags }) {
+  const marks = flags.map((flag) => `${flag.flag} (${whole(flag.replies)})`).join(", ");
+  return `${whole(verdicts.ranked)} ranked, ${whole(verdicts.written)} written, ${whole(verdicts.all_bad)} “all bad”, ${whole(verdicts.cannot_judge)} “cannot judge”. Flagged replies: ${marks || "none"}.`;
+}
+
+start();

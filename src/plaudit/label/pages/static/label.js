@@ -1,0 +1,189 @@
+// The annotator's page: one item after the other. It keeps the draft, asks for items, and sends answers.
+
+import { begin, emptyAnswer, positionsOf } from "./answer.js";
+import { announce, button, clearNotice, dateOf, el, notice, trusted } from "./dom.js";
+import { browserStorage, drafts } from "./draft.js";
+import { answerForm } from "./form.js";
+import { listenForKeys } from "./keys.js";
+import { ask, deliver } from "./server.js";
+import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
+import { explainConflict, explainRefusal, finishOld, send, sentWords } from "./submit.js";
+
+const GUIDELINES_READ = "plaudit:1:guidelines";
+const work = document.getElementById("work");
+const { storage, lasting } = browserStorage();
+let me = null;
+let kept = null;
+let shown = null; // { lease, key, form, draft } of the item on the page
+
+async function start() {
+  me = await whoIsThere();
+  if (!me) return;
+  kept = drafts(storage, me.name, { onFull: () => notice("bad", "This browser has no room for drafts: send before you leave the page.") });
+  kept.tidy();
+  progress(me.progress);
+  guidelines(me.project.guidelines_html ?? "");
+  listenForKeys(() => shown?.form ?? null);
+  window.addEventListener("storage", otherTab);
+  window.addEventListener("pageshow", (event) => event.persisted && comeBack());
+  const old = await finishOld(kept);
+  if (old.answer) return failed(old.key, old.draft, old.answer, () => next());
+  const words = old.arrived ? "Your answer from before has arrived." : "";
+  return next(lasting ? words : "This browser keeps no drafts: send before you leave the page.");
+}
+
+/** The next item; `words` stay on the page beside it, `spoken` are only read out. */
+async function next(words = "", spoken = words) {
+  shown = null;
+  const answer = await patiently(AWAY, (wait) => deliver("/api/claim", { task: null }, wait));
+  if (answer.signedOut) return signedOut();
+  if (words) notice("good", words);
+  else clearNotice();
+  if (answer.status === 204) return nothingLeft();
+  if (answer.status !== 200) return explainRefusal(answer, { goOn: () => next() });
+  return show(answer.data, spoken);
+}
+
+function show({ lease, expires_at: expires, item: view }, spoken = "") {
+  const key = view.draft_key;
+  const begun = kept.read(key) !== null;
+  const draft = kept.open(key, begin(emptyAnswer(view.replies.length, view.write_text ?? "")));
+  const form = answerForm(view, draft.state, {
+    flags: me.project.flags ?? [],
+    changed: (state) => (shown.draft = kept.save(key, shown.draft, state)),
+    submit,
+    skip,
+  });
+  shown = { lease, key, form, draft, task: view.task };
+  document.getElementById("keys").className = `task-${view.task}`;
+  work.replaceChildren(form.node);
+  window.scrollTo(0, 0);
+  form.focus();
+  reserved(expires);
+  const what = { rank: `${view.replies.length} replies to rank`, compare: "two replies to compare", write: "a reply to write" }[view.task];
+  announce(`${spoken} ${begun ? "What you had begun is here again" : "New item"}: ${what}.`);
+}
+
+async function submit(answer) {
+  const item = shown;
+  if (kept.wasSent(item.key)?.lease === item.lease) return answeredElsewhere(item);
+  const positions = positionsOf(answer, item.task);
+  item.draft = kept.sending(item.key, item.draft, { path: "/api/submit", body: { client_id: item.draft.client_id, lease: item.lease, positions } });
+  item.form.lock(true);
+  const outcome = await send(kept, item.key, item.draft);
+  if (outcome.status === 200) {
+    const words = sentWords(outcome.data);
+    refreshProgress();
+    return next(outcome.data.late || outcome.data.replayed ? words : "", words);
+  }
+  return failed(item.key, item.draft, outcome, () => next());
+}
+
+/** Not sent. Only a 422 gives the form back: the server kept nothing, so the answer may change under a new id. */
+function failed(key, draft, answer, goOn) {
+  if (answer.status === 409) return explainConflict(kept, key, draft, answer, goOn);
+  const drop = () => {
+    kept.drop(key);
+    goOn();
+  };
+  if (answer.status !== 422) return explainRefusal(answer, { goOn, drop });
+  const again = kept.refused(key, draft);
+  if (shown?.key !== key) return explainRefusal(answer, { goOn, drop });
+  shown.draft = again;
+  shown.form.lock(false);
+  return explainRefusal(answer);
+}
+
+async function skip() {
+  const item = shown;
+  item.form.lock(true);
+  const answer = await patiently(AWAY, (wait) => deliver("/api/release", { lease: item.lease }, wait));
+  if (answer.signedOut) return signedOut();
+  kept.drop(item.key);
+  return next();
+}
+
+function nothingLeft() {
+  clearTimeout(timer);
+  document.getElementById("reserved").textContent = "";
+  work.replaceChildren(el("section", { class: "card done" },
+    el("h2", { tabindex: "-1" }, "Nothing is left for you to label."),
+    el("p", {}, "Thank you. New items may come, or one that somebody else has put back."),
+    el("p", { class: "actions" }, button("Look again", () => next(), { class: "main" }), el("a", { class: "button", href: "/history" }, "My history"))));
+  work.querySelector("h2").focus();
+}
+
+// --- two tabs, and the way back ---
+
+/** Another tab of this browser changed the storage: both tabs show one answer, and a sent item is over in both. */
+function otherTab(event) {
+  if (!shown || event.storageArea !== localStorage) return;
+  if (event.key === kept.sentKey(shown.key) && kept.wasSent(shown.key)?.lease === shown.lease) answeredElsewhere(shown);
+  else if (event.key === kept.draftKey(shown.key) && event.newValue !== null && !shown.form.isLocked()) {
+    shown.draft = JSON.parse(event.newValue);
+    shown.form.replace(shown.draft.state);
+    if (shown.draft.pending) {
+      shown.form.lock(true);
+      notice("plain", "Another tab is sending this answer.", button("Send from here", () => resend(shown)));
+    }
+  }
+}
+
+function answeredElsewhere(item) {
+  item.form.lock(true);
+  notice("plain", "You have sent this answer from another tab. It is kept; nothing is to be done here.", button("Next item", () => next(), { class: "main" }));
+  refreshProgress();
+}
+
+async function resend(item) {
+  const outcome = await send(kept, item.key, item.draft);
+  if (outcome.status === 200) return next();
+  return failed(item.key, item.draft, outcome, () => next());
+}
+
+/** The browser's back button may bring an old page back to life: is its item still the one the server has in mind? */
+async function comeBack() {
+  const answer = await ask("/api/claim", { task: null });
+  if (answer.signedOut) return signedOut();
+  if (answer.away || (answer.status === 200 && answer.data.lease === shown?.lease)) return undefined;
+  return answer.status === 200 ? show(answer.data) : next();
+}
+
+// --- the header and the guidelines ---
+
+let timer = null;
+
+/** Until when the item is this person's; after that it can still be sent, and counts as late. */
+function reserved(expires) {
+  const place = document.getElementById("reserved");
+  const left = dateOf(expires) - Date.now();
+  const clock = dateOf(expires).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const over = "The time for this item has run out. You can still send it: it is kept and marked as late.";
+  clearTimeout(timer);
+  place.textContent = left > 0 ? `Reserved for you until ${clock}` : over;
+  if (left > 0 && left < 2 ** 31) timer = setTimeout(() => (place.textContent = over), left);
+}
+
+function progress({ done, available }) {
+  const all = done + available;
+  document.getElementById("progress").hidden = all === 0;
+  Object.assign(document.getElementById("bar"), { max: Math.max(1, all), value: done });
+  document.getElementById("progress-text").textContent = `${done} done, ${available} left`;
+}
+
+async function refreshProgress() {
+  const answer = await ask("/api/me");
+  if (answer.status === 200) progress(answer.data.progress);
+}
+
+/** Open the first time, and again when they have changed. */
+function guidelines(html) {
+  const box = document.getElementById("guidelines");
+  if (!html.trim()) return;
+  box.hidden = false;
+  box.querySelector(".prose").replaceWith(trusted("div", { class: "prose" }, html));
+  box.open = storage.getItem(GUIDELINES_READ) !== html;
+  box.addEventListener("toggle", () => box.open || storage.setItem(GUIDELINES_READ, html));
+}
+
+start();

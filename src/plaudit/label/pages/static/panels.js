@@ -1,0 +1,132 @@
+// What an admin can do: invite, switch people off and on, change the project, take the labels out.
+
+import { button, dateOf, el, notice } from "./dom.js";
+import { DASH, percent, seconds, whole } from "./numbers.js";
+import { deliver } from "./server.js";
+import { AWAY, patiently, signedOut } from "./session.js";
+import { table } from "./tables.js";
+
+async function post(path, body) {
+  const answer = await patiently(AWAY, (wait) => deliver(path, body, wait));
+  if (answer.signedOut) signedOut();
+  else if (answer.status !== 200) notice("bad", [answer.data.error ?? `The server refused it (${answer.status}).`, answer.data.fix ?? ""].join(" ").trim());
+  return answer.status === 200 ? answer.data : null;
+}
+
+/** Who is there, how much they did, and the switch. `again()` draws the page anew. */
+export function peopleTable(people, own, again) {
+  return table("People", ["Name", "Role", "#Labels", "#This week", "#Median time", "#Ties", "#Cannot judge", "#Late", "#Corrected", "Last answer", "Access"], people.map((person) => {
+    const flip = async () => {
+      if (await post(`/api/admin/person/${person.id}`, { active: !person.active })) {
+        await again();
+        notice("good", person.active ? `${person.name} can no longer sign in. Their labels are kept.` : `${person.name} can sign in again.`);
+      }
+    };
+    return [
+      person.name, person.invited ? `${person.role}, not here yet` : person.role, whole(person.labels), whole(person.week), seconds(person.seconds?.median), percent(person.ties), percent(person.cannot_judge),
+      whole(person.late), whole(person.corrected), person.last === null ? DASH : dateOf(person.last).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }),
+      person.name === own ? "you" : button(person.active ? "Disable" : "Enable", flip, { class: "small", "aria-label": `${person.active ? "Disable" : "Enable"} ${person.name}` }),
+    ];
+  }));
+}
+
+export function invitePanel() {
+  const name = el("input", { id: "invite-name", required: true, maxlength: "64", autocomplete: "off" });
+  const role = el("select", { id: "invite-role" }, el("option", { value: "annotator" }, "annotator"), el("option", { value: "admin" }, "admin"));
+  const link = el("input", { id: "invite-link", readonly: true, onfocus: () => link.select() });
+  const made = el("div", { hidden: true, class: "fields" }, el("label", { for: "invite-link" }, "The link: send it to this person only. It works once."), link,
+    button("Copy", async () => {
+      await navigator.clipboard.writeText(link.value);
+      notice("good", "The link is copied.");
+    }));
+  const form = el("form", { class: "fields" }, el("label", { for: "invite-name" }, "Name"), name, el("label", { for: "invite-role" }, "Role"), role,
+    el("button", { class: "main" }, "Make an invitation link"), made);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const data = await post("/api/admin/invite", { name: name.value.trim(), role: role.value });
+    if (!data) return;
+    link.value = data.link;
+    made.hidden = false;
+    link.focus();
+  });
+  return form;
+}
+
+const FORMATS = {
+  rankings: "rankings, one a label", comparisons: "comparisons of two replies", pairs: "pairs: prompt, chosen, rejected", hh: "pairs as HH text",
+  demonstrations: "demonstrations: written replies", ledger: "the whole ledger, as an archive",
+};
+const AGGREGATES = { "": "every label", mean: "one ranking an item: mean ranks", reliability: "one ranking an item, by reliability" };
+
+/** `flags` are the project's. What is left empty is no filter, and does not belong in the address. */
+export function exportPanel(people, flags) {
+  const choose = (id, options) => el("select", { id: `export-${id}`, name: id }, ...options.map(([value, label]) => el("option", { value }, label)));
+  const tick = (name, value, label) => el("label", { class: "tick" }, el("input", { type: "checkbox", name, value }), label);
+  const form = el("form", { class: "fields" },
+    el("label", { for: "export-format" }, "Format"), choose("format", Object.entries(FORMATS)),
+    el("label", { for: "export-aggregate" }, "Several people's labels"), choose("aggregate", Object.entries(AGGREGATES)),
+    el("label", { for: "export-annotator" }, "Person"), choose("annotator", [["", "everybody"], ...people.map((person) => [person.name, person.name])]),
+    el("label", { for: "export-min_agreement" }, "Least agreement of an item (0 to 1)"), el("input", { id: "export-min_agreement", name: "min_agreement", type: "number", min: "0", max: "1", step: "any" }),
+    el("label", { for: "export-since" }, "From day"), el("input", { id: "export-since", name: "since", type: "date" }),
+    el("label", { for: "export-until" }, "To day (it counts)"), el("input", { id: "export-until", name: "until", type: "date" }),
+    ...(flags.length ? [el("fieldset", {}, el("legend", {}, "Leave out replies flagged as"), ...flags.map((flag) => tick("without_flag", flag, flag)))] : []),
+    tick("late", "true", "Late labels too"),
+    el("button", { class: "main" }, "Export"));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const filters = [...new FormData(form)].filter(([, value]) => value !== "");
+    download(`/api/admin/export?${new URLSearchParams(filters)}`);
+  });
+  return form;
+}
+
+/** Fetched by the script and not by a link, so that a refusal is said here instead of replacing the page. */
+async function download(path) {
+  notice("plain", "The export is being made …");
+  const response = await fetch(path).catch(() => null);
+  if (response === null) notice("bad", AWAY);
+  else if (response.status === 401) signedOut();
+  else if (!response.ok) {
+    const { error, fix } = await response.json();
+    notice("bad", [error, fix].join(" "));
+  } else {
+    const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? "export.jsonl";
+    const address = URL.createObjectURL(await response.blob());
+    el("a", { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    notice("good", `The export is in your downloads: ${name}.`);
+  }
+}
+
+const NUMBERS = {
+  overlap: ["People for each item", { min: "1", step: "1" }],
+  lease_minutes: ["Minutes an item is reserved", { min: "1", step: "any" }],
+  gold_rate: ["Share of gold items (0 to 1)", { min: "0", max: "1", step: "any" }],
+  consistency_rate: ["Share of items shown to a person twice (0 to 1)", { min: "0", max: "1", step: "any" }],
+};
+
+/** `settings` is the server's; only what was changed is sent. */
+export function settingsPanel(settings) {
+  const name = el("input", { id: "set-name", value: settings.name, required: true, maxlength: "64" });
+  const guidelines = el("textarea", { id: "set-guidelines", rows: "10" });
+  guidelines.value = settings.guidelines;
+  const flags = el("input", { id: "set-flags", value: settings.flags.join(", ") });
+  const fields = Object.entries(NUMBERS).map(([key, [label, limits]]) => ({ key, label, input: el("input", { id: `set-${key}`, type: "number", required: true, value: settings[key], ...limits }) }));
+  const form = el("form", { class: "fields" },
+    el("label", { for: "set-name" }, "Name of the project"), name, el("label", { for: "set-guidelines" }, "Guidelines (Markdown)"), guidelines,
+    el("label", { for: "set-flags" }, "Flags for a reply, with commas between"), flags,
+    ...fields.flatMap(({ key, label, input }) => [el("label", { for: `set-${key}` }, label), input]), el("button", { class: "main" }, "Save"));
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const now = {
+      name: name.value.trim(), guidelines: guidelines.value, flags: flags.value.split(",").map((flag) => flag.trim()).filter(Boolean),
+      ...Object.fromEntries(fields.map(({ key, input }) => [key, Number(input.value)])),
+    };
+    const changed = Object.fromEntries(Object.entries(now).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(settings[key])));
+    const saved = await post("/api/admin/project", changed);
+    if (!saved) return;
+    Object.assign(settings, now);
+    notice("good", "The settings are saved. They hold for every item that is given out from now on.");
+  });
+  return form;
+}

@@ -1,0 +1,211 @@
+"""Items to label out of a run: replies sampled on the spot, SFT against PPO, and which items come first.
+
+What of labelling needs torch is here, in a process of its own (`plaudit label sample`, `compare` and `order`); it hands
+items and priorities to the database, and the web service never waits for it.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plaudit import rng
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import Reading, read_prompts, read_rows
+from plaudit.dist.machine import choose_machine, release_memory
+from plaudit.errors import UserError
+from plaudit.label.active import By, priority
+from plaudit.label.items import Draft
+from plaudit.label.ledger import Ledger, standing
+from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
+from plaudit.models.reward_model import load_reward_model
+from plaudit.records import Completion, Prompt
+from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.run.display import progress
+from plaudit.run.folder import RECIPE
+from plaudit.stages.recipe import Recipe, load_recipe
+from plaudit.stages.reward import score_replies
+
+MODELS = {"sft": "sft/model", "ppo": "ppo/model"}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is sampled: K `replies` a prompt, dealt out in turn over every pair of `models` and `temperatures`."""
+
+    models: tuple[str, ...] = ("sft",)
+    temperatures: tuple[float, ...] = (1.0,)
+    replies: int = 4
+    prompts: int = 100
+    split: str = "train"
+    max_new_tokens: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One way to be answered; `source` is its name in the table of sources."""
+
+    source: str
+    folder: Path
+    temperature: float
+
+
+def sampled(folder: Path, sampling: Sampling) -> tuple[list[Draft], int]:
+    """Items of `sampling` from the run in `folder`, and how many prompts gave no two different replies.
+
+    The same sampling gives the same items, which the database knows already; another seed gives others. A reply's
+    random numbers depend on the seed, its prompt and its number alone. UserError for a model that is not there.
+    """
+    quiet_libraries()
+    recipe, prompts = _run(folder)
+    found = [prompt for prompt in prompts if prompt.split == sampling.split]
+    if not found:
+        raise UserError(f"{recipe.data.prompts}: no prompt has split {sampling.split!r}")
+    order = rng.permutation(sampling.seed, "label/prompts", 0, len(found))
+    asked = [found[i] for i in order[: sampling.prompts]]
+    voices = _voices(folder, sampling)
+    # Prompt n starts its turn with voice n, so that every voice gets its share whatever K is.
+    turns = [
+        [voices[(number + reply) % len(voices)] for reply in range(sampling.replies)] for number in range(len(asked))
+    ]
+    replies: dict[tuple[int, int], Completion] = {}
+    with progress("Sampling", len(asked) * sampling.replies, "reply") as advance:
+        for model in dict.fromkeys(voice.folder for voice in voices):
+            own = [voice for voice in voices if voice.folder == model]
+            replies |= _answers(recipe, folder, sampling, asked, turns, own, lambda rows: advance(count=rows))
+    drafts = []
+    for number, prompt in enumerate(asked):
+        group = [(replies[number, k], voice.source) for k, voice in enumerate(turns[number])]
+        drafts += rank_draft(prompt, group, "sampled")
+    return drafts, len(asked) - len(drafts)
+
+
+def rank_draft(
+    prompt: Prompt,
+    replies: Sequence[tuple[Completion, str]],
+    origin: str,
+    *,
+    priority: float = 0.0,
+    overlap: int | None = None,
+) -> list[Draft]:
+    """The item of a prompt's replies and their sources, or none when they all say the same; of replies with one text
+    the first is kept, since people cannot order them."""
+    distinct: dict[str, tuple[Completion, str]] = {}
+    for reply, source in replies:
+        distinct.setdefault(reply.text, (reply, source))
+    if len(distinct) < 2:
+        return []
+    kept, sources = zip(*distinct.values(), strict=True)
+    return [
+        Draft(
+            "rank", prompt.messages, tuple(kept), tuple(sources), prompt_id=prompt.id, kind=prompt.kind,
+            split=prompt.split, priority=priority, overlap=overlap, source_file=origin,
+        )
+    ]  # fmt: skip
+
+
+def _run(folder: Path) -> tuple[Recipe, list[Prompt]]:
+    if not (folder / RECIPE).is_file():
+        raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
+    recipe = load_recipe(folder / RECIPE)
+    return recipe, read_prompts(recipe.data.prompts, Reading(recipe.data.prompts_format))
+
+
+def _voices(folder: Path, sampling: Sampling) -> list[Voice]:
+    voices = []
+    for name in sampling.models:
+        model = folder / MODELS[name] if name in MODELS else Path(name)
+        if not (model / "config.json").is_file():
+            raise UserError(f"model {name!r}: {model} holds none; give sft, ppo or the folder of a checkpoint")
+        for temperature in sampling.temperatures:
+            source = name if len(sampling.temperatures) == 1 else f"{name} t={temperature:g}"
+            voices.append(Voice(source, model, temperature))
+    if len(set(voices)) < len(voices):
+        raise UserError("the same model or temperature is named twice; name each once")
+    return voices
+
+
+def _answers(
+    recipe: Recipe,
+    folder: Path,
+    sampling: Sampling,
+    asked: Sequence[Prompt],
+    turns: Sequence[Sequence[Voice]],
+    voices: Sequence[Voice],
+    on_rows: Callable[[int], None],
+) -> dict[tuple[int, int], Completion]:
+    """(prompt, reply) -> what the voices of one model say where it is their turn."""
+    machine = choose_machine(recipe.dtype)
+    chat = ChatFormat(load_tokenizer(str(folder / MODELS["sft"])), recipe.data.system)
+    model = load_model(str(voices[0].folder), machine.dtype, machine.device)
+    engine = InProcessEngine(model, eos_id=chat.eos_id, pad_id=chat.pad_id)
+    found: dict[tuple[int, int], Completion] = {}
+    for voice in voices:
+        places = [(n, k) for n, turn in enumerate(turns) for k, own in enumerate(turn) if own == voice]
+        if places:
+            numbers = [n * sampling.replies + k for n, k in places]
+            uniforms = rng.uniforms(sampling.seed, "label/sample", 0, numbers, sampling.max_new_tokens)
+            engine.temperature = voice.temperature
+            said = engine.generate([chat.prompt_ids(asked[n].messages) for n, _ in places], uniforms, on_rows)
+            found.update(zip(places, (chat.completion(reply.ids) for reply in said), strict=True))
+    engine.close()
+    release_memory()
+    return found
+
+
+def compared(folder: Path, prompts: Sequence[Prompt] | None = None) -> tuple[list[Draft], int]:
+    """SFT against PPO on the held-out prompts: an item of the task `compare` for each pair of replies that the
+    evaluation sampled, and how many pairs say the same and need nobody. `prompts` are the run's, read if not given."""
+    path = folder / "evaluate" / "replies.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: stage 'evaluate' makes it; run `plaudit evaluate` on this recipe first")
+    rows = list(read_rows(path))
+    prompts = _run(folder)[1] if prompts is None else prompts
+    by_id = {prompt.id: prompt for prompt in prompts}
+    drafts = []
+    for place, row in rows:
+        if row["id"] not in by_id:
+            raise UserError(f"{place}: prompt {row['id']!r} is not in the run's prompts any more; evaluate again")
+        prompt = by_id[row["id"]]
+        pair = [(Completion(row[name]["text"], row[name]["finished"]), name) for name in ("sft", "ppo")]
+        if pair[0][0].text != pair[1][0].text:
+            drafts.append(
+                Draft(
+                    "compare", prompt.messages, tuple(reply for reply, _ in pair), tuple(name for _, name in pair),
+                    prompt_id=prompt.id, kind=prompt.kind, split=prompt.split, source_file="evaluate",
+                )
+            )  # fmt: skip
+    return drafts, len(rows) - len(drafts)
+
+
+def priorities(folder: Path, ledger: Ledger, by: By) -> dict[str, float]:
+    """Item -> priority by the run's reward model, for every rank item that nobody has labelled yet.
+
+    UserError when the run has no reward model.
+    """
+    quiet_libraries()
+    recipe, _ = _run(folder)
+    if not (folder / "reward" / "reward.json").is_file():
+        raise UserError(f"{folder}: no reward model is here; stage 'reward' makes it, and without one items keep order")
+    labelled = {label.item for label in standing(ledger.labels)}
+    items = [item for item in ledger.items if item.task == "rank" and item.gold is None and item.id not in labelled]
+    machine = choose_machine(recipe.dtype)
+    model, chat = load_reward_model(folder / "reward", machine.dtype, machine.device)
+    texts = [
+        (Prompt(item.prompt_id, item.messages, item.kind, item.split), Completion(reply.text, reply.ended))
+        for item in items
+        for reply in item.replies
+    ]
+    raw_BM = score_replies(model.model, chat, texts, label="Scoring").numpy()
+    found, first = {}, 0
+    for item in items:
+        count = len(item.replies)
+        found[item.id] = priority(raw_BM[first : first + count], [reply.text for reply in item.replies], by)
+        first += count
+    return found
+
+
+def digest(parts: Sequence[object]) -> str:
+    """What names a sampling: a hash of what decides its replies."""
+    return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:24]

@@ -1,0 +1,276 @@
+"""`preferences.annotator: human`: the run samples once, waits for people, can be stopped, and goes on with what they
+said; and what a run puts up to be labelled."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from annotators import join, label_next, labelling
+from pydantic import ValidationError
+
+from plaudit import cli
+from plaudit.data.files import read_prompts, read_rankings
+from plaudit.errors import UserError
+from plaudit.label.database import connect, snapshot
+from plaudit.label.ledger import read
+from plaudit.run.metrics import read_metrics
+from plaudit.stages import preferences, preferences_people
+from plaudit.stages.label_items import Sampling, sampled
+from plaudit.stages.preferences import PreferencesConfig
+from plaudit.stages.recipe import load_recipe
+from plaudit.stages.report_people import compared_by_people
+
+
+def shorter_is_better(shown: list[str]) -> dict[str, Any]:
+    lengths = [len(text) for text in shown]
+    return {"ranks": [1 + sum(other < own for other in lengths) for own in lengths]}
+
+
+@pytest.fixture
+def run_again(trained: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The arguments of `plaudit` that run one stage on a copy of the trained run, with its preferences by people."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+
+    def arguments(stage: str, *changes: str) -> list[str]:
+        human = ["annotator=human", "train_prompts=6", "temperature=2.0", *changes]
+        return [stage, str(trained.parent / "recipe.yaml"), f"folder={folder}", *(f"preferences.{c}" for c in human)]
+
+    return arguments
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preferences_people, "POLL_SECONDS", 0.05)
+
+
+def test_a_run_waits_for_people_stops_goes_on_and_never_samples_twice(
+    run_again: Callable[..., list[str]],
+    plaudit: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    label = tmp_path / "run" / "label"
+    stage = run_again("preferences", "overlap=2", "labels=20")
+    with monkeypatch.context() as stopped:
+
+        def stop(_: float) -> None:
+            raise cli.Interrupted
+
+        stopped.setattr(preferences_people.time, "sleep", stop)
+        first = plaudit(*stage)
+    assert first.code == 130
+    assert f"plaudit label serve --database {label / 'labels.sqlite'}" in first.out
+    before = (label / "sampled.json").read_bytes()
+    engine = connect(label / "labels.sqlite")
+    with snapshot(engine) as connection:
+        items = read(connection).items
+    assert {item.overlap for item in items} == {2}
+    assert {reply.source for item in items for reply in item.replies} == {"sft"}
+    # Of every split early, so that few labels can train and test a reward model.
+    served_first = sorted(items, key=lambda item: -item.priority)[: len(items) // 2]
+    assert {item.split for item in served_first} == {"train", "validation", "test"}
+
+    # A few labels come while nothing runs; then the run goes on, and the rest comes.
+    who = join(engine, "early bird")
+    for _ in range(5):
+        assert label_next(engine, who, shorter_is_better)
+    monkeypatch.setattr(preferences, "sampled", lambda *_: pytest.fail("it sampled again"))
+    with labelling(label / "labels.sqlite", shorter_is_better, ["ann", "bo"]):
+        second = plaudit(*stage)
+    assert second.code == 0, second.err
+    assert "sampled before" in second.out
+    assert (label / "sampled.json").read_bytes() == before
+    with snapshot(engine) as connection:
+        assert len(read(connection).items) == len(items)
+    engine.dispose()
+
+    rankings = read_rankings(tmp_path / "run" / "preferences" / "rankings.jsonl")
+    assert len(rankings) >= 20
+    assert {ranking.annotator for ranking in rankings} == {"early bird", "ann", "bo"}
+    for ranking in rankings:
+        assert all(len(ranking.replies[w].text) < len(ranking.replies[l].text) for w, l in ranking.pairs())
+    summary = json.loads((tmp_path / "run" / "preferences" / "summary.json").read_text())
+    assert summary["people"] == 3
+    assert summary["agreement"] == 1.0
+    assert summary["longer_wins"] == 0.0
+    assert "gold_mean" not in summary
+
+    # The next stage trains on them, and knows that no simulated annotator said this.
+    third = plaudit(*run_again("reward", "overlap=2", "labels=20"))
+    assert third.code == 0, third.err
+    card = json.loads((tmp_path / "run" / "reward" / "card.json").read_text())
+    assert card["simulated"] is False
+    assert card["ceiling"]["compared"] > 0
+
+
+def test_another_sampling_is_sampled_anew_and_served_first(
+    run_again: Callable[..., list[str]], plaudit: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "label" / "labels.sqlite"
+    with labelling(path, shorter_is_better, ["ann"]):
+        assert plaudit(*run_again("preferences", "labels=6")).code == 0
+    engine = connect(path)
+    with snapshot(engine) as connection:
+        old = {item.id for item in read(connection).items}
+    with labelling(path, shorter_is_better, ["bo"]):
+        done = plaudit(*run_again("preferences", "labels=6", "max_new_tokens=7"))
+    assert done.code == 0, done.err
+    with snapshot(engine) as connection:
+        book = read(connection)
+    engine.dispose()
+    assert {item.priority for item in book.items if item.id in old} == {-1.0}
+    assert min(item.priority for item in book.items if item.id not in old) >= 0
+    assert len({item.id for item in book.items}) > len(old)
+    rankings = read_rankings(tmp_path / "run" / "preferences" / "rankings.jsonl")
+    assert {ranking.annotator for ranking in rankings} == {"bo"}  # the labels of the first sampling are kept, not used
+
+
+def test_the_overlap_can_be_raised_while_the_run_waits(
+    run_again: Callable[..., list[str]], plaudit: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "label" / "labels.sqlite"
+    with labelling(path, shorter_is_better, ["ann"]):
+        assert plaudit(*run_again("preferences")).code == 0  # every item once
+    with labelling(path, shorter_is_better, ["bo"]):
+        done = plaudit(*run_again("preferences", "overlap=2"))  # every item twice
+    assert done.code == 0, done.err
+    rankings = read_rankings(tmp_path / "run" / "preferences" / "rankings.jsonl")
+    by_name = [sum(ranking.annotator == name for ranking in rankings) for name in ("ann", "bo")]
+    assert by_name[0] == by_name[1] > 0
+
+
+def test_more_labels_than_there_can_be_are_refused_before_anybody_is_asked(
+    run_again: Callable[..., list[str]], plaudit: Callable[..., SimpleNamespace]
+) -> None:
+    done = plaudit(*run_again("preferences", "labels=1000"))
+    assert done.code == 2
+    assert "preferences.labels=1000" in done.err
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"labels": 5}, "labels would do nothing with annotator=simulated"),
+        ({"annotator": "human", "noise": 0.5}, "noise would do nothing with annotator=human"),
+        ({"annotator": "human", "rankings": "x.jsonl"}, "annotator would do nothing"),
+        ({"annotator": "human", "database": "postgresql+psycopg://me:secret@host/db"}, "holds no secret"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        PreferencesConfig(**values)
+
+
+def test_a_database_file_is_looked_for_beside_the_recipe(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, preferences={"annotator": "human", "database": "our.sqlite"})
+    assert load_recipe(path).preferences.database == str(tmp_path / "our.sqlite")
+    url = "postgresql+psycopg://me@host/db"
+    assert load_recipe(path, [f"preferences.database={url}"]).preferences.database == url
+
+
+# --- items out of a run ---
+
+
+def test_replies_of_several_models_and_temperatures_are_mixed(trained: Path) -> None:
+    """Four voices in turn: all of them answer, and the same sampling gives the same items."""
+    sampling = Sampling(("sft", "ppo"), (0.7, 2.0), replies=3, prompts=4, split="train", max_new_tokens=4, seed=1)
+    drafts, alike = sampled(trained, sampling)
+    assert len(drafts) + alike == 4
+    voices = {"sft t=0.7", "sft t=2", "ppo t=0.7", "ppo t=2"}
+    assert {source for draft in drafts for source in draft.sources} == voices
+    for draft in drafts:
+        assert len({reply.text for reply in draft.replies}) == len(draft.replies) >= 2
+        assert draft.split == "train"
+    again, _ = sampled(trained, sampling)
+    assert [draft.id for draft in again] == [draft.id for draft in drafts]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": ("sft", "nothing")}, "model 'nothing'"),
+        ({"models": ("sft", "sft")}, "named twice"),
+        ({"split": "holdout"}, "split 'holdout'"),
+    ],
+)
+def test_what_cannot_be_sampled_is_said(trained: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        sampled(trained, Sampling(**changes))
+
+
+def test_before_and_after_over_the_command_line(
+    trained: Path, plaudit: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    """SFT against PPO: the evaluation's own replies; people who like the shorter one decide, and stats says so."""
+    database = tmp_path / "labels.sqlite"
+    done = plaudit("label", "compare", trained, "--database", database)
+    assert done.code == 0, done.err
+    rows = read_metrics(trained / "evaluate" / "replies.jsonl")
+    different = [row for row in rows if row["sft"]["text"] != row["ppo"]["text"]]
+    engine = connect(database)
+    who = join(engine, "ann")
+    while label_next(engine, who, shorter_is_better, "compare"):
+        continue
+    with snapshot(engine) as connection:
+        book = read(connection)
+    engine.dispose()
+    assert len(book.items) == len(different) > 0
+    assert {tuple(reply.source for reply in item.replies) for item in book.items} == {("sft", "ppo")}
+    lengths = [(len(row["sft"]["text"]), len(row["ppo"]["text"])) for row in different]
+    expected = sum((ppo < sft) + 0.5 * (ppo == sft) for sft, ppo in lengths) / len(lengths)
+    told = json.loads(plaudit("label", "stats", "--database", database, "--json").out)
+    assert told["compare"]["win_rate"] == pytest.approx(expected)
+    assert told["compare"]["labels"] == len(different)
+    again = plaudit("label", "compare", trained, "--database", database)
+    assert "0 new items" in again.out
+
+
+def test_the_report_tells_what_people_preferred(
+    trained: Path, plaudit: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    prompts = read_prompts(trained.parent / "prompts.jsonl")
+    run: Any = SimpleNamespace(folder=SimpleNamespace(path=folder), prompts=prompts)
+    assert compared_by_people(run) is None
+    assert plaudit("label", "compare", folder).code == 0
+    assert compared_by_people(run) is None  # nobody has compared yet
+    engine = connect(folder / "label" / "labels.sqlite")
+    who = join(engine, "ann")
+    while label_next(engine, who, lambda shown: {"ranks": [1, 1]}, "compare"):
+        continue
+    engine.dispose()
+    done = plaudit("report", trained.parent / "recipe.yaml", f"folder={folder}")
+    assert done.code == 0, done.err
+    people = json.loads((folder / "summary.json").read_text())["people"]
+    assert (people["win_rate"], people["ties"]) == (0.5, 1.0)
+    assert "people prefer PPO" in done.out
+    assert "People prefer PPO" in (folder / "report.html").read_text(encoding="utf-8")
+    # Replies of another evaluation were compared: those labels say nothing of this one.
+    rows = read_metrics(folder / "evaluate" / "replies.jsonl")
+    changed = [{**row, "ppo": {**row["ppo"], "text": row["ppo"]["text"] + " And more."}} for row in rows]
+    (folder / "evaluate" / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    assert compared_by_people(run) is None
+
+
+def test_items_come_in_the_order_of_the_reward_models_doubt(
+    trained: Path, plaudit: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    database = tmp_path / "labels.sqlite"
+    sample = ["label", "sample", trained, "--database", database, "--prompts", "8", "--replies", "2"]
+    assert plaudit(*sample, "--temperature", "2", "--max-new-tokens", "8").code == 0
+    done = plaudit("label", "order", trained, "--database", database)
+    assert done.code == 0, done.err
+    engine = connect(database)
+    with snapshot(engine) as connection:
+        items = read(connection).items
+    engine.dispose()
+    assert all(0 < item.priority <= 1 for item in items)
+    assert len({item.priority for item in items}) > 1
+    assert plaudit("label", "order", trained, "--database", database, "--by", "length").code == 0
+    assert plaudit("label", "order", trained, "--database", database, "--by", "age").code == 2
