@@ -1,4 +1,4 @@
-"""One browser for all tests of tests/browser. A plugin of tests/conftest.py, which says why it is no conftest.py."""
+"""One browser for all tests of tests/browser. A plugin of tests/conftest.py, for the reason given there."""
 
 import os
 import shutil
