@@ -1,4 +1,4 @@
-"""One browser for all tests of tests/browser. A plugin of tests/conftest.py, which says why it is no conftest.py."""
+"""One browser for all tests of tests/browser. A plugin of tests/conftest.py, for the reason given there."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ CHROMIUM = shutil.which("chromium")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in tests/browser needs chromium: without it the tests skip, or fail where it must be there."""
+    """All of tests/browser needs chromium; where it is missing that is seen, and fails where it must be there."""
     missing = CHROMIUM is None and os.environ.get("REQUIRE_SERVICES") != "1"
     for item in items:
         if "browser" in item.path.parts:
