@@ -279,6 +279,7 @@ def test_a_model_of_length_is_named_where_the_labels_are_fair() -> None:
     (alarm,) = [a for a in card["alarms"] if a["kind"] == "length"]
     assert alarm["level"] == "alarm"
     assert "leans on length, towards the longer reply" in alarm["says"]
+    assert "better reply is not the longer one" in alarm["do"]
     assert card["length"]["model_chooses_longer"] == 1.0
 
 
@@ -287,6 +288,7 @@ def test_a_model_of_shortness_is_named_too() -> None:
     card = report_card(rankings, [-0.02 * len(reply.text) for r in rankings for reply in r.replies])
     (alarm,) = [a for a in card["alarms"] if a["kind"] == "length"]
     assert "towards the shorter reply" in alarm["says"]
+    assert "better reply is not the shorter one" in alarm["do"]
 
 
 @pytest.mark.parametrize("end", [" ", "\n", " indeed"])

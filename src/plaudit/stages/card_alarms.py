@@ -155,6 +155,7 @@ def _length(card: Card) -> Alarm | None:
     longer, shorter = length["accuracy_longer_won"], length["accuracy_shorter_won"]
     by_length = length["accuracy_ci"][0] > 0.5 and length["gain_ci"][0] <= 0
     level, says = "", []
+    likes = "shorter" if length["rule"].startswith("the shorter") else "longer"
     if by_length and card["accuracy_ci"][0] > 0.5:
         level = "alarm" if length["gain"] <= LENGTH_GAIN else "warning"
         says.append(
@@ -181,8 +182,8 @@ def _length(card: Card) -> Alarm | None:
         says.append(f"It chooses the longer reply in {percent(length['model_chooses_longer'])} of the pairs.")
     return _alarm(
         "length", level, " ".join(says),
-        "PPO will learn length from it. Add pairs in which the better reply is the shorter one, balance the lengths of "
-        "winners and losers, or have the annotators told that length is no merit; then train again.",
+        f"PPO will learn length from it. Add pairs in which the better reply is not the {likes} one, balance the "
+        "lengths of winners and losers, or have the annotators told that length is no merit; then train again.",
         **{name: length[name] for name in ("accuracy", "gain", "gain_ci", "gap_ci", "model_chooses_longer")},
     )  # fmt: skip
 
