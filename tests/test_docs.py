@@ -370,7 +370,7 @@ def test_the_demos_lines_on_the_data_page_are_real() -> None:
 
 def test_the_report_card_on_its_page_is_what_its_code_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (DOCS / "reward-report.md").read_text(encoding="utf-8")
-    ((code,), (expected,)) = blocks(text, "python"), blocks(text, "text")
+    ((code,), (expected, *_)) = blocks(text, "python"), blocks(text, "text")
     monkeypatch.setenv("COLUMNS", "100")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, "docs/reward-report.md", "exec"), {})
@@ -430,7 +430,7 @@ def test_the_settings_of_the_watch_are_those_of_its_page() -> None:
 
 def test_the_token_on_the_page_of_inspect_is_what_its_code_prints() -> None:
     text = (DOCS / "inspect.md").read_text(encoding="utf-8")
-    ((code,), (expected,)) = blocks(text, "python"), blocks(text, "text")
+    ((code,), (expected, *_)) = blocks(text, "python"), blocks(text, "text")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, "docs/inspect.md", "exec"), {})
     assert printed.getvalue() == expected
