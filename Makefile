@@ -15,8 +15,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
 
+# A process a core; the tests of a file stay together, since they share what they have set up.
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 test-long: $(READY)
 	$(BIN)/pytest -m slow
