@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,9 @@ def ledger_test(database: str, kills: int, kill_database: Callable[[], None] | N
     settle(engine, {"overlap": OVERLAP, "lease_minutes": LEASE_SECONDS / 60})
     engine.dispose()
     began = time.monotonic()
-    told, killed = asyncio.run(run(database, kills, kill_database, seed))
+    # In a thread of its own: browser tests of the same process leave an event loop running in this one.
+    with ThreadPoolExecutor(1) as thread:
+        told, killed = thread.submit(asyncio.run, run(database, kills, kill_database, seed)).result()
     late = sum(answer["late"] for answer in told.acknowledged.values())
     print(
         f"seed {seed}: {len(told.acknowledged)} acknowledged ({late} late), {told.released} released, {dict(killed)} "

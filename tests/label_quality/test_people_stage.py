@@ -3,6 +3,7 @@ said; and what a run puts up to be labelled."""
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +60,7 @@ def test_a_run_waits_for_people_stops_goes_on_and_never_samples_twice(
     with monkeypatch.context() as stopped:
 
         def stop(_: float) -> None:
-            raise cli.Interrupted
+            raise cli.Interrupted(signal.SIGINT)
 
         stopped.setattr(preferences_people.time, "sleep", stop)
         first = plaudit(*stage)
