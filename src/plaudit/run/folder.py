@@ -57,8 +57,7 @@ class RunFolder:
         # Without a stage's folder the run never began (its model could not be loaded, say): any recipe may take it.
         if recipe.is_file() and any(child.is_dir() for child in path.iterdir()):
             changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
-            allowed = (*may_change, "folder") if resume else ("folder",)
-            fixed = [text for key, text in changed.items() if not is_among(key, allowed)]
+            fixed = [text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))]
             if fixed:
                 raise UserError(
                     f"{path} already holds another run, which differs in {'; '.join(fixed[:5])}; give another folder "

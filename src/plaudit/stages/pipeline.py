@@ -234,7 +234,8 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
     goes_on = resume and (recipe.run_folder / stages[0] / CHECKPOINTS).is_dir()
     begin = STAGES[STAGES.index(stages[0]) + goes_on :]
     with ranks.first_alone():
-        run = prepare(recipe, resume=existing, may_change=(*begin, *MAY_CHANGE), stages=stages, ranks=ranks)
+        may_change = (*begin, *(MAY_CHANGE if existing else ()))  # a run of another name is another run
+        run = prepare(recipe, resume=existing, may_change=may_change, stages=stages, ranks=ranks)
     needs = NEEDS if needed == STAGES else NEEDS_WITHOUT_REWARD_MODEL
     with run.folder:
         if resume and ranks.first:
