@@ -7,6 +7,7 @@ that writes nothing but the texts, so that a reply continues its prompt and alwa
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from plaudit.data.files import write_rows
@@ -34,9 +35,16 @@ def begin(
     quiet_libraries()
     source, machine = resolve(model), choose_machine(dtype)
     tokenizer = load_tokenizer(source)
-    add_never(tokenizer)
+    never = add_never(tokenizer)
     tokenizer.chat_template = CONTINUES
-    save_model(load_model(source, machine.dtype, machine.device), tokenizer, home / "model")
+    sft = load_model(source, machine.dtype, machine.device)
+    # A whole conversation is closed with it, so it needs a row. With zeros its logit is 0, where those of likely tokens
+    # are about 20 (SmolLM2); ppo.py refuses a run in which it was sampled all the same.
+    sft.resize_token_embeddings(max(never + 1, sft.get_input_embeddings().weight.shape[0]), mean_resizing=False)
+    with torch.no_grad():
+        sft.get_input_embeddings().weight[never] = 0
+        sft.get_output_embeddings().weight[never] = 0
+    save_model(sft, tokenizer, home / "model")
     # No stage of these runs reads a test prompt or a demonstration, but a recipe has them.
     test = {"id": "test", "kind": "test", "split": "test", "prompt": "The last row of this file"}
     write_rows(home / "prompts.jsonl", [*prompts, test])

@@ -138,8 +138,6 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     files = trained_reward(run, chat) if rewards.trained else None
     source, machine = str(run.sft_model), run.machine
     base = load_model(source, machine.dtype, machine.device)
-    # For its kernel, which is the faster one for short rows; a model that does not take it keeps its own.
-    use_packed_attention(base)
     roles = Roles(
         base,
         trained="policy",
@@ -151,6 +149,9 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
         temperature=config.temperature,
     )
     reward = files.attach(roles, machine.dtype, machine.device) if files else None
+    # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
+    # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
+    use_packed_attention(base)
     if config.critic == "own":
         assert reward is not None
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
