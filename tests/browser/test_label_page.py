@@ -307,6 +307,16 @@ def test_history_shows_own_answers_and_corrects_them(browser: Any, fake: Fake) -
     assert second["supersedes"] == first["seq"] and second["client_id"] != first["client_id"]
 
 
+def test_what_is_chosen_looks_chosen_under_the_pointer_too(browser: Any, fake: Fake) -> None:
+    with visitor(browser, fake, viewport=DESKTOP["viewport"], reduced_motion="reduce") as page:
+        page.keyboard.press("1")
+        page.get_by_role("button", name="clearly", exact=True).click()  # the pointer stays on it
+        colours = page.locator("button[aria-pressed=true]").evaluate_all(
+            "all => all.map((one) => getComputedStyle(one).backgroundColor)"
+        )
+    assert colours == ["rgb(11, 118, 109)"] * 2
+
+
 def test_a_key_without_a_place_says_so(browser: Any, fake: Fake) -> None:
     with visitor(browser, fake) as page:
         page.keyboard.press("9")
