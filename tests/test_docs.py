@@ -481,7 +481,9 @@ def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypat
         (here / name).write_text(block, encoding="utf-8")
     for name in ("rankings.jsonl", "more.jsonl", "gold.jsonl"):
         shutil.copy(here / "runs/demo/preferences/rankings.jsonl", here / name)
-    monkeypatch.setattr("plaudit.label.serve.serve", lambda *_: None)  # all of `label serve` but the serving itself
+    # All of `label serve` but the port and the serving itself.
+    monkeypatch.setattr("plaudit.label.serve.listen", contextlib.nullcontext)
+    monkeypatch.setattr("plaudit.label.serve.serve", lambda *_: None)
     for words in commands(page):
         if words[0] == "make":
             check_make(words[1:])

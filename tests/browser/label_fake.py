@@ -101,7 +101,8 @@ class Fake:
         rows = sorted(newest.values(), key=lambda label: -label["seq"])
         rows = [row for row in rows if before is None or row["seq"] < before]
         shown = [
-            {key: row[key] for key in ("seq", "created", "positions", "late")} | {"view": self.view(row["number"])}
+            {key: row[key] for key in ("seq", "created", "positions", "late")}
+            | {"corrected": row["supersedes"] is not None, "view": self.view(row["number"])}
             for row in rows[:20]
         ]
         return {"labels": shown, "next": shown[-1]["seq"] if len(rows) > 20 else None}
@@ -143,7 +144,8 @@ class Handler(BaseHTTPRequestHandler):
                 newer = {"id": 9, "name": "eve", "role": "annotator", "active": True, "invited": True}
                 self.json(200, {"people": [*rows, newer]})
             elif path == "/api/admin/export" and query["format"] == ["pairs"]:
-                more = {"Content-Disposition": 'attachment; filename="pairs.jsonl"'}
+                said = "0 rows; left out: 8 of other dates" if query.get("until") == ["2026-12-31"] else "3 rows"
+                more = {"Content-Disposition": 'attachment; filename="pairs.jsonl"', "X-Plaudit-Export": said}
                 self.send(200, f"?{urlsplit(self.path).query}".encode(), "application/jsonl", more)
             elif path == "/api/admin/export":
                 self.json(422, {"error": "there is nothing to export", "fix": "wait for labels"})

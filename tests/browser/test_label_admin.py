@@ -125,11 +125,19 @@ def test_what_an_admin_can_do(browser: Any, fake: Fake) -> None:
         page.get_by_role("checkbox", name="unsafe").check()
         with page.expect_download() as downloaded:
             page.get_by_role("button", name="Export").click()
+        page.get_by_text("The export is in your downloads: pairs.jsonl. 3 rows").wait_for()
         assert downloaded.value.suggested_filename == "pairs.jsonl"
         assert Path(downloaded.value.path()).read_text() == "?format=pairs&since=2026-11-01&without_flag=unsafe"
         page.get_by_label("Format").select_option("hh")
         page.get_by_role("button", name="Export").click()
-        page.get_by_text("there is nothing to export wait for labels").wait_for()
+        page.get_by_text("there is nothing to export; wait for labels.").wait_for()
+        page.get_by_label("Format").select_option("pairs")
+        page.get_by_label("To day").fill("2026-10-31")
+        page.get_by_role("button", name="Export").click()
+        page.get_by_text("“From day” is after “To day”: exchange them.").wait_for()
+        page.get_by_label("To day").fill("2026-12-31")
+        page.get_by_role("button", name="Export").click()
+        page.get_by_text("There is nothing to export: 0 rows; left out: 8 of other dates").wait_for()
     posts = [(path, body) for path, body in fake.posts if path.startswith("/api/admin")]
     assert posts == [
         ("/api/admin/invite", {"name": "dora", "role": "annotator"}),
@@ -203,6 +211,6 @@ def test_the_login_says_what_is_wrong_and_keeps_the_name(browser: Any, fake: Fak
     page.get_by_role("button", name="Sign in").click()
     assert page.get_by_role("alert").inner_text() == "Name and password do not match."
     assert page.get_by_label("Name").input_value() == "ann"
-    assert page.evaluate("document.activeElement.id") == "password"
+    page.wait_for_function("document.activeElement.id === 'password'")  # a browser gives it with the first drawing
     assert json.dumps(page.complaints) == "[]"
     context.close()

@@ -291,17 +291,47 @@ def test_history_shows_own_answers_and_corrects_them(browser: Any, fake: Fake) -
         wait_for(page, "What is rain?")
         page.goto(fake.url + "/history")
         entry = page.locator(".entry").first
-        assert "A > B = C > D" in entry.inner_text()
+        assert "A > B = C > D" in entry.inner_text() and "corrected" not in entry.inner_text()
+        assert entry.get_by_text("Read or correct").is_visible()
         entry.locator("summary").click()
         entry.get_by_role("button", name="Correct this answer").click()
         assert order(page) == ["A", "BC", "D", "", ""]
         page.keyboard.press("2")  # A joins B and C
         page.get_by_role("button", name="Correct", exact=True).click()
         wait_for(page, "Your correction is kept.")
+        assert page.locator(".notice").inner_text() == "Your correction is kept."
         assert "A = B = C > D" in page.locator(".entry").first.inner_text()
+        assert page.locator(".entry").first.locator(".badge").inner_text() == "corrected"
     first, second = fake.labels
     assert (first["positions"]["ranks"], second["positions"]["ranks"]) == ([1, 2, 2, 3], [1, 1, 1, 2])
     assert second["supersedes"] == first["seq"] and second["client_id"] != first["client_id"]
+
+
+def test_what_is_chosen_looks_chosen_under_the_pointer_too(browser: Any, fake: Fake) -> None:
+    with visitor(browser, fake, viewport=DESKTOP["viewport"], reduced_motion="reduce") as page:
+        page.keyboard.press("1")
+        page.get_by_role("button", name="clearly", exact=True).click()  # the pointer stays on it
+        colours = page.locator("button[aria-pressed=true]").evaluate_all(
+            "all => all.map((one) => getComputedStyle(one).backgroundColor)"
+        )
+    assert colours == ["rgb(11, 118, 109)"] * 2
+
+
+def test_a_key_without_a_place_says_so(browser: Any, fake: Fake) -> None:
+    with visitor(browser, fake) as page:
+        page.keyboard.press("9")
+        wait_for(page, "There is no place 9: there are 4.")
+        page.keyboard.press("?")
+        assert page.locator("#last-place").inner_text() == "4"
+
+
+def test_who_is_no_admin_hears_why_this_is_another_page(browser: Any, fake: Fake) -> None:
+    with visitor(browser, fake, "/?for=admins") as page:
+        wait_for(page, "The dashboard is for admins only.")
+        assert page.url == f"{fake.url}/"
+        page.reload()
+        page.wait_for_selector(".item")
+        assert page.get_by_text("for admins only").count() == 0
 
 
 def test_long_history_comes_in_pieces(browser: Any, fake: Fake) -> None:

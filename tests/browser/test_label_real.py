@@ -173,7 +173,6 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     context.set_default_timeout(15000)
     page = watched(context.new_page())
     join(page, service.invited("mira", "admin"))
-    page.get_by_role("link", name="Dashboard").click()
     page.get_by_text("labels given").first.wait_for(timeout=60000)  # computed by a process of its own
     page.get_by_label("Name", exact=True).fill("bo")
     page.get_by_role("button", name="Make an invitation link").click()
@@ -184,11 +183,9 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     page.get_by_role("button", name="Save").click()
     wait_for(page, "The settings are saved.")
 
-    with page.expect_download(timeout=60000) as downloaded:
-        page.get_by_label("Format").select_option("ledger")
-        page.get_by_role("button", name="Export").click()
-    assert downloaded.value.suggested_filename == "ledger.jsonl"
-    assert Path(downloaded.value.path()).read_text() == ""
+    page.get_by_label("Format").select_option("ledger")
+    page.get_by_role("button", name="Export").click()
+    page.get_by_text("There is nothing to export: 0 rows").wait_for(timeout=60000)
 
     other = browser.new_context(**DESKTOP)
     bo = watched(other.new_page())

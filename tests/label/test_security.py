@@ -98,7 +98,7 @@ def test_an_annotator_is_no_admin(small_world: World, path: str) -> None:
     ann = small_world.join("ann")
     answer = ann.get(path) if path in GETS else ann.post(path, POSTS[path])
     assert answer.status_code == 403 and "admin" in answer.json()["error"]
-    assert (ann.get("/admin").status_code, ann.get("/admin").headers["location"]) == (303, "/")
+    assert (ann.get("/admin").status_code, ann.get("/admin").headers["location"]) == (303, "/?for=admins")
 
 
 def test_others_work_can_be_neither_read_nor_written(world: World) -> None:
@@ -117,6 +117,7 @@ def test_others_work_can_be_neither_read_nor_written(world: World) -> None:
     assert bo.get("/api/history").json()["labels"] == []
     assert ann.post("/api/correct", correction).status_code == 200
     (own,) = ann.get("/api/history").json()["labels"]
+    assert own["corrected"] is True
     assert own["positions"]["ranks"] == [4, 3, 2, 1] and own["view"]["id"] == hers["lease"]
 
 
@@ -370,8 +371,9 @@ def test_an_exports_name_and_options_cannot_be_bent(small_world: World, query: s
 
 def test_an_option_in_a_value_is_a_value(small_world: World, tmp_path: Any) -> None:
     boss = small_world.join("boss", "admin")
-    answer = boss.get("/api/admin/export?without_flag=--to%3D/tmp/x&annotator=--help")
-    assert answer.status_code == 422 and "--help" in answer.json()["error"]
+    for query, value in (("without_flag=--to%3D/tmp/x", "--to=/tmp/x"), ("annotator=--help", "--help")):
+        answer = boss.get(f"/api/admin/export?{query}")
+        assert answer.status_code == 422 and f"{value!r}: not in this database" in answer.json()["error"]
 
 
 def test_too_large_a_body_is_refused(small_world: World) -> None:

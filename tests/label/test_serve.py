@@ -41,7 +41,7 @@ def served(tmp_path: Path) -> Iterator[SimpleNamespace]:
     """`plaudit label serve FILE` as a process of its own; the lines that it printed, and its address."""
     file = rankings(tmp_path / "rankings.jsonl")
     command = [sys.executable, "-c", CODE, "label", "serve", str(file), "--port", "0", "--overlap", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         url = re.search(r"Labelling at (\S+)", "".join(lines))
@@ -57,7 +57,8 @@ def test_the_service_labels_and_never_loads_torch_and_stays_small(served: Simple
     assert f"{served.file}: 20 new items" in served.lines[0]
     with httpx.Client(base_url=served.url, timeout=60) as browser:
         csrf = form_token(browser.get(link[0]).text)
-        assert browser.post(link[0], data={"password": PASSWORD, "csrf": csrf}).status_code == 303
+        joined = browser.post(link[0], data={"password": PASSWORD, "csrf": csrf})
+        assert (joined.status_code, joined.headers["location"]) == (303, "/admin")  # where no item is reserved for them
         headers = {"X-CSRF-Token": browser.get("/api/me").json()["csrf"]}
         for number in range(20):
             claimed = browser.post("/api/claim", json={"task": None}, headers=headers).json()
@@ -70,7 +71,14 @@ def test_the_service_labels_and_never_loads_torch_and_stays_small(served: Simple
         rows = [json.loads(line) for line in exported.text.splitlines()]
         assert len(rows) == 20 and {row["annotator"] for row in rows} == {"admin"}
         assert exported.headers["content-disposition"] == 'attachment; filename="rankings.jsonl"'
+        assert exported.headers["x-plaudit-export"] == "20 rows"
+        none = browser.get("/api/admin/export?format=comparisons")
+        assert none.headers["x-plaudit-export"] == (
+            "0 rows; left out: 20 of the task rank (--format rankings, pairs or hh)"
+        )
         assert browser.get("/api/admin/export?annotator=nobody").status_code == 422
+        refused = browser.get("/api/admin/export?since=2026-11-23&until=2026-11-01")
+        assert refused.json() == {"error": "since must come before until", "fix": "exchange them"}
     status = Path(f"/proc/{served.process.pid}/status").read_text(encoding="ascii")
     peak = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert peak is not None
@@ -83,7 +91,8 @@ def test_the_service_labels_and_never_loads_torch_and_stays_small(served: Simple
 def test_the_script_of_the_docs_ranks_everything(served: SimpleNamespace, tmp_path: Path, plaudit: Any) -> None:
     page = (Path(__file__).parents[2] / "docs" / "label-api.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"^```python\n(# rank_all\.py\n.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    link = plaudit("label", "invite", "robot", str(served.file), "--url", served.url).out.strip()
+    link = plaudit("label", "invite", "robot", str(served.file)).out.strip()
+    assert link.startswith(f"{served.url}/invite/")  # where it is served, and not a default
     done = subprocess.run([sys.executable, "-c", script, link], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.count("'replayed': False") == 20
     with snapshot(connect(default_database(served.file))) as connection:
@@ -101,6 +110,16 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", CODE, "label", "serve", str(file), "--port", port],
                               capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
     assert done.returncode == 2 and "choose another --port" in done.stderr and "Traceback" not in done.stderr
+    assert not default_database(file).exists()  # nothing was written before
+
+
+def test_a_file_that_is_not_there_makes_no_database(tmp_path: Path, plaudit: Any) -> None:
+    file = rankings(tmp_path / "rankings.jsonl", 1)
+    for words in (("serve", "typo.jsonl"), ("add", "typo.jsonl"), ("import", "typo.jsonl", str(file)),
+                  ("serve", str(file), "--gold", "typo.jsonl")):  # fmt: skip
+        done = plaudit("label", *words)
+        assert done.code == 2 and done.err == "Error: typo.jsonl: no such file or folder\n"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_nobody_serves_in_the_clear_unwarned() -> None:
@@ -200,6 +219,8 @@ def test_add_invite_and_people(tmp_path: Path, plaudit: Any) -> None:
     gold = rankings(tmp_path / "gold.jsonl", 4)
     database = str(default_database(file))
     assert "4 new items" in plaudit("label", "add", str(gold), "--gold", "--database", database).out
+    done = plaudit("label", "invite", "ann", str(file))
+    assert "Not served yet" in done.err and done.out.startswith("http://127.0.0.1:8080/invite/")
     link = plaudit("label", "invite", "ann", str(file), "--url", "https://label.example/").out.strip()
     assert re.fullmatch(r"https://label\.example/invite/[\w-]{43}", link)
     assert re.search(r"ann +│ annotator │ invited", plaudit("label", "people", str(file)).out)
@@ -211,6 +232,11 @@ def test_add_invite_and_people(tmp_path: Path, plaudit: Any) -> None:
     assert not list(tmp_path.glob("typo*"))
     done = plaudit("label", "people", str(file), "--disable", "nobody")
     assert done.code == 2 and "nobody is called 'nobody'" in done.err
+    plaudit("label", "invite", "chief", str(file), "--role", "admin")
+    done = plaudit("label", "people", str(file), "--disable", "chief")
+    assert done.code == 2 and "'chief' is the only admin" in done.err
+    plaudit("label", "invite", "deputy", str(file), "--role", "admin")
+    assert plaudit("label", "people", str(file), "--disable", "chief").code == 0
     with snapshot(connect(database)) as connection:
         assert [item.gold for item in store.items(connection)] == [None] * 3 + [(1, 2, 2)] * 4
 
@@ -220,12 +246,13 @@ def test_a_run_that_waits_for_its_people_is_served_as_it_is(
 ) -> None:
     """Its replies are in the database already, and there are no rankings before the people have ranked."""
     monkeypatch.setattr("plaudit.label.serve.serve", lambda *_: None)
+    anywhere = ("--port", "0")
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text("{}", encoding="utf-8")
-    assert plaudit("label", "serve", str(run)).code == 2  # nothing was sampled yet
+    assert plaudit("label", "serve", str(run), *anywhere).code == 2  # nothing was sampled yet
     items.add_items(open_project(default_database(run)), items.drafts(rankings(tmp_path / "rankings.jsonl")))
-    assert plaudit("label", "serve", str(run), "--lease-minutes", "5").code == 0
+    assert plaudit("label", "serve", str(run), *anywhere, "--lease-minutes", "5").code == 0
     with snapshot(connect(default_database(run))) as connection:
         assert store.project(connection).lease_minutes == 5 and len(list(store.items(connection))) == 20
 
@@ -268,7 +295,9 @@ def test_help_loads_neither_torch_nor_the_extra() -> None:
 def test_stopping_is_quick_and_keeps_what_was_said(served: SimpleNamespace) -> None:
     began = time.monotonic()
     served.process.terminate()
-    served.process.wait(30)
+    _, said = served.process.communicate(timeout=30)
     assert time.monotonic() - began < 30
+    assert f"are kept in {default_database(served.file)}; the same command serves them again" in said
+    assert "checkpoint" not in said and served.process.returncode == 143
     with snapshot(connect(default_database(served.file))) as connection:
         assert store.project(connection).overlap == 2 and len(list(store.items(connection))) == 20

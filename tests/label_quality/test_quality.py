@@ -1,13 +1,16 @@
 """What is said of labels and of people, by hand; and the dashboard and its alarms on people who do something wrong."""
 
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pytest
 from label_rows import item, label, ledger, person
+from rich.console import Console
 
 from plaudit.label import quality
+from plaudit.label.cli_transfer import people_tables
 from plaudit.label.dashboard import dashboard
 from plaudit.label.ledger import Label, dense, standing, verdicts_of
 from plaudit.label.store import ItemRow
@@ -231,6 +234,32 @@ def test_progress_by_hand() -> None:
     }  # fmt: skip
     assert found["days_left"] == pytest.approx(4 / 3)
     assert [row["task"] for row in found["tasks"]] == ["rank", "write"]
+
+
+def test_a_correction_is_no_second_label_of_its_day() -> None:
+    one = item("i", "ab")
+    labels = [label(one, (1, 2), seq=1, created=NOW - 86400), label(one, (2, 1), seq=2, supersedes=1, created=NOW)]
+    days = dashboard(ledger([one], [person(1, "ann")], labels), NOW)["days"]
+    assert [day["labels"] for day in days[-2:]] == [1, 0]
+
+
+def test_the_alarm_of_no_second_person_says_what_is_still_to_be_done() -> None:
+    """80 labels of one person: with an overlap of 2 there is nothing to be set any more."""
+    items = [item(f"i{number}", "ab") for number in range(80)]
+    labels = [label(one, (1 + number % 2, 2 - number % 2), created=NOW) for number, one in enumerate(items)]
+    for overlap, words in ((1, "set the overlap to 2 or 3"), (2, "let a second person label")):
+        found = dashboard(ledger(items, [person(1, "ann")], labels, overlap), NOW)["alarms"]
+        assert [alarm["do"] for alarm in found if alarm["what"].startswith("no item was")] == [words]
+
+
+def test_the_terminal_shows_every_measure_of_a_person_in_80_columns() -> None:
+    out = io.StringIO()
+    for table in people_tables(crowd("sound")["people"]):
+        Console(width=80, file=out).print(table)
+    shown = out.getvalue()
+    for head in ("s an item", "too fast", "ties", "all bad", "cannot judge", "earlier wins", "first is best",
+                 "longer wins", "gold", "self", "others", "reliability"):  # fmt: skip
+        assert f" {head} " in shown, shown
 
 
 def test_flags_are_counted_by_reply_and_not_by_label() -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def test_pairs_and_hh_rows_by_hand() -> None:
     """Ranks (2, 1, 2): b beats a, b beats c, and a ties with c."""
     one = item("i", ["a", "b", "c"], prompt_id="p1")
     book = ledger([one], [ANN], [label(one, (2, 1, 2))])
-    pairs = export(book, "pairs").rows
+    found = export(book, "pairs")
+    pairs = found.rows
+    assert dict(found.left_out) == {"pairs that tie": 1}
     assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in pairs] == [("b", "a"), ("b", "c")]
     assert pairs[0]["annotator"] == "ann"
     assert export(book, "hh").rows[0]["chosen"] == "\n\nHuman: Say something.\n\nAssistant: b"
@@ -78,6 +81,9 @@ def test_demonstrations_comparisons_and_rankings_do_not_mix() -> None:
     assert [row["id"] for row in export(book, "comparisons").rows] == ["k"]
     assert [(row["id"], row["completion"]) for row in export(book, "demonstrations").rows] == [("j", "An ideal reply.")]
     assert [row["task"] for row in export(book, "ledger").rows] == ["rank", "write", "compare"]
+    assert dict(export(book, "comparisons").left_out) == {
+        "of the task rank (--format rankings, pairs or hh)": 1, "of the task write (--format demonstrations)": 1,
+    }  # fmt: skip
 
 
 def test_what_is_left_out_and_why() -> None:
@@ -93,7 +99,9 @@ def test_what_is_left_out_and_why() -> None:
     book = ledger([one, two, known], [ANN, BO, CY], labels)
     found = export(book, "rankings")
     assert [[reply["rank"] for reply in row["responses"]] for row in found.rows] == [[2, 1]]
-    assert dict(found.left_out) == {"came in late": 1, "without ranks": 1, "gold items and consistency checks": 2}
+    assert dict(found.left_out) == {
+        "corrected since": 1, "came in late": 1, "without ranks": 1, "gold items and consistency checks": 2,
+    }  # fmt: skip
     assert len(export(book, "rankings", Filters(late=True)).rows) == 2
     assert [row["seq"] for row in export(book, "ledger").rows] == [1, 2, 3, 4, 5, 6]
 
@@ -130,6 +138,16 @@ def test_a_flagged_reply_leaves_the_ranking_of_the_others() -> None:
     assert [[(r["text"], r["rank"], r["source"]) for r in row["responses"]] for row in found.rows] == [
         [("a", 1, "x"), ("c", 2, "z")], [("a", 1, "x"), ("c", 2, "z")],
     ]  # fmt: skip
+    assert dict(found.left_out) == {"replies with such a flag": 2}
+
+
+def test_a_flag_that_nobody_knows_is_refused() -> None:
+    one = item("i", "ab")
+    book = replace(ledger([one], [ANN], [label(one, (1, 2), flags=(("old",), ()))]), flags=("untrue",))
+    for known in ("old", "untrue"):  # one that the project no longer offers is on labels still
+        export(book, "rankings", Filters(without_flags=(known,)))
+    with pytest.raises(UserError, match="flag 'untru': not in this database; there are old, untrue"):
+        export(book, "rankings", Filters(without_flags=("untru",)))
 
 
 def test_several_peoples_ranks_become_one_by_hand() -> None:

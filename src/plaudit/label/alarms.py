@@ -34,10 +34,9 @@ def alarms(people: Sequence[Row], agreed: Row, progress: Row) -> list[dict[str, 
                    "differently; a reward model cannot be better than this")
         )  # fmt: skip
     if progress["wanted"] and not agreed["items"] and progress["given"] >= 10 * LEAST:
-        found.append(
-            _alarm("warn", None, "no item was labelled by two people, so agreement cannot be measured",
-                   "set the overlap of some items to 2 or 3")
-        )  # fmt: skip
+        wait = progress["wanted"] > progress["items"]  # some items are for more than one person already
+        do = "let a second person label" if wait else "set the overlap to 2 or 3"
+        found.append(_alarm("warn", None, "no item was labelled by two people, so agreement cannot be measured", do))
     return sorted(found, key=lambda alarm: alarm["level"] != "bad")
 
 

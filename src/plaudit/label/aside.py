@@ -22,8 +22,9 @@ _BLOCK = 1 << 16
 _at_once = threading.Semaphore(2)
 
 
-def run(database: str, arguments: Sequence[str]) -> IO[bytes]:
-    """What `plaudit label ARGUMENTS` prints, as an open file without a name. UserError with its words when it fails."""
+def run(database: str, arguments: Sequence[str]) -> tuple[IO[bytes], str]:
+    """What `plaudit label ARGUMENTS` prints, as an open file without a name, and the last line of what it says on the
+    standard error. UserError with its words when it fails."""
     # Whoever is given the file closes it.
     out = tempfile.TemporaryFile()  # noqa: SIM115
     try:
@@ -35,11 +36,11 @@ def run(database: str, arguments: Sequence[str]) -> IO[bytes]:
             )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise Busy(f"`plaudit label {arguments[0]}` took more than {_SECONDS} s") from error
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode != 0:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise UserError(said[-1].removeprefix("Error: ") if said else f"`plaudit label {arguments[0]}` failed")
     out.seek(0)
-    return out
+    return out, said[-1] if said else ""
 
 
 def blocks(file: IO[bytes]) -> Iterator[bytes]:
@@ -59,6 +60,6 @@ class Remembered:
     def get(self, database: str, arguments: Sequence[str]) -> bytes:
         with self._lock:
             if not self.value or time.monotonic() - self.made > self.seconds:
-                self.value = b"".join(blocks(run(database, arguments)))
+                self.value = b"".join(blocks(run(database, arguments)[0]))
                 self.made = time.monotonic()
             return self.value

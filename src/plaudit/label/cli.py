@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from plaudit.errors import UserError
-from plaudit.run.display import console
+from plaudit.run.display import console, error_console
 
 label = typer.Typer(help="The labelling service: people rank, compare and write replies.", no_args_is_help=True)
 
@@ -44,6 +44,12 @@ def database_of(source: Path | None, database: str | None) -> str:
     return database if database is not None else str(default_database(source))
 
 
+def need_file(file: Path | None) -> None:
+    """UserError when a file or folder that is named is not there: a mistyped name must not make a new database."""
+    if file is not None and not file.exists():
+        raise UserError(f"{file}: no such file or folder")
+
+
 def opened(source: Path | None, database: str | None) -> Any:
     """The engine of a database that is there already; UserError where there is none."""
     from plaudit.label.serve import open_project
@@ -77,24 +83,27 @@ def serve(
     need_extra()
     from plaudit.label import serve as service
 
+    # Whatever can be wrong is looked at before anything is written.
     place = service.Place(host, port, url, proxy)
     place.check()
     where = database_of(source, database)
-    engine = service.open_project(where, name)
-    service.settle(
-        engine,
-        {
-            "overlap": overlap, "lease_minutes": lease_minutes, "gold_rate": gold_rate,
-            "consistency_rate": consistency_rate,
-            "guidelines": guidelines.read_text(encoding="utf-8") if guidelines else None,
-        },
-    )  # fmt: skip
-    # A run whose annotators are people has put its replies in itself, and has no rankings before they labelled.
-    if source is not None and not (service.is_waiting_run(source) and service.has_items(engine)):
-        service.add_in_another_process(where, [str(source), *(["--task", task] if task else [])])
-    if gold is not None:
-        service.add_in_another_process(where, [str(gold), "--gold"])
-    service.serve(engine, place, lambda line: console.print(line, soft_wrap=True))
+    for file in (source, gold, guidelines):
+        need_file(file)
+    settings = {
+        "overlap": overlap, "lease_minutes": lease_minutes, "gold_rate": gold_rate,
+        "consistency_rate": consistency_rate,
+        "guidelines": guidelines.read_text(encoding="utf-8") if guidelines else None,
+    }  # fmt: skip
+    with service.listen(place) as listening:
+        engine = service.open_project(where, name)
+        service.settle(engine, settings)
+        # A run whose annotators are people has put its replies in itself, and has no rankings before they labelled.
+        if source is not None and not (service.is_waiting_run(source) and service.has_items(engine)):
+            service.add_in_another_process(where, [str(source), *(["--task", task] if task else [])])
+        if gold is not None:
+            service.add_in_another_process(where, [str(gold), "--gold"])
+        with service.saying_what_is_kept(engine):
+            service.serve(engine, place, listening, lambda line: console.print(line, soft_wrap=True))
 
 
 @label.command()
@@ -113,6 +122,7 @@ def add(
 
     if task is not None and task not in TASKS:
         raise UserError(f"--task {task!r}: write {', '.join(TASKS)}")
+    need_file(source)
     engine = open_project(database_of(source, database))
     file = run_rankings(source) if (source / RECIPE).is_file() else source
     for _ in drafts(file, task=task, gold=gold):
@@ -128,14 +138,22 @@ def invite(
     source: Source = None,
     database: Database = None,
     role: Annotated[str, typer.Option(help="annotator or admin.")] = "annotator",
-    url: Annotated[str, typer.Option(help="How browsers reach the server.")] = "http://127.0.0.1:8080",
+    url: Annotated[
+        str | None, typer.Option(help="How browsers reach the server; by default as it was last served.")
+    ] = None,
 ) -> None:
     """Print a link that lets somebody in: it works once, for a week."""
     need_extra()
     from plaudit.label.database import writing
     from plaudit.label.people import make_invite
+    from plaudit.label.serve import served_at
 
-    with writing(opened(source, database)) as connection:
+    engine = opened(source, database)
+    url = url or served_at(engine)
+    if url is None:
+        url = "http://127.0.0.1:8080"
+        error_console.print(f"Not served yet: the link is for {url}; if it will be another address, give --url")
+    with writing(engine) as connection:
         token = make_invite(connection, name, role)
     console.print(f"{url.rstrip('/')}/invite/{token}", soft_wrap=True)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from plaudit.label.cli import Database, Source, database_of, need_extra, opened
+from plaudit.label.cli import Database, Source, database_of, need_extra, need_file, opened
 from plaudit.run.display import console, error_console, stage_table
 
 # The options of `export`, as its parameters.
@@ -77,6 +77,7 @@ def import_(
     from plaudit.label.import_labels import import_labels
     from plaudit.label.serve import open_project
 
+    need_file(file)
     engine = open_project(database_of(source, database))
     done = import_labels(engine, file, compare=compare, annotator=annotator)
     console.print(
@@ -112,7 +113,7 @@ def _print(found: dict[str, Any]) -> None:
         "items": progress["items"],
         "labels": f"{progress['given']} of {progress['wanted']}",
         "items done": progress["done"],
-        "days left": progress["days_left"],
+        "days left": None if progress["days_left"] is None else f"{progress['days_left']:.1f}",
         "agreement of two people": _share(agreed["pairs"]),
         "Krippendorff's alpha, pairs": agreed["alpha"],
         "Krippendorff's alpha, ranks": agreed["alpha_ranks"],
@@ -122,14 +123,8 @@ def _print(found: dict[str, Any]) -> None:
         one = found["compare"]
         rows["people prefer PPO to SFT"] = f"{one['win_rate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
     stage_table(f"Labels: {found['name']}", {name: "-" if value is None else value for name, value in rows.items()})
-    heads = ("person", "labels", "s an item", "earlier wins", "longer wins", "gold", "self", "others", "reliability")
-    people = Table(*heads)
-    for row in found["people"]:
-        seconds = "-" if row["seconds"] is None else f"{row['seconds']['median']:.0f}"
-        shares = [_share(row[key]) for key in ("earlier_wins", "longer_wins", "gold", "self", "others")]
-        known = "-" if row["reliability"] is None else f"{row['reliability']:.2f}"
-        people.add_row(row["name"], str(row["labels"]), seconds, *shares, known)
-    console.print(people)
+    for table in people_tables(found["people"]):
+        console.print(table)
     if found["sources"]:
         sources = Table("source", "strength, 95 %", "wins", "verdicts")
         for row in found["sources"]:
@@ -139,6 +134,21 @@ def _print(found: dict[str, Any]) -> None:
     for alarm in found["alarms"]:
         who = f"{alarm['who']}: " if alarm["who"] else ""
         console.print(f"{alarm['level'].upper()} {who}{alarm['what']}. {alarm['do']}.", soft_wrap=True)
+
+
+def people_tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """Pace, biases and agreement of each person: three tables, since one would be wider than a terminal."""
+    pace = Table("person", "labels", "s an item", "too fast", "ties", "all bad", "cannot judge")
+    bias = Table("person", "earlier wins", "first is best", "longer wins")
+    agreed = Table("person", "gold", "self", "others", "reliability")
+    for row in rows:
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']['median']:.0f}"
+        plain = ["-" if row[key] is None else f"{row[key]:.2f}" for key in ("ties", "all_bad", "cannot_judge")]
+        pace.add_row(row["name"], str(row["labels"]), seconds, _share(row["too_fast"]), *plain)
+        bias.add_row(row["name"], *(_share(row[key]) for key in ("earlier_wins", "first_is_best", "longer_wins")))
+        known = "-" if row["reliability"] is None else f"{row['reliability']:.2f}"
+        agreed.add_row(row["name"], *(_share(row[key]) for key in ("gold", "self", "others")), known)
+    return [pace, bias, agreed]
 
 
 def _share(share: dict[str, float] | None) -> str:

@@ -7,7 +7,8 @@
       "progress": {"items": 120, "wanted": 360, "given": 200, "done": 51, "share": 0.5556, "open": 3,
                    "days_left": 2.5 or null,
                    "tasks": [{"task": "rank", "items": 100, "wanted": 300, "given": 180, "done": 45}, ...]},
-      "days": [{"day": "2026-11-22", "labels": 80, "people": 3}, ...],      # the last 30, oldest first, gaps as 0
+      "days": [{"day": "2026-11-22", "labels": 80, "people": 3}, ...],      # the last 30, oldest first, gaps as 0;
+                                                # a label counts on its first day, its corrections do not count
       "people": [{"id": 2, "name": "ann", "role": "annotator", "active": true,
                   "labels": 90, "week": 40, "late": 1, "corrected": 2, "last": 1763999000.0 or null,
                   "seconds": {"p10": 8.0, "median": 21.0, "p90": 60.0} or null,
@@ -62,7 +63,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
         "name": ledger.name,
         "generated": now,
         "progress": progress,
-        "days": _days(ledger.labels, now),
+        "days": _days([label for label in ledger.labels if label.supersedes is None], now),
         "people": people,
         "agreement": agreed,
         "verdicts": _verdicts(labels),

@@ -52,7 +52,7 @@ class Label:
 @dataclass(frozen=True)
 class Ledger:
     """One moment of a database. `overlap` is how many people label an item that does not say otherwise; `open_leases`
-    are items that somebody looks at now."""
+    are items that somebody looks at now; `flags` are those that the project offers."""
 
     name: str
     overlap: int
@@ -60,6 +60,7 @@ class Ledger:
     people: tuple[PersonRow, ...]
     labels: tuple[Label, ...]
     open_leases: int = 0
+    flags: tuple[str, ...] = ()
 
 
 def read(connection: Connection) -> Ledger:
@@ -72,6 +73,7 @@ def read(connection: Connection) -> Ledger:
         tuple(store.people(connection)),
         tuple(Label.of(row) for row in store.labels(connection, newest=False)),
         sum(lease.state == "open" for lease in store.leases(connection)),
+        tuple(project.flags),
     )
 
 

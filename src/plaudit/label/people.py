@@ -228,9 +228,14 @@ def stored_password(connection: Connection, name: str) -> tuple[int, str | None]
 
 
 def set_active(connection: Connection, who: int, active: bool, me: int | None = None) -> bool:
-    """Disable or enable somebody; what they labelled stays. False: nobody has this id. UserError: one's own id."""
+    """Disable or enable somebody; what they labelled stays. False: nobody has this id. UserError: one's own id, or the
+    last active admin."""
     if who == me and not active:
         raise UserError("you cannot disable yourself; another admin can")
+    admins = connection.execute(select(person.c.id, person.c.name).where(person.c.role == "admin", person.c.active))
+    left = {row.id: row.name for row in admins}
+    if not active and who in left and len(left) == 1:
+        raise UserError(f"{left[who]!r} is the only admin; first `plaudit label invite` another with --role admin")
     changed = connection.execute(update(person).where(person.c.id == who).values(active=active)).rowcount == 1
     if changed and not active:
         connection.execute(delete(session).where(session.c.person == who))

@@ -45,7 +45,7 @@ def history_page(request: Request) -> Response:
 def admin_page(request: Request) -> Response:
     caller = caller_of(request)
     if caller is not None and caller.role != "admin":
-        return RedirectResponse("/", 303)
+        return RedirectResponse("/?for=admins", 303)  # the page says why it is another one
     return _signed_in(request, "admin")
 
 
@@ -160,7 +160,9 @@ def _signer(service: Service) -> TimestampSigner:
 
 
 def _welcome(service: Service, session: str) -> Response:
-    answer = RedirectResponse("/", 303)
+    caller = service.read(lambda connection: people.caller_of(connection, session))
+    # An admin looks at the project first; the labelling page would reserve an item for them.
+    answer = RedirectResponse("/admin" if caller is not None and caller.role == "admin" else "/", 303)
     _set_cookie(service, answer, COOKIE, session, people.SESSION_DAYS * 86_400)
     answer.delete_cookie(LOGIN_COOKIE, path="/")
     return answer

@@ -54,8 +54,10 @@ project = Table(
     Column("flags", _json, nullable=False),
     Column("secret", Text, nullable=False),
     Column("created", Float, nullable=False),
+    Column("url", Text),
 )
-"""One row. `secret` signs the tokens of the login form."""
+"""One row. `secret` signs the tokens of the login form; `url` is how browsers reached the server that was started last,
+null before the first."""
 
 person = Table(
     "person",

@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import typer
 import uvicorn
 from sqlalchemy import Connection, Engine, select, update
 
@@ -22,6 +24,7 @@ from plaudit.label.database import connect, ensure_project, migrate, writing
 from plaudit.label.items import rankings_path
 from plaudit.label.schema import item, person, project
 from plaudit.run.folder import RECIPE
+from plaudit.run.stopping import Interrupted
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ADMIN = "admin"
@@ -97,7 +100,7 @@ def add_in_another_process(database: str, arguments: Sequence[str]) -> None:
     command = [sys.executable, "-c", "from plaudit.cli import main; main()", "label", "add", *arguments]
     done = subprocess.run(command, check=False, env={**os.environ, DATABASE: database})
     if done.returncode != 0:
-        raise UserError(f"the items were not added: `plaudit label add {' '.join(arguments)}` failed")
+        raise typer.Exit(done.returncode)  # it has said why
 
 
 def settle(engine: Engine, settings: dict[str, Any]) -> None:
@@ -118,16 +121,32 @@ def first_invite(connection: Connection) -> str | None:
     return people.make_invite(connection, admins[0].name if admins else ADMIN, "admin")
 
 
-def serve(engine: Engine, place: Place, say: Callable[[str], None]) -> None:
-    """Serve until it is told to stop. `say` hears the address, the first invite and what to beware of."""
-    place.check()
-    listening = _listen(place)
+def served_at(engine: Engine) -> str | None:
+    """How browsers reached the server that was started last on this database; None before the first."""
+    with engine.connect() as connection:
+        return connection.execute(select(project.c.url)).scalar_one()
+
+
+@contextmanager
+def saying_what_is_kept(engine: Engine) -> Iterator[None]:
+    """A signal in this block says where the labels are, and not what it would say of a run."""
+    try:
+        yield
+    except Interrupted as stopped:
+        where = engine.url.database if engine.dialect.name == "sqlite" else engine.url.render_as_string()
+        kept = f"labels, people and settings are kept in {where}; the same command serves them again"
+        raise Interrupted(stopped.signum, kept) from None
+
+
+def serve(engine: Engine, place: Place, listening: socket.socket, say: Callable[[str], None]) -> None:
+    """Serve at a place until it is told to stop. `say` hears the address, the first invite and what to beware of."""
     host, port = listening.getsockname()[:2]
     shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     url = (place.url or f"http://{shown}:{port}").rstrip("/")
     hosts = (*_LOOPBACK, place.host, urlsplit(url).hostname or "") if place.loopback else None
     app = create_app(engine, url=url, hosts=hosts)
     with writing(engine) as connection:
+        connection.execute(update(project).values(url=url))
         token = first_invite(connection)
     warning = place.warning()
     if warning:
@@ -145,7 +164,8 @@ def serve(engine: Engine, place: Place, say: Callable[[str], None]) -> None:
     server.run(sockets=[listening])
 
 
-def _listen(place: Place) -> socket.socket:
+def listen(place: Place) -> socket.socket:
+    """A socket that listens there; UserError where that cannot be."""
     try:
         family = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family)

@@ -46,6 +46,7 @@ def is_unnamed(name: str) -> bool:
 
 
 TASK_OF = {"demonstrations": "write", "comparisons": "compare"}
+_FORMATS_OF = {"rank": "rankings, pairs or hh", "compare": "comparisons", "write": "demonstrations"}
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
         out.rows = list(_ledger_rows(ledger))
         return out
     items = {item.id: item for item in ledger.items}
+    _check_flags(ledger, filters.without_flags)
     labels = chosen(ledger, items, filters, TASK_OF.get(format, "rank"), out.left_out)
     if format == "demonstrations":
-        out.rows = _distinct([_demonstration_row(items[label.item], label) for label in labels])
+        out.rows = _distinct([_demonstration_row(items[label.item], label) for label in labels], out.left_out)
         return out
     names = {person.id: person.name for person in ledger.people}
     if aggregate is None:
@@ -115,11 +117,14 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
         rankings = aggregated(ledger, items, labels, weighted=aggregate == "reliability")
     rankings = _without_flagged(rankings, _flagged(ledger, items, filters), out.left_out)
     if format in ("rankings", "comparisons"):
-        out.rows = _distinct([ranking.as_json() for ranking in rankings])
+        out.rows = _distinct([ranking.as_json() for ranking in rankings], out.left_out)
     else:
         made = [_pair_row(ranking, pair) for ranking in rankings for pair in preferences_of(ranking)]
+        ties = sum(len(ranking.replies) * (len(ranking.replies) - 1) // 2 for ranking in rankings) - len(made)
+        if ties:
+            out.left_out["pairs that tie"] = ties
         rows = made if format == "pairs" else list(_as_hh(made, out.left_out))
-        out.rows = _distinct(rows)
+        out.rows = _distinct(rows, out.left_out)
     return out
 
 
@@ -145,7 +150,14 @@ def chosen(
     if unknown:
         raise UserError(f"annotator {unknown[0]!r}: not in this database; there are {', '.join(sorted(known))}")
     wanted = {known[name] for name in filters.annotators}
-    labels = [label for label in standing(ledger.labels) if items[label.item].task == task]
+    of_task = [label for label in ledger.labels if items[label.item].task == task]
+    labels = standing(of_task)
+    if len(of_task) > len(labels):
+        left_out["corrected since"] = len(of_task) - len(labels)
+    for label in standing(ledger.labels):
+        other = items[label.item].task
+        if other != task:
+            left_out[f"of the task {other} (--format {_FORMATS_OF[other]})"] += 1
     agreed = item_agreement(labels) if filters.min_agreement is not None else {}
     found = []
     for label in labels:
@@ -155,6 +167,14 @@ def chosen(
         else:
             left_out[reason] += 1
     return found
+
+
+def _check_flags(ledger: Ledger, flags: Sequence[str]) -> None:
+    """UserError for a flag that is neither one of the project's nor on any label: it would leave nothing out."""
+    known = {*ledger.flags, *(flag for label in ledger.labels for own in label.flags for flag in own)}
+    unknown = [flag for flag in flags if flag not in known]
+    if unknown:
+        raise UserError(f"flag {unknown[0]!r}: not in this database; there are {', '.join(sorted(known)) or 'none'}")
 
 
 def _why_not(label: Label, filters: Filters, wanted: set[int], agreed: dict[str, float]) -> str | None:
@@ -254,6 +274,7 @@ def _without_flagged(rankings: list[Ranking], flagged: set[Place], left_out: Cou
         if len(kept) == len(ranking.replies):
             found.append(ranking)
         elif len(kept) >= 2:
+            left_out["replies with such a flag"] += len(ranking.replies) - len(kept)
             found.append(
                 replace(
                     ranking,
@@ -263,7 +284,7 @@ def _without_flagged(rankings: list[Ranking], flagged: set[Place], left_out: Cou
                 )
             )
         else:
-            left_out["flagged"] += 1
+            left_out["rankings with fewer than two replies without such a flag"] += 1
     return found
 
 
@@ -313,7 +334,7 @@ def _demonstration_row(item: ItemRow, label: Label) -> dict[str, Any]:
     return {**written.prompt.as_json(), "completion": written.completion}
 
 
-def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _distinct(rows: list[dict[str, Any]], left_out: Counter[str]) -> list[dict[str, Any]]:
     """One row for each annotator and content, the newest, where it first stood; the same content under one id.
 
     Two items may say the same (a prompt under two ids, two replies with one text). As rows they could not be told
@@ -329,6 +350,8 @@ def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         head = heads.setdefault(content, {key: row[key] for key in ("id", "kind", "split")})
         who = row.get("annotator")
         found[f"{len(found) if who is None else json.dumps(who)} {content}"] = {**row, **head}
+    if len(found) < len(rows):
+        left_out["rows that a newer one of the same person and content replaces"] = len(rows) - len(found)
     return list(found.values())
 
 

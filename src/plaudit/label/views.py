@@ -100,7 +100,7 @@ def history(connection: Connection, who: int, before: int | None) -> dict[str, A
         kept = label_of(row)
         shown.append(
             {
-                "seq": kept.seq, "created": kept.created, "late": kept.late,
+                "seq": kept.seq, "created": kept.created, "late": kept.late, "corrected": kept.supersedes is not None,
                 "view": view(kept.lease, kept.task, kept.order, row.prompt, row.replies),
                 "positions": positions_of(kept.order, kept.body),
             }

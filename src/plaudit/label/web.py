@@ -141,7 +141,8 @@ def _bad_answer(_: Request, error: Any) -> JSONResponse:
 
 
 def _user_error(_: Request, error: Any) -> JSONResponse:
-    return _answer(422, {"error": str(error), "fix": "change it and send it again"})
+    words, fix = str(error).rpartition("; ")[::2]  # of "what is wrong; what to do"
+    return _answer(422, {"error": words or fix, "fix": fix if words else "change it and send it again"})
 
 
 def _invalid(_: Request, error: Any) -> JSONResponse:

@@ -63,7 +63,7 @@ function draw(data) {
     section("People", peopleTable(data.people, me.name, again)),
     ...(data.people.some((person) => person.labels) ? [section("Quality", el("p", { class: "aside" },
       "Points with their 95 % intervals, from 0 to 100 %. The dashed line is one half: which reply was shown first should not matter, so an interval that leaves it there is drawn in colour. Longer replies may deserve to win: compare people with one another."), qualityTable(data.people))] : []),
-    section("Agreement", el("p", {}, agreementInWords(agreement)), ...(agreement.between.length ? [agreementTable(agreement.between)] : [])),
+    section("Agreement", el("p", {}, agreementInWords(agreement, progress)), ...(agreement.between.length ? [agreementTable(agreement.between)] : [])),
     section("Which source wins", ...sources(data)),
     section("Verdicts and flags", el("p", {}, verdictsInWords(data))));
 }
@@ -90,8 +90,11 @@ function taskTable(tasks) {
   return table("Progress by task", ["Task", "#Items", "#Complete", "#Labels given", "#Wanted"], tasks.map((row) => [row.task, whole(row.items), whole(row.done), whole(row.given), whole(row.wanted)]));
 }
 
-function agreementInWords(agreement) {
-  if (!agreement.pairs) return "No pair of replies was ordered by two people yet. Raise the number of people for each item to measure agreement.";
+function agreementInWords(agreement, progress) {
+  if (!agreement.pairs) {
+    const wait = progress.wanted > progress.items; // some items are for more than one person already
+    return `No pair of replies was ordered by two people yet. ${wait ? "Agreement is measured once a second person has labelled the same items." : "Raise the number of people for each item to measure agreement."}`;
+  }
   const ceiling = agreement.best_accuracy === null ? "" : ` At that agreement no reward model can expect more than ${percent(agreement.best_accuracy)}.`;
   return `${agreement.people} people share ${whole(agreement.items)} items and order ${shareInWords(agreement.pairs)} of their pairs alike. Krippendorff's alpha is ${decimal(agreement.alpha)} on pairs and ${decimal(agreement.alpha_ranks)} on ranks.${ceiling}`;
 }

@@ -129,7 +129,10 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
     /** A digit: a place for the current reply, and on to the next one without; of two replies, the better one. */
     place(number) {
       if (task === "compare") return number > 2 ? undefined : pick(CHOICES[[1, 0, 2][number]]);
-      if (number > count) return undefined;
+      if (number > count) {
+        status.textContent = `There is no place ${number}: there are ${count}.`;
+        return undefined;
+      }
       const reply = current;
       setPlaces(reply, give(state.now.places, reply, number || null));
       const open = state.now.places.flatMap((place, index) => (place === null ? [index] : []));

@@ -4,7 +4,7 @@ import { answerOf, begin, positionsOf } from "./answer.js";
 import { announce, button, clearNotice, dateOf, el, letter, notice } from "./dom.js";
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
-import { listenForKeys } from "./keys.js";
+import { listenForKeys, listKeys } from "./keys.js";
 import { askUntilThere } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainRefusal, finishOld, send, sentWords } from "./submit.js";
@@ -49,7 +49,9 @@ function entryOf(label) {
       el("time", { datetime: when.toISOString() }, when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" })),
       el("span", { class: "excerpt", dir: "auto" }, excerpt(view.prompt)),
       el("span", { class: "outcome" }, outcome(view, positions)),
-      label.late ? el("span", { class: "badge" }, "late") : null),
+      label.corrected ? el("span", { class: "badge" }, "corrected") : null,
+      label.late ? el("span", { class: "badge" }, "late") : null,
+      el("span", { class: "open" }, "Read or correct")),
     body);
   const item = { label, entry, body };
   entry.addEventListener("toggle", () => entry.open && !body.children.length && read(item));
@@ -102,7 +104,7 @@ function correct(item) {
     },
   });
   open = { ...item, form };
-  document.getElementById("keys").className = `task-${view.task}`;
+  listKeys(view);
   item.body.replaceChildren(form.node);
   form.focus();
 }
@@ -115,7 +117,7 @@ function close(item) {
 async function corrected(data) {
   open = null;
   await load(null);
-  notice("good", `Your correction is kept. ${sentWords(data)}`);
+  notice("good", data.late || data.replayed ? `Your correction is kept. ${sentWords(data)}` : "Your correction is kept.");
   announce("Your correction is kept.");
   entries.querySelector("summary")?.focus();
 }

@@ -2,6 +2,12 @@
 
 const SWITCH = "plaudit:1:keys";
 
+/** The list of keys shows those of the item's task. */
+export function listKeys(view) {
+  document.getElementById("keys").className = `task-${view.task}`;
+  document.getElementById("last-place").textContent = Math.min(9, view.replies.length);
+}
+
 /** `formNow()` gives the form on the page, or null. */
 export function listenForKeys(formNow) {
   const dialog = document.getElementById("keys");

@@ -4,7 +4,7 @@ import { begin, emptyAnswer, positionsOf } from "./answer.js";
 import { announce, button, clearNotice, dateOf, el, notice, trusted } from "./dom.js";
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
-import { listenForKeys } from "./keys.js";
+import { listenForKeys, listKeys } from "./keys.js";
 import { ask, deliver } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainConflict, explainRefusal, finishOld, send, sentWords } from "./submit.js";
@@ -28,8 +28,12 @@ async function start() {
   window.addEventListener("pageshow", (event) => event.persisted && comeBack());
   const old = await finishOld(kept);
   if (old.answer) return failed(old.key, old.draft, old.answer, () => next());
-  const words = old.arrived ? "Your answer from before has arrived." : "";
-  return next(lasting ? words : "This browser keeps no drafts: send before you leave the page.");
+  const words = [
+    new URLSearchParams(location.search).get("for") === "admins" ? "The dashboard is for admins only. This is your own page." : "",
+    !lasting ? "This browser keeps no drafts: send before you leave the page." : old.arrived ? "Your answer from before has arrived." : "",
+  ];
+  if (location.search) history.replaceState(null, "", "/"); // said once, and not again after a reload
+  return next(words.filter(Boolean).join(" "));
 }
 
 /** The next item; `words` stay on the page beside it, `spoken` are only read out. */
@@ -55,7 +59,7 @@ function show({ lease, expires_at: expires, item: view }, spoken = "") {
     skip,
   });
   shown = { lease, key, form, draft, task: view.task };
-  document.getElementById("keys").className = `task-${view.task}`;
+  listKeys(view);
   work.replaceChildren(form.node);
   window.scrollTo(0, 0);
   form.focus();

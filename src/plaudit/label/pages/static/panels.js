@@ -9,9 +9,12 @@ import { table } from "./tables.js";
 async function post(path, body) {
   const answer = await patiently(AWAY, (wait) => deliver(path, body, wait));
   if (answer.signedOut) signedOut();
-  else if (answer.status !== 200) notice("bad", [answer.data.error ?? `The server refused it (${answer.status}).`, answer.data.fix ?? ""].join(" ").trim());
+  else if (answer.status !== 200) notice("bad", answer.data.error ? refusal(answer.data) : `The server refused it (${answer.status}).`);
   return answer.status === 200 ? answer.data : null;
 }
+
+/** "what is wrong; what to do." */
+const refusal = ({ error, fix }) => `${[error, fix].filter(Boolean).join("; ")}.`;
 
 /** Who is there, how much they did, and the switch. `again()` draws the page anew. */
 export function peopleTable(people, own, again) {
@@ -74,8 +77,10 @@ export function exportPanel(people, flags) {
     el("button", { class: "main" }, "Export"));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
+    const { since, until } = form.elements;
+    if (since.value && until.value && since.value > until.value) return notice("bad", "“From day” is after “To day”: exchange them.");
     const filters = [...new FormData(form)].filter(([, value]) => value !== "");
-    download(`/api/admin/export?${new URLSearchParams(filters)}`);
+    return download(`/api/admin/export?${new URLSearchParams(filters)}`);
   });
   return form;
 }
@@ -84,17 +89,18 @@ export function exportPanel(people, flags) {
 async function download(path) {
   notice("plain", "The export is being made …");
   const response = await fetch(path).catch(() => null);
-  if (response === null) notice("bad", AWAY);
-  else if (response.status === 401) signedOut();
-  else if (!response.ok) {
-    const { error, fix } = await response.json();
-    notice("bad", [error, fix].join(" "));
+  if (response === null) return notice("bad", AWAY);
+  if (response.status === 401) return signedOut();
+  if (!response.ok) {
+    notice("bad", refusal(await response.json()));
   } else {
+    const summary = response.headers.get("X-Plaudit-Export") ?? "";
+    if (summary.startsWith("0 rows")) return notice("bad", `There is nothing to export: ${summary}`);
     const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? "export.jsonl";
     const address = URL.createObjectURL(await response.blob());
     el("a", { href: address, download: name }).click();
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
-    notice("good", `The export is in your downloads: ${name}.`);
+    notice("good", `The export is in your downloads: ${name}. ${summary}`);
   }
 }
 
