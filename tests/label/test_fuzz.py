@@ -17,10 +17,10 @@ EXAMPLES = 12
 SIGNED_OUT = {"/logout"}  # would end the session that the others are sent with
 
 
-def nothing_run(database: str, arguments: Sequence[str]) -> IO[bytes]:
+def nothing_run(database: str, arguments: Sequence[str]) -> tuple[IO[bytes], str]:
     """Instead of a process for every export: what a process cannot be given is refused before."""
     assert all("\0" not in argument for argument in arguments)
-    return io.BytesIO(b"{}\n")
+    return io.BytesIO(b"{}\n"), "-: 0 rows"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
