@@ -153,13 +153,19 @@ def test_an_item_whose_time_has_run_out_is_still_sent(browser: Any, fake: Fake) 
 # --- two tabs ---
 
 
+def second_tab(first: Any, fake: Fake) -> Any:
+    """Another tab on the same item, which has heard that reply A was put second in the first one."""
+    second = watched(first.context.new_page())
+    second.goto(fake.url)
+    second.wait_for_selector(".reply")
+    first.keyboard.press("2")
+    second.locator(".slot[data-place='2'] [data-letter=A]").wait_for()
+    return second
+
+
 def test_two_tabs_show_one_answer_and_the_second_submit_is_explained(browser: Any, fake: Fake) -> None:
     with visitor(browser, fake) as first:
-        second = watched(first.context.new_page())
-        second.goto(fake.url)
-        second.wait_for_selector(".reply")
-        first.keyboard.press("2")
-        second.locator(".slot[data-place='2'] [data-letter=A]").wait_for()
+        second = second_tab(first, fake)
         second.bring_to_front()
         second.locator(".reply").nth(1).focus()
         second.keyboard.press("1")
@@ -176,11 +182,7 @@ def test_two_tabs_show_one_answer_and_the_second_submit_is_explained(browser: An
 
 def test_two_tabs_that_submit_at_once_make_one_label(browser: Any, fake: Fake) -> None:
     with visitor(browser, fake) as first:
-        second = watched(first.context.new_page())
-        second.goto(fake.url)
-        second.wait_for_selector(".reply")
-        first.keyboard.press("2")
-        second.locator(".slot[data-place='2'] [data-letter=A]").wait_for()
+        second = second_tab(first, fake)
         fake.lock.acquire()  # both are on their way before either is answered
         click = """(() => {
           document.querySelectorAll(".reply")[1].querySelector(".pick button").click();
