@@ -22,7 +22,7 @@ test: $(READY)
 test-long: $(READY)
 	$(BIN)/pytest -m slow
 
-# The demo, killed every 60 to 90 seconds, beside the unbroken one: about half an hour on two cores.
+# The demo twice: unbroken, and killed every 60 to 90 seconds. Do not edit src meanwhile.
 survive: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/python benchmarks/survive.py --folder runs/survive --json $(ARGS)
 
