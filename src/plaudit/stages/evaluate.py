@@ -101,14 +101,14 @@ def run(
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
         sft = _judged(saver.state) if saver.state else None
         if sft is None:
-            ids = _sample(config, run, prompts, run.sft_model, saver, logs["sft"], 0, State(), advance)
-            sft = _judge(config, run, annotator, rewards, prompts, run.sft_model, ids, advance)
+            sampled = _sample(config, run, prompts, run.sft_model, saver, logs["sft"], 0, State(), advance)
+            sft = _judge(config, run, annotator, rewards, prompts, sampled, advance)
             saver.checkpoint(_batches(prompts) + 1, sft.as_state)
         else:
             advance(count=2 * len(prompts))
         state, done = sft.as_state(), _batches(prompts) + 1
-        ids = _sample(config, run, prompts, policy, saver, logs["ppo"], done, state, advance)
-        ppo = _judge(config, run, annotator, rewards, prompts, policy, ids, advance)
+        sampled = _sample(config, run, prompts, policy, saver, logs["ppo"], done, state, advance)
+        ppo = _judge(config, run, annotator, rewards, prompts, sampled, advance)
     clusters = [prompt.id for prompt in prompts]
     summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
     if sft.gold is not None and ppo.gold is not None:
@@ -138,21 +138,36 @@ def _batches(prompts: Sequence[Prompt]) -> int:
     return -(-len(prompts) // SAMPLED)
 
 
+@dataclass(frozen=True)
+class _Sampled:
+    """A model's reply to each prompt: its ids, the rows in batches, and log π of the whole reply under that model."""
+
+    ids: list[list[int]]
+    batches: list[Tokens]
+    logprob_sum: np.ndarray
+
+
 def _sample(
     config: EvaluateConfig, run: Run, prompts: list[Prompt], source: Path, saver: Saver, log: Metrics, done: int,
     state: State, advance: Step,
-) -> list[list[int]]:  # fmt: skip
-    """The ids of a reply to each prompt from the model in `source`, with the same random numbers for both models."""
+) -> _Sampled:  # fmt: skip
+    """Sample from the model in `source`, with the same random numbers for both models."""
     chat = run.chat(run.sft_model)
     model = load_model(str(source), run.machine.dtype, run.machine.device)
     engine = InProcessEngine(
         model, eos_id=chat.eos_id, pad_id=chat.pad_id, temperature=config.temperature, batch_rows=SAMPLED
     )
     uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), config.max_new_tokens)
-    return sample_in_batches(
-        engine, [chat.prompt_ids(prompt.messages) for prompt in prompts], uniforms, SAMPLED, saver=saver,
-        log=log, done=done, state=state, advance=advance,
-    )  # fmt: skip
+    prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    ids = sample_in_batches(
+        engine, prompt_ids, uniforms, SAMPLED, saver=saver, log=log, done=done, state=state, advance=advance
+    )
+    engine.close()
+    batches = [
+        pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, run.machine.device)
+        for i in range(0, len(ids), ROWS)
+    ]
+    return _Sampled(ids, batches, _sums([plain_logprobs(model, tokens, config.temperature) for tokens in batches]))
 
 
 def _judge(
@@ -161,20 +176,11 @@ def _judge(
     annotator: Annotator | None,
     rewards: Rewards,
     prompts: list[Prompt],
-    source: Path,
-    ids: list[list[int]],
+    sampled: _Sampled,
     advance: Step,
 ) -> Judged:
-    """Measure the replies `ids` of the model in `source`."""
-    chat = run.chat(run.sft_model)
-    model = load_model(str(source), run.machine.dtype, run.machine.device)
-    prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
-    batches = [
-        pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, run.machine.device)
-        for i in range(0, len(ids), ROWS)
-    ]
-    own = _sums([plain_logprobs(model, tokens, config.temperature) for tokens in batches])
-    del model
+    """Measure a model's replies."""
+    chat, ids, batches = run.chat(run.sft_model), sampled.ids, sampled.batches
     reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
     ref = _sums([plain_logprobs(reference, tokens, config.temperature) for tokens in batches])
     ref_nll = -_sums([plain_logprobs(reference, tokens, 1.0) for tokens in batches])
@@ -186,7 +192,7 @@ def _judge(
         ids=ids,
         proxy=proxy,
         gold=None if gold is None else np.array(gold),
-        logprob_sum=own,
+        logprob_sum=sampled.logprob_sum,
         ref_logprob_sum=ref,
         ref_nll_sum=ref_nll,
         lengths=np.array([len(reply) for reply in ids]),
