@@ -359,3 +359,19 @@ def test_a_stage_that_begins_anew_forgets_its_checkpoints(tmp_path: Path, tiny_r
         saver.checkpoint(1, State, last=True)
     assert Saver(run, "sft").state is None
     assert not (run.folder.path / "sft/checkpoints").exists()
+
+
+def test_what_a_kill_left_half_deleted_goes_even_if_no_step_is_left_to_save(
+    tmp_path: Path, tiny_run: Callable[..., Run]
+) -> None:
+    """Killed after its last save, while an older checkpoint was being deleted."""
+    run = tiny_run(tmp_path)
+    with Saver(run, "sft") as saver:
+        saver.checkpoint(6, State, last=True)
+    folder = run.folder.path / "sft/checkpoints"
+    for name in ("00000005.gone", "00000007.part"):
+        (folder / name).mkdir()
+        (folder / name / "state.json").write_text("{}")
+    with Saver(replace(run, resume=True), "sft") as again:
+        again.checkpoint(6, State, last=True)
+    assert [one.name for one in folder.iterdir()] == ["00000006"]

@@ -62,6 +62,12 @@ class Checkpoints:
             self.say(f"{self._path(step)} is not whole ({found}): ignored, the one before it is used")
         return None
 
+    def clear(self) -> None:
+        """Delete what an earlier attempt left half-written or half-deleted."""
+        for one in self.folder.iterdir() if self.folder.is_dir() else ():
+            if one.name.endswith((".part", ".gone")):
+                shutil.rmtree(one)
+
     def save(self, step: int, files: Iterable[tuple[str, bytes]]) -> Written:
         """Write a checkpoint of (name, contents); OSError when that fails, and all that were whole before still are."""
         started = time.perf_counter()
@@ -69,7 +75,7 @@ class Checkpoints:
         part = final.with_name(final.name + ".part")
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True)
-        self._clear()
+        self.clear()
         try:
             size = self._write(part, step, files)
         except BaseException:
@@ -133,12 +139,6 @@ class Checkpoints:
         gone = path.with_name(path.name + ".gone")
         os.replace(path, gone)
         shutil.rmtree(gone)
-
-    def _clear(self) -> None:
-        """Delete what an earlier attempt left half-written or half-deleted."""
-        for one in self.folder.iterdir():
-            if one.name.endswith((".part", ".gone")):
-                shutil.rmtree(one)
 
 
 def _manifest(step: int, listed: dict[str, dict[str, Any]]) -> bytes:

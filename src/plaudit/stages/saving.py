@@ -90,7 +90,9 @@ class Saver:
         self._starts: dict[str, int] = {}
         self._open = ExitStack()
         self._checkpoints = Checkpoints(self._run / stage / CHECKPOINTS, self._config.keep, _say)
-        if not run.resume and ranks.first:
+        if ranks.first and run.resume:
+            self._checkpoints.clear()  # a stage whose last step is saved saves no more, and would leave it
+        elif ranks.first:
             shutil.rmtree(self._run / stage / CHECKPOINTS, ignore_errors=True)
         (self._folder / STOPPED).unlink(missing_ok=True)
         found = self._checkpoints.newest() if run.resume else None
