@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from plaudit.models import logprobs
-from plaudit.models.logprobs import CHUNK, completion_loss, token_logprobs
+from plaudit.models.logprobs import chunk_rows, completion_loss, token_logprobs
 
-VOCABULARY, HIDDEN = 23, 8
+VOCABULARY, HIDDEN, CHUNK = 23, 8, 16
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_MIB", {"cpu": 4 * VOCABULARY * CHUNK / 2**20})
 
 
 def inputs(states: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,16 +90,38 @@ def test_row_5_probabilities_sum_to_one(temperature: float) -> None:
 
 
 def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, sizes = logprobs._log_softmax, []
+    plain, sizes = logprobs._logits, []
 
     def recording(hidden_nD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
         sizes.append(len(hidden_nD))
         return plain(hidden_nD, weight_VD, temperature)
 
-    monkeypatch.setattr(logprobs, "_log_softmax", recording)
+    monkeypatch.setattr(logprobs, "_logits", recording)
     hidden_ND, weight_VD, targets_N = inputs(2 * CHUNK + 3)
-    token_logprobs(hidden_ND.requires_grad_(), weight_VD, targets_N)[0].sum().backward()
+    logprobs_N, entropy_N = token_logprobs(hidden_ND.requires_grad_(), weight_VD, targets_N)
+    logprobs_N.sum().backward(retain_graph=True)
+    assert sizes == [CHUNK, CHUNK, 3]
+    entropy_N.sum().backward()  # the gradient of the entropy alone computes them again
     assert sizes == [CHUNK, CHUNK, 3] * 2
+
+
+def test_a_chunk_is_of_bounded_memory_whatever_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_MIB", {"cpu": 1})
+    assert [chunk_rows(torch.empty(size, 1, device="cpu")) for size in (1024, 2**17, 2**20)] == [256, 2, 1]
+
+
+def test_the_gradient_of_a_confident_token_survives_bfloat16() -> None:
+    """1 − p of the target is taken before it is rounded: with p = 0.998 bf16 itself knows 1 − p to a quarter only."""
+    weight_VD = torch.eye(4)
+    hidden_ND = torch.tensor([[7.0, 0.0, 0.0, 0.0]])
+    targets_N = torch.tensor([0])
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = hidden_ND.clone().to(dtype).requires_grad_()
+        token_logprobs(leaf, weight_VD.to(dtype), targets_N)[0].sum().backward()
+        assert leaf.grad is not None
+        found.append(leaf.grad.float())
+    torch.testing.assert_close(found[1], found[0], rtol=2**-7, atol=0.0)
 
 
 def test_extreme_logits_stay_finite() -> None:

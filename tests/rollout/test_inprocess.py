@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from conftest import ARCHITECTURES, CPU
 from plaudit import rng
@@ -146,9 +146,7 @@ def test_sampler_and_trainer_agree(
 
 
 @pytest.mark.parametrize("batch_rows", [4, 40])
-def test_replies_end_at_the_end_of_turn(
-    batch_rows: int, engine_of: Callable[..., InProcessEngine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replies_end_at_the_end_of_turn(batch_rows: int, engine_of: Callable[..., InProcessEngine]) -> None:
     """Stopping, and taking ended rows out of the batch, changes nothing: a reply is the endless one, cut after EOS.
 
     A batch is made smaller when a quarter of its rows have ended; forty rows also keep ended ones for a while.
@@ -164,17 +162,27 @@ def test_replies_end_at_the_end_of_turn(
     )
     assert len(set(ends(eos_id))) > 3, "rows should end at different times"
 
-    selected = []
-    plain = DynamicCache.batch_select_indices
-    monkeypatch.setattr(
-        DynamicCache, "batch_select_indices", lambda cache, keep: (selected.append(len(keep)), plain(cache, keep))[1]
-    )
-    replies = engine_of(eos_id=eos_id, temperature=0.3, batch_rows=batch_rows).generate(prompts, numbers)
-    assert selected, "no batch was made smaller"
+    engine = engine_of(eos_id=eos_id, temperature=0.3, batch_rows=batch_rows)
+    selected, keep = [], engine.decoder.keep
+    engine.decoder.keep = lambda rows: (selected.append(len(rows)), keep(rows))[1]
+    replies = engine.generate(prompts, numbers)
+    assert sorted(selected) != selected, "no batch was made smaller"
     same(replies, [Sampled(r.ids[:end], r.logprobs[:end]) for r, end in zip(endless, ends(eos_id), strict=True)])
     for reply in replies:
         assert eos_id not in reply.ids[:-1]
         assert reply.ids[-1] == eos_id or len(reply.ids) == LENGTH
+
+
+def test_a_prompt_is_read_once_however_many_replies_it_gets(engine_of: Callable[..., InProcessEngine]) -> None:
+    """Replies to one prompt in one batch are those of batches of their own."""
+    engine, read = engine_of(), []
+    start = engine.decoder.start
+    engine.decoder.start = lambda prompts: (read.append(len(prompts)), start(prompts))[1]
+    prompts = [PROMPTS[i] for i in (1, 4, 1, 1, 4, 0)]
+    replies = engine.generate(prompts, draws([3, 5, 7, 9, 11, 13]))
+    assert read == [3]
+    alone = [engine.generate([p], draws([n]))[0] for p, n in zip(prompts, [3, 5, 7, 9, 11, 13], strict=True)]
+    same(replies, alone)
 
 
 def test_the_limit_is_the_number_of_draws(engine_of: Callable[..., InProcessEngine]) -> None:

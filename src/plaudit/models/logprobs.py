@@ -1,52 +1,79 @@
 """Log-probabilities and entropies from hidden states, in chunks: the [B, T, vocab] logits are never held.
 
-The gradient is written by hand and recomputes a chunk's logits, so that the peak memory of forward and backward is
-that of one chunk. With q = log softmax(z), p = exp q and H = −Σ p·q:
+The gradients are written by hand. With q = log softmax(z), p = exp q and H = −Σ p·q:
 
     ∂q_a/∂z_j = [j = a] − p_j,        ∂H/∂z_j = −p_j·(q_j + H)
+
+The first one needs nothing from above but a factor a token, so it is taken in the forward pass while a chunk's logits
+are there: one product with the LM head instead of two in the backward pass. The second, which only a run with an
+entropy bonus asks for, computes the logits again.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK = 256
+CHUNK_MIB = {"cpu": 24.0, "gpu": 256.0}
+"""Memory of a chunk's float32 logits. On a CPU it stays below the 32 MiB from where on glibc asks the system for fresh
+pages at every allocation: chunks of twice the size took twice the time (docs/benchmarks.md)."""
+
+
+def chunk_rows(weight_VD: Tensor) -> int:
+    """States in one chunk."""
+    mib = CHUNK_MIB["cpu" if weight_VD.device.type == "cpu" else "gpu"]
+    return max(1, int(mib * 2**20) // (4 * weight_VD.shape[0]))
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies = [], []
-        for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
-            q = _log_softmax(hidden, weight_VD, temperature)
-            logprobs.append(q.gather(1, targets[:, None]).squeeze(1))
-            entropies.append(-(q.exp() * q).sum(dim=1))
-        entropy_N = torch.cat(entropies)
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, entropy_N)
+        logprobs, entropies, slopes = [], [], []
+        for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD):
+            z = _logits(hidden, weight_VD, temperature)
+            z.sub_(z.amax(dim=1, keepdim=True))
+            z_target = z.gather(1, targets_n1)
+            p = z.exp()  # up to the factor 1 / total
+            total = p.sum(dim=1, keepdim=True)
+            logprobs.append(z_target - total.log())
+            entropies.append(total.log() - z.mul_(p).sum(dim=1, keepdim=True) / total)
+            if gradient:
+                # The target's own entry is 1 − p before it is rounded: what is left of a confident token's gradient.
+                p.scatter_(1, targets_n1, z_target.exp() - total)
+                slopes.append((p.to(weight_VD.dtype) @ weight_VD) / (-temperature * total))
+        entropy_N = torch.cat(entropies).squeeze(1)
+        slope_ND = torch.cat(slopes).to(hidden_ND.dtype) if gradient else None
+        ctx.save_for_backward(hidden_ND, weight_VD, slope_ND, entropy_N)
         ctx.temperature = temperature
-        return torch.cat(logprobs), entropy_N
+        return torch.cat(logprobs).squeeze(1), entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        hidden_ND, weight_VD, targets_N, entropy_N = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        hidden_ND, weight_VD, slope_ND, entropy_N = ctx.saved_tensors
         grad_logprobs_N, grad_entropy_N = gradients
-        grads = []
-        for part in torch.arange(len(targets_N), device=hidden_ND.device).split(CHUNK):
-            q = _log_softmax(hidden_ND[part], weight_VD, ctx.temperature)
-            p = q.exp()
-            grad_z = -p * grad_logprobs_N[part, None]
-            grad_z.scatter_add_(1, targets_N[part, None], grad_logprobs_N[part, None])
-            if grad_entropy_N.any():
-                grad_z -= grad_entropy_N[part, None] * p * (q + entropy_N[part, None])
-            grads.append((grad_z / ctx.temperature).to(weight_VD.dtype) @ weight_VD)
-        return torch.cat(grads).to(hidden_ND.dtype), None, None, None
+        grad_ND = slope_ND * grad_logprobs_N[:, None]
+        if grad_entropy_N.any():
+            factors = torch.stack([entropy_N, grad_entropy_N / ctx.temperature], dim=1)
+            grads = []
+            for hidden, factor in _chunks(hidden_ND, factors, weight_VD):
+                q = torch.log_softmax(_logits(hidden, weight_VD, ctx.temperature), dim=1)
+                entropy, above = factor.split(1, dim=1)
+                grads.append((q.exp() * (q + entropy) * above).to(weight_VD.dtype) @ weight_VD)
+            grad_ND = grad_ND - torch.cat(grads)
+        return grad_ND.to(hidden_ND.dtype), None, None, None, None
 
 
-def _log_softmax(hidden_nD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax((hidden_nD @ weight_VD.T).float().div_(temperature), dim=-1)
+def _chunks(hidden_ND: Tensor, other: Tensor, weight_VD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = chunk_rows(weight_VD)
+    return zip(hidden_ND.split(rows), other.split(rows), strict=True)
+
+
+def _logits(hidden_nD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
+    z = (hidden_nD @ weight_VD.T).float()
+    return z if temperature == 1.0 else z.div_(temperature)
 
 
 def token_logprobs(
@@ -61,7 +88,8 @@ def token_logprobs(
     assert not weight_VD.requires_grad, "the LM head is frozen: its gradient is not computed here"
     if len(targets_N) == 0:
         return hidden_ND.new_zeros(0, dtype=torch.float32), hidden_ND.new_zeros(0, dtype=torch.float32)
-    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature)
+    gradient = torch.is_grad_enabled() and hidden_ND.requires_grad
+    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, gradient)
     return logprobs_N, entropy_N
 
 
@@ -73,12 +101,12 @@ class _CompletionLoss(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_grad else None
         total, grads = hidden_ND.new_zeros((), dtype=torch.float32), []
-        for hidden, targets in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True):
-            q = _log_softmax(hidden, weight_VD, 1.0)
-            total -= q.gather(1, targets[:, None]).sum()
+        for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD):
+            q = torch.log_softmax(_logits(hidden, weight_VD, 1.0), dim=1)
+            total -= q.gather(1, targets_n1).sum()
             if hidden_grad or weight_grad:
                 grad_z = q.exp_()
-                grad_z[torch.arange(len(targets), device=grad_z.device), targets] -= 1
+                grad_z.scatter_add_(1, targets_n1, grad_z.new_full(targets_n1.shape, -1.0))
                 grad_z = grad_z.to(weight_VD.dtype)
                 grads.append(grad_z @ weight_VD)
                 if grad_VD is not None:

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from plaudit import rng
 from plaudit.errors import UserError
+from plaudit.models.fused import fuse
 from plaudit.models.heads import ScalarHead
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, positions
@@ -134,6 +135,7 @@ class Roles(nn.Module):
         self._fix_gradients()
         self.to(base.device)
         self.eval()
+        fuse(self.peft)
 
     def _fix_gradients(self) -> None:
         """Only the trained adapter and its head learn; set here once and never flipped again."""

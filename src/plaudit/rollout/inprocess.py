@@ -1,4 +1,4 @@
-"""The in-process engine: transformers' own forward pass with a key-value cache, and sampling by inverse CDF.
+"""The in-process engine: a decoder over a merged copy of the policy, and sampling by inverse CDF.
 
 It holds a merged copy of the policy (base + adapter in the base's format): unmerged, every decoding step would pay two
 more small products in every adapted layer. The copy is the one exception to "the base weights are held once". bf16
@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from plaudit.models.roles import merge_into
+from plaudit.rollout.decoder import Decoder, LibraryDecoder
 from plaudit.rollout.engine import Sampled
+from plaudit.rollout.fused_decoder import FusedDecoder
+
+BLOCK = 256
+"""Tokens of the vocabulary whose probabilities are summed first: the cumulative sum runs over blocks, then in one."""
 
 
 class InProcessEngine:
@@ -29,12 +33,13 @@ class InProcessEngine:
         self.pad_id = pad_id
         self.temperature = temperature
         self.batch_rows = batch_rows
+        self.decoder: Decoder = FusedDecoder.of(model) or LibraryDecoder(model)
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        merge_into(self.model, weights)
+        self.decoder.load(weights)
 
     def close(self) -> None:
-        del self.model
+        del self.model, self.decoder
 
     @torch.no_grad()
     def generate(
@@ -53,56 +58,70 @@ class InProcessEngine:
         return [replies[i] for i in range(len(prompts))]
 
     def _generate_batch(self, prompts: list[list[int]], uniforms: np.ndarray) -> list[Sampled]:
-        device = self.model.device
-        width = max(map(len, prompts))
-        # Padding goes left here, so that every row's next token is in the last column; the attention mask and the
-        # position ids undo it (correctness.md row 1).
-        tokens = torch.tensor([[self.pad_id] * (width - len(p)) + p for p in prompts], device=device)
-        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+        device, longest = self.model.device, uniforms.shape[1]
         draws = torch.from_numpy(uniforms).to(device)
-        cache = DynamicCache(config=self.model.config)
-        trunk, head_VD = getattr(self.model, self.model.base_model_prefix), self.model.get_output_embeddings().weight
-        alive = torch.arange(len(prompts), device=device)
-        ids: list[list[int]] = [[] for _ in prompts]
-        logprobs: list[list[float]] = [[] for _ in prompts]
-        for step in range(uniforms.shape[1]):
-            hidden_BTD = trunk(
-                input_ids=tokens,
-                attention_mask=attention,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            # The LM head is applied to two dimensions: on a sliced [B, 1, D] torch copies its weight B times.
-            logits = hidden_BTD[:, -1].contiguous() @ head_VD.T
-            sampled, chosen = sample(logits, draws[alive, step], self.temperature)
-            for row, token, logprob in zip(alive.tolist(), sampled.tolist(), chosen.tolist(), strict=True):
-                if not ids[row] or ids[row][-1] != self.eos_id:
-                    ids[row].append(token)
-                    logprobs[row].append(logprob)
-            ended = torch.tensor([ids[row][-1] == self.eos_id for row in alive.tolist()], device=device)
-            if bool(ended.all()):
+        head_VD = self.model.get_output_embeddings().weight
+        ids_BN = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
+        logprobs_BN = torch.zeros(ids_BN.shape, device=device)
+        lengths_B = torch.full((len(prompts),), longest, device=device)
+        alive_b, hidden_bD = self._read(prompts)
+        for step in range(longest):
+            sampled_b, logprobs_b = sample(hidden_bD @ head_VD.T, draws[alive_b, step], self.temperature)
+            ids_BN[alive_b, step], logprobs_BN[alive_b, step] = sampled_b, logprobs_b
+            # A row that has ended may be decoded on for a while; its first end counts.
+            ended_b = (sampled_b == self.eos_id) | (lengths_B[alive_b] <= step)
+            lengths_B[alive_b] = torch.where(ended_b, lengths_B[alive_b].clamp(max=step + 1), lengths_B[alive_b])
+            count = int(ended_b.sum())
+            if count == len(ended_b) or step + 1 == longest:
                 break
-            if int(ended.sum()) * 4 >= len(ended):
+            if count * 4 >= len(ended_b):
                 # A quarter of the rows is done: take them out of the batch and the cache, and decode fewer.
-                keep = (~ended).nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                alive, sampled, attention, positions = alive[keep], sampled[keep], attention[keep], positions[keep]
-            tokens = sampled[:, None]
-            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
-            positions = positions[:, -1:] + 1
-        return [Sampled(row_ids, row_logprobs) for row_ids, row_logprobs in zip(ids, logprobs, strict=True)]
+                going = (~ended_b).nonzero().squeeze(1)
+                self.decoder.keep(going)
+                alive_b, sampled_b = alive_b[going], sampled_b[going]
+            hidden_bD = self.decoder.step(sampled_b)
+        rows = zip(ids_BN.tolist(), logprobs_BN.tolist(), lengths_B.tolist(), strict=True)
+        return [Sampled(ids[:length], logprobs[:length]) for ids, logprobs, length in rows]
+
+    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Read the prompts, each once however many replies it gets; all rows, and their last hidden states."""
+        different = list(dict.fromkeys(map(tuple, prompts)))
+        hidden_bD = self.decoder.start(different)
+        every_B = torch.arange(len(prompts), device=hidden_bD.device)
+        if len(different) == len(prompts):
+            return every_B, hidden_bD
+        place = {prompt: row for row, prompt in enumerate(different)}
+        rows_B = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=hidden_bD.device)
+        self.decoder.keep(rows_B)
+        return every_B, hidden_bD[rows_B]
 
 
 def sample(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling in float32: token ids [B] and their log-probabilities [B] under softmax(logits/temperature).
 
-    The token is the first whose cumulative probability exceeds u. The last sum is scaled to the row's own total, so
-    that rounding of the cumulative sum can never fall off the vocabulary's end.
+    The token is the first whose cumulative probability exceeds u times the total. The sums are those of the row itself,
+    and a token is looked for up to the last one that has probability: rounding can neither fall off the vocabulary's
+    end nor onto a token that cannot be sampled.
     """
-    logprobs_BV = torch.log_softmax(logits_BV.float() / temperature, dim=-1)
-    cdf_BV = logprobs_BV.exp().cumsum(dim=-1)
-    targets_B1 = uniforms_B.float()[:, None] * cdf_BV[:, -1:]
-    tokens_B1 = torch.searchsorted(cdf_BV, targets_B1, right=True).clamp(max=logits_BV.shape[-1] - 1)
-    return tokens_B1.squeeze(1), logprobs_BV.gather(1, tokens_B1).squeeze(1)
+    rows, size = logits_BV.shape
+    z_BV = logits_BV.new_full((rows, size + -size % BLOCK), -torch.inf, dtype=torch.float32)
+    z_BV[:, :size] = logits_BV
+    if temperature != 1.0:
+        z_BV.div_(temperature)
+    peak_B1 = z_BV.amax(dim=1, keepdim=True)
+    blocks_BKV = z_BV.sub_(peak_B1).exp_().unflatten(1, (-1, BLOCK))
+    sums_BK = blocks_BKV.sum(dim=2).cumsum(dim=1)
+    total_B1 = sums_BK[:, -1:]
+    target_B1 = uniforms_B.float()[:, None] * total_B1
+    block_B1 = _first_above(sums_BK, target_B1)
+    before_B1 = torch.where(block_B1 > 0, sums_BK.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
+    inside_BV = blocks_BKV[torch.arange(rows, device=block_B1.device), block_B1[:, 0]].cumsum(dim=1)
+    tokens_B1 = block_B1 * BLOCK + _first_above(inside_BV, target_B1 - before_B1)
+    logprobs_B1 = logits_BV.gather(1, tokens_B1).float() / temperature - peak_B1 - total_B1.log()
+    return tokens_B1.squeeze(1), logprobs_B1.squeeze(1)
+
+
+def _first_above(sums_BN: Tensor, target_B1: Tensor) -> Tensor:
+    """The first place [B, 1] where a cumulative sum exceeds its target, at most the last place that adds to it."""
+    last_B1 = torch.searchsorted(sums_BN, sums_BN[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(sums_BN, target_B1.contiguous(), right=True), last_B1)

@@ -1,0 +1,168 @@
+"""Fused adapters and norms against PEFT and transformers: the same numbers and gradients, and only where they fit."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from plaudit.models import fused
+from plaudit.models.fused import fuse
+
+IDS = torch.randint(300, (3, 7), generator=torch.Generator().manual_seed(0))
+
+
+def model_of(dtype: torch.dtype = torch.float32, **lora: object) -> PeftModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attention_bias=True, initializer_range=0.3,
+    )  # fmt: skip
+    base: PreTrainedModel = LlamaForCausalLM(config).to(dtype)
+    settings = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", **lora)
+    model = get_peft_model(base, settings, autocast_adapter_dtype=False)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def states_and_gradients(model: PeftModel) -> dict[str, Tensor]:
+    model.zero_grad()
+    hidden = model.get_base_model().model(input_ids=IDS, use_cache=False).last_hidden_state
+    (hidden.float() * torch.linspace(-1, 1, 32)).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"hidden": hidden.detach(), **gradients}
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].dtype == expected[name].dtype
+        gap, size = (found[name].float() - expected[name].float()).norm(), expected[name].float().norm()
+        assert gap <= bound * size, (name, gap, size)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which of the two fused operations were used."""
+    used: list[str] = []
+    for name in ("_Lora", "_RmsNorm"):
+        plain = getattr(fused, name).apply
+        monkeypatch.setattr(
+            getattr(fused, name), "apply", lambda *given, n=name, p=plain: (used.append(n), p(*given))[1]
+        )
+    return used
+
+
+def test_states_and_gradients_equal_the_libraries(calls: list[str]) -> None:
+    model = model_of()
+    expected = states_and_gradients(model)
+    names = [name for name, _ in model.named_parameters()]
+    fuse(model)
+    assert "_Lora" not in calls
+    calls.clear()
+    close(states_and_gradients(model), expected, 1e-5)
+    assert (calls.count("_Lora"), calls.count("_RmsNorm")) == (14, 5)
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_in_bfloat16_they_are_as_near_the_truth_as_the_libraries() -> None:
+    """The truth is float32's with the same, rounded weights; both roundings are a few per cent away from it."""
+    model = model_of(torch.bfloat16)
+    plain = states_and_gradients(model)
+    truth = states_and_gradients(copy.deepcopy(model).float())
+    fuse(model)
+    fast = states_and_gradients(model)
+    errors = {
+        name: sum((found[key].float() - truth[key]).norm() / truth[key].norm() for key in truth) / len(truth)
+        for name, found in (("plain", plain), ("fast", fast))
+    }
+    assert errors["fast"] < 1.1 * errors["plain"] < 0.1
+    assert {tensor.dtype for tensor in fast.values()} == {torch.bfloat16}
+
+
+def test_without_adapters_and_with_another_one() -> None:
+    model = model_of()
+    model.add_adapter("other", LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"]), autocast_adapter_dtype=False)
+    plain = {"default": states_and_gradients(model)}
+    with model.disable_adapter():
+        plain["none"] = {"hidden": model.get_base_model().model(input_ids=IDS).last_hidden_state.detach()}
+    model.set_adapter("other")
+    plain["other"] = states_and_gradients(model)
+    fuse(model)
+    close(states_and_gradients(model), plain["other"], 1e-5)
+    model.set_adapter("default")
+    close(states_and_gradients(model), plain["default"], 1e-5)
+    with model.disable_adapter():
+        found = model.get_base_model().model(input_ids=IDS).last_hidden_state.detach()
+    torch.testing.assert_close(found, plain["none"]["hidden"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "lora", [{"lora_bias": True}, {"use_dora": True}, {"lora_dropout": 0.5}], ids=["bias", "dora", "dropout"]
+)
+def test_what_is_no_plain_lora_is_left_to_peft(lora: dict[str, object], calls: list[str]) -> None:
+    model = model_of(**lora)
+    fuse(model)
+    model.train()
+    states_and_gradients(model)
+    assert "_Lora" not in calls
+
+
+def test_adapters_in_another_format_are_left_to_peft(calls: list[str]) -> None:
+    model = model_of(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+    fuse(model)
+    states_and_gradients(model)
+    assert "_Lora" not in calls
+
+
+def test_merged_adapters_are_not_added_again(calls: list[str]) -> None:
+    model = model_of()
+    expected = states_and_gradients(model)["hidden"]
+    fuse(model)
+    model.merge_adapter()
+    calls.clear()
+    found = model.get_base_model().model(input_ids=IDS).last_hidden_state.detach()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert "_Lora" not in calls
+
+
+def test_a_norm_that_learns_again_gets_its_gradient() -> None:
+    norm = LlamaRMSNorm(8)
+    norm.weight.requires_grad_(False)
+    fuse(norm)
+    norm.weight.requires_grad_(True)
+    norm(torch.randn(3, 8)).sum().backward()
+    assert norm.weight.grad is not None
+
+
+@pytest.mark.parametrize("norm", [GemmaRMSNorm(8), nn.LayerNorm(8), nn.RMSNorm(8)], ids=["gemma", "layer", "torch"])
+def test_other_norms_are_left_alone(norm: nn.Module) -> None:
+    for parameter in norm.parameters():
+        parameter.requires_grad_(False)
+    fuse(norm)
+    assert "forward" not in vars(norm)
+
+
+def test_plain_paths_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAUDIT_PLAIN", "1")
+    model = model_of()
+    fuse(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_roles_are_fused(
+    tiny_model: Callable[..., Path], load: Callable[[Path], PreTrainedModel], stirred: Callable[..., nn.Module]
+) -> None:
+    roles = stirred(load(tiny_model("llama")), trained="policy")
+    assert sum("forward" in vars(module) for module in roles.modules()) > 14

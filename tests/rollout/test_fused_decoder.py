@@ -1,0 +1,103 @@
+"""The fused decoder against transformers' own step: who gets one, and that it computes the same."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from plaudit.rollout.decoder import Decoder, LibraryDecoder
+from plaudit.rollout.fused_decoder import FusedDecoder
+
+SIZES = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3, "max_position_embeddings": 256,
+}  # fmt: skip
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+KNOWN = {
+    "llama": LlamaConfig(**SIZES),
+    "llama with biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "llama 3": LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES),
+    "gemma, by its own norm and embedding": GemmaConfig(**SIZES, hidden_act="gelu_pytorch_tanh"),
+    "mistral without a window": MistralConfig(**SIZES, sliding_window=None),
+}
+UNKNOWN = {
+    "gpt2, of other parts": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4),
+    "granite, which scales its residuals": GraniteConfig(**SIZES, residual_multiplier=0.5),
+    "mistral with a window": MistralConfig(**SIZES, sliding_window=8),
+}
+
+
+def build(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        if name.endswith("bias") or "norm" in name:  # random too, or a wrong use of them would not show
+            parameter.copy_(torch.randn(parameter.shape) * 0.3 + name.endswith("weight"))
+    return model
+
+
+def decoded(decoder: Decoder, steps: int) -> torch.Tensor:
+    """Hidden states of rows of several lengths, of which one leaves on the way."""
+    generator = torch.Generator().manual_seed(1)
+    found = [decoder.start([[5, 17, 9, 30, 11], [8], [21, 3, 7]])]
+    for step in range(steps):
+        if step == steps // 2:
+            decoder.keep(torch.tensor([2, 0]))
+        found.append(decoder.step(torch.randint(300, (len(found[-1]) - (step == steps // 2),), generator=generator)))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_it_computes_what_transformers_computes(name: str) -> None:
+    """Over a cache that grows several times."""
+    model = build(KNOWN[name])
+    expected = decoded(LibraryDecoder(model), 40)
+    decoder = FusedDecoder.of(model)
+    assert decoder is not None
+    torch.testing.assert_close(decoded(decoder, 40), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoded(decoder, 3), decoded(LibraryDecoder(model), 3), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_other_models_are_left_to_transformers(name: str) -> None:
+    assert FusedDecoder.of(build(UNKNOWN[name])) is None
+
+
+def test_plain_paths_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAUDIT_PLAIN", "1")
+    assert FusedDecoder.of(build(KNOWN["llama"])) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loaded_weights_are_the_ones_used(dtype: torch.dtype) -> None:
+    """All of another model's weights, those of no product included; in bf16 laid out anew, and held once."""
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bfloat16 products")
+    config = KNOWN["llama with biases"]
+    model, other = build(config, dtype), build(config, dtype, seed=1)
+    decoder = FusedDecoder.of(model)
+    assert decoder is not None
+    decoder.load((name, parameter.detach()) for name, parameter in other.named_parameters())
+    bound = {torch.float32: 1e-4, torch.bfloat16: 0.04}[dtype]
+    expected = decoded(LibraryDecoder(other), 5).float()
+    assert (decoded(decoder, 5).float() - expected).norm() < bound * expected.norm()
+    packed = {name for name, product in decoder.products.items() if product.packed is not None}
+    assert packed == (set(decoder.products) if dtype == torch.bfloat16 else set())
+    assert all(product.linear.weight.numel() == 0 for name, product in decoder.products.items() if name in packed)
