@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plaudit.models import logprobs
-from plaudit.models.logprobs import chunk_rows, completion_loss, token_logprobs
+from plaudit.models.logprobs import completion_loss, token_logprobs
 
 VOCABULARY, HIDDEN, CHUNK = 23, 8, 16
 
@@ -16,6 +16,7 @@ VOCABULARY, HIDDEN, CHUNK = 23, 8, 16
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs, "CHUNK_MIB", {"cpu": 4 * VOCABULARY * CHUNK / 2**20})
+    monkeypatch.setattr(logprobs, "BLOCK_MIB", {"cpu": 4 * VOCABULARY * 3 / 2**20})
 
 
 def inputs(states: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,24 +91,19 @@ def test_row_5_probabilities_sum_to_one(temperature: float) -> None:
 
 
 def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, sizes = logprobs._logits, []
+    plain, sizes = logprobs._product, []
 
-    def recording(hidden_nD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
+    def recording(hidden_nD: Tensor, weight_VD: Tensor) -> Tensor:
         sizes.append(len(hidden_nD))
-        return plain(hidden_nD, weight_VD, temperature)
+        return plain(hidden_nD, weight_VD)
 
-    monkeypatch.setattr(logprobs, "_logits", recording)
+    monkeypatch.setattr(logprobs, "_product", recording)
     hidden_ND, weight_VD, targets_N = inputs(2 * CHUNK + 3)
     logprobs_N, entropy_N = token_logprobs(hidden_ND.requires_grad_(), weight_VD, targets_N)
     logprobs_N.sum().backward(retain_graph=True)
     assert sizes == [CHUNK, CHUNK, 3]
     entropy_N.sum().backward()  # the gradient of the entropy alone computes them again
     assert sizes == [CHUNK, CHUNK, 3] * 2
-
-
-def test_a_chunk_is_of_bounded_memory_whatever_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_MIB", {"cpu": 1})
-    assert [chunk_rows(torch.empty(size, 1, device="cpu")) for size in (1024, 2**17, 2**20)] == [256, 2, 1]
 
 
 def test_the_gradient_of_a_confident_token_survives_bfloat16() -> None:

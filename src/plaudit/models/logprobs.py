@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_MIB = {"cpu": 24.0, "gpu": 256.0}
-"""Memory of a chunk's float32 logits. On a CPU it stays below the 32 MiB from where on glibc asks the system for fresh
-pages at every allocation: chunks of twice the size took twice the time (docs/benchmarks.md)."""
+CHUNK_MIB = {"cpu": 48.0, "gpu": 256.0}
+"""Memory of a chunk's logits: products over fewer rows read the LM head more often."""
+BLOCK_MIB = {"cpu": 4.0, "gpu": 256.0}
+"""Memory of the float32 logits among them that are worked on at a time: on a CPU they stay in its caches."""
 
 
-def chunk_rows(weight_VD: Tensor) -> int:
-    """States in one chunk."""
-    mib = CHUNK_MIB["cpu" if weight_VD.device.type == "cpu" else "gpu"]
-    return max(1, int(mib * 2**20) // (4 * weight_VD.shape[0]))
+def _rows(budget: dict[str, float], weight_VD: Tensor, size: int) -> int:
+    """States whose logits of `size` bytes each are within the budget."""
+    mib = budget["cpu" if weight_VD.device.type == "cpu" else "gpu"]
+    return max(1, int(mib * 2**20) // (size * weight_VD.shape[0]))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -32,18 +33,23 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, gradient: bool
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, slopes = [], [], []
-        for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD):
-            z = _logits(hidden, weight_VD, temperature)
-            z.sub_(z.amax(dim=1, keepdim=True))
-            z_target = z.gather(1, targets_n1)
-            p = z.exp()  # up to the factor 1 / total
-            total = p.sum(dim=1, keepdim=True)
-            logprobs.append(z_target - total.log())
-            entropies.append(total.log() - z.mul_(p).sum(dim=1, keepdim=True) / total)
+        for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD, weight_VD.element_size()):
+            z_nV, totals = _product(hidden, weight_VD), []
+            rows = _rows(BLOCK_MIB, weight_VD, 4)
+            for z_rV, targets_r1 in zip(z_nV.split(rows), targets_n1.split(rows), strict=True):
+                z = z_rV.float() / temperature
+                z -= z.amax(dim=1, keepdim=True)
+                z_target = z.gather(1, targets_r1)
+                p = z.exp()  # up to the factor 1 / total
+                total = p.sum(dim=1, keepdim=True)
+                logprobs.append(z_target - total.log())
+                entropies.append(total.log() - z.mul_(p).sum(dim=1, keepdim=True) / total)
+                if gradient:
+                    # The target's own entry is 1 − p before it is rounded: all that a confident token's gradient has.
+                    z_rV.copy_(p.scatter_(1, targets_r1, z_target.exp() - total))
+                    totals.append(total)
             if gradient:
-                # The target's own entry is 1 − p before it is rounded: what is left of a confident token's gradient.
-                p.scatter_(1, targets_n1, z_target.exp() - total)
-                slopes.append((p.to(weight_VD.dtype) @ weight_VD) / (-temperature * total))
+                slopes.append((z_nV @ weight_VD) / (-temperature * torch.cat(totals)))
         entropy_N = torch.cat(entropies).squeeze(1)
         slope_ND = torch.cat(slopes).to(hidden_ND.dtype) if gradient else None
         ctx.save_for_backward(hidden_ND, weight_VD, slope_ND, entropy_N)
@@ -59,21 +65,24 @@ class _TokenLogprobs(torch.autograd.Function):
             factors = torch.stack([entropy_N, grad_entropy_N / ctx.temperature], dim=1)
             grads = []
             for hidden, factor in _chunks(hidden_ND, factors, weight_VD):
-                q = torch.log_softmax(_logits(hidden, weight_VD, ctx.temperature), dim=1)
+                q = _log_softmax(hidden, weight_VD, ctx.temperature)
                 entropy, above = factor.split(1, dim=1)
                 grads.append((q.exp() * (q + entropy) * above).to(weight_VD.dtype) @ weight_VD)
             grad_ND = grad_ND - torch.cat(grads)
         return grad_ND.to(hidden_ND.dtype), None, None, None, None
 
 
-def _chunks(hidden_ND: Tensor, other: Tensor, weight_VD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = chunk_rows(weight_VD)
+def _chunks(hidden_ND: Tensor, other: Tensor, weight_VD: Tensor, size: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = _rows(CHUNK_MIB, weight_VD, size)
     return zip(hidden_ND.split(rows), other.split(rows), strict=True)
 
 
-def _logits(hidden_nD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    z = (hidden_nD @ weight_VD.T).float()
-    return z if temperature == 1.0 else z.div_(temperature)
+def _product(hidden_nD: Tensor, weight_VD: Tensor) -> Tensor:
+    return hidden_nD @ weight_VD.T
+
+
+def _log_softmax(hidden_nD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
+    return torch.log_softmax(_product(hidden_nD, weight_VD).float() / temperature, dim=1)
 
 
 def token_logprobs(
@@ -102,7 +111,7 @@ class _CompletionLoss(torch.autograd.Function):
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_grad else None
         total, grads = hidden_ND.new_zeros((), dtype=torch.float32), []
         for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD):
-            q = torch.log_softmax(_logits(hidden, weight_VD, 1.0), dim=1)
+            q = _log_softmax(hidden, weight_VD, 1.0)
             total -= q.gather(1, targets_n1).sum()
             if hidden_grad or weight_grad:
                 grad_z = q.exp_()

@@ -33,6 +33,10 @@ class Decoder(Protocol):
         """Add one token to every row; its hidden states [B, D]."""
         ...
 
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        """What the LM head makes of them, [B, V]."""
+        ...
+
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Tokens [B, T], any id where there is padding, and what is real, [B, T] boolean."""
@@ -67,6 +71,10 @@ class LibraryDecoder:
         self.attention_BT = torch.cat([self.attention_BT, self.attention_BT.new_ones(len(tokens_B), 1)], dim=1)
         self.positions_B1 = self.positions_B1 + 1
         return self._forward(tokens_B[:, None], self.positions_B1)
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        logits_BV: Tensor = self.model.get_output_embeddings()(hidden_BD)
+        return logits_BV
 
     def _forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         hidden_BTD = self.trunk(

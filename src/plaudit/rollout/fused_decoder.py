@@ -106,6 +106,8 @@ class FusedDecoder:
         self.embed: nn.Module = self.trunk.embed_tokens
         self.rotary: nn.Module = self.trunk.rotary_emb
         self.norm: nn.Module = self.trunk.norm
+        # Its weight is often the embedding's too, so it stays as it is beside the one that is laid out.
+        self.head = _Product(model.get_output_embeddings())
         fuse(self.trunk)
 
     @classmethod
@@ -165,6 +167,9 @@ class FusedDecoder:
         self.mask_BS[:, self.columns] = 0.0
         self.positions_B1 = self.positions_B1 + 1
         return self._forward(tokens_B[:, None], self.positions_B1, self.mask_BS[:, None])
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        return self.head(hidden_BD)
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Room for that many more columns, and some: attention runs over all of them, those that are empty masked."""

@@ -60,13 +60,12 @@ class InProcessEngine:
     def _generate_batch(self, prompts: list[list[int]], uniforms: np.ndarray) -> list[Sampled]:
         device, longest = self.model.device, uniforms.shape[1]
         draws = torch.from_numpy(uniforms).to(device)
-        head_VD = self.model.get_output_embeddings().weight
         ids_BN = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
         logprobs_BN = torch.zeros(ids_BN.shape, device=device)
         lengths_B = torch.full((len(prompts),), longest, device=device)
         alive_b, hidden_bD = self._read(prompts)
         for step in range(longest):
-            sampled_b, logprobs_b = sample(hidden_bD @ head_VD.T, draws[alive_b, step], self.temperature)
+            sampled_b, logprobs_b = sample(self.decoder.logits(hidden_bD), draws[alive_b, step], self.temperature)
             ids_BN[alive_b, step], logprobs_BN[alive_b, step] = sampled_b, logprobs_b
             # A row that has ended may be decoded on for a while; its first end counts.
             ended_b = (sampled_b == self.eos_id) | (lengths_B[alive_b] <= step)
@@ -106,19 +105,15 @@ def sample(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[T
     rows, size = logits_BV.shape
     z_BV = logits_BV.new_full((rows, size + -size % BLOCK), -torch.inf, dtype=torch.float32)
     z_BV[:, :size] = logits_BV
-    if temperature != 1.0:
-        z_BV.div_(temperature)
-    peak_B1 = z_BV.amax(dim=1, keepdim=True)
-    blocks_BKV = z_BV.sub_(peak_B1).exp_().unflatten(1, (-1, BLOCK))
+    p_BV = torch.softmax(z_BV if temperature == 1.0 else z_BV.div_(temperature), dim=1)
+    blocks_BKV = p_BV.unflatten(1, (-1, BLOCK))
     sums_BK = blocks_BKV.sum(dim=2).cumsum(dim=1)
-    total_B1 = sums_BK[:, -1:]
-    target_B1 = uniforms_B.float()[:, None] * total_B1
+    target_B1 = uniforms_B.float()[:, None] * sums_BK[:, -1:]
     block_B1 = _first_above(sums_BK, target_B1)
     before_B1 = torch.where(block_B1 > 0, sums_BK.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
     inside_BV = blocks_BKV[torch.arange(rows, device=block_B1.device), block_B1[:, 0]].cumsum(dim=1)
     tokens_B1 = block_B1 * BLOCK + _first_above(inside_BV, target_B1 - before_B1)
-    logprobs_B1 = logits_BV.gather(1, tokens_B1).float() / temperature - peak_B1 - total_B1.log()
-    return tokens_B1.squeeze(1), logprobs_B1.squeeze(1)
+    return tokens_B1.squeeze(1), p_BV.gather(1, tokens_B1).log().squeeze(1)
 
 
 def _first_above(sums_BN: Tensor, target_B1: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from plaudit.guard.doctor import latest
 from plaudit.guard.invariants import digest
 from plaudit.guard.watch import verdict
 from plaudit.models.attention import use_packed_attention
+from plaudit.models.compiled import compile_layers
 from plaudit.models.export import export_policy
 from plaudit.models.heads import save_head
 from plaudit.models.load import load_model
@@ -152,6 +153,8 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
     # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
     use_packed_attention(base)
+    if config.compile:
+        compile_layers(base)
     if config.critic == "own":
         assert reward is not None
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
