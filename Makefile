@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-long survive lint format clean
+.PHONY: demo test test-plain test-long survive bench lint format clean
 
 demo: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
@@ -19,12 +19,20 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
+# The tests of correctness once more, with everything left to the libraries that can be.
+test-plain: $(READY)
+	PLAUDIT_PLAIN=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile -k "row_ or whole_loop or roles or inprocess"
+
 test-long: $(READY)
 	$(BIN)/pytest -m slow
 
 # The demo twice: unbroken, and killed every 60 to 90 seconds. Do not edit src meanwhile.
 survive: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/python benchmarks/survive.py --folder runs/survive --json $(ARGS)
+
+# Ours and the peers' in turn: ARGS="--model FOLDER --trl112 PYTHON ..." (benchmarks/bench.py).
+bench: $(READY)
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check src tests

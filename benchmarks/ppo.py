@@ -5,12 +5,13 @@ r=16 and alpha=32 on all linear layers, score of a reward model of the same base
 peers/trl_ppo.py.
 
     python benchmarks/ppo.py --model FOLDER --json
-    python benchmarks/ppo.py --model FOLDER --json ppo.micro_batch_size=16         any key of the recipe
+    python benchmarks/ppo.py --model FOLDER --json ppo.torch_compile=true         any key of the recipe
 
 The stages run by the command line, each in a process of its own, so the peak is the PPO stage's. The reward stage
 learns from a handful of made rankings: the workload needs a reward model, not a good one. An update is the sum of its
 parts in ppo/times.jsonl; the first evaluation and the last one, which every run has, are not in them. What a save of
-the running stage costs is measured too, and its share of ten updates.
+the running stage costs is measured too, and its share of ten updates. `profile` sets the seconds of the parts beside
+what they must multiply and what this machine multiplies at its best (arithmetic.py).
 """
 
 import argparse
@@ -24,8 +25,10 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
+import arithmetic
 import task
 from plaudit.data.files import write_rows
+from plaudit.dist.machine import choose_machine
 from plaudit.models.load import load_tokenizer, resolve
 from plaudit.run.folder import versions
 from plaudit.run.metrics import read_metrics
@@ -101,12 +104,20 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         times = [{k: v for k, v in row.items() if k != "update"} for row in read_metrics(done / "times.jsonl")]
         saves = [row for row in read_metrics(run.folder.path / "saves.jsonl") if row["stage"] == "ppo"]
     updates_s, save_s = [sum(row.values()) for row in times], [row["seconds"] for row in saves]
+    settings, machine, source = read.ppo, choose_machine(dtype), resolve(model)
+    tokens = settings.batch_size, task.PROMPT_TOKENS, settings.max_new_tokens, settings.epochs
+    gflop = arithmetic.gflop_of_an_update(source, settings.lora.r, *tokens)
+    rows = task.MICRO_BATCH * (task.PROMPT_TOKENS + settings.max_new_tokens)
+    peak_gflops = arithmetic.peak_gflops(source, rows, machine.dtype, machine.device)
+    typical = {part: float(np.median([row[part] for row in times[1:] or times])) for part in gflop}
     return {
         "workload": "W-PPO",
         "what": f"plaudit, {read.ppo.batch_size} replies of {read.ppo.max_new_tokens} tokens",
         "overrides": overrides,
         "seconds_per_update": [round(sum(row.values()), 2) for row in times],
         "parts": [{part: round(seconds, 2) for part, seconds in row.items()} for row in times],
+        "profile": arithmetic.profile(gflop, typical, peak_gflops),
+        "peak_gflops": round(peak_gflops),
         "peak_rss_mb": peak,
         "seconds_of_a_save": save_s,
         "megabytes_of_a_save": round(max(row["bytes"] for row in saves) / 1e6, 1),

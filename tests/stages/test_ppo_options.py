@@ -45,7 +45,8 @@ def watched(items):
 
 @dataclass(frozen=True)
 class Case:
-    """`change` beside `base` must be seen: in the training of three updates, in their layout, or in a whole run."""
+    """`change` beside `base` must be seen: in the training of three updates, in how they were computed (layout,
+    compiled; the policy is then the same but for rounding), or in a whole run."""
 
     change: dict[str, Any]
     base: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +116,7 @@ CASES: dict[str, Case] = {
     "keep_by": Case({"keep_by": "held_out"}, {**GAMED, "watch": {"enabled": False}}, seen_in="run"),
     "watch": Case({"watch": {"enabled": False}}, GAMED, seen_in="run"),
     "rewards": Case({"rewards": [own_reward(), {"trained": True}]}),
+    "torch_compile": Case({"torch_compile": True}, seen_in="compiled"),
     "lora": Case({"lora": {"r": 2, "alpha": 8}}),
 }
 
@@ -154,6 +156,7 @@ def training(start: Any) -> Callable[..., dict[str, Any]]:
                 "rows": rows,
                 "policy": [p.detach().clone() for p in trainer.roles.adapter_parameters("policy")],
                 "layout": layout(trainer, batch.tokens, 2),
+                "compiled": any(part._compiled_call_impl is not None for part in trainer.roles.modules()),
             }
         return known[key]
 
@@ -190,8 +193,8 @@ def test_row_28_an_option_changes_something(name: str, training: Any, whole: Any
         assert plain != changed
         return
     plain, changed = training(case.base), training({**case.base, **case.change})
-    if case.seen_in == "layout":
-        assert plain["layout"] != changed["layout"]
+    if case.seen_in in ("layout", "compiled"):
+        assert plain[case.seen_in] != changed[case.seen_in]
         for a, b in zip(plain["policy"], changed["policy"], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
         return
@@ -273,7 +276,7 @@ def test_every_option_has_its_effect_on_the_options_page() -> None:
     """All keys but the adapter's, which recipe.md has."""
     page = (DOCS / "ppo-options.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`ppo\.([a-z_]+)(?:\.[a-z_]+)?`", page))
-    told_in_ppo_md = {"updates", "max_new_tokens", "temperature", "lora"}
+    told_in_ppo_md = {"updates", "max_new_tokens", "temperature", "torch_compile", "lora"}
     assert named | told_in_ppo_md == set(PPOConfig.model_fields)
     assert set(re.findall(r"`ppo\.watch\.([a-z_]+)`", page)) == set(WatchConfig.model_fields)
 

@@ -153,7 +153,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
     # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
     use_packed_attention(base)
-    if config.compile:
+    if config.torch_compile:
         compile_layers(base)
     if config.critic == "own":
         assert reward is not None

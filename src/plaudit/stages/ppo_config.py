@@ -126,7 +126,7 @@ class PPOConfig(StageConfig):
     """When a reward that is being gamed stops the run."""
     rewards: list[RewardSource] = Field(default=[])
     """What the policy is paid by, a weighted sum; empty is the run's own reward model alone."""
-    compile: bool = False
+    torch_compile: bool = False
     """Whether the passes over the replies are compiled (torch.compile): faster, after about a minute at the start."""
     lora: LoraSettings = LoraSettings()
     """The policy's adapter on the shared base."""
