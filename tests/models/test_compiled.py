@@ -23,7 +23,7 @@ def test_a_model_without_blocks_is_refused(
     tiny_model: Callable[..., Path], load: Callable[[Path], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(tiny_model("llama"))
-    monkeypatch.setattr(type(model), "_no_split_modules", [])
+    monkeypatch.setattr(model, "_no_split_modules", [])
     monkeypatch.setattr("shutil.which", lambda name: name)
     with pytest.raises(UserError, match="no repeated block in LlamaForCausalLM"):
         compile_layers(model)

@@ -18,6 +18,12 @@ from plaudit.models.fused import fuse
 IDS = torch.randint(300, (3, 7), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def fast_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the rest of the tests is run without them."""
+    monkeypatch.delenv("PLAUDIT_PLAIN", raising=False)
+
+
 def model_of(dtype: torch.dtype = torch.float32, **lora: object) -> PeftModel:
     torch.manual_seed(0)
     config = LlamaConfig(

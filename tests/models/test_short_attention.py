@@ -9,6 +9,12 @@ from plaudit.models import short_attention
 from plaudit.models.short_attention import LONGEST, attend
 
 
+@pytest.fixture(autouse=True)
+def fast_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the rest of the tests is run without them."""
+    monkeypatch.delenv("PLAUDIT_PLAIN", raising=False)
+
+
 def inputs(heads: int, groups: int, t: int, s: int, dtype: torch.dtype, batch: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(batch, heads, t, 16), (batch, groups, s, 16), (batch, groups, s, 16)]

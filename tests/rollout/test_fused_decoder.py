@@ -43,6 +43,12 @@ UNKNOWN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def fast_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the rest of the tests is run without them."""
+    monkeypatch.delenv("PLAUDIT_PLAIN", raising=False)
+
+
 def build(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()

@@ -25,9 +25,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     UserError where there is no C++ compiler, or no block.
     """
     if model.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-        raise UserError(
-            "ppo.torch_compile needs a C++ compiler on a CPU, g++ or clang++, and finds none; leave it false"
-        )
+        raise UserError("ppo.torch_compile=true needs a C++ compiler (g++ or clang++) and finds none; leave it false")
     blocks = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     if not blocks:
         raise UserError(f"ppo.torch_compile=true knows no repeated block in {type(model).__name__}; leave it false")
