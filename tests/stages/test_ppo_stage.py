@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,26 @@ def test_row_22_what_is_trained_on_are_the_sampled_ids(build: Callable[..., Trai
     trainer.engine.generate, trainer.roles.forward = spied, seen  # type: ignore[method-assign]
     step(trainer)
     assert sorted(trained_on) == sorted(2 * [tuple(reply.ids) for reply in drawn])  # two epochs
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Memory behind some tensors; what two of them share counts once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("critic", ["policy", "own"])
+def test_memory_is_one_base_one_copy_and_three_times_what_learns(critic: str, build: Callable[..., Trainer]) -> None:
+    """Four roles on one base; the engine's merged copy; AdamW's two moments of adapters and heads alone."""
+    trainer = build(critic=critic)
+    step(trainer)
+    roles, learning = trainer.roles, trainer.roles.trainable()
+    base = bytes_of(tensor for _, tensor in roles.base_tensors())
+    small = bytes_of(p for name, p in roles.named_parameters() if ".lora_" in name or "head" in name)
+    assert bytes_of(roles.parameters()) == base + small
+    assert bytes_of(trainer.engine.model.parameters()) == base
+    moments = [tensor for name, tensor in trainer.optimiser.tensors().items() if not name.endswith("step")]
+    assert bytes_of(moments) == 2 * bytes_of(learning.values())
+    assert small < base / 2  # else the sums above would say little
 
 
 def test_row_29_every_epoch_is_measured_against_the_frozen_old_policy(
