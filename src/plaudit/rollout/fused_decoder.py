@@ -36,10 +36,9 @@ class _Product:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
 
     def load(self, weight: Tensor) -> None:
-        """Take over a new weight. Where it is laid out anew the layer's own goes: one copy is enough."""
+        """Take over a new weight."""
         if self.packs:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-            self.linear.weight.data = weight.new_empty(0)
         else:
             self.linear.weight.data.copy_(weight)
 
@@ -108,6 +107,7 @@ class FusedDecoder:
         self.norm: nn.Module = self.trunk.norm
         # Its weight is often the embedding's too, so it stays as it is beside the one that is laid out.
         self.head = _Product(model.get_output_embeddings())
+        self.freed = False
         fuse(self.trunk)
 
     @classmethod
@@ -128,7 +128,7 @@ class FusedDecoder:
         return decoder if found.shape == expected.shape and bool(gap < bound) else None
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """See `Decoder.load`. Where weights are laid out anew, the model's own are gone afterwards."""
+        """See `Decoder.load`. Where weights are laid out anew the model's own go: one copy is enough."""
         others = []
         for name, weight in weights:
             if name in self.products:
@@ -136,6 +136,14 @@ class FusedDecoder:
             else:
                 others.append((name, weight))
         merge_into(self.model, iter(others))
+        for product in self.products.values():
+            if product.packed is not None:
+                product.linear.weight.data = product.linear.weight.new_empty(0)
+        if not self.freed and self.head.packed is not None:
+            # What is left is a view of the file it was read from, which stays mapped as long as one view is there.
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.clone()
+            self.freed = True
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
