@@ -47,7 +47,7 @@ def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int,
     prompts = [task.ids_of(tokenizer, text) for text in task.fixed_prompts(tokenizer, rows, prompt_tokens)]
     roles = adapted(source, machine)
     copy = load_model(source, machine.dtype, machine.device)
-    engine = InProcessEngine(copy, eos_id=NO_END, pad_id=0, temperature=task.TEMPERATURE, batch_rows=rows)
+    engine = InProcessEngine(copy, eos_id=NO_END, temperature=task.TEMPERATURE, batch_rows=rows)
     merging, seconds = [], []
     for number in range(rounds + 1):
         started = time.perf_counter()

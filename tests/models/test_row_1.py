@@ -30,7 +30,7 @@ def test_row_1_alone_left_padded_right_padded_and_packed_are_one(architecture: s
     """Left padding is the sampler's, beside a prompt that is 0..6 tokens longer; right padding is the trainer's, beside
     a longer row; packed are the rows of one sequence, with a stranger before and behind."""
     # No token ends a reply here (the id is beyond the vocabulary), so the sampler gives all its tokens.
-    engine = InProcessEngine(build(architecture), eos_id=340, pad_id=3)
+    engine = InProcessEngine(build(architecture), eos_id=340)
     trainer, packing = build(architecture).requires_grad_(False), build(architecture)
     assert use_packed_attention(packing) is None
     packed_roles = Roles(packing, trained="policy", lora=LoraSettings(r=4, alpha=8))

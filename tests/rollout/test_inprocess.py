@@ -38,7 +38,7 @@ def folder(request: pytest.FixtureRequest, tiny_model: Callable[..., Path]) -> P
 @pytest.fixture
 def engine_of(folder: Path, load: Callable[[Path], PreTrainedModel]) -> Callable[..., InProcessEngine]:
     def build(**arguments: object) -> InProcessEngine:
-        return InProcessEngine(load(folder), **{"eos_id": NEVER, "pad_id": 3, **arguments})
+        return InProcessEngine(load(folder), **{"eos_id": NEVER, **arguments})
 
     return build
 
@@ -126,10 +126,6 @@ def test_row_1_a_reply_does_not_depend_on_its_batch(engine_of: Callable[..., InP
         same(generate(engine_of(batch_rows=rows), ALL), together)
     shuffled = [7, 2, 9, 0, 4, 1, 8, 3, 6, 5]
     same(generate(engine_of(), shuffled), [together[i] for i in shuffled])
-
-
-def test_the_pad_id_does_not_matter(engine_of: Callable[..., InProcessEngine]) -> None:
-    same(generate(engine_of(pad_id=77), ALL), generate(engine_of(), ALL))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

@@ -155,13 +155,11 @@ class FusedDecoder:
         self.mask_BS = torch.empty(rows, 0, device=tokens_BT.device)
         self._reserve(rows, width)
         self.mask_BS[:, :width].masked_fill_(real_BT, 0.0)
-        places = torch.arange(width, device=tokens_BT.device)
-        causal_TS = places[:, None] < torch.arange(self.capacity, device=tokens_BT.device)
-        mask_BTS = self.mask_BS[:, None, :].expand(-1, width, -1).masked_fill(causal_TS, -torch.inf)
+        places = torch.arange(self.capacity, device=tokens_BT.device)
+        seen_BTS = (self.mask_BS == 0)[:, None] & (places <= places[:width, None])
         # Padding sees itself: a row of the softmax must not be empty, and nobody reads what comes of it.
-        mask_BTS[:, places, places] = 0.0
-        positions_BT = (real_BT.cumsum(dim=1) - 1).clamp(min=0)
-        return self._forward(tokens_BT, positions_BT, mask_BTS)
+        seen_BTS[:, places[:width], places[:width]] = True
+        return self._forward(tokens_BT, (real_BT.cumsum(dim=1) - 1).clamp(min=0), seen_BTS)
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
@@ -196,11 +194,11 @@ class FusedDecoder:
         self.capacity += more
 
     def _forward(self, tokens_BT: Tensor, positions_BT: Tensor, mask_BTS: Tensor) -> Tensor:
+        """`mask_BTS`: what a prompt's tokens see, boolean; or what is added to the scores of one token, float32."""
         x_ND = self.embed(tokens_BT).flatten(0, 1)
         cos, sin = self.rotary(x_ND, positions_BT)
         rotation = cos.flatten(0, 1)[:, None], sin.flatten(0, 1)[:, None]
-        # The heads that share a key are rows of one product, each with its own copy of the mask.
-        mask_B1TS = mask_BTS.repeat(1, self.heads // self.key_heads, 1)[:, None]
+        mask_B1TS = mask_BTS[:, None]
         for layer in self.layers:
             x_ND = layer.out.added_to(x_ND, self._attend(layer, layer.norm(x_ND), rotation, mask_B1TS))
             h_ND = layer.mlp_norm(x_ND)
@@ -221,12 +219,19 @@ class FusedDecoder:
         q_BHTD, k_BKTD, v_BKTD = (x.unflatten(0, (rows, width)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
         layer.keys[:, :, columns : columns + width] = k_BKTD
         layer.values[:, :, columns : columns + width] = v_BKTD
+        if mask_B1TS.dtype == torch.bool:
+            # A prompt: the kernel that never holds its [T, S] weights. For a single token it is slower than products.
+            out_BHTD = nn.functional.scaled_dot_product_attention(
+                q_BHTD, layer.keys, layer.values, attn_mask=mask_B1TS, scale=self.scale, enable_gqa=True
+            )
+            return out_BHTD.transpose(1, 2).reshape(len(x_ND), -1)
+        # The heads that share a key are rows of one product.
         q = q_BHTD.reshape(rows * self.key_heads, -1, self.head_dim)
         keys, values = layer.keys.flatten(0, 1), layer.values.flatten(0, 1)
         scores = torch.bmm(q, keys.transpose(1, 2)).float().mul_(self.scale)
         scores.unflatten(0, (rows, self.key_heads)).add_(mask_B1TS)
         out = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values)
-        return out.view(rows, self.heads, width, self.head_dim).transpose(1, 2).reshape(len(x_ND), -1)
+        return out.view(rows, -1)
 
 
 def _take_over(layer: Any, product: Callable[[nn.Linear], _Product]) -> _Layer:

@@ -24,13 +24,10 @@ BLOCK = 256
 class InProcessEngine:
     """Samples at `temperature` with no other change to the law: no top-k, no top-p, no minimum length."""
 
-    def __init__(
-        self, model: PreTrainedModel, *, eos_id: int, pad_id: int, temperature: float = 1.0, batch_rows: int = 64
-    ):
+    def __init__(self, model: PreTrainedModel, *, eos_id: int, temperature: float = 1.0, batch_rows: int = 64):
         """`model` belongs to the engine from now on: `load_weights` overwrites it."""
         self.model = model
         self.eos_id = eos_id
-        self.pad_id = pad_id
         self.temperature = temperature
         self.batch_rows = batch_rows
         self.decoder: Decoder = FusedDecoder.of(model) or LibraryDecoder(model)

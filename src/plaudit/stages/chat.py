@@ -30,7 +30,7 @@ class SideBySide:
             source = _finished(folder, relative)
             self.chat = ChatFormat(load_tokenizer(source), recipe["data"]["system"])
             model = load_model(source, machine.dtype, machine.device)
-            engine = InProcessEngine(model, eos_id=self.chat.eos_id, pad_id=self.chat.pad_id, temperature=temperature)
+            engine = InProcessEngine(model, eos_id=self.chat.eos_id, temperature=temperature)
             self.engines.append(engine)
         self.max_new_tokens = max_new_tokens
         self.seed = seed

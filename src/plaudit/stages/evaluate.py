@@ -154,9 +154,7 @@ def _sample(
     """Sample from the model in `source`, with the same random numbers for both models."""
     chat = run.chat(run.sft_model)
     model = load_model(str(source), run.machine.dtype, run.machine.device)
-    engine = InProcessEngine(
-        model, eos_id=chat.eos_id, pad_id=chat.pad_id, temperature=config.temperature, batch_rows=SAMPLED
-    )
+    engine = InProcessEngine(model, eos_id=chat.eos_id, temperature=config.temperature, batch_rows=SAMPLED)
     uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), config.max_new_tokens)
     prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
     ids = sample_in_batches(

@@ -139,7 +139,7 @@ def _answers(
     machine = choose_machine(recipe.dtype)
     chat = ChatFormat(load_tokenizer(str(folder / MODELS["sft"])), recipe.data.system)
     model = load_model(str(voices[0].folder), machine.dtype, machine.device)
-    engine = InProcessEngine(model, eos_id=chat.eos_id, pad_id=chat.pad_id)
+    engine = InProcessEngine(model, eos_id=chat.eos_id)
     found: dict[tuple[int, int], Completion] = {}
     for voice in voices:
         places = [(n, k) for n, turn in enumerate(turns) for k, own in enumerate(turn) if own == voice]

@@ -161,7 +161,6 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     engine = InProcessEngine(
         load_model(source, machine.dtype, machine.device),
         eos_id=chat.eos_id,
-        pad_id=chat.pad_id,
         temperature=config.temperature,
     )
     return _trainer(config, run, chat, rewards, roles, reward, engine)

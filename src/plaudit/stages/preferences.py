@@ -146,7 +146,7 @@ def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Com
     chat = run.chat(run.sft_model)
     engine = InProcessEngine(
         load_model(str(run.sft_model), run.machine.dtype, run.machine.device),
-        eos_id=chat.eos_id, pad_id=chat.pad_id, temperature=config.temperature, batch_rows=config.batch_rows,
+        eos_id=chat.eos_id, temperature=config.temperature, batch_rows=config.batch_rows,
     )  # fmt: skip
     total = len(prompts) * config.replies
     ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]

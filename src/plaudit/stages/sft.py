@@ -170,7 +170,7 @@ def build(
     engine = None
     if config.samples:
         copy = load_model(run.model, run.machine.dtype, run.machine.device)
-        engine = InProcessEngine(copy, eos_id=chat.eos_id, pad_id=chat.pad_id)
+        engine = InProcessEngine(copy, eos_id=chat.eos_id)
     layout = "packed" if reason is None else f"padded: {reason}"
     micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
     trainer = Trainer(config, run, chat, model, reason is None, held_out, prompts[: config.samples], engine, micro)
