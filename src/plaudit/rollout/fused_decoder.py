@@ -123,7 +123,8 @@ class FusedDecoder:
             found = _probe(decoder, model.device)
         except (AttributeError, TypeError, RuntimeError):
             return None
-        bound = 1e-4 if found.dtype == torch.float32 else 5e-2
+        # What bf16 rounds away grows with depth (0.03 at 30 layers); another formula is far above.
+        bound = 1e-4 if found.dtype == torch.float32 else 1e-1
         gap = (found.float() - expected.float()).norm() / expected.float().norm()
         return decoder if found.shape == expected.shape and bool(gap < bound) else None
 
