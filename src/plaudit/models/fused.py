@@ -90,10 +90,9 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        h = x.float()
-        scale = h.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+        y, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (h * scale).to(x.dtype).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -104,13 +103,21 @@ class _RmsNorm(torch.autograd.Function):
         return g.sub_(h.mul_(mean)).mul_(scale).to(x.dtype), None, None
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y, and ρ [..., 1]."""
+    h = x.float()
+    scale = h.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+    return (h * scale).to(x.dtype).mul_(weight), scale
+
+
 def _norm_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     own = norm.forward
 
     def forward(x: Tensor) -> Tensor:
-        if norm.weight.requires_grad:  # unfrozen since
+        weight, eps = norm.get_parameter("weight"), float(norm.variance_epsilon)  # type: ignore[arg-type]
+        if weight.requires_grad:  # unfrozen since
             return own(x)
-        return _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
+        return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
 
     return forward
 

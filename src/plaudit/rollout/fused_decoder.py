@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
 from plaudit.models.fused import fuse, plain
 from plaudit.models.roles import merge_into
@@ -46,6 +47,14 @@ class _Product:
         if self.packed is None:
             return nn.functional.linear(x_ND, self.linear.weight, self.linear.bias)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.linear.bias, "none", [], "")
+        return out
+
+    def activated(self, x_ND: Tensor, act: nn.Module) -> Tensor:
+        """act(this layer of x)."""
+        if self.packed is None or not isinstance(act, nn.SiLU | SiLUActivation):
+            activated: Tensor = act(self(x_ND))
+            return activated
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.linear.bias, "swish", [], "")
         return out
 
     def added_to(self, residual_ND: Tensor, x_NO: Tensor) -> Tensor:
@@ -198,12 +207,15 @@ class FusedDecoder:
         """`mask_BTS`: what a prompt's tokens see, boolean; or what is added to the scores of one token, float32."""
         x_ND = self.embed(tokens_BT).flatten(0, 1)
         cos, sin = self.rotary(x_ND, positions_BT)
-        rotation = cos.flatten(0, 1)[:, None], sin.flatten(0, 1)[:, None]
+        # Each half turns with the other one, the first against the sign.
+        sign = torch.ones_like(sin[0, 0])
+        sign[: len(sign) // 2] = -1
+        rotation = cos.flatten(0, 1)[:, None], (sin * sign).flatten(0, 1)[:, None]
         mask_B1TS = mask_BTS[:, None]
         for layer in self.layers:
             x_ND = layer.out.added_to(x_ND, self._attend(layer, layer.norm(x_ND), rotation, mask_B1TS))
             h_ND = layer.mlp_norm(x_ND)
-            x_ND = layer.down.added_to(x_ND, layer.act(layer.gate(h_ND)).mul_(layer.up(h_ND)))
+            x_ND = layer.down.added_to(x_ND, layer.gate.activated(h_ND, layer.act).mul_(layer.up(h_ND)))
         self.columns += tokens_BT.shape[1]
         last_BD: Tensor = self.norm(x_ND.unflatten(0, tokens_BT.shape)[:, -1].contiguous())
         return last_BD
@@ -229,10 +241,9 @@ class FusedDecoder:
         # The heads that share a key are rows of one product.
         q = q_BHTD.reshape(rows * self.key_heads, -1, self.head_dim)
         keys, values = layer.keys.flatten(0, 1), layer.values.flatten(0, 1)
-        scores = torch.bmm(q, keys.transpose(1, 2)).float().mul_(self.scale)
-        scores.unflatten(0, (rows, self.key_heads)).add_(mask_B1TS)
-        out = torch.bmm(scores.softmax(dim=-1).to(values.dtype), values)
-        return out.view(rows, -1)
+        scores = torch.bmm(q, keys.transpose(1, 2)).unflatten(0, (rows, self.key_heads))
+        weights = torch.add(mask_B1TS, scores, alpha=self.scale).softmax(dim=-1).to(values.dtype)
+        return torch.bmm(weights.flatten(0, 1), values).view(rows, -1)
 
 
 def _take_over(layer: Any, product: Callable[[nn.Linear], _Product]) -> _Layer:
@@ -250,10 +261,10 @@ def _take_over(layer: Any, product: Callable[[nn.Linear], _Product]) -> _Layer:
     )
 
 
-def _rotate(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
+def _rotate(x_NHD: Tensor, cos_N1D: Tensor, signed_sin_N1D: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864) of the halves, as transformers' Llama has them."""
-    first, second = x_NHD.chunk(2, dim=-1)
-    return x_NHD * cos_N1D + torch.cat([-second, first], dim=-1) * sin_N1D
+    other_half = x_NHD.roll(x_NHD.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x_NHD * cos_N1D, other_half, signed_sin_N1D)
 
 
 @torch.no_grad()
