@@ -1,6 +1,7 @@
 """One base, four roles: equal to PEFT's public calls, one copy of the weights, and gradients only where they belong."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,6 +238,8 @@ def test_saved_adapter_loads_with_plain_peft(
     four.save_adapter(tmp_path / "adapter")  # over an older one
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (tmp_path / "adapter").iterdir()}
+    modules = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules), "the order of a set is another one in every process"
     model = PeftModel.from_pretrained(load(folder), str(tmp_path / "adapter"))
     with torch.no_grad():
         close(ours, reply_logprobs(model(input_ids=ragged.tokens_BT).logits, ragged, 0.7))

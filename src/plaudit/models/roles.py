@@ -247,6 +247,10 @@ class Roles(nn.Module):
         """A trained adapter in PEFT's own format, whole or not at all: entry `member` of `learning`, so of an ensemble
         that member's, and 1 for a critic beside the policy."""
         name = self.learning[member]
+        config = self.peft.peft_config[name]
+        if isinstance(config.target_modules, set):
+            # A set of texts has another order in every process, and the file would have it too.
+            config.target_modules = sorted(config.target_modules)
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         self.peft.save_pretrained(str(part), selected_adapters=[name])
