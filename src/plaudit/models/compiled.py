@@ -1,7 +1,7 @@
 """Layers through torch.compile: what lies between their products becomes a few loops, written to disk once.
 
-Worth it for a run of more than a few updates: the first passes take about a minute, later runs find the compiled code
-in Plaudit's cache folder. Only for rows that are padded: packed ones have other segments at every step.
+Worth it for a run of more than a few updates: the first passes compile, later runs find the compiled code in Plaudit's
+cache folder. Only for rows that are padded: packed ones have other segments at every step.
 """
 
 import os

@@ -111,10 +111,10 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _norm_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    own = norm.forward
+    own, eps = norm.forward, float(vars(norm)["variance_epsilon"])
 
     def forward(x: Tensor) -> Tensor:
-        weight, eps = norm.get_parameter("weight"), float(norm.variance_epsilon)  # type: ignore[arg-type]
+        weight = norm.get_parameter("weight")
         if weight.requires_grad:  # unfrozen since
             return own(x)
         return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]

@@ -127,7 +127,7 @@ class PPOConfig(StageConfig):
     rewards: list[RewardSource] = Field(default=[])
     """What the policy is paid by, a weighted sum; empty is the run's own reward model alone."""
     torch_compile: bool = False
-    """Whether the passes over the replies are compiled (torch.compile): faster, after about a minute at the start."""
+    """Whether the passes over the replies are compiled (torch.compile): faster, after a slower start."""
     lora: LoraSettings = LoraSettings()
     """The policy's adapter on the shared base."""
 
