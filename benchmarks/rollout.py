@@ -3,7 +3,9 @@
 32 prompts of 16 tokens, exactly 48 new tokens each, temperature 1, bfloat16; the engine decodes a merged copy of a base
 with a LoRA adapter of r=16 whose B is not zero. Merging, which PPO does once an update, is timed apart. Every round
 draws other random numbers; the first round is not counted. The same with transformers' `generate` and with vLLM:
-peers/generate.py, peers/vllm_rollout.py.
+peers/generate.py, peers/vllm_rollout.py. Beside it stands how many replies of the last round come out otherwise when the
+same prompts with the same random numbers are decoded in batches of a quarter: none in float32, some in bfloat16, where
+a sum in another order rounds otherwise.
 
     python benchmarks/rollout.py --model FOLDER --json
     PLAUDIT_PLAIN=1 python benchmarks/rollout.py --model FOLDER --json      by transformers' own decoding step
@@ -57,12 +59,16 @@ def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int,
         assert all(len(reply.ids) == len(reply.logprobs) == tokens for reply in replies)
         merging.append(merged - started)
         seconds.append(time.perf_counter() - merged)
+    engine.batch_rows = max(1, rows // 4)
+    again = engine.generate(prompts, rng.uniforms(0, "bench", number, list(range(rows)), tokens))
+    changed = sum(one.ids != other.ids for one, other in zip(replies, again, strict=True))
     rates = [rows * tokens / took for took in seconds[1:]]
     return {
         "workload": "W-ROLL",
         "what": f"plaudit, {type(engine.decoder).__name__}, {rows} replies of {tokens} tokens",
         "new_tokens_per_second": round(median(rates), 1),
         "rounds": [round(rate, 1) for rate in rates],
+        "replies_that_differ_in_other_batches": changed,
         "seconds_of_merging": round(median(merging[1:]), 3),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "versions": versions(),

@@ -232,7 +232,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"bootstrap": True}, "missing_eos=subtract that it failed: set missing_eos=none"),
     ({"value_coef": 0.0, "value_clip": 0.2}, "value_clip=0.2 would do nothing beside value_coef=0.0"),
     ({"critic": "own", "value_gradient": True}, "value_gradient=True would do nothing beside critic=own"),
-    ({"critic": "own", "rewards": [{"function": "a:b"}]}, "rewards has no `trained: true`"),
     ({"critic_warmup": 20}, "critic_warmup=20 leaves the policy none of updates=20"),
     ({"target_kl": 0.1, "epochs": 1, "minibatch_size": 32}, "target_kl=0.1 would do nothing: with epochs=1"),
     ({"kl_coef": 0.0, "kl_in": "loss"}, "kl_in=loss would do nothing beside kl_coef=0.0"),

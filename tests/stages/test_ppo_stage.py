@@ -17,7 +17,6 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from conftest import TINY, write_lines
 from plaudit.data.files import read_prompts
-from plaudit.errors import UserError
 from plaudit.models.heads import RewardContract, load_head
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
@@ -403,12 +402,30 @@ def test_a_critic_of_its_own_is_saved_and_restored(run_ppo: Callable[..., Path],
     assert torch.equal(restored, fresh) == (kept == 0)
 
 
-def test_a_reward_model_without_an_adapter_gives_no_critic(
-    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("paid_by_a_function", [True, False])
+def test_without_a_reward_models_adapter_the_critic_starts_fresh_and_learns(
+    build: Callable[..., Trainer],
+    functions: Callable[[str], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    paid_by_a_function: bool,
 ) -> None:
-    monkeypatch.setattr(ppo.RewardFiles, "adapters", [])
-    with pytest.raises(UserError, match=r"ppo\.critic=own starts from the reward model's adapter"):
-        build(**OWN)
+    """No reward model in the run, or a fully fine-tuned one."""
+    if not paid_by_a_function:
+        monkeypatch.setattr(ppo.RewardFiles, "adapters", [])
+        monkeypatch.setattr(ppo.RewardFiles, "attach", lambda *_: None)
+    trainer = build(**OWN, **({"rewards": [functions("share")]} if paid_by_a_function else {}))
+    prompts = picked(trainer, trainer.run.split("train"), 0)
+    tokens = ppo.sample(trainer, prompts, "ppo/rollout", 0)[0]
+    need = frozenset({"values"})
+    before = trainer.roles(tokens, "critic", need).values_BT
+    assert before is not None and not before.any()
+    assert not any(p.any() for name, p in trainer.roles.trainable().items() if "lora_B.critic" in name)
+    if paid_by_a_function:
+        for update in range(2):
+            step(trainer, update)
+        after = trainer.roles(tokens, "critic", need).values_BT
+        assert after is not None and after.any()
+        assert any(p.any() for name, p in trainer.roles.trainable().items() if "lora_B.critic" in name)
 
 
 @pytest.mark.parametrize("changes", [{}, {"value_gradient": True}, OWN])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from plaudit.models.probe import relative_error
 from plaudit.models.short_attention import attend
 from plaudit.models.tokens import Segment, positions, size
 
@@ -95,7 +96,7 @@ def prompt_sharing_refused(model: PreTrainedModel) -> str | None:
     shared = _probe(model, trunk, [prompt, first, second], (tree,))
     alone = [_probe(model, trunk, [prompt, reply], (len(prompt) + len(reply),)) for reply in (first, second)]
     expected = torch.cat([alone[0], alone[1][len(prompt) :]])
-    gap = _relative_error(shared, expected)
+    gap = relative_error(shared, expected)
     return None if gap < _bound(shared.dtype) else f"a reply behind a shared prompt comes out otherwise ({gap:.1e})"
 
 
@@ -127,14 +128,10 @@ def _differs(model: PreTrainedModel, trunk: torch.nn.Module, alone: list[Tensor]
     # The neighbour's tokens changed and nothing else, so not one bit of the third example may.
     if not torch.equal(one[len(first) :], other[len(first) :]):
         return "its tokens see other examples of the row"
-    gap = _relative_error(one, torch.cat([alone[0], alone[2]]))
+    gap = relative_error(one, torch.cat([alone[0], alone[2]]))
     if gap < _bound(one.dtype):
         return None
     return f"a packed example comes out otherwise than alone (relative error {gap:.1e})"
-
-
-def _relative_error(found: Tensor, expected: Tensor) -> float:
-    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
 def _bound(dtype: torch.dtype) -> float:

@@ -90,14 +90,15 @@ class Roles(nn.Module):
         seed: int = 0,
         members: int = 1,
         reward: Sequence[Path] = (),
-        critic: Path | None = None,
+        critic: Path | LoraSettings | None = None,
         value_gradient: bool = False,
         temperature: float = 1.0,
     ):
         """A fresh adapter `trained` is made from `lora` and `seed`; of a reward model `members` of them, each with a
         start of its own. With `reward`, the folders of a trained reward model's adapters, those are loaded, frozen;
         their heads are loaded by `heads.load_head`. At least one of the two is given.
-        `critic` is the folder of the adapter that a critic of its own starts from: it learns beside the policy.
+        `critic` is the folder of the adapter that a critic of its own starts from, or the settings of a fresh one: it
+        learns beside the policy.
         `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone."""
         super().__init__()
         assert not (trained == "reward" and reward) and members >= 1
@@ -120,7 +121,10 @@ class Roles(nn.Module):
                 peft.load_adapter(str(path), name, is_trainable=False, autocast_adapter_dtype=False)
         assert peft is not None
         if critic is not None:
-            peft.load_adapter(str(critic), "critic", is_trainable=True, autocast_adapter_dtype=False)
+            if isinstance(critic, LoraSettings):
+                _add_adapter(peft, "critic", critic, _seed(seed, "critic"))
+            else:
+                peft.load_adapter(str(critic), "critic", is_trainable=True, autocast_adapter_dtype=False)
             self.learning = (*self.learning, "critic")
         self.peft = peft
         names = [reward_adapter(member) for member in range(self.members)]

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from plaudit.models.fused import fuse, plain
+from plaudit.models.probe import relative_error
 from plaudit.models.roles import merge_into
 from plaudit.rollout.decoder import Decoder, LibraryDecoder, left_padded
 
@@ -134,8 +135,8 @@ class FusedDecoder:
             return None
         # What bf16 rounds away grows with depth (0.03 at 30 layers); another formula is far above.
         bound = 1e-4 if found.dtype == torch.float32 else 1e-1
-        gap = (found.float() - expected.float()).norm() / expected.float().norm()
-        return decoder if found.shape == expected.shape and bool(gap < bound) else None
+        same = found.shape == expected.shape and relative_error(found, expected) < bound
+        return decoder if same else None
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """See `Decoder.load`. Where weights are laid out anew the model's own go: one copy is enough."""

@@ -42,7 +42,7 @@ from plaudit.models.heads import save_head
 from plaudit.models.load import load_model
 from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.reward_model import RewardFiles, RewardModel
-from plaudit.models.roles import Roles
+from plaudit.models.roles import LoraSettings, Roles
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.rollout.batch import RolloutBatch
@@ -145,7 +145,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
         lora=config.lora,
         seed=run.seed,
         reward=files.adapters if files else [],
-        critic=_critic_start(files) if config.critic == "own" else None,
+        critic=_critic_start(config, files),
         value_gradient=config.value_gradient,
         temperature=config.temperature,
     )
@@ -155,8 +155,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     use_packed_attention(base)
     if config.torch_compile:
         compile_layers(base)
-    if config.critic == "own":
-        assert reward is not None
+    if config.critic == "own" and reward is not None and files is not None and files.adapters:
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
     engine = InProcessEngine(
         load_model(source, machine.dtype, machine.device),
@@ -166,11 +165,11 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     return _trainer(config, run, chat, rewards, roles, reward, engine)
 
 
-def _critic_start(files: RewardFiles | None) -> Path:
-    """The adapter that a critic of its own starts from."""
-    if files is None or not files.adapters:
-        raise UserError("ppo.critic=own starts from the reward model's adapter, and a fully fine-tuned one has none")
-    return files.adapters[0]
+def _critic_start(config: PPOConfig, files: RewardFiles | None) -> Path | LoraSettings | None:
+    """What a critic of its own starts from: the trained reward model's adapter; where there is none, a fresh one."""
+    if config.critic != "own":
+        return None
+    return files.adapters[0] if files is not None and files.adapters else config.lora
 
 
 def _trainer(

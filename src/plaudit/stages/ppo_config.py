@@ -12,7 +12,7 @@ from plaudit.errors import UserError
 from plaudit.guard.watch import WatchConfig
 from plaudit.models.roles import LoraSettings
 from plaudit.stages.base import Schedule, StageConfig
-from plaudit.stages.scoring import RewardSource, uses_trained
+from plaudit.stages.scoring import RewardSource
 
 Advantages = Literal["gae", "rloo", "grpo", "reinforce_pp"]
 GROUPS: tuple[Advantages, ...] = ("rloo", "grpo")
@@ -75,7 +75,7 @@ class PPOConfig(StageConfig):
     value_clip: float | None = Field(None, gt=0)
     """How far a value may move from its old one before its gradient is cut off; null is no limit."""
     critic: Literal["policy", "own"] = "policy"
-    """A value head on the policy, or an adapter of its own that starts as the reward model (with its head)."""
+    """A value head on the policy, or an adapter of its own that starts as the run's reward model, where it has one."""
     value_gradient: bool = False
     """Whether the value loss reaches the policy's trunk; false trains the value head alone."""
     critic_warmup: int = Field(0, ge=0)
@@ -210,8 +210,6 @@ class PPOConfig(StageConfig):
             self._refuse(tuple(name for name in CRITIC if name != "value_coef"), "value_coef", "no critic learns")
         if self.critic == "own":
             self._refuse(("value_gradient",), "critic", "its adapter always learns from the value loss")
-            if not uses_trained(self.rewards):
-                raise ValueError("critic=own starts from the run's reward model, and rewards has no `trained: true`")
         if self.critic_warmup >= self.updates:
             raise ValueError(f"critic_warmup={self.critic_warmup} leaves the policy none of updates={self.updates}")
         if self.target_kl is not None and self.steps_per_update == 1:
