@@ -267,7 +267,7 @@ def test_the_seed_decides_the_start(folder: Path, load: Load) -> None:
     again, other = start(1), start(2)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
-    assert not torch.equal(first["score_heads.0.weight"], other["score_heads.0.weight"])
+    assert not first["score_heads.0.weight"].any()
 
 
 def test_building_roles_leaves_the_global_generator_alone(folder: Path, load: Load) -> None:
@@ -328,7 +328,6 @@ def test_members_start_apart_and_the_first_as_it_would_alone(folder: Path, load:
     both = Roles(load(folder), trained="reward", lora=LORA, seed=1, members=2).adapter_state()
     assert all(torch.equal(tensor, both[name]) for name, tensor in alone.items())
     assert len(both) == 2 * len(alone)
-    assert not torch.equal(both["score_heads.0.weight"], both["score_heads.1.weight"])
     for name in (name for name in alone if "lora_A" in name):
         assert not torch.equal(alone[name], both[name.replace(".reward.", ".reward_1.")])
 

@@ -287,8 +287,8 @@ def test_held_out_loss_and_accuracy_during_training(train: Callable[..., Any]) -
 
 
 def test_the_held_out_loss_is_that_of_the_held_out_rankings(train: Callable[..., Any], trained: Path) -> None:
-    """Before the first step: the exported model of a run that learnt next to nothing, scored by plain transformers."""
-    folder, _ = train("run", rows(), learning_rate=1e-30)
+    """After the last step: the exported model, scored by plain transformers."""
+    folder, _ = train("run", rows())
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     _, chat = load_reward_model(folder, torch.float32, CPU)
     losses, right, pairs = [], 0, 0
@@ -303,9 +303,11 @@ def test_the_held_out_loss_is_that_of_the_held_out_rankings(train: Callable[...,
         margins = [scores[i] - scores[j] for i in range(3) for j in range(3) if ranks[i] < ranks[j]]
         losses.append(sum(math.log1p(math.exp(-margin)) for margin in margins) / len(margins))
         right, pairs = right + sum(margin > 0 for margin in margins), pairs + len(margins)
-    first = read_metrics(folder / "metrics.jsonl")[0]
-    assert first["eval_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-    assert first["eval_accuracy"] == pytest.approx(right / pairs)
+    logged = read_metrics(folder / "metrics.jsonl")
+    assert logged[-1]["eval_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert logged[-1]["eval_accuracy"] == pytest.approx(right / pairs)
+    # Before the first step the head is zero: every pair is a coin.
+    assert (logged[0]["eval_loss"], logged[0]["eval_accuracy"]) == (pytest.approx(math.log(2)), 0.5)
 
 
 # Full fine-tuning.
@@ -315,7 +317,7 @@ def test_full_fine_tuning(train: Callable[..., Any], trained: Path) -> None:
     """Every weight of a copy learns, the SFT model stays, and the merged model is the whole artefact."""
     folder, summary = train("full", rows(), lora=None, learning_rate=1e-3, epochs=12)
     rows_of = read_metrics(folder / "metrics.jsonl")
-    assert rows_of[-1]["eval_loss"] < 0.5 * rows_of[0]["eval_loss"]
+    assert rows_of[-1]["eval_loss"] < 0.6 * rows_of[0]["eval_loss"]
     assert not (folder / "adapter").exists() and not (folder / "head.safetensors").exists()
     sft = trained / "sft/model/model.safetensors"
     assert sha256(sft) == sha256(folder.parent / "sft/model/model.safetensors")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plaudit.models.roles import Need, Role, RoleOutput, last_hidden, new_score_head, plain_loss
+from plaudit.models.heads import ScalarHead
+from plaudit.models.roles import Need, Role, RoleOutput, last_hidden, plain_loss
 from plaudit.models.tokens import Batch, ReplyRow, Tokens
 
 
@@ -57,14 +58,15 @@ class FullReward(nn.Module):
 
     members = 1
 
-    def __init__(self, base: PreTrainedModel, compute: torch.dtype, *, learns: bool, seed: int = 0):
+    def __init__(self, base: PreTrainedModel, compute: torch.dtype, *, learns: bool):
         """With `learns`, `base` is float32 and its trunk learns, the head starts as a LoRA reward model's would, and
         products are in `compute`; otherwise everything is frozen and the head is still to be loaded."""
         super().__init__()
         assert not learns or base.dtype == torch.float32
         self.base = base.requires_grad_(False).eval()
         self.prefix = base.base_model_prefix
-        self.score_heads = nn.ModuleList([new_score_head(base, "reward", seed if learns else None)])
+        size = base.config.get_text_config().hidden_size
+        self.score_heads = nn.ModuleList([ScalarHead(size, bias=False, to_load=not learns)])
         self.compute = compute
         self.device: torch.device = base.device
         if learns:

@@ -24,11 +24,10 @@ CONTRACT = "reward.json"
 class ScalarHead(nn.Module):
     """hidden [..., D] -> scalar [...]; computed in float32 whatever the trunk's format."""
 
-    def __init__(self, hidden_size: int, *, bias: bool, std: float, generator: torch.Generator | None = None):
-        """Weights are N(0, std²), zero for std = 0, not a number for std = nan; the bias starts at 0."""
+    def __init__(self, hidden_size: int, *, bias: bool, to_load: bool = False):
+        """Zero; with `to_load` the weights are not a number, so that a head that was never loaded cannot pass."""
         super().__init__()
-        weight = torch.full((hidden_size,), 0.0 if std == 0 else math.nan)
-        self.weight = nn.Parameter(weight.normal_(0, std, generator=generator) if std > 0 else weight)
+        self.weight = nn.Parameter(torch.full((hidden_size,), math.nan if to_load else 0.0))
         # Of one dimension, not none: FSDP2 shards no scalars.
         self.bias = nn.Parameter(torch.zeros(1)) if bias else None
 

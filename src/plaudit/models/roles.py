@@ -14,7 +14,6 @@ Adapters are in the base's format: float32 ones would make each of their product
 keeps their float32 masters. Full fine-tuning is `models.full`'s.
 """
 
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -127,10 +126,9 @@ class Roles(nn.Module):
                 peft.load_adapter(str(critic), "critic", is_trainable=True, autocast_adapter_dtype=False)
             self.learning = (*self.learning, "critic")
         self.peft = peft
-        names = [reward_adapter(member) for member in range(self.members)]
-        start = seed if trained == "reward" else None
-        self.score_heads = nn.ModuleList(new_score_head(base, name, start) for name in names)
-        self.value_head = ScalarHead(base.config.get_text_config().hidden_size, bias=True, std=0.0)
+        size, to_load = base.config.get_text_config().hidden_size, trained != "reward"
+        self.score_heads = nn.ModuleList(ScalarHead(size, bias=False, to_load=to_load) for _ in range(self.members))
+        self.value_head = ScalarHead(size, bias=True)
         self.device: torch.device = base.device
         self.trained = trained
         self.value_gradient = value_gradient
@@ -271,20 +269,8 @@ class Roles(nn.Module):
 
 
 def _seed(seed: int, name: str) -> int:
-    """Where an adapter and its head start."""
+    """Where an adapter starts."""
     return int(rng.generator(seed, f"init/{name}").integers(2**31))
-
-
-def new_score_head(base: PreTrainedModel, name: str, seed: int | None) -> ScalarHead:
-    """The head of a member of the reward model: N(0, 1/(d+1)), as Stiennon et al. 2020 (arXiv:2009.01325) have it.
-
-    Without a seed it is to be loaded and holds no number until it is.
-    """
-    size = base.config.get_text_config().hidden_size
-    if seed is None:
-        return ScalarHead(size, bias=False, std=math.nan)
-    generator = torch.Generator().manual_seed(_seed(seed, name))
-    return ScalarHead(size, bias=False, std=(size + 1) ** -0.5, generator=generator)
 
 
 def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:

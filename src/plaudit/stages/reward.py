@@ -159,13 +159,9 @@ def build(
     base = load_model(str(run.sft_model), torch.float32 if full else run.machine.dtype, run.machine.device)
     model: Roles | FullReward
     if config.lora is None:
-        model = FullReward(base, run.machine.dtype, learns=True, seed=run.seed)
+        model = FullReward(base, run.machine.dtype, learns=True)
     else:
         model = Roles(base, trained="reward", lora=config.lora, seed=run.seed, members=config.members)
-        if config.aggregate == "weight_averaged":
-            # The mean of heads that point anywhere points nowhere: these start as one, and their adapters as B = 0.
-            for head in model.score_heads:
-                head.load_state_dict(model.score_heads[0].state_dict())
     layout: Layout = config.layout
     reason = use_packed_attention(base) if layout != "padded" else None
     if reason is not None:

@@ -214,8 +214,9 @@ class Trainer:
 
 def rankings_loss(
     config: RewardConfig, scores_N: Tensor, examples: Sequence[Example], log_nu: Tensor
-) -> tuple[Tensor, int, int]:
+) -> tuple[Tensor, float, int]:
     """(Σ over the rankings of their losses, strict pairs that are right, strict pairs); `scores_N` as `Trainer.scores`.
+    A pair of equal scores counts ½: before the first step all are equal, since the head starts at zero.
 
     A ranking of P comparisons gives each the weight 1/P; of a whole order, with K − 1 choices, 1/(K − 1).
     """
@@ -247,7 +248,8 @@ def rankings_loss(
             loss = plackett_luce_loss(scores_N, orders, choices)
     if config.centring_coef:
         loss = loss + config.centring_coef * centring_penalty(chosen_P, rejected_P, weights_P)
-    right = sum(bool(scores_N[w] > scores_N[l]) for w, l in strict)
+    winners, losers = ([pair[i] for pair in strict] for i in (0, 1))
+    right = (torch.sign(scores_N[winners] - scores_N[losers]) / 2 + 0.5).sum().item()
     return loss, right, len(strict)
 
 
@@ -327,7 +329,7 @@ def _accumulate(
     """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
 
     def backward() -> tuple[float, float]:
-        loss_sum, right, pairs = 0.0, 0, 0
+        loss_sum, right, pairs = 0.0, 0.0, 0
         for part in trainer.micro_batches(examples):
             total, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
             loss = total / len(examples)
@@ -351,7 +353,7 @@ def _as_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
 @torch.no_grad()
 def _evaluate(trainer: Trainer, member: int, log_nu: Tensor) -> dict[str, float]:
     """Loss a ranking and accuracy on strict pairs of the held-out examples."""
-    loss_sum, right, pairs = 0.0, 0, 0
+    loss_sum, right, pairs = 0.0, 0.0, 0
     for part in trainer.micro_batches(trainer.held_out):
         loss, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
         loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
