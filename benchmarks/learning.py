@@ -102,7 +102,7 @@ def measure(model: str, seed: int, learning_rate: float, overrides: list[str], d
     """Train; settings, evaluations and times."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        read, run = begin(home, model, prompts(), recipe(seed, learning_rate), overrides, dtype)
+        read, run = begin(home, model, prompts(), recipe(seed, learning_rate), overrides, dtype, closes=False)
         SCORED.clear()
         with run.folder:
             run_stage("ppo", read, run)

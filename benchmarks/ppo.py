@@ -90,7 +90,7 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         prompts = prompts_of(resolve(model))
-        read, run = begin(home, model, prompts, recipe(updates, seed), overrides, dtype)
+        read, run = begin(home, model, prompts, recipe(updates, seed), overrides, dtype, closes=True)
         with run.folder:
             write_rows(run.folder.stage("preferences") / "rankings.jsonl", rankings_of(prompts))
         stage("reward", home / "recipe.yaml", overrides)

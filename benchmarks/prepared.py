@@ -26,11 +26,14 @@ CONTINUES = (
 
 
 def begin(
-    home: Path, model: str, prompts: list[dict[str, Any]], values: dict[str, Any], overrides: list[str], dtype: str
-) -> tuple[Recipe, Run]:
+    home: Path, model: str, prompts: list[dict[str, Any]], values: dict[str, Any], overrides: list[str], dtype: str,
+    *, closes: bool,
+) -> tuple[Recipe, Run]:  # fmt: skip
     """The recipe home/recipe.yaml, made of `values` and `overrides`, and its run folder home/run, with stage sft in it.
 
-    `prompts` are rows of the splits train and validation.
+    `prompts` are rows of the splits train and validation. `closes`: a stage reads whole conversations, which are closed
+    with the end token, so that it must have a row of its own. With zeros its logit is 0, where those of likely tokens
+    are about 20 (SmolLM2): a policy that moved far may sample it after all, and the workload refuses such a run.
     """
     quiet_libraries()
     source, machine = resolve(model), choose_machine(dtype)
@@ -38,12 +41,11 @@ def begin(
     never = add_never(tokenizer)
     tokenizer.chat_template = CONTINUES
     sft = load_model(source, machine.dtype, machine.device)
-    # A whole conversation is closed with it, so it needs a row. With zeros its logit is 0, where those of likely tokens
-    # are about 20 (SmolLM2); ppo.py refuses a run in which it was sampled all the same.
-    sft.resize_token_embeddings(max(never + 1, sft.get_input_embeddings().weight.shape[0]), mean_resizing=False)
-    with torch.no_grad():
-        sft.get_input_embeddings().weight[never] = 0
-        sft.get_output_embeddings().weight[never] = 0
+    if closes:
+        sft.resize_token_embeddings(max(never + 1, sft.get_input_embeddings().weight.shape[0]), mean_resizing=False)
+        with torch.no_grad():
+            sft.get_input_embeddings().weight[never] = 0
+            sft.get_output_embeddings().weight[never] = 0
     save_model(sft, tokenizer, home / "model")
     # No stage of these runs reads a test prompt or a demonstration, but a recipe has them.
     test = {"id": "test", "kind": "test", "split": "test", "prompt": "The last row of this file"}
