@@ -3,9 +3,10 @@
 32 prompts of 16 tokens, exactly 48 new tokens each, temperature 1, bfloat16; the engine decodes a merged copy of a base
 with a LoRA adapter of r=16 whose B is not zero. Merging, which PPO does once an update, is timed apart. Every round
 draws other random numbers; the first round is not counted. The same with transformers' `generate` and with vLLM:
-peers/generate.py, peers/vllm_rollout.py. Beside it stands how many replies of the last round come out otherwise when the
-same prompts with the same random numbers are decoded in batches of a quarter: none in float32, some in bfloat16, where
-a sum in another order rounds otherwise.
+peers/generate.py, peers/vllm_rollout.py.
+
+Told too: how many replies of the last round come out otherwise when the same prompts are decoded with the same random
+numbers in batches of a quarter. None in float32; in bfloat16 a sum in another order may round otherwise.
 
     python benchmarks/rollout.py --model FOLDER --json
     PLAUDIT_PLAIN=1 python benchmarks/rollout.py --model FOLDER --json      by transformers' own decoding step
