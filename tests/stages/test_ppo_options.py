@@ -112,7 +112,7 @@ CASES: dict[str, Case] = {
     "length_free": Case({"length_free": 6}, {"length_penalty": 0.1}),
     "evaluate_every": Case({"evaluate_every": 2}, seen_in="run"),
     "evaluate_replies": Case({"evaluate_replies": 2}, seen_in="run"),
-    "kl_budget": Case({"kl_budget": 1e-9}, {"updates": 4, "critic_learning_rate": 1e-2}, seen_in="run"),
+    "kl_budget": Case({"kl_budget": 1e-9}, {**GAMED, "watch": {"enabled": False}}, seen_in="run"),
     "keep_by": Case({"keep_by": "held_out"}, {**GAMED, "watch": {"enabled": False}}, seen_in="run"),
     "watch": Case({"watch": {"enabled": False}}, GAMED, seen_in="run"),
     "rewards": Case({"rewards": [own_reward(), {"trained": True}]}),

@@ -272,6 +272,12 @@ def rewarded(score: Callable[[Tokens], Tensor]) -> Callable[[Trainer], None]:
     return plant
 
 
+def even(tokens: Tokens) -> Tensor:
+    """[B] the share of a reply's tokens that have an even id."""
+    actions_BT = tokens.tokens_BT.roll(-1, dims=1)
+    return ((actions_BT % 2 == 0) & tokens.mask_BT).sum(dim=1) / tokens.reply_lengths_B
+
+
 def plain_scores(trainer: Trainer) -> None:
     """Raw scores are taken as they are."""
     trainer.contract = replace(trainer.contract, mean=(0.0,), std=(1.0,))
@@ -389,11 +395,6 @@ def test_ppo_learns_what_is_rewarded(
     run_ppo: Callable[..., Path], planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paid by the share of its tokens with an even id, the policy comes to use them."""
-
-    def even(tokens: Tokens) -> Tensor:
-        actions_BT = tokens.tokens_BT.roll(-1, dims=1)
-        return ((actions_BT % 2 == 0) & tokens.mask_BT).sum(dim=1) / tokens.reply_lengths_B
-
     planted(rewarded(even))
     folder = run_ppo(
         updates=15, batch_size=24, minibatch_size=12, micro_batch_size=12, missing_eos_penalty=0.0, kl_coef=0.01,
@@ -522,16 +523,23 @@ def test_row_14_ppo_does_not_depend_on_the_micro_batches(minibatch: int, run_ppo
         assert apart(weights, found[0][1]) < 1e-5
 
 
-def test_the_kept_policy_is_the_best_within_the_budget(run_ppo: Callable[..., Path], load: Load) -> None:
-    folder = run_ppo(updates=4, kl_budget=1000)
+def test_the_kept_policy_is_the_best_within_the_budget(
+    run_ppo: Callable[..., Path], planted: Callable[..., None]
+) -> None:
+    planted(rewarded(even))
+    settings: dict[str, Any] = {
+        "updates": 15, "batch_size": 24, "minibatch_size": 12, "micro_batch_size": 12, "missing_eos_penalty": 0.0,
+        "kl_coef": 0.01, "evaluate_every": 3,
+    }  # fmt: skip
+    folder = run_ppo(**settings, kl_budget=1000)
     rows = read_metrics(folder / "evaluations.jsonl")
     kept = json.loads((folder / "summary.json").read_text())["kept_update"]
-    assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["update"] for row in rows] == [0, 3, 6, 9, 12, 15]
     assert max(rows, key=lambda row: row["score"])["update"] == kept
-    # The smallest KL of the others as budget: only those at or below it may be kept, and what is saved is that policy.
-    assert kept > 0, "the toy policy never got better; choose another seed"
-    budget = min(row["kl"] for row in rows if row["kl"] > 0)
-    tight = run_ppo("tight", updates=4, kl_budget=budget)
+    # A budget that only two of the trained policies keep: the better of them, or the SFT model, is saved.
+    assert kept > 0
+    budget = sorted(row["kl"] for row in rows)[2]
+    tight = run_ppo("tight", **settings, kl_budget=budget)
     assert read_metrics(tight / "evaluations.jsonl") == rows
     summary = json.loads((tight / "summary.json").read_text())
     allowed = [row for row in rows if row["kl"] <= budget]
