@@ -169,8 +169,9 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(field.annotation) is list and field.annotation not in words:
         return f"list of {{{', '.join(get_args(field.annotation)[0].model_fields)}}}"
     options = get_args(field.annotation) if field.annotation not in words else ()
-    if options and all(isinstance(option, str) for option in options):
-        return ", ".join(options)
+    choices = [kind for option in options for kind in (get_args(option) or (option,))]
+    if any(isinstance(choice, str) for choice in choices):
+        return ", ".join("null" if choice is NoneType else choice for choice in choices)
     kinds = " or ".join(words[kind] for kind in options or (field.annotation,))
     bounds = []
     for item in field.metadata:

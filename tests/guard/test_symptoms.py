@@ -26,7 +26,7 @@ def rows(count: int = 12, **late: Any) -> list[dict[str, float]]:
 
 
 def looks(count: int = 6, **late: Any) -> list[dict[str, float]]:
-    start = {"score": 0.0, "kl": 1.0, "repeated_trigrams": 0.02}
+    start = {"score": 0.0, "kl": 1.0, "repeated_trigrams": 0.02, "distinct_bigrams": 0.8}
     return [{"update": 5 * i, **start, **(late if i >= count // 2 else {})} for i in range(count)]
 
 
@@ -129,6 +129,11 @@ def test_looks_tell_of_repetition_a_falling_score_and_a_budget_that_is_spent() -
     assert symptoms(rows(), looks(score=-0.4)) == []
     assert names(symptoms(rows(), looks(kl=10.1))) == ["KL over its budget"]
     assert symptoms(rows(), looks(kl=10.1), {"kl_budget": 11}) == []
+    assert symptoms(rows(), looks(kl=10.1, held_out_score=0.0)) == []  # which decides what is kept, without a bound
+    for settings in ({"kl_budget": 10}, {"keep_by": "score"}):
+        assert names(symptoms(rows(), looks(kl=10.1, held_out_score=0.0), settings)) == ["KL over its budget"]
+    assert names(symptoms(rows(), looks(distinct_bigrams=0.39))) == ["replies alike"]
+    assert symptoms(rows(), looks(distinct_bigrams=0.41)) == []
 
 
 def test_the_watch_speaks_through_the_doctor_also_when_it_may_not_stop_the_run() -> None:

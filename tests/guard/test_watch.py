@@ -89,20 +89,27 @@ def test_rows_before_the_held_out_score_was_there_are_left_out() -> None:
     assert verdict(found[:4], CONFIG) is None
 
 
-CALM = {"kl": [0.0, 5, 6, 7], "length": [20.0] * 4, "entropy": [2.0] * 4, "repeated_trigrams": [0.1] * 4}
+CALM = {
+    "kl": [0.0, 5, 6, 7], "length": [20.0] * 4, "entropy": [2.0] * 4, "repeated_trigrams": [0.1] * 4,
+    "distinct_bigrams": [0.8] * 4,
+}  # fmt: skip
+UNSEEN = [
+    ("repeated_trigrams", [0.1, 0.21, 0.3, 0.4], "repeat"),
+    ("distinct_bigrams", [0.8, 0.39, 0.3, 0.1], "alike"),
+    ("entropy", [2.0, 0.49, 0.3, 0.1], "entropy"),
+]
 
 
 @pytest.mark.parametrize(
     ("column", "values", "says"),
     [
+        *UNSEEN,
         ("kl", [0, 31, 40, 55], "KL"),
-        ("repeated_trigrams", [0.1, 0.21, 0.3, 0.4], "repeat"),
         ("length", [20, 41, 45, 50], "length"),
         ("length", [20, 9, 8, 7], "length"),
-        ("entropy", [2.0, 0.49, 0.3, 0.1], "entropy"),
     ],
 )
-def test_without_a_held_out_score_four_symptoms_stop_it(column: str, values: list[float], says: str) -> None:
+def test_without_a_held_out_score_five_symptoms_stop_it(column: str, values: list[float], says: str) -> None:
     found = verdict(rows(None, [0.0, 1, 2, 3], **{**CALM, column: values}), CONFIG)
     assert found is not None and says in found and "no held-out score" in found
     assert ", ".join(f"{value:.3g}" for value in values[1:]) in found
@@ -114,8 +121,16 @@ def test_a_calm_run_without_a_held_out_score_goes_on() -> None:
     assert verdict(rows(None, [0.0, 1, 2, 3], **CALM), CONFIG) is None
 
 
-def test_with_a_held_out_score_that_holds_the_symptoms_do_not_stop_it() -> None:
-    assert verdict(rows([0.0, 1, 2, 3], [0.0, 1, 2, 3], **{**CALM, "kl": [0.0, 99, 99, 99]}), CONFIG) is None
+@pytest.mark.parametrize(("column", "values"), [("kl", [0.0, 99, 99, 99]), ("length", [20.0, 50, 60, 70])])
+def test_a_held_out_score_that_holds_speaks_for_distance_and_length(column: str, values: list[float]) -> None:
+    assert verdict(rows([0.0, 1, 2, 3], [0.0, 1, 2, 3], **{**CALM, column: values}), CONFIG) is None
+
+
+@pytest.mark.parametrize(("column", "values", "says"), UNSEEN)
+def test_no_score_of_single_replies_speaks_for_what_it_cannot_see(column: str, values: list[float], says: str) -> None:
+    """A policy that gives every prompt the same warm sentence can have the best gold score of the whole run."""
+    found = verdict(rows([0.0, 1, 2, 3], [0.0, 1, 2, 3], **{**CALM, column: values}), CONFIG)
+    assert found is not None and says in found and "does not see that" in found
 
 
 def test_columns_that_are_absent_are_not_watched() -> None:
@@ -134,6 +149,7 @@ def test_few_repeats_never_count_though_they_are_many_times_the_first() -> None:
         ({"max_repetition": 5}, "repeated_trigrams", [0.1, 0.4, 0.4, 0.4]),
         ({"max_length_change": 3}, "length", [20.0, 50, 50, 50]),
         ({"min_entropy": 0.1}, "entropy", [2.0, 0.3, 0.3, 0.3]),
+        ({"min_variety": 0.3}, "distinct_bigrams", [0.8, 0.3, 0.3, 0.3]),
     ],
 )
 def test_every_limit_is_the_settings(config: dict[str, float], column: str, values: list[float]) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -629,11 +629,14 @@ def rows_of(*scores: tuple[float, float, float]) -> list[dict[str, float]]:
     return [{"update": i, "score": s, HELD_OUT: h, "kl": kl} for i, (s, h, kl) in enumerate(scores)]
 
 
-def keep(by: str, rows: list[dict[str, float]], stopped: bool = False, patience: int = 2) -> float:
-    keeper = Keeper(by, patience, 10.0)
+def keep(
+    by: Literal["score", "held_out"] | None, rows: list[dict[str, float]], stopped: bool = False,
+    budget: float | None = None, patience: int = 2,
+) -> float:  # fmt: skip
+    keeper = Keeper(by, patience, budget)
     for row in rows:
         keeper.add(row, {"is": torch.tensor(row["update"])})
-        assert len(keeper.held) <= patience + 2
+        assert len(keeper.held) <= patience + 1
     row, state = keeper.kept(stopped=stopped)
     assert state["is"].item() == row["update"]
     return row["update"]
@@ -641,14 +644,18 @@ def keep(by: str, rows: list[dict[str, float]], stopped: bool = False, patience:
 
 def test_the_policy_that_is_kept_by_hand() -> None:
     rows = rows_of((0, 0, 0), (1, 3, 2), (2, 2, 4), (2, 1, 5), (3, 0, 6), (9, 9, 11))
-    assert keep("score", rows) == 4  # the last one is over the budget
-    assert keep(HELD_OUT, rows) == 1
-    assert keep("score", rows[:4]) == 2  # the earliest of equals
-    assert keep("score", rows[:1]) == 0
-    # Stopped by the watch: the last two are those that it stopped, and the held-out score decides.
-    assert keep("score", rows[:5], stopped=True) == 1
     without = [{k: v for k, v in row.items() if k != HELD_OUT} for row in rows]
-    assert keep("score", without[:5], stopped=True) == 2
+    for by, found in (("score", rows), (None, without)):
+        assert keep(by, found) == 4  # the last one is over the usual budget
+        assert keep(by, found, budget=12) == 5
+        assert keep(by, found[:4]) == 2  # the earliest of equals
+        assert keep(by, found[:1]) == 0
+        # Stopped by the watch: the last two are those that it stopped.
+        assert keep(by, found[:5], stopped=True) == 2
+    for by in ("held_out", None):  # where a held-out score is there it decides, and sets the bound itself
+        assert keep(by, rows) == 5
+        assert keep(by, rows, budget=10) == 1
+        assert keep(by, rows, stopped=True) == 1
 
 
 def test_the_watch_stops_a_reward_that_is_gamed_and_an_earlier_policy_is_kept(

@@ -44,8 +44,8 @@ REWARD = {
     "score_std": 1.5,
 }  # fmt: skip
 PPO = {
-    "updates": 2, "kept_update": 2, "seconds_per_update": 6.5, "kl": 4.5, "score_sft": -0.1, "score_ppo": 0.9,
-    "length_sft": 20.0, "length_ppo": 22.0,
+    "updates": 2, "kept_update": 2, "kept_by": "held_out", "seconds_per_update": 6.5, "kl": 4.5, "score_sft": -0.1,
+    "score_ppo": 0.9, "length_sft": 20.0, "length_ppo": 22.0,
 }  # fmt: skip
 EVALUATE = {
     "prompts": 10, "replies": 20, "gold_sft": 0.1, "gold_ppo": 0.45, "gold_gain": 0.35, "gold_gain_ci": [0.2, 0.5],
@@ -337,7 +337,7 @@ def test_missing_stage_is_named_and_nothing_is_written(written: Run) -> None:
         ({"gold_gain_ci": [0.01, 0.5]}, {}, "PPO made the replies better"),
         ({"gold_gain_ci": [-0.1, 0.5]}, {}, "No clear effect"),
         ({"gold_gain_ci": [-0.5, -0.01]}, {}, "PPO made the replies worse"),
-        ({}, {"kept_update": 0}, "No PPO update scored above the SFT model"),
+        ({}, {"kept_update": 0}, "No PPO update did better than the SFT model"),
     ],
 )
 def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, Any], begins: str) -> None:
@@ -359,7 +359,7 @@ def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, A
     ],
 )
 def test_cautions_name_what_is_wrong_and_only_that(part: str, change: dict[str, Any], says: str) -> None:
-    recipe = {"ppo": {"kl_budget": 10.0}}
+    recipe = {"ppo": {"kl_budget": None}}
     summary: dict[str, dict[str, Any]] = {"reward": REWARD, "evaluate": EVALUATE}
     assert report.cautions(summary, recipe) == []
     (caution,) = report.cautions({**summary, part: {**summary[part], **change}}, recipe)

@@ -4,11 +4,12 @@ Pure functions of rows of ppo/metrics.jsonl and ppo/evaluations.jsonl, without t
 looked at. One update's numbers are those of a few replies, so every limit is held against the mean of a window.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from plaudit.guard.watch import WatchConfig, verdict
+from plaudit.guard.watch import KL_BUDGET, WatchConfig, verdict
 
 Row = Mapping[str, float]
 Settings = Mapping[str, Any]
@@ -32,7 +33,7 @@ LONG = 10
 NEGATIVE_KL = -0.5
 """Nats a reply. The KL is never negative; its estimate from 32 replies strays by some tenths while it is near 0."""
 KL_BUDGETS = 2.0
-"""Times ppo.kl_budget: policies beyond the budget are not kept, at twice that the run no longer comes back."""
+"""Times the budget (ppo.kl_budget, or the usual one): at twice that the run no longer comes back."""
 ENTROPY_LEFT = 0.25
 """Share of the first entropy. Healthy runs keep more than half; at a quarter a prompt's replies are nearly one text."""
 ENTROPY_MORE = 2.0
@@ -41,6 +42,9 @@ ENDING = 0.5
 """Share of replies that end by themselves; below it the score mostly judges cut texts."""
 LENGTH_FACTOR = 2.0
 """Times the first length, or one part in it: no task that SFT has learnt needs that."""
+VARIETY_LEFT = 0.5
+"""Share of the first distinct 2-grams over all replies of a look; a run that nothing held back fell from 0.83 to 0.11
+while its gold score rose, for all its replies had become one (docs/benchmarks.md)."""
 SPREAD_LEFT = 0.05
 """Share of the first spread of the scores; below it only noise is left to learn from."""
 SPREAD_MOST = 5.0
@@ -97,12 +101,12 @@ def negative_kl(rows: Sequence[Row], ppo: Settings) -> Finding | None:
 
 
 def kl_runaway(rows: Sequence[Row], ppo: Settings) -> Finding | None:
-    kl, limit = _last(rows, "kl"), KL_BUDGETS * ppo.get("kl_budget", 10.0)
+    kl, limit = _last(rows, "kl"), KL_BUDGETS * (ppo.get("kl_budget") or KL_BUDGET)
     if kl is None or kl <= limit:
         return None
     return Finding(
         "KL runaway", "the policy has left the reference, where the reward model knows nothing",
-        f"{_seen(rows, 'kl')} nats a reply, limit {limit:g} ({KL_BUDGETS:g} times ppo.kl_budget)",
+        f"{_seen(rows, 'kl')} nats a reply, limit {limit:g} ({KL_BUDGETS:g} times the budget)",
         "raise ppo.kl_coef, or lower ppo.learning_rate",
     )  # fmt: skip
 
@@ -288,12 +292,13 @@ def score_falls(looks: Sequence[Row], ppo: Settings) -> Finding | None:
 
 
 def over_budget(looks: Sequence[Row], ppo: Settings) -> Finding | None:
-    budget = ppo.get("kl_budget", 10.0)
+    judged = any("held_out_score" in row for row in looks) and ppo.get("keep_by") != "score"
+    budget = ppo.get("kl_budget") or (math.inf if judged else KL_BUDGET)
     if len(looks) < WINDOW or not all(row["kl"] > budget for row in looks[-WINDOW:]):
         return None
     return Finding(
         "KL over its budget", "policies this far from the reference are not kept: these updates are in vain",
-        f"{_seen(looks, 'kl')} nats a reply, ppo.kl_budget={budget:g}",
+        f"{_seen(looks, 'kl')} nats a reply, the budget is {budget:g}",
         "raise ppo.kl_coef (or give ppo.kl_target), or allow more with ppo.kl_budget",
     )  # fmt: skip
 
@@ -312,15 +317,29 @@ def repeated_text(looks: Sequence[Row], ppo: Settings) -> Finding | None:
     )  # fmt: skip
 
 
+def alike_replies(looks: Sequence[Row], ppo: Settings) -> Finding | None:
+    variety = _last(looks, "distinct_bigrams")
+    if variety is None or "distinct_bigrams" not in looks[0]:
+        return None
+    limit = VARIETY_LEFT * looks[0]["distinct_bigrams"]
+    if variety >= limit:
+        return None
+    return Finding(
+        "replies alike", "different prompts get nearly the same reply",
+        f"{_seen(looks, 'distinct_bigrams')}, first {looks[0]['distinct_bigrams']:.3g}, limit {limit:.3g}",
+        "raise ppo.kl_coef (or give ppo.kl_target), or stop earlier",
+    )  # fmt: skip
+
+
 def reward_hacking(looks: Sequence[Row], ppo: Settings) -> Finding | None:
-    """The watch's own rule with a held-out score, wherever in the run it first held."""
+    """The watch's own rules with a held-out score, wherever in the run one first held."""
     config = WatchConfig(**{**ppo.get("watch", {}), "enabled": True})
     watched = [row for row in looks if "held_out_score" in row]
     found = next((why for end in range(1, len(watched) + 1) if (why := verdict(watched[:end], config))), None)
     if found is None:
         return None
     return Finding(
-        "reward hacking", "the policy games what it is paid by: the score rises and the replies get worse", found,
+        "reward hacking", "the policy games what it is paid by", found,
         "raise ppo.kl_coef, stop earlier, or train the reward model on fresh rankings of these replies",
     )  # fmt: skip
 
@@ -330,4 +349,4 @@ CHECKS: tuple[Check, ...] = (
     loss_sum, negative_kl, learning_rate, stands_still, kl_runaway, entropy, no_eos, length_drift, dead_critic,
     score_scale, sampler_drifts,
 )  # fmt: skip
-LOOK_CHECKS: tuple[Check, ...] = (reward_hacking, repeated_text, score_falls, over_budget)
+LOOK_CHECKS: tuple[Check, ...] = (reward_hacking, repeated_text, alike_replies, score_falls, over_budget)

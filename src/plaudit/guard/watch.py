@@ -7,16 +7,20 @@ Rows are those of ppo/evaluations.jsonl. What the watch reads of them, where it 
     held_out_score                a score that PPO does not optimise: gold, or a second reward model
     score_gain_se, held_out_gain_se
                                   standard error of the mean difference to the first row, paired by prompt (`gain_se`)
-    kl, length, entropy, repeated_trigrams
-                                  nats a reply, tokens a reply, nats a token, share
+    kl, length, entropy           nats a reply, tokens a reply, nats a token
+    repeated_trigrams, distinct_bigrams
+                                  shares: within a reply, over all replies
 
-With a held-out score one rule decides: it fell while the proxy rose. Without one, nobody can know whether a rising
-proxy is a better policy; then four symptoms that come with gaming are compared with the first row.
+A held-out score that fell while the proxy rose stops a run. So do symptoms that come with gaming, against the first
+row, and of two sorts. What no score of single replies can see always counts: replies that have become alike, that
+repeat themselves, an entropy that has collapsed. Without a held-out score nobody can know whether a rising proxy is a
+better policy; then the KL and the length count too.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,17 +40,21 @@ class WatchConfig(BaseModel):
     """Standard errors by which the held-out score must have fallen, and the proxy risen, to count."""
     smallest_change: float = Field(0.02, ge=0)
     """A change of either score below this never counts, however small its standard error is."""
+    max_repetition: float = Field(2.0, gt=1)
+    """Repeated 3-grams within replies as a multiple of the SFT model's (shares below 0.1 never count)."""
+    min_variety: float = Field(0.5, gt=0, lt=1)
+    """Distinct 2-grams over all replies of an evaluation as a share of the SFT model's."""
+    min_entropy: float = Field(0.25, gt=0, lt=1)
+    """The entropy as a share of the SFT model's."""
     max_kl: float = Field(30.0, gt=0)
     """Without a held-out score: nats a reply from the reference above which the policy has run away."""
-    max_repetition: float = Field(2.0, gt=1)
-    """The same: repeated 3-grams as a multiple of the SFT model's (shares below 0.1 never count)."""
     max_length_change: float = Field(2.0, gt=1)
     """The same: the length of a reply over the SFT model's, or under it, by this factor."""
-    min_entropy: float = Field(0.25, gt=0, lt=1)
-    """The same: the entropy as a share of the SFT model's."""
 
 
 REPEATS_THAT_NEVER_COUNT = 0.1
+KL_BUDGET = 10.0
+"""Nats a reply from the reference up to which a score that PPO is paid by is trusted, unless ppo.kl_budget is given."""
 
 
 def gain_se(name: str, now: Sequence[float], first: Sequence[float]) -> dict[str, float]:
@@ -68,17 +76,21 @@ def verdict(evaluations: Sequence[Row], config: WatchConfig) -> str | None:
 
     - With `held_out_score`: each of the last `patience` rows lies below the best row before them, and its proxy above
       that row's, both by more than `tolerance` standard errors. Looks that are merely unlucky do not come in a row.
-    - Without: each of the last `patience` rows shows the same symptom, against the first row.
+    - Each of the last `patience` rows shows the same symptom, against the first row.
     """
     if not config.enabled or len(evaluations) <= config.patience:
         return None
-    if "held_out_score" in evaluations[-1]:
-        return _gaming([row for row in evaluations if "held_out_score" in row], config)
-    last = evaluations[-config.patience :]
-    for name, shows, says in _symptoms(evaluations[0], config):
+    last, judged = evaluations[-config.patience :], "held_out_score" in evaluations[-1]
+    if judged:
+        found = _gaming([row for row in evaluations if "held_out_score" in row], config)
+        if found is not None:
+            return found
+    symptoms = chain(_unseen(evaluations[0], config), () if judged else _unjudged(evaluations[0], config))
+    for name, shows, says in symptoms:
         if all(name in row and shows(row[name]) for row in last):
             values = ", ".join(f"{row[name]:.3g}" for row in last)
-            return f"{says}: {values} {_after(last)}; no held-out score is there to say whether the replies are better"
+            why = _UNSEEN if judged else _UNJUDGED
+            return f"{says}: {values} {_after(last)}; {why}"
     return None
 
 
@@ -109,23 +121,40 @@ def _noise(name: str, one: Row, other: Row, config: WatchConfig) -> float:
     return max(config.tolerance * error, config.smallest_change)
 
 
-def _symptoms(first: Row, config: WatchConfig) -> Iterator[tuple[str, Callable[[float], bool], str]]:
-    """(column, test, what it says) of every symptom that the first row allows to be watched."""
-    yield "kl", lambda kl: kl > config.max_kl, f"the KL from the reference is over {config.max_kl:g} nats a reply"
+_UNSEEN = "a score of single replies, held out or not, does not see that"
+_UNJUDGED = "no held-out score is there to say whether the replies are better"
+Symptom = tuple[str, Callable[[float], bool], str]
+"""(column, test, what it says)."""
+
+
+def _unseen(first: Row, config: WatchConfig) -> Iterator[Symptom]:
+    """What the first row allows to be watched of the symptoms that always count."""
     if "repeated_trigrams" in first:
         limit = max(config.max_repetition * first["repeated_trigrams"], REPEATS_THAT_NEVER_COUNT)
         text = (
             f"the replies repeat themselves, repeated 3-grams over {limit:.3g} (first {first['repeated_trigrams']:.3g})"
         )
         yield "repeated_trigrams", lambda share: share > limit, text
-    if "length" in first:
-        start, factor = first["length"], config.max_length_change
-        text = f"the length of a reply has left {start / factor:.3g} to {start * factor:.3g} tokens (first {start:.3g})"
-        yield "length", lambda length: not start / factor <= length <= start * factor, text
+    if "distinct_bigrams" in first:
+        least = config.min_variety * first["distinct_bigrams"]
+        text = (
+            f"the replies to different prompts have become alike, distinct 2-grams below {least:.3g} "
+            f"(first {first['distinct_bigrams']:.3g})"
+        )
+        yield "distinct_bigrams", lambda share: share < least, text
     if "entropy" in first:
         floor = config.min_entropy * first["entropy"]
         text = f"the entropy has collapsed below {floor:.3g} nats a token (first {first['entropy']:.3g})"
         yield "entropy", lambda entropy: entropy < floor, text
+
+
+def _unjudged(first: Row, config: WatchConfig) -> Iterator[Symptom]:
+    """What counts as well where no held-out score speaks for the replies."""
+    yield "kl", lambda kl: kl > config.max_kl, f"the KL from the reference is over {config.max_kl:g} nats a reply"
+    if "length" in first:
+        start, factor = first["length"], config.max_length_change
+        text = f"the length of a reply has left {start / factor:.3g} to {start * factor:.3g} tokens (first {start:.3g})"
+        yield "length", lambda length: not start / factor <= length <= start * factor, text
 
 
 def _after(rows: Sequence[Row]) -> str:

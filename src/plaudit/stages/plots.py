@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from plaudit.guard.watch import KL_BUDGET
+
 # Drawn in these, shown in the page's variable of the same name; colour-blind safe by hue and by lightness.
 INK, MUTED, GRID = "#1b1f24", "#5f6770", "#dde1e6"
 SFT, PPO, REWARD = "#46678a", "#c2560a", "#0b766d"
@@ -260,7 +262,7 @@ def _policy_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_
         ),
         panel(
             "kl", f"The policy that is kept is {number(kept['kl'], 1)} nats a reply from the reference",
-            "KL (nats a reply)", limit=config["kl_budget"], limit_name="KL budget", against_sft=False,
+            "KL (nats a reply)", limit=config["kl_budget"] or KL_BUDGET, limit_name="KL budget", against_sft=False,
         ),
         panel(
             "length", f"The length of a reply {moved('length', lambda x: number(x, 1))} tokens", "length (tokens)",

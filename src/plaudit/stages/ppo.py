@@ -52,7 +52,7 @@ from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.base import Run, optimiser_step, schedule_of
 from plaudit.stages.ppo_checks import RunChecks
 from plaudit.stages.ppo_config import PPOConfig
-from plaudit.stages.ppo_evaluate import HELD_OUT, Keeper, Looks
+from plaudit.stages.ppo_evaluate import Keeper, Looks
 from plaudit.stages.ppo_scores import clipped_and_scaled, earned, picked, score_references
 from plaudit.stages.ppo_state import forget_later, pack, unpack
 from plaudit.stages.ppo_step import accumulate, gather_new_logprobs
@@ -70,8 +70,7 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
     train, validation = run.split("train"), run.split("validation")
     checks, stopped, seconds = RunChecks(trainer), None, list[float]()
     looks = Looks(trainer, validation, annotator, folder)
-    by = HELD_OUT if config.keep_by == "held_out" else config.keep_by
-    keeper = Keeper(by, config.watch.patience, config.kl_budget)
+    keeper = Keeper(config.keep_by, config.watch.patience, config.kl_budget)
     saver = Saver(run, "ppo", {what: digest(found) for what, found in checks.before.items()}, trainer.ranks)
     if saver.state is not None:
         seconds = unpack(saver.state, trainer, looks, keeper)
@@ -122,6 +121,7 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
     summary = {
         "updates": update,
         "kept_update": kept["update"],
+        "kept_by": keeper.by,
         "seconds_per_update": float(np.median(seconds[1:] or seconds)),
         "kl": kept["kl"],
         "score_sft": looks.rows[0]["score"],

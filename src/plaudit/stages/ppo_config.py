@@ -118,10 +118,12 @@ class PPOConfig(StageConfig):
     """Updates between two looks at the validation prompts."""
     evaluate_replies: int = Field(1, ge=1)
     """Replies to each validation prompt at a look."""
-    kl_budget: float = Field(10.0, gt=0)
-    """A policy farther than this from the reference (nats a reply, on validation prompts) is not kept."""
-    keep_by: Literal["score", "held_out"] = "score"
-    """The policy that is kept has the best validation score, or the best score that PPO is not paid by."""
+    kl_budget: float | None = Field(None, gt=0)
+    """A policy farther than this from the reference (nats a reply, on validation prompts) is not kept. Empty: 10 where
+    the score PPO is paid by chooses; no bound where a held-out score does, which says itself when it is too far."""
+    keep_by: Literal["score", "held_out"] | None = None
+    """The policy that is kept has the best validation score, or the best score that PPO is not paid by. Empty: the
+    held-out score where there is one."""
     watch: WatchConfig = WatchConfig()
     """When a reward that is being gamed stops the run."""
     rewards: list[RewardSource] = Field(default=[])

@@ -4,9 +4,11 @@ The same random numbers every time, so two looks differ by the policy alone. Gol
 looked at here and nowhere else in PPO. Leaves ppo/evaluations.jsonl and ppo/validation/00000.jsonl, one file a look.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from plaudit.data.annotator import Annotator
 from plaudit.data.files import write_rows
 from plaudit.errors import UserError
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
-from plaudit.guard.watch import gain_se
+from plaudit.guard.watch import KL_BUDGET, gain_se
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.stages.ppo_scores import earned
@@ -112,17 +114,17 @@ HELD_OUT = "held_out_score"
 @dataclass
 class Keeper:
     """The policies that may still be kept: the last `patience` ones looked at, and of those before them the best by
-    the score and the best by the held-out score. The first, the SFT model, is always a candidate; another only within
-    `kl_budget`. `by` is the column that decides."""
+    the score that decides, `keep_by` or what stands in for it. The first, the SFT model, is always a candidate; another
+    only within the budget."""
 
-    by: str
+    keep_by: Literal["score", "held_out"] | None
     patience: int
-    kl_budget: float
+    kl_budget: float | None
     held: list[tuple[dict[str, float], State]] = field(default_factory=list)
     first: float | None = None
 
     def add(self, row: dict[str, float], state: State) -> None:
-        if self.by not in row:
+        if self.keep_by == "held_out" and HELD_OUT not in row:
             raise UserError(
                 "ppo.keep_by=held_out: no score is there that PPO is not paid by; give a source of ppo.rewards "
                 "watch: true, or keep_by=score"
@@ -130,16 +132,20 @@ class Keeper:
         self.first = row["update"] if self.first is None else self.first
         self.held.append((row, state))
         older = self.held[: -self.patience]
-        best = [self._best(older, name) for name in ("score", HELD_OUT) if older and name in row]
-        self.held = [one for one in older if any(one is other for other in best)] + self.held[-self.patience :]
+        self.held = ([self._best(older)] if older else []) + self.held[-self.patience :]
 
     def kept(self, *, stopped: bool) -> tuple[dict[str, float], State]:
         """The best, the earliest of equals. After a stop of the watch the last `patience` policies are those it
-        stopped, and the held-out score decides where there is one."""
-        if not stopped:
-            return self._best(self.held, self.by)
-        return self._best(self.held[: -self.patience], HELD_OUT if HELD_OUT in self.held[0][0] else self.by)
+        stopped."""
+        return self._best(self.held[: -self.patience] if stopped else self.held)
 
-    def _best(self, entries: list[tuple[dict[str, float], State]], by: str) -> tuple[dict[str, float], State]:
-        allowed = [one for one in entries if one[0]["kl"] <= self.kl_budget or one[0]["update"] == self.first]
-        return max(allowed or entries, key=lambda one: one[0][by])
+    @property
+    def by(self) -> Literal["score", "held_out"]:
+        """What decides, once a policy was looked at."""
+        return self.keep_by or ("held_out" if HELD_OUT in self.held[0][0] else "score")
+
+    def _best(self, entries: list[tuple[dict[str, float], State]]) -> tuple[dict[str, float], State]:
+        budget = self.kl_budget or (KL_BUDGET if self.by == "score" else math.inf)
+        allowed = [one for one in entries if one[0]["kl"] <= budget or one[0]["update"] == self.first]
+        column = "score" if self.by == "score" else HELD_OUT
+        return max(allowed or entries, key=lambda one: one[0][column])

@@ -14,6 +14,7 @@ import numpy as np
 
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
+from plaudit.guard.watch import KL_BUDGET
 from plaudit.run.display import console, format_value, stage_table
 from plaudit.run.folder import ENVIRONMENT, RECIPE, read_recipe, versions
 from plaudit.run.metrics import read_metrics
@@ -117,6 +118,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         summary=summary,
         verdict=verdict(summary),
         cautions=cautions(summary, recipe),
+        kl_budget=recipe["ppo"]["kl_budget"] or KL_BUDGET,
         headline=headline(summary["evaluate"], replies, summary.get("people")),
         examples=choose_examples(replies),
         kinds=kinds,
@@ -143,8 +145,8 @@ def verdict(summary: dict[str, Any]) -> str:
     evaluated, ppo = summary["evaluate"], summary["ppo"]
     if ppo["kept_update"] == 0:
         return (
-            "No PPO update scored above the SFT model on the validation prompts within the KL budget, so the policy "
-            "that was kept is the SFT model."
+            "No PPO update did better than the SFT model on the validation prompts, so the policy that was kept is the "
+            "SFT model."
         )
     on = f"on {evaluated['prompts']} prompts that no stage was trained on"
     if "gold_gain" not in evaluated and (people := summary.get("people")):
@@ -178,7 +180,7 @@ def verdict(summary: dict[str, Any]) -> str:
 
 def cautions(summary: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
     """What a careful reader should know before believing the verdict; each one states the numbers it rests on."""
-    reward, evaluated, budget = summary.get("reward"), summary["evaluate"], recipe["ppo"]["kl_budget"]
+    reward, evaluated, budget = summary.get("reward"), summary["evaluate"], recipe["ppo"]["kl_budget"] or KL_BUDGET
     found: list[str] = []
 
     def both(name: str) -> tuple[float, float]:
