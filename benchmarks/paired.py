@@ -1,7 +1,9 @@
-"""Whose reward model is right more often, pair by pair: the mean of our seeds minus a peer, on the same held-out pairs.
+"""Whose reward model is right more often, pair by pair: the mean of our seeds minus that of a peer's, on the same
+held-out pairs.
 
 Every held-out pair counts 1 when the chosen reply scores higher, ½ when both score the same, else 0. The 95 % interval
-is a bootstrap over prompts of the mean difference; what length alone reaches stands beside both.
+is a bootstrap over prompts of the mean difference; what length alone reaches stands beside both. Several seeds of the
+peer are averaged as ours are.
 
     python benchmarks/paired.py --data pairs/hh --ours ours0.json ours1.json ours2.json --peer trl.json --json
 
@@ -31,11 +33,11 @@ def verdicts(path: Path, digest: str, count: int) -> list[float]:
     return [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in found["margins"]]
 
 
-def compare(data: Path, ours: list[Path], peer: Path) -> dict[str, Any]:
+def compare(data: Path, ours: list[Path], peer: list[Path]) -> dict[str, Any]:
     pairs, digest = workload.read(data), sha256(data / workload.HELD_OUT)
     prompts, count = pairs.prompts(), len(pairs.held_out)
-    each = np.array([verdicts(path, digest, count) for path in ours])
-    theirs, mean = np.array(verdicts(peer, digest, count)), each.mean(axis=0)
+    each, each_peer = (np.array([verdicts(path, digest, count) for path in paths]) for paths in (ours, peer))
+    mean, theirs = each.mean(axis=0), each_peer.mean(axis=0)
     length = np.array(pairs.length_verdicts())
     return {
         "held_out_pairs": count,
@@ -45,6 +47,7 @@ def compare(data: Path, ours: list[Path], peer: Path) -> dict[str, Any]:
         "ours_by_seed": each.mean(axis=1).tolist(),
         "peer": float(theirs.mean()),
         "peer_ci": bootstrap_interval(theirs, prompts),
+        "peer_by_seed": each_peer.mean(axis=1).tolist(),
         "length_only": float(length.mean()),
         "length_only_ci": bootstrap_interval(length, prompts),
         "ours_minus_peer": float((mean - theirs).mean()),
@@ -59,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="the folder that pairs.py wrote")
     parser.add_argument("--ours", required=True, type=Path, nargs="+", help="our margins, a file a seed")
-    parser.add_argument("--peer", required=True, type=Path)
+    parser.add_argument("--peer", required=True, type=Path, nargs="+", help="the peer's margins, a file a seed")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     given = parser.parse_args()
     found = compare(given.data, given.ours, given.peer)

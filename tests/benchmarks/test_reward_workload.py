@@ -132,13 +132,19 @@ def test_two_trainers_compared_by_hand(tmp_path: Path) -> None:
         margins(tmp_path / "0.json", tmp_path, [2.0, 0.1, 0.0, -1.0]),
         margins(tmp_path / "1.json", tmp_path, [1.0, -1.0, 3.0, -0.2]),
     ]
-    found = paired.compare(tmp_path, ours, margins(tmp_path / "peer.json", tmp_path, [5.0, -1.0, -1.0, -1.0]))
+    peer = margins(tmp_path / "peer.json", tmp_path, [5.0, -1.0, -1.0, -1.0])
+    found = paired.compare(tmp_path, ours, [peer])
     assert found["held_out_pairs"] == 4 and found["prompts"] == 2
     assert found["ours_by_seed"] == [0.625, 0.5]
     assert found["ours"] == pytest.approx(0.5625) and found["peer"] == 0.25 and found["length_only"] == 0.5
     assert found["ours_minus_peer"] == pytest.approx(0.3125)
     # By prompt the differences are (0, ½) and (¾, 0): means ¼ and ⅜, and so are the ends of the interval.
     assert found["ours_minus_peer_ci"] == pytest.approx((0.25, 0.375))
+    # A second seed of the peer, right about 0, 1, 1, 1: it means ½ of each pair, and the differences are ½, 0, ¼, −½.
+    again = margins(tmp_path / "peer1.json", tmp_path, [-1.0, 1.0, 1.0, 1.0])
+    found = paired.compare(tmp_path, ours, [peer, again])
+    assert found["peer_by_seed"] == [0.25, 0.75] and found["peer"] == 0.5
+    assert found["ours_minus_peer_ci"] == pytest.approx((-0.125, 0.25))
 
 
 def test_margins_of_other_pairs_are_refused(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_margins_of_other_pairs_are_refused(tmp_path: Path) -> None:
     other.write_text(json.dumps({"held_out": "0" * 64, "margins": [1.0]}), encoding="utf-8")
     for bad in (short, other):
         with pytest.raises(ValueError, match=r"margins of the pairs .* expected 1 of"):
-            paired.compare(tmp_path, [good], bad)
+            paired.compare(tmp_path, [good], [bad])
 
 
 @pytest.mark.parametrize(("share", "replies"), [(False, 14), (True, 7)], ids=["pairs", "shared"])
