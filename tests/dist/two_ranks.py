@@ -46,7 +46,7 @@ COMMON = {
 DRIFT, STOPPED = "drift", "stopped"
 CASES: dict[str, dict[str, Any]] = {
     "value head, whitened": {
-        "critic_learning_rate": 1e-2, "value_gradient": True, "kl_target": 2.0, "kl_horizon": 9, "ptx_coef": 0.5,
+        "critic_learning_rate": 1e-2, "kl_target": 2.0, "kl_horizon": 9, "ptx_coef": 0.5,
         "ptx_rows": 5, "length_penalty": 0.05, "entropy_coef": 0.01, "critic_warmup": 1,
     },
     "own critic, running scale": {

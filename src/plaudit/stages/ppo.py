@@ -146,7 +146,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
         seed=run.seed,
         reward=files.adapters if files else [],
         critic=_critic_start(config, files),
-        value_gradient=config.value_gradient,
+        value_gradient=config.value_gradient and config.critic == "policy",
         temperature=config.temperature,
     )
     reward = files.attach(roles, machine.dtype, machine.device) if files else None

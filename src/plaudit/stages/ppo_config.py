@@ -76,7 +76,7 @@ class PPOConfig(StageConfig):
     """How far a value may move from its old one before its gradient is cut off; null is no limit."""
     critic: Literal["policy", "own"] = "policy"
     """A value head on the policy, or an adapter of its own that starts as the run's reward model, where it has one."""
-    value_gradient: bool = False
+    value_gradient: bool = True
     """Whether the value loss reaches the policy's trunk; false trains the value head alone."""
     critic_warmup: int = Field(0, ge=0)
     """Updates at the start in which the critic learns and the policy stands still."""
