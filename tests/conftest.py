@@ -267,7 +267,7 @@ TINY = {
     "ppo": {
         "updates": 2, "batch_size": 4, "minibatch_size": 2, "micro_batch_size": 1, "max_new_tokens": 8,
         "warmup_steps": 0, "learning_rate": 1e-2, "critic_learning_rate": 1e-2, "evaluate_every": 1,
-        "lora": {"r": 4, "alpha": 8},
+        "keep_by": "score", "lora": {"r": 4, "alpha": 8},
     },
     "evaluate": {"replies": 1, "max_new_tokens": 8},
 }  # fmt: skip

@@ -26,7 +26,9 @@ from plaudit.stages.ppo_scores import picked, score_references
 from plaudit.stages.ppo_trainer import layout
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-BASE = {name: value for name, value in TINY["ppo"].items() if name != "critic_learning_rate"} | {"updates": 3}
+BASE = {name: value for name, value in TINY["ppo"].items() if name not in ("critic_learning_rate", "keep_by")} | {
+    "updates": 3
+}
 # A score that rises with every call, and one that falls.
 RUNS_AWAY = """
 rising = falling = 0

@@ -671,7 +671,7 @@ def test_the_watch_stops_a_reward_that_is_gamed_and_an_earlier_policy_is_kept(
     )
     told = [{"function": f"{tmp_path / 'gamed.py'}:{name}", "mean": 0.0, "std": 1.0} for name in ("paid", "watched")]
     folder = run_ppo(
-        updates=9, rewards=[told[0], {**told[1], "watch": True}], score_clip=100.0, kl_budget=1e6, entropy_coef=0.1
+        updates=9, rewards=[told[0], {**told[1], "watch": True}], score_clip=100.0, keep_by=None, entropy_coef=0.1
     )
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["stopped"].startswith("the held-out score fell while the score PPO is paid by rose")

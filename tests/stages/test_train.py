@@ -529,7 +529,7 @@ def test_the_kept_policy_is_the_best_within_the_budget(
     planted(rewarded(even))
     settings: dict[str, Any] = {
         "updates": 15, "batch_size": 24, "minibatch_size": 12, "micro_batch_size": 12, "missing_eos_penalty": 0.0,
-        "kl_coef": 0.01, "evaluate_every": 3,
+        "kl_coef": 0.01, "evaluate_every": 3, "watch": {"enabled": False},
     }  # fmt: skip
     folder = run_ppo(**settings, kl_budget=1000)
     rows = read_metrics(folder / "evaluations.jsonl")
