@@ -133,7 +133,7 @@ def picture(kept: dict[str, list[dict[str, Any]]], budget: float, path: Path) ->
         for axes in (over_kl, variety):
             axes.axvline(budget, color=STYLE["axes.edgecolor"], linestyle="--", linewidth=0.9)
         variety.axhline(0.8, color=STYLE["axes.edgecolor"], linestyle=":", linewidth=0.9)
-        over_update.legend(frameon=False)
+        over_update.legend(frameon=False, loc="lower right")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None)
 
