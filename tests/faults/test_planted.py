@@ -221,11 +221,13 @@ def test_the_doctor_names_a_mask_by_id(run_ppo: Callable[..., Path], trained: Pa
 def test_a_healthy_run_has_no_finding(
     settings: dict[str, Any], run_ppo: Callable[..., Path], tmp_path: Path, plaudit: Callable[..., SimpleNamespace]
 ) -> None:
-    """But for one true symptom: a model this small ends few of its replies."""
+    """But for what may be true of a model this small: it ends few of its replies."""
     folder = run_ppo(tmp_path, **settings)
-    assert [finding.name for finding in examine(folder).findings] == ["replies do not end"]
+    found = [finding.name for finding in examine(folder).findings]
+    assert set(found) <= {"replies do not end"}
     done = plaudit("doctor", folder)
-    assert done.code == 0 and "0 faults, 1 symptom" in done.out and "updates 1, 2, 3, 4" in done.out
+    assert done.code == 0 and "updates 1, 2, 3, 4" in done.out
+    assert ("0 faults, 1 symptom" if found else "Nothing is wrong") in done.out
 
 
 def test_the_command_says_what_is_wrong_and_fails_for_a_fault(

@@ -132,8 +132,8 @@ def test_looks_tell_of_repetition_a_falling_score_and_a_budget_that_is_spent() -
     assert symptoms(rows(), looks(kl=10.1, held_out_score=0.0)) == []  # which decides what is kept, without a bound
     for settings in ({"kl_budget": 10}, {"keep_by": "score"}):
         assert names(symptoms(rows(), looks(kl=10.1, held_out_score=0.0), settings)) == ["KL over its budget"]
-    assert names(symptoms(rows(), looks(distinct_bigrams=0.39))) == ["replies alike"]
-    assert symptoms(rows(), looks(distinct_bigrams=0.41)) == []
+    assert names(symptoms(rows(), looks(distinct_bigrams=0.47))) == ["replies alike"]
+    assert symptoms(rows(), looks(distinct_bigrams=0.49)) == []
 
 
 def test_the_watch_speaks_through_the_doctor_also_when_it_may_not_stop_the_run() -> None:

@@ -42,7 +42,7 @@ class WatchConfig(BaseModel):
     """A change of either score below this never counts, however small its standard error is."""
     max_repetition: float = Field(2.0, gt=1)
     """Repeated 3-grams within replies as a multiple of the SFT model's (shares below 0.1 never count)."""
-    min_variety: float = Field(0.5, gt=0, lt=1)
+    min_variety: float = Field(0.6, gt=0, lt=1)
     """Distinct 2-grams over all replies of an evaluation as a share of the SFT model's."""
     min_entropy: float = Field(0.25, gt=0, lt=1)
     """The entropy as a share of the SFT model's."""
