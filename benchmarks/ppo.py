@@ -51,6 +51,7 @@ def recipe(updates: int, seed: int) -> dict[str, Any]:
             "epochs": task.EPOCHS,
             "max_new_tokens": task.REPLY_TOKENS,
             "temperature": task.TEMPERATURE,
+            "learning_rate": task.LEARNING_RATE,
             "evaluate_every": updates,
             "lora": lora,
         },

@@ -29,6 +29,8 @@ LORA_R, LORA_ALPHA = 16, 32
 TEMPERATURE, GAMMA, LAM, CLIP_RANGE, VALUE_COEF = 1.0, 1.0, 0.95, 0.2, 0.1
 # W-PPO.
 PROMPT_TOKENS, REPLY_TOKENS = 16, 48
+# Small, since a policy that moved far may sample `NEVER` after all where it has a row (prepared.py).
+LEARNING_RATE = 3e-6
 # Learning. β is per token, of the unwhitened score.
 UPDATES, NEW_TOKENS, KL_COEF = 25, 24, 0.05
 EVALUATE_EVERY, REPLIES_A_PROMPT, SHOWN = 2, 8, 3

@@ -132,7 +132,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         trainer = build(
             given, tokenizer, prompts, clock, home, scalar_model(given.model, dtype),
-            scalar_model(given.model, dtype), response_length=given.tokens, learning_rate=3e-6,
+            scalar_model(given.model, dtype), response_length=given.tokens, learning_rate=task.LEARNING_RATE,
         )  # fmt: skip
         trainer.train()
     found = {
