@@ -21,6 +21,7 @@ import task
 
 BATCHES, REPLIES, WIDTHS = (4, 8, 16, 32), (16, 32, 64, 128), (192, 384, 576, 768)
 BATCH, REPLY, WIDTH, LAYERS = 16, 32, 384, 8
+COSTS = {"seconds": "seconds an update", "peak_rss_mb": "peak memory, MB"}
 
 
 def point(model: Path, batch: int, reply: int) -> dict[str, float]:
@@ -60,25 +61,32 @@ def measure(tokenizer: str, shape: str | None) -> dict[str, Any]:
             points = [{"value": value, **point(model(which), batch, reply)} for value, which, batch, reply in rows]
             values = [row["value"] for row in points]
             found[quantity] = {"points": points} | {
-                f"exponent_{cost}": exponent(values, [row[cost] for row in points])
-                for cost in ("seconds", "peak_rss_mb")
+                f"exponent_{cost}": exponent(values, [row[cost] for row in points]) for cost in COSTS
             }
     return found
+
+
+def _ticks(costs: list[float]) -> list[float]:
+    """Round numbers around the costs, evenly spread on a logarithmic axis."""
+    known = [digit * 10.0**power for power in range(-2, 7) for digit in (1, 1.5, 2, 3, 5, 7)]
+    return [tick for tick in known if min(costs) / 1.5 <= tick <= max(costs) * 1.5]
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Seconds above, memory below, a column a quantity, both axes logarithmic."""
     from matplotlib.figure import Figure
 
+    ticks = {cost: _ticks([row[cost] for one in found.values() for row in one["points"]]) for cost in COSTS}
     figure = Figure(figsize=(3.4 * len(found), 5), layout="constrained")
     axes = figure.subplots(2, len(found), sharey="row", squeeze=False)
     for column, (quantity, one) in enumerate(found.items()):
         values = [row["value"] for row in one["points"]]
-        for row, (cost, label) in enumerate((("seconds", "seconds an update"), ("peak_rss_mb", "peak memory, MB"))):
+        for row, (cost, label) in enumerate(COSTS.items()):
             place = axes[row][column]
             place.loglog(values, [each[cost] for each in one["points"]], "o-")
             place.set_title(f"exponent {one[f'exponent_{cost}']}", fontsize=9)
             place.set_xticks(values, [str(value) for value in values])
+            place.set_yticks(ticks[cost], [f"{tick:g}" for tick in ticks[cost]])
             place.minorticks_off()
             place.grid(alpha=0.3)
             if column == 0:

@@ -26,13 +26,15 @@ def bench() -> Iterator[SimpleNamespace]:
         import learning
         import learning_compare
         import long_run
+        import packing
         import prepared
         import task
 
         yield SimpleNamespace(
-            task=task, prepared=prepared, learning=learning, compare=learning_compare, long_run=long_run
-        )
-        for name in ("task", "prepared", "learning", "learning_compare", "long_run"):
+            task=task, prepared=prepared, learning=learning, compare=learning_compare, long_run=long_run,
+            packing=packing,
+        )  # fmt: skip
+        for name in ("task", "prepared", "learning", "learning_compare", "long_run", "packing"):
             sys.modules.pop(name, None)
 
 
@@ -168,3 +170,16 @@ def test_verdict_of_a_long_run(bench: SimpleNamespace) -> None:
     assert found["repeated_trigrams_ratio"] == pytest.approx(2.0)
     assert found["repeated_trigrams_ratio_max"] == pytest.approx(3.0)
     assert found["gold_kept_of_peak"] == pytest.approx(0.8)
+
+
+def test_packing_on_a_tiny_model(
+    bench: SimpleNamespace, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.packing.roles_module, "PACKED_BELOW", 0.8)  # put back what the benchmark changes
+    shapes = {"shared": ([6] * 4 + [3] * 4, [2] * 8), "ragged": ([*range(2, 10)], [*range(8, 0, -1)])}
+    monkeypatch.setattr(bench.packing, "SHAPES", shapes)
+    shared, ragged = bench.packing.measure(str(tiny_model("llama")), 1, "float32")["rows"]
+    # Prompts of 6 and 3 tokens once and eight replies of 2, in rows of 8; rows of 10 tokens each need no padding.
+    assert shared["cells"] == round((6 + 3 + 16) / 64, 3)
+    assert ragged["cells"] == 1
+    assert min(shared["padded"], shared["packed"]) > 0

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from conftest import CPU
 from plaudit.models import attention
+from plaudit.models import roles as roles_module
 from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
 from plaudit.models.full import FullReward
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.roles import LoraSettings, RoleOutput, Roles
 from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right, positions
 
 SCORES = frozenset({"scores"})
@@ -139,3 +140,60 @@ def test_a_model_that_cannot_share_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         assert use_packed_attention(build("llama")) is None
     finally:
         attention.AttentionInterface.register(attention.PACKED, plain)
+
+
+POLICY = frozenset({"logprobs", "values", "last_values"})
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_padded_tokens_are_packed_where_that_saves_enough(
+    architecture: str, stirred: Callable[..., Roles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What PPO asks of the policy, and its gradients: the same in rows that pad and in one row that shares prompts."""
+    chosen = [(prompt, [reply for reply in replies if reply]) for prompt, replies in groups()]
+    tokens = alone(chosen)
+    usual, packing = (
+        stirred(build(architecture), trained="policy", value_gradient=True, temperature=0.7) for _ in range(2)
+    )
+    assert use_packed_attention(packing.peft.get_base_model()) is None
+    packing.packs = True
+    cells = list[int]()
+    own = roles_module.pack_tokens
+
+    def counting(given: Tokens) -> tuple[ReplyRow, Tensor]:
+        row, places_BT = own(given)
+        cells.append(row.tokens_BT.numel())
+        return row, places_BT
+
+    monkeypatch.setattr(roles_module, "pack_tokens", counting)
+    found = []
+    for roles in (usual, packing):
+        output = roles(tokens, "policy", POLICY)
+        weights = {name: torch.randn(t.shape, generator=torch.Generator().manual_seed(4)) for name, t in parts(output)}
+        sum((t * weights[name]).sum() for name, t in parts(output)).backward()
+        learnt = {name: p.grad for name, p in roles.trainable().items() if p.grad is not None}
+        found.append(({name: t.detach() for name, t in parts(output)}, learnt))
+    assert cells == [9 + 1 + 17 + sum(len(reply) for _, replies in chosen for reply in replies)]
+    assert cells[0] < roles_module.PACKED_BELOW * tokens.tokens_BT.numel()
+    (expected, gradients), (outputs, learnt) = found
+    assert set(expected) == {"logprobs_BT", "entropy_BT", "values_BT", "last_values_B"}
+    for name, tensor in expected.items():
+        torch.testing.assert_close(outputs[name], tensor, rtol=1e-5, atol=2e-5, msg=name)
+    assert learnt.keys() == gradients.keys() and gradients
+    scale = max(gradient.abs().max().item() for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(learnt[name] / scale, gradient / scale, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def parts(output: RoleOutput) -> list[tuple[str, Tensor]]:
+    return [(name, tensor) for name, tensor in vars(output).items() if tensor is not None]
+
+
+def test_rows_of_nearly_one_length_are_not_packed(stirred: Callable[..., Roles]) -> None:
+    """Attention one sequence at a time would cost more than the little padding: not one bit changes."""
+    tokens = pad_right([[5, 6, 7], [8, 9]], [[9, 2], [4, 4, 2]], 0, CPU)
+    roles = stirred(build("llama"), trained="policy")
+    expected = roles(tokens, "policy", POLICY)
+    roles.packs = True
+    for name, tensor in parts(roles(tokens, "policy", POLICY)):
+        assert torch.equal(tensor, getattr(expected, name))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from conftest import ARCHITECTURES, CPU, EOS
 from plaudit.models.roles import LoraSettings, Roles, plain_logprobs
-from plaudit.models.tokens import Tokens, pad_right
+from plaudit.models.tokens import Tokens, pack_tokens, pad_right
 
 
 def test_mask_by_hand() -> None:
@@ -21,6 +21,16 @@ def test_mask_by_hand() -> None:
     assert tokens.lengths_B.tolist() == [5, 4]
     assert tokens.prompt_lengths_B.tolist() == [3, 1]
     assert tokens.reply_lengths_B.tolist() == tokens.mask_BT.sum(dim=1).tolist() == [2, 3]
+
+
+def test_packed_tokens_by_hand() -> None:
+    """Two replies to one prompt lie behind it, a third prompt between them does not matter; padding is at place 0."""
+    tokens = pad_right([[5, 6], [8], [5, 6]], [[9], [4, 4, 2], [7, 3]], 0, CPU)
+    row, places_BT = pack_tokens(tokens)
+    assert row.tokens_BT.tolist() == [[5, 6, 9, 7, 3, 8, 4, 4, 2]]
+    assert row.segments == ((2, 1, 2), 4)
+    assert row.columns_B.tolist() == [2, 8, 4]
+    assert places_BT.tolist() == [[0, 1, 2, 0], [5, 6, 7, 8], [0, 1, 3, 4]]
 
 
 def test_last_column_is_always_masked(ragged: Tokens) -> None:

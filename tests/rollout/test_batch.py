@@ -44,10 +44,22 @@ def test_without_a_critic_there_is_nothing_to_save_of_it(tmp_path: Path) -> None
 def test_minibatches_by_hand() -> None:
     lengths, order = [9, 2, 5, 4, 7, 3], [5, 0, 2, 1, 4, 3]
     # Stretches of the order, each sorted by length: rows 5, 2, 0 (3, 5, 9 tokens), then 1, 3, 4 (2, 4, 7).
-    assert minibatches(lengths, order, 3, rows=2) == [[[5, 2], [0]], [[1, 3], [4]]]
-    assert minibatches(lengths, order, 3, rows=3) == [[[5, 2, 0]], [[1, 3, 4]]]
+    assert minibatches(lengths, range(6), order, 3, rows=2) == [[[5, 2], [0]], [[1, 3], [4]]]
+    assert minibatches(lengths, range(6), order, 3, rows=3) == [[[5, 2, 0]], [[1, 3, 4]]]
     # Two rows of at most 5 tokens fit into 10; the row of 9 would need 27 beside them.
-    assert minibatches(lengths, order, 3, tokens=10) == [[[5, 2], [0]], [[1, 3], [4]]]
-    assert minibatches(lengths, order, 3, tokens=9) == [[[5], [2], [0]], [[1, 3], [4]]]
-    assert minibatches(lengths, order, 3, tokens=1) == [[[5], [2], [0]], [[1], [3], [4]]]
-    assert minibatches(lengths, order, 6, tokens=1000) == [[[1, 5, 3, 2, 4, 0]]]
+    assert minibatches(lengths, range(6), order, 3, tokens=10) == [[[5, 2], [0]], [[1, 3], [4]]]
+    assert minibatches(lengths, range(6), order, 3, tokens=9) == [[[5], [2], [0]], [[1, 3], [4]]]
+    assert minibatches(lengths, range(6), order, 3, tokens=1) == [[[5], [2], [0]], [[1], [3], [4]]]
+    assert minibatches(lengths, range(6), order, 6, tokens=1000) == [[[1, 5, 3, 2, 4, 0]]]
+
+
+def test_replies_to_one_prompt_stay_together() -> None:
+    """They share its work, so they are moved to the first of them, in minibatches and in micro-batches."""
+    lengths, prompts, order = [9, 2, 5, 4, 7, 3], ["a", "b", "c", "a", "b", "c"], [5, 0, 2, 1, 4, 3]
+    # c: rows 5, 2 (3 and 5 tokens), a: 0, 3 (9 and 4), b: 1, 4 (2 and 7).
+    assert minibatches(lengths, prompts, order, 4, rows=2) == [[[5, 2], [3, 0]], [[1, 4]]]
+    assert minibatches(lengths, prompts, order, 6, rows=2) == [[[5, 2], [1, 4], [3, 0]]]
+    # A shorter row behind a longer one is padded to it: rows 5, 2 and 1 need 3 · 5 tokens, rows 4 and 3 need 2 · 7.
+    assert minibatches(lengths, prompts, order, 6, tokens=20) == [[[5, 2, 1], [4, 3], [0]]]
+    # A minibatch that ends within a prompt's replies takes the rest in the next one.
+    assert minibatches(lengths, prompts, order, 3, rows=3) == [[[5, 2, 0]], [[3, 1, 4]]]

@@ -19,6 +19,7 @@ from conftest import TINY, write_lines
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, sha256
 from plaudit.errors import RunStopped, UserError
+from plaudit.models.fused import plain
 from plaudit.models.heads import RewardContract
 from plaudit.models.roles import RoleOutput, plain_logprobs
 from plaudit.models.tokens import Tokens
@@ -355,6 +356,35 @@ def test_row_7_the_first_step_of_an_update_is_at_ratio_one(run_ppo: Callable[...
 def test_ppo_in_bfloat16_holds_the_same_numbers(run_ppo: Callable[..., Path]) -> None:
     """The ratio is exactly 1 and the fresh KL exactly 0 in bf16 too, or the run would stop."""
     rows = read_metrics(run_ppo(dtype="bfloat16", epochs=1, minibatch_size=4, micro_batch_size=2) / "metrics.jsonl")
+    assert rows[0]["kl"] == 0
+    assert [row["approx_kl"] for row in rows] == [0, 0]
+
+
+SHARING = {"replies_per_prompt": 4, "batch_size": 8, "minibatch_size": 8, "micro_batch_size": 4}
+
+
+def test_replies_that_share_their_prompts_work_train_the_same_policy(
+    run_ppo: Callable[..., Path], planted: Callable[[Callable[[Trainer], object]], None]
+) -> None:
+    """Packed behind one prompt in every pass, and padded row by row: one rollout, one update, to rounding."""
+    shares = []
+    planted(lambda trainer: shares.append(trainer.roles.packs))
+    packed = run_ppo("packed", **SHARING)
+    planted(lambda trainer: setattr(trainer.roles, "packs", False))
+    padded = run_ppo("padded", **SHARING)
+    assert shares == [not plain()] * 2  # of the second run, before it was switched off
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        for one, other in zip(read_metrics(packed / name), read_metrics(padded / name), strict=True):
+            assert one == pytest.approx(other, rel=1e-3, abs=1e-4), name
+    for file in ("00001", "00002"):
+        one, other = (load_file(folder / "rollouts" / f"{file}.safetensors") for folder in (packed, padded))
+        assert torch.equal(one["tokens_BT"], other["tokens_BT"])
+        for name in ("old_logprobs_BT", "ref_logprobs_BT", "raw_scores_BM", "advantages_BT"):
+            torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-4, msg=f"{file} {name}")
+
+
+def test_in_bfloat16_packed_rows_are_at_ratio_one(run_ppo: Callable[..., Path]) -> None:
+    rows = read_metrics(run_ppo(dtype="bfloat16", epochs=1, **SHARING) / "metrics.jsonl")
     assert rows[0]["kl"] == 0
     assert [row["approx_kl"] for row in rows] == [0, 0]
 

@@ -32,7 +32,11 @@ from plaudit.errors import UserError
 from plaudit.models.fused import fuse
 from plaudit.models.heads import ScalarHead
 from plaudit.models.logprobs import completion_loss, token_logprobs
-from plaudit.models.tokens import Batch, ReplyRow, Tokens, positions
+from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens, positions
+
+PACKED_BELOW = 0.8
+"""Share of a batch's cells, padding included, that a packed row must stay below to be worth its attention, which goes
+one sequence at a time (docs/benchmarks.md)."""
 
 Role = Literal["policy", "critic", "reference", "reward"]
 Need = Literal["logprobs", "values", "last_values", "scores", "loss"]
@@ -133,6 +137,9 @@ class Roles(nn.Module):
         self.trained = trained
         self.value_gradient = value_gradient
         self.temperature = temperature
+        self.packs = False
+        """Whether padded tokens are computed in one row where that saves enough, prompts that are alike once. For a
+        model that `models.attention` has proven to obey the segments of a row."""
         self._lora_layers = [module for module in self.peft.modules() if isinstance(module, LoraLayer)]
         self._fix_gradients()
         self.to(base.device)
@@ -181,7 +188,7 @@ class Roles(nn.Module):
             return RoleOutput(scores_BM=torch.stack([self._score(model, tokens, m) for m in members], dim=1))
         assert not isinstance(tokens, ReplyRow)
         self._activate(None if role == "reference" else role)
-        hidden_BTD = _hidden(model, tokens)
+        hidden_BTD = _hidden(model, tokens, packs=self.packs)
         mask_BT = tokens.mask_BT
         logprobs_BT = entropy_BT = values_BT = last_values_B = loss = None
         reaches = self.value_gradient or role == "critic"
@@ -200,7 +207,7 @@ class Roles(nn.Module):
 
     def _score(self, model: PreTrainedModel, tokens: Tokens | ReplyRow, member: int) -> Tensor:
         self._activate(reward_adapter(member))
-        return self.score_heads[member](last_hidden(model, tokens))
+        return self.score_heads[member](last_hidden(model, tokens, packs=self.packs))
 
     @torch.no_grad()
     def start_critic(self, mean: float, std: float) -> None:
@@ -290,8 +297,12 @@ def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettin
             raise UserError(f"lora.target_modules={lora.target_modules!r} fits no layer of this model") from error
 
 
-def _hidden(model: PreTrainedModel, tokens: Tokens | Batch | ReplyRow) -> Tensor:
+def _hidden(model: PreTrainedModel, tokens: Tokens | Batch | ReplyRow, *, packs: bool = False) -> Tensor:
     trunk = getattr(model, model.base_model_prefix)
+    if packs and isinstance(tokens, Tokens):
+        row, places_BT = pack_tokens(tokens)
+        if row.tokens_BT.numel() < PACKED_BELOW * places_BT.numel():
+            return _hidden(model, row)[0, places_BT]
     if not isinstance(tokens, Tokens) and tokens.segments is not None:
         # Packed rows: `models.attention` reads the segments, and the stage has checked that this model obeys them.
         place = positions(tokens.segments, tokens.tokens_BT.device)
@@ -301,9 +312,9 @@ def _hidden(model: PreTrainedModel, tokens: Tokens | Batch | ReplyRow) -> Tensor
     return trunk(input_ids=tokens.tokens_BT, use_cache=False).last_hidden_state
 
 
-def last_hidden(model: PreTrainedModel, tokens: Tokens | ReplyRow) -> Tensor:
+def last_hidden(model: PreTrainedModel, tokens: Tokens | ReplyRow, *, packs: bool = False) -> Tensor:
     """The state [B, D] at the last token of every sequence; by the roles' own code."""
-    return _hidden(model, tokens)[tokens.last_B]
+    return _hidden(model, tokens, packs=packs)[tokens.last_B]
 
 
 def _batch_loss(model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens | Batch) -> Tensor:

@@ -56,6 +56,12 @@ class Tokens:
     def reply_lengths_B(self) -> Tensor:
         return self.lengths_B - self.prompt_lengths_B
 
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The ids of every sequence's prompt."""
+        starts = self.prompt_lengths_B.tolist()
+        return [tuple(ids[:start]) for ids, start in zip(self.tokens_BT.tolist(), starts, strict=True)]
+
     def rows(self, index: Sequence[int]) -> "Tokens":
         """The given rows, as wide as the longest of them: columns that only pad are dropped."""
         rows = torch.as_tensor(index, device=self.tokens_BT.device)
@@ -100,6 +106,28 @@ class ReplyRow:
     def last_B(self) -> tuple[Tensor, Tensor]:
         """(row, column) of the last token of every sequence, where its score is read."""
         return torch.zeros_like(self.columns_B), self.columns_B
+
+
+def pack_tokens(tokens: Tokens) -> tuple[ReplyRow, Tensor]:
+    """The sequences in one row without padding, a prompt that several of them have there once; and where the row holds
+    every token, [B, T]: place 0 for padding, whose states nobody reads."""
+    device, lengths = tokens.tokens_BT.device, tokens.lengths_B.tolist()
+    whole, alike = tokens.tokens_BT.tolist(), dict[tuple[int, ...], list[int]]()
+    for row, prompt in enumerate(tokens.prompts):
+        alike.setdefault(prompt, []).append(row)
+    ids: list[int] = []
+    segments: list[Segment] = []
+    places_BT = torch.zeros_like(tokens.tokens_BT)
+    for prompt, rows in alike.items():
+        replies = [whole[row][len(prompt) : lengths[row]] for row in rows]
+        segments.append((len(prompt), *map(len, replies)) if len(rows) > 1 else lengths[rows[0]])
+        places_BT[rows, : len(prompt)] = torch.arange(len(ids), len(ids) + len(prompt), device=device)
+        ids += prompt
+        for row, reply in zip(rows, replies, strict=True):
+            places_BT[row, len(prompt) : lengths[row]] = torch.arange(len(ids), len(ids) + len(reply), device=device)
+            ids += reply
+    last_B = places_BT[tokens.last_B]
+    return ReplyRow(torch.tensor([ids], device=device), last_B, tuple(segments)), places_BT
 
 
 def pad_examples(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:

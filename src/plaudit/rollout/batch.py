@@ -4,7 +4,7 @@ B replies, T columns; column t describes state t and action token t+1; per-token
 False. A batch is saved as one safetensors file an update.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -52,22 +52,39 @@ class RolloutBatch:
 
 
 def minibatches(
-    lengths: Sequence[int], order: Sequence[int], size: int, *, rows: int | None = None, tokens: int | None = None
+    lengths: Sequence[int],
+    prompts: Sequence[Hashable],
+    order: Sequence[int],
+    size: int,
+    *,
+    rows: int | None = None,
+    tokens: int | None = None,
 ) -> list[list[list[int]]]:
     """The rows of an update in minibatches, and those in micro-batches of `rows` rows or at most `tokens` tokens.
 
-    Minibatches are stretches of `order`, so their rows do not depend on the micro-batches. Within one, rows are sorted
-    by length, so that a micro-batch holds little padding; its tokens are rows · longest, and a row that is longer
-    than the budget goes alone.
+    Minibatches are stretches of `order`, in which the replies to one prompt are moved to the first of them, so that
+    they can share its work; their rows do not depend on the micro-batches. Within a minibatch, prompts are sorted by
+    their longest row, and rows by length, so that a micro-batch holds little padding; its tokens are rows · longest,
+    and a row that is longer than the budget goes alone.
     """
     assert (rows is None) != (tokens is None)
+    alike: dict[Hashable, list[int]] = {}
+    for row in order:
+        alike.setdefault(prompts[row], []).append(row)
+    together = [row for group in alike.values() for row in group]
     found = []
-    for start in range(0, len(order), size):
-        chosen = sorted(order[start : start + size], key=lambda row: lengths[row])
+    for start in range(0, len(together), size):
+        chosen = together[start : start + size]
+        longest: dict[Hashable, int] = {}
+        for row in chosen:
+            longest[prompts[row]] = max(lengths[row], longest.get(prompts[row], 0))
+        first = {prompt: place for place, prompt in enumerate(longest)}
+        chosen.sort(key=lambda row: (longest[prompts[row]], first[prompts[row]], lengths[row]))
         parts: list[list[int]] = [[]]
         for row in chosen:
             here = len(parts[-1])
-            full = here >= rows if rows is not None else tokens is not None and (here + 1) * lengths[row] > tokens
+            wide = max((lengths[row], *(lengths[other] for other in parts[-1])))
+            full = here >= rows if rows is not None else tokens is not None and (here + 1) * wide > tokens
             if full and here:
                 parts.append([])
             parts[-1].append(row)

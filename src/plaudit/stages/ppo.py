@@ -35,9 +35,10 @@ from plaudit.guard import invariants
 from plaudit.guard.doctor import latest
 from plaudit.guard.invariants import digest
 from plaudit.guard.watch import verdict
-from plaudit.models.attention import use_packed_attention
+from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
 from plaudit.models.compiled import compile_layers
 from plaudit.models.export import export_policy
+from plaudit.models.fused import plain
 from plaudit.models.heads import save_head
 from plaudit.models.load import load_model
 from plaudit.models.optimiser import MasterAdamW
@@ -152,9 +153,11 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     reward = files.attach(roles, machine.dtype, machine.device) if files else None
     # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
     # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
-    use_packed_attention(base)
+    packs = use_packed_attention(base) is None and prompt_sharing_refused(base) is None
     if config.torch_compile:
         compile_layers(base)
+    else:
+        roles.packs = packs and not plain()
     if config.critic == "own" and reward is not None and files is not None and files.adapters:
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
     engine = InProcessEngine(

@@ -102,7 +102,7 @@ def _mix_in_demonstrations(trainer: Trainer, step: int, where: str) -> float:
     count, total = sum(example.targets for example in chosen), 0.0
     lengths = [len(example.ids) for example in chosen]
     rows, tokens = (None, config.micro_batch_tokens) if config.micro_batch_tokens else (config.micro_batch_size, None)
-    (parts,) = minibatches(lengths, range(len(chosen)), len(chosen), rows=rows, tokens=tokens)
+    (parts,) = minibatches(lengths, places, range(len(chosen)), len(chosen), rows=rows, tokens=tokens)
     for part in trainer.ranks.share(parts):
         examples = pad_examples([chosen[i] for i in part], trainer.chat.pad_id, device)
         loss = trainer.roles(examples, "policy", frozenset({"loss"})).loss / count

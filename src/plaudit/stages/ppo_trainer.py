@@ -119,12 +119,13 @@ def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[list[int]
     bf16 products round differently in another layout, so this is what makes the first ratio exactly 1. Epochs shuffle
     the order of the minibatches.
     """
-    config, lengths = trainer.config, tokens.lengths_B.tolist()
+    config, lengths, prompts = trainer.config, tokens.lengths_B.tolist(), tokens.prompts
     order = rng.permutation(trainer.run.seed, "ppo/layout", update, len(lengths))
     if config.micro_batch_tokens is not None:
         budget = trainer.micro.rows(config.micro_batch_tokens)
-        return minibatches(lengths, order, config.minibatch_size, tokens=budget)
-    return minibatches(lengths, order, config.minibatch_size, rows=trainer.micro.rows(config.micro_batch_size))
+        return minibatches(lengths, prompts, order, config.minibatch_size, tokens=budget)
+    rows = trainer.micro.rows(config.micro_batch_size)
+    return minibatches(lengths, prompts, order, config.minibatch_size, rows=rows)
 
 
 @torch.no_grad()
