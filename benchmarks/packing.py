@@ -1,14 +1,15 @@
 """What packing saves PPO: a training pass of the policy over rows that pad, and over one row that shares prompts.
 
-Micro-batches of eight replies: four to a prompt, with prompts of several lengths, and one to a prompt, with replies of
-other lengths each. For every shape both ways take turns; seconds are medians, forward and backward. `cells` is the
-share of the padded batch's cells that the packed row has: PPO packs below `roles.PACKED_BELOW`.
+Micro-batches of eight replies: four to a prompt; one to a prompt that starts as all others do; one to a prompt, with
+replies of other lengths each. For every shape both ways take turns; seconds are medians, forward and backward. `cells`
+is the share of the padded batch's cells that the packed row has: PPO packs below `roles.PACKED_BELOW`.
 
     python benchmarks/packing.py --model FOLDER --json
 """
 
 import argparse
 import time
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -25,28 +26,40 @@ from plaudit.run.folder import versions
 
 ROWS = task.MICRO_BATCH
 NEED = frozenset({"logprobs", "values"})
-# name -> prompt lengths and reply lengths of a micro-batch's rows; rows of one prompt length share the prompt.
-EVEN = [48] * ROWS
-SHAPES: dict[str, tuple[list[int], list[int]]] = {
-    **{f"4 replies of 48 to prompts of {p}": ([p] * 4 + [p + 1] * 4, EVEN) for p in (16, 32, 64, 128, 256)},
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A micro-batch: tokens that all rows start with, then a row's own prompt and reply; rows whose prompts have one
+    length have one prompt."""
+
+    start: int
+    prompts: tuple[int, ...]
+    replies: tuple[int, ...]
+
+    def tokens(self, vocabulary: int, device: torch.device) -> Tokens:
+        generator = torch.Generator().manual_seed(0)
+
+        def ids(count: int) -> list[int]:
+            return torch.randint(vocabulary, (count,), generator=generator).tolist()
+
+        start, known = ids(self.start), {length: ids(length) for length in dict.fromkeys(self.prompts)}
+        prompts = [[*start, *known[length]] for length in self.prompts]
+        return pad_right(prompts, [ids(length) for length in self.replies], 0, device)
+
+
+OWN = tuple(range(16, 16 + ROWS))
+SHAPES = {
+    **{f"4 replies of 48 to prompts of {p}": Shape(0, (p,) * 4 + (p + 1,) * 4, (48,) * ROWS) for p in (16, 64, 256)},
+    **{f"replies of 48, prompts of {s} + 16 to 23 tokens": Shape(s, OWN, (48,) * ROWS) for s in (16, 64, 256)},
+    "replies of 16 to 23, prompts of 20 + 16 to 23 tokens": Shape(20, OWN, OWN),
     **{
-        f"1 reply to a prompt of 32, replies of {low} to 64": (
-            [32 + row for row in range(ROWS)], [low + (64 - low) * row // (ROWS - 1) for row in range(ROWS)]
+        f"replies of {low} to 64, prompts of 16 to 23": Shape(
+            0, OWN, tuple(low + (64 - low) * row // (ROWS - 1) for row in range(ROWS))
         )
         for low in (48, 32, 16, 4)
     },
-}  # fmt: skip
-
-
-def batch_of(prompts: list[int], replies: list[int], vocabulary: int, device: torch.device) -> Tokens:
-    """Random ids; rows whose prompts have one length have one prompt."""
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(count: int) -> list[int]:
-        return torch.randint(vocabulary, (count,), generator=generator).tolist()
-
-    known = {length: ids(length) for length in dict.fromkeys(prompts)}
-    return pad_right([known[length] for length in prompts], [ids(length) for length in replies], 0, device)
+}
 
 
 def seconds_of(roles: Roles, tokens: Tokens, packs: bool) -> float:
@@ -73,8 +86,8 @@ def measure(model: str, rounds: int, dtype: str) -> dict[str, Any]:
         raise SystemExit(f"this model cannot share prompts: {refused}")
     roles_module.PACKED_BELOW = 10.0  # always, so that it can be seen what the limit should be
     rows = []
-    for name, (prompts, replies) in SHAPES.items():
-        tokens = batch_of(prompts, replies, base.config.vocab_size, machine.device)
+    for name, shape in SHAPES.items():
+        tokens = shape.tokens(base.config.vocab_size, machine.device)
         taken: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(rounds + 1):
             for packs, seconds in taken.items():

@@ -176,10 +176,16 @@ def test_packing_on_a_tiny_model(
     bench: SimpleNamespace, tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.packing.roles_module, "PACKED_BELOW", 0.8)  # put back what the benchmark changes
-    shapes = {"shared": ([6] * 4 + [3] * 4, [2] * 8), "ragged": ([*range(2, 10)], [*range(8, 0, -1)])}
+    shape = bench.packing.Shape
+    shapes = {
+        "shared": shape(0, (6,) * 4 + (3,) * 4, (2,) * 8),
+        "start": shape(5, (*range(2, 10),), (3,) * 8),
+        "ragged": shape(0, (*range(2, 10),), (*range(8, 0, -1),)),
+    }
     monkeypatch.setattr(bench.packing, "SHAPES", shapes)
-    shared, ragged = bench.packing.measure(str(tiny_model("llama")), 1, "float32")["rows"]
+    shared, start, ragged = bench.packing.measure(str(tiny_model("llama")), 1, "float32")["rows"]
     # Prompts of 6 and 3 tokens once and eight replies of 2, in rows of 8; rows of 10 tokens each need no padding.
     assert shared["cells"] == round((6 + 3 + 16) / 64, 3)
+    assert start["cells"] == round((5 + sum(range(2, 10)) + 24) / (8 * 17), 3)
     assert ragged["cells"] == 1
     assert min(shared["padded"], shared["packed"]) > 0

@@ -145,12 +145,15 @@ def test_a_model_that_cannot_share_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 POLICY = frozenset({"logprobs", "values", "last_values"})
 
 
+@pytest.mark.parametrize("start", [0, 12])
 @pytest.mark.parametrize("architecture", MODELS)
 def test_padded_tokens_are_packed_where_that_saves_enough(
-    architecture: str, stirred: Callable[..., Roles], monkeypatch: pytest.MonkeyPatch
+    architecture: str, start: int, stirred: Callable[..., Roles], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What PPO asks of the policy, and its gradients: the same in rows that pad and in one row that shares prompts."""
-    chosen = [(prompt, [reply for reply in replies if reply]) for prompt, replies in groups()]
+    """What PPO asks of the policy, and its gradients: the same in rows that pad and in one row that shares prompts, or
+    that shares the start of all of them."""
+    first = list(range(100, 100 + start))
+    chosen = [(first + prompt, [reply for reply in replies if reply]) for prompt, replies in groups()]
     tokens = alone(chosen)
     usual, packing = (
         stirred(build(architecture), trained="policy", value_gradient=True, temperature=0.7) for _ in range(2)
@@ -173,7 +176,9 @@ def test_padded_tokens_are_packed_where_that_saves_enough(
         sum((t * weights[name]).sum() for name, t in parts(output)).backward()
         learnt = {name: p.grad for name, p in roles.trainable().items() if p.grad is not None}
         found.append(({name: t.detach() for name, t in parts(output)}, learnt))
-    assert cells == [9 + 1 + 17 + sum(len(reply) for _, replies in chosen for reply in replies)]
+    replies = sum(len(reply) for _, replies in chosen for reply in replies)
+    # Three, two and one replies to prompts of 9, 1 and 17 tokens behind the start.
+    assert cells == [replies + (12 + 3 * 9 + 2 * 1 + 17 if start else 9 + 1 + 17)]
     assert cells[0] < roles_module.PACKED_BELOW * tokens.tokens_BT.numel()
     (expected, gradients), (outputs, learnt) = found
     assert set(expected) == {"logprobs_BT", "entropy_BT", "values_BT", "last_values_B"}

@@ -33,6 +33,16 @@ def test_packed_tokens_by_hand() -> None:
     assert places_BT.tolist() == [[0, 1, 2, 0], [5, 6, 7, 8], [0, 1, 3, 4]]
 
 
+def test_the_start_of_all_prompts_is_shared_where_that_saves_more() -> None:
+    """A system message: 5, 6 are there once instead of four times. The prompt 5, 6, 7 is not, which would save less."""
+    tokens = pad_right([[5, 6, 7], [5, 6], [5, 6, 8, 9], [5, 6, 7]], [[1], [2, 3], [4], [2]], 0, CPU)
+    row, places_BT = pack_tokens(tokens)
+    assert row.tokens_BT.tolist() == [[5, 6, 7, 1, 2, 3, 8, 9, 4, 7, 2]]
+    assert row.segments == ((2, 2, 2, 3, 2),)
+    assert row.columns_B.tolist() == [3, 5, 8, 10]
+    assert places_BT.tolist() == [[0, 1, 2, 3, 0], [0, 1, 4, 5, 0], [0, 1, 6, 7, 8], [0, 1, 9, 10, 0]]
+
+
 def test_last_column_is_always_masked(ragged: Tokens) -> None:
     assert not ragged.mask_BT[:, -1].any()
 

@@ -109,25 +109,42 @@ class ReplyRow:
 
 
 def pack_tokens(tokens: Tokens) -> tuple[ReplyRow, Tensor]:
-    """The sequences in one row without padding, a prompt that several of them have there once; and where the row holds
-    every token, [B, T]: place 0 for padding, whose states nobody reads."""
+    """The sequences in one row without padding, what they share there once; and where the row holds every token,
+    [B, T]: place 0 for padding, whose states nobody reads.
+
+    Shared is the prompt of several replies or, where that saves more, the start that all prompts have: a system
+    message.
+    """
     device, lengths = tokens.tokens_BT.device, tokens.lengths_B.tolist()
-    whole, alike = tokens.tokens_BT.tolist(), dict[tuple[int, ...], list[int]]()
-    for row, prompt in enumerate(tokens.prompts):
-        alike.setdefault(prompt, []).append(row)
+    whole = tokens.tokens_BT.tolist()
     ids: list[int] = []
     segments: list[Segment] = []
     places_BT = torch.zeros_like(tokens.tokens_BT)
-    for prompt, rows in alike.items():
-        replies = [whole[row][len(prompt) : lengths[row]] for row in rows]
-        segments.append((len(prompt), *map(len, replies)) if len(rows) > 1 else lengths[rows[0]])
-        places_BT[rows, : len(prompt)] = torch.arange(len(ids), len(ids) + len(prompt), device=device)
-        ids += prompt
-        for row, reply in zip(rows, replies, strict=True):
-            places_BT[row, len(prompt) : lengths[row]] = torch.arange(len(ids), len(ids) + len(reply), device=device)
-            ids += reply
-    last_B = places_BT[tokens.last_B]
-    return ReplyRow(torch.tensor([ids], device=device), last_B, tuple(segments)), places_BT
+
+    def put(rows: list[int], start: int, end: int) -> None:
+        """Append columns start to end, which `rows` have in common."""
+        places_BT[rows, start:end] = torch.arange(len(ids), len(ids) + end - start, device=device)
+        ids.extend(whole[rows[0]][start:end])
+
+    for shared, rows in _shared(tokens.prompts):
+        segments.append((shared, *(lengths[row] - shared for row in rows)) if len(rows) > 1 else lengths[rows[0]])
+        put(rows, 0, shared)
+        for row in rows:
+            put([row], shared, lengths[row])
+    return ReplyRow(torch.tensor([ids], device=device), places_BT[tokens.last_B], tuple(segments)), places_BT
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+    """(Leading tokens that they share, rows) of groups of rows."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        alike.setdefault(prompt, []).append(row)
+    # The common start of all is that of the first and the last in order.
+    low, high = min(alike), max(alike)
+    start = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    if start * (len(prompts) - 1) > sum(len(prompt) * (len(rows) - 1) for prompt, rows in alike.items()):
+        return [(start, list(range(len(prompts))))]
+    return [(len(prompt), rows) for prompt, rows in alike.items()]
 
 
 def pad_examples(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
