@@ -74,6 +74,7 @@ def check_equal(architecture: str, examples: list[Example], stirred: Callable[..
         "padded": loss_and_gradients(usual, [pad_examples(examples, 3, CPU)]),
         "packed": loss_and_gradients(packed, [pack_examples(examples, CPU)]),
         "packed, padded": loss_and_gradients(packed, [pad_examples(examples, 3, CPU)]),
+        "packed, shared": loss_and_gradients(packed, [pack_examples(examples, CPU, share=True)]),
     }
     count = sum(example.targets for example in examples)
     expected = found["alone"][1]
@@ -89,6 +90,35 @@ def check_equal(architecture: str, examples: list[Example], stirred: Callable[..
 @pytest.mark.parametrize("architecture", MODELS)
 def test_packed_equals_padded_equals_alone(architecture: str, stirred: Callable[..., Roles]) -> None:
     check_equal(architecture, ragged_examples(), stirred, 340)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_a_common_start_that_is_there_once_changes_nothing(architecture: str, stirred: Callable[..., Roles]) -> None:
+    """A system message of twelve tokens, longer than Mistral's window, before each of five examples."""
+    start, before = tuple(range(100, 112)), (False,) * 12
+    examples = [Example(start + tuple(e.ids), before + tuple(e.learnt), e.kind) for e in ragged_examples()]
+    tokens = sum(len(example.ids) for example in examples)
+    # The two-token example is learnt from its second token on, so all of the start may be shared.
+    assert pack_examples(examples, CPU, share=True).tokens_BT.numel() == tokens - 4 * 12
+    check_equal(architecture, examples, stirred, 340)
+
+
+def test_a_shared_start_by_hand() -> None:
+    """5, 6 are common and not learnt; so is 7, but what follows it is learnt, and is another token in each."""
+    examples = [
+        Example((5, 6, 7, 8), (False, False, False, True), "x"),
+        Example((5, 6, 7, 9, 4), (False, False, False, True, True), "x"),
+    ]
+    row = pack_examples(examples, CPU, share=True)
+    assert row.tokens_BT.tolist() == [[5, 6, 7, 8, 7, 9, 4]]
+    assert row.segments == ((2, 2, 3),)
+    assert row.mask_BT.tolist() == [[False, False, True, False, True, True, False]]
+    assert row.mask_BT.sum() == sum(example.targets for example in examples)
+    # One token of 22 is not worth it; and an example that teaches nothing limits nothing but its own length.
+    long = [Example((5, *range(i, i + 10)), (False,) * 10 + (True,), "x") for i in (20, 40)]
+    assert pack_examples(long, CPU, share=True).segments == (11, 11)
+    silent = [examples[0], Example((5, 6), (False, False), "x")]
+    assert pack_examples(silent, CPU, share=True).segments == ((1, 3, 1),)
 
 
 @pytest.mark.parametrize("shape", ["chatml", "llama3", "mistral"])

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from plaudit.data.packing import Example
 
+SHARED_FROM = 0.1
+"""Share of a row's tokens that a common start must save to be worth its more complicated attention."""
+
 Segment = int | tuple[int, ...]
 """An example of a packed row by its length, or by those of a prompt and of the replies that share it."""
 
@@ -139,12 +142,17 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         alike.setdefault(prompt, []).append(row)
-    # The common start of all is that of the first and the last in order.
-    low, high = min(alike), max(alike)
-    start = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    start = _common_start(list(alike))
     if start * (len(prompts) - 1) > sum(len(prompt) * (len(rows) - 1) for prompt, rows in alike.items()):
         return [(start, list(range(len(prompts))))]
     return [(len(prompt), rows) for prompt, rows in alike.items()]
+
+
+def _common_start(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows start with: those that the first and the last of them in order have in common."""
+    ordered = sorted(map(tuple, rows))
+    low, high = ordered[0], ordered[-1]
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
 
 
 def pad_examples(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
@@ -155,13 +163,25 @@ def pad_examples(examples: Sequence[Example], pad_id: int, device: torch.device)
     return Batch(torch.tensor(ids, device=device), torch.tensor(learnt, dtype=torch.bool, device=device))
 
 
-def pack_examples(examples: Sequence[Example], device: torch.device) -> Batch:
-    """All examples in one row; the last column of each is masked: its next token belongs to another example."""
-    ids = [token for example in examples for token in example.ids]
-    learnt = [counts for example in examples for counts in (*example.learnt[1:], False)]
-    segments = tuple(len(example.ids) for example in examples)
-    mask_BT = torch.tensor([learnt], dtype=torch.bool, device=device)
-    return Batch(torch.tensor([ids], device=device), mask_BT, segments)
+def pack_examples(examples: Sequence[Example], device: torch.device, *, share: bool = False) -> Batch:
+    """All examples in one row; the last column of each is masked: its next token belongs to another example.
+
+    With `share` the tokens that all of them start with and none of them learns, a system message, are there once.
+    """
+    shared = 0
+    if share:
+        # What follows the shared part is another token in every example, so none of those may be learnt.
+        unlearnt = [[*map(bool, example.learnt), True].index(True) - 1 for example in examples]
+        shared = min(_common_start([example.ids for example in examples]), *unlearnt)
+        if shared * (len(examples) - 1) < SHARED_FROM * sum(len(example.ids) for example in examples):
+            shared = 0
+    ids, learnt = list(examples[0].ids[:shared]), [False] * shared
+    for example in examples:
+        ids += example.ids[shared:]
+        learnt += [bool(counts) for counts in example.learnt[shared + 1 :]] + [False]
+    lengths = [len(example.ids) - shared for example in examples]
+    segments: tuple[Segment, ...] = ((shared, *lengths),) if shared else tuple(lengths)
+    return Batch(torch.tensor([ids], device=device), torch.tensor([learnt], dtype=torch.bool, device=device), segments)
 
 
 def pack_replies(

@@ -30,8 +30,9 @@ from plaudit.data.packing import Example, balanced, by_length
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite, check_unchanged, digest, fingerprint
-from plaudit.models.attention import use_packed_attention
+from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
 from plaudit.models.full import FullModel
+from plaudit.models.fused import plain
 from plaudit.models.load import load_model, save_model
 from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import Roles, merge_into
@@ -83,6 +84,8 @@ class Trainer:
     chat: ChatFormat
     model: Roles | FullModel
     packed: bool
+    shares: bool
+    """Whether a packed row holds the start that all its demonstrations have once."""
     held_out: list[Example]
     prompts: list[Demonstration]
     engine: InProcessEngine | None
@@ -100,7 +103,7 @@ class Trainer:
         device = self.run.machine.device
         chosen = [[examples[i] for i in group] for group in groups]
         if self.packed:
-            return [pack_examples(group, device) for group in chosen]
+            return [pack_examples(group, device, share=self.shares) for group in chosen]
         return [pad_examples(group, self.chat.pad_id, device) for group in chosen]
 
     def loss(self, batch: Batch) -> Tensor:
@@ -162,6 +165,7 @@ def build(
     full = config.lora is None
     base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
     reason = use_packed_attention(base) if config.packing else "sft.packing is false"
+    shares = reason is None and prompt_sharing_refused(base) is None and not plain()
     model = FullModel(base, run.machine.dtype) if full else Roles(
         base, trained="policy", lora=config.lora, seed=run.seed
     )  # fmt: skip
@@ -173,8 +177,8 @@ def build(
         engine = InProcessEngine(copy, eos_id=chat.eos_id)
     layout = "packed" if reason is None else f"padded: {reason}"
     micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
-    trainer = Trainer(config, run, chat, model, reason is None, held_out, prompts[: config.samples], engine, micro)
-    return trainer, layout
+    shown = prompts[: config.samples]
+    return Trainer(config, run, chat, model, reason is None, shares, held_out, shown, engine, micro), layout
 
 
 def _checkpoint_gradients(base: PreTrainedModel) -> None:
