@@ -43,7 +43,9 @@ def examples_of(chat: ChatFormat, path: Path, split: str) -> list[Example]:
     return found
 
 
-def measure(model: str, data: Path, seed: int, *, packing: bool, micro: int, limit: int | None) -> dict[str, Any]:
+def measure(
+    model: str, data: Path, seed: int, *, packing: bool, sharing: bool, micro: int, limit: int | None
+) -> dict[str, Any]:
     """Train one epoch; the workload's numbers."""
     quiet_libraries()
     config = SFTConfig(
@@ -59,12 +61,13 @@ def measure(model: str, data: Path, seed: int, *, packing: bool, micro: int, lim
         folder = RunFolder.open(Path(home) / "run", f"name: benchmark\nseed: {seed}\n", resume=False)
         run = Run(folder, seed, choose_machine("bfloat16"), source, None, (), ())
         trainer, layout = sft.build(config, run, chat, held_out, [])
+        trainer.shares = trainer.shares and sharing
         with Saver(run, "sft") as saver:
             sft.train(trainer, steps, saver)
     tokens = sum(len(example.ids) for step in steps for example in step.examples)
     return {
         "workload": "W-SFT",
-        "what": f"plaudit, {layout}, {micro} rows a micro-batch",
+        "what": f"plaudit, {layout}, {micro} rows a micro-batch{', a common start once' if trainer.shares else ''}",
         "tokens": tokens,
         "seconds": round(trainer.seconds, 2),
         "tokens_per_second": round(tokens / trainer.seconds, 1),
@@ -83,12 +86,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--micro", type=int, default=BATCH, help="rows in one forward and backward pass")
     parser.add_argument("--no-packing", action="store_true", help="pad rows of like length instead")
+    parser.add_argument("--no-sharing", action="store_true", help="compute a common start in every row")
     parser.add_argument("--steps", type=int, help="fewer optimiser steps, for a look")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     given = parser.parse_args()
     found = measure(
-        given.model, given.data, given.seed, packing=not given.no_packing, micro=given.micro, limit=given.steps
-    )
+        given.model, given.data, given.seed, packing=not given.no_packing, sharing=not given.no_sharing,
+        micro=given.micro, limit=given.steps,
+    )  # fmt: skip
     if given.json:
         print(json.dumps(found))
     else:
