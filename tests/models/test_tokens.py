@@ -24,7 +24,7 @@ def test_mask_by_hand() -> None:
 
 
 def test_packed_tokens_by_hand() -> None:
-    """Two replies to one prompt lie behind it, a third prompt between them does not matter; padding is at place 0."""
+    """Two replies to one prompt lie behind it, another prompt between them does not matter; padding is at place 0."""
     tokens = pad_right([[5, 6], [8], [5, 6]], [[9], [4, 4, 2], [7, 3]], 0, CPU)
     row, places_BT = pack_tokens(tokens)
     assert row.tokens_BT.tolist() == [[5, 6, 9, 7, 3, 8, 4, 4, 2]]

@@ -21,8 +21,9 @@ from plaudit.data.files import read_rankings, sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.fused import plain
 from plaudit.models.heads import RewardContract
-from plaudit.models.roles import RoleOutput, plain_logprobs
-from plaudit.models.tokens import Tokens
+from plaudit.models.roles import PACKED_BELOW, RoleOutput, plain_logprobs
+from plaudit.models.tokens import Tokens, pack_tokens
+from plaudit.rollout.batch import minibatches
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import ppo, reward, sft
 from plaudit.stages.base import Run
@@ -363,6 +364,16 @@ def test_ppo_in_bfloat16_holds_the_same_numbers(run_ppo: Callable[..., Path]) ->
 SHARING = {"replies_per_prompt": 4, "batch_size": 8, "minibatch_size": 8, "micro_batch_size": 4}
 
 
+def packs(folder: Path) -> bool:
+    """Whether every micro-batch of the first rollout saves enough for its rows to be packed."""
+    saved = load_file(folder / "rollouts/00001.safetensors")
+    tokens = Tokens(saved["tokens_BT"], saved["prompt_lengths_B"], saved["lengths_B"])
+    lengths, order = tokens.lengths_B.tolist(), range(SHARING["batch_size"])
+    (parts,) = minibatches(lengths, tokens.prompts, order, SHARING["minibatch_size"], rows=SHARING["micro_batch_size"])
+    micro = [tokens.rows(rows) for rows in parts]
+    return all(pack_tokens(m)[0].tokens_BT.numel() < PACKED_BELOW * m.tokens_BT.numel() for m in micro)
+
+
 def test_replies_that_share_their_prompts_work_train_the_same_policy(
     run_ppo: Callable[..., Path], planted: Callable[[Callable[[Trainer], object]], None]
 ) -> None:
@@ -373,6 +384,7 @@ def test_replies_that_share_their_prompts_work_train_the_same_policy(
     planted(lambda trainer: setattr(trainer.roles, "packs", False))
     padded = run_ppo("padded", **SHARING)
     assert shares == [not plain()] * 2  # of the second run, before it was switched off
+    assert packs(packed)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         for one, other in zip(read_metrics(packed / name), read_metrics(padded / name), strict=True):
             assert one == pytest.approx(other, rel=1e-3, abs=1e-4), name
@@ -384,7 +396,9 @@ def test_replies_that_share_their_prompts_work_train_the_same_policy(
 
 
 def test_in_bfloat16_packed_rows_are_at_ratio_one(run_ppo: Callable[..., Path]) -> None:
-    rows = read_metrics(run_ppo(dtype="bfloat16", epochs=1, **SHARING) / "metrics.jsonl")
+    folder = run_ppo(dtype="bfloat16", epochs=1, **SHARING)
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert packs(folder)
     assert rows[0]["kl"] == 0
     assert [row["approx_kl"] for row in rows] == [0, 0]
 

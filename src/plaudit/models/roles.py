@@ -138,8 +138,8 @@ class Roles(nn.Module):
         self.value_gradient = value_gradient
         self.temperature = temperature
         self.packs = False
-        """Whether padded tokens are computed in one row where that saves enough, prompts that are alike once. For a
-        model that `models.attention` has proven to obey the segments of a row."""
+        """Whether padded tokens are computed in one row where that saves enough, what prompts share once
+        (`tokens.pack_tokens`). For a model that `models.attention` has proven to obey the segments of a row."""
         self._lora_layers = [module for module in self.peft.modules() if isinstance(module, LoraLayer)]
         self._fix_gradients()
         self.to(base.device)

@@ -16,7 +16,8 @@ from torch import Tensor
 from plaudit.data.packing import Example
 
 SHARED_FROM = 0.1
-"""Share of a row's tokens that a common start must save to be worth its more complicated attention."""
+"""Share of a row's tokens that a common start must save to be worth its more complicated attention; drawn by judgement,
+not by a measurement."""
 
 Segment = int | tuple[int, ...]
 """An example of a packed row by its length, or by those of a prompt and of the replies that share it."""
