@@ -103,6 +103,7 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
             prompt_lengths = load_file(file)["prompt_lengths_B"]
             assert bool((prompt_lengths == task.PROMPT_TOKENS).all()), f"{file.name}: prompts of {prompt_lengths}"
         times = [{k: v for k, v in row.items() if k != "update"} for row in read_metrics(done / "times.jsonl")]
+        finished = run.folder.finished()["ppo"]
         saves = [row for row in read_metrics(run.folder.path / "saves.jsonl") if row["stage"] == "ppo"]
     updates_s, save_s = [sum(row.values()) for row in times], [row["seconds"] for row in saves]
     settings, machine, source = read.ppo, choose_machine(dtype), resolve(model)
@@ -120,6 +121,7 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         "profile": arithmetic.profile(gflop, typical, peak_gflops),
         "peak_gflops": round(peak_gflops),
         "peak_rss_mb": peak,
+        **{name: finished[name] for name in ("peak_gpu_mb",) if name in finished},
         "seconds_of_a_save": save_s,
         "megabytes_of_a_save": round(max(row["bytes"] for row in saves) / 1e6, 1),
         "save_of_ten_updates": round(float(np.median(save_s)) / (10 * float(np.median(updates_s))), 5),

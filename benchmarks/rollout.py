@@ -21,7 +21,7 @@ import torch
 
 import task
 from plaudit import rng
-from plaudit.dist.machine import choose_machine, peak_rss_mb
+from plaudit.dist.machine import choose_machine, peaks
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.roles import LoraSettings, Roles
 from plaudit.rollout.inprocess import InProcessEngine
@@ -71,7 +71,7 @@ def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int,
         "rounds": [round(rate, 1) for rate in rates],
         "replies_that_differ_in_other_batches": changed,
         "seconds_of_merging": round(median(merging[1:]), 3),
-        "peak_rss_mb": round(peak_rss_mb(), 1),
+        **{name: round(peak, 1) for name, peak in peaks(machine.device).items()},
         "versions": versions(),
     }
 

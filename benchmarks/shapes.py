@@ -47,6 +47,8 @@ def make(shape: str, tokenizer: str, to: Path) -> None:
     torch.manual_seed(0)
     with torch.device(machine.device):
         model = AutoModelForCausalLM.from_config(config_of(shape, len(known)), dtype=machine.dtype)
+    # Next-token laws as peaked as a trained model's, or the token that ends a reply would be drawn now and then.
+    model.get_output_embeddings().weight.data.mul_(8)
     save_model(model, known, to)
 
 

@@ -21,11 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import task
 
 PACKAGES = ("torch", "transformers", "peft")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def merged(folder: str) -> Any:
     """The model with an adapter merged into it."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map=DEVICE).eval()
     lora = LoraConfig(r=task.LORA_R, lora_alpha=task.LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
     generator = torch.Generator().manual_seed(0)
@@ -47,7 +48,7 @@ def measure(folder: str, rounds: int, rows: int, tokens: int) -> dict[str, Any]:
     """The workload's numbers."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), merged(folder)
     prompts = [task.ids_of(tokenizer, text) for text in task.fixed_prompts(tokenizer, rows, task.PROMPT_TOKENS)]
-    ids_BT = torch.tensor(prompts)
+    ids_BT = torch.tensor(prompts, device=DEVICE)
     generating, scoring = [], []
     for number in range(rounds + 1):
         torch.manual_seed(number)
@@ -69,6 +70,7 @@ def measure(folder: str, rounds: int, rows: int, tokens: int) -> dict[str, Any]:
         "without_logprobs": round(rows * tokens / median(generating[1:]), 1),
         "rounds": [round(rate, 1) for rate in both],
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
+        **({"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)} if DEVICE == "cuda" else {}),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 

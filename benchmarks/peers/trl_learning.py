@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from trl_ppo import Clock, arguments, build, peak_rss_mb, scalar_model, tokenizer_of, versions
+from trl_ppo import Clock, arguments, build, peaks, scalar_model, tokenizer_of, versions
 
 import task
 
@@ -128,7 +128,7 @@ def main() -> None:
         "learning_rate": given.learning_rate,
         "seconds": round(sum(clock.seconds), 1),
         "seconds_per_update": round(float(np.median(clock.seconds[1:] or clock.seconds)), 2),
-        "peak_rss_mb": peak_rss_mb(),
+        **peaks(),
         "versions": versions(),
         "evaluations": rows,
     }

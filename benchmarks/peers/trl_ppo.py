@@ -85,7 +85,8 @@ def build(
         per_device_train_batch_size=micro, gradient_accumulation_steps=given.batch // micro,
         num_mini_batches=given.batch // mini, local_rollout_forward_batch_size=given.batch, cliprange=task.CLIP_RANGE,
         gamma=task.GAMMA, lam=task.LAM, vf_coef=task.VALUE_COEF, temperature=task.TEMPERATURE, whiten_rewards=False,
-        num_sample_generations=0, gradient_checkpointing=False, bf16=given.dtype == "bfloat16", use_cpu=True,
+        num_sample_generations=0, gradient_checkpointing=False, bf16=given.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
         seed=given.seed, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, **settings,
     )  # fmt: skip
     rows = prompts * -(-(given.updates + 1) * given.batch // len(prompts))
@@ -101,8 +102,12 @@ def build(
     return trainer
 
 
-def peak_rss_mb() -> float:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+def peaks() -> dict[str, float]:
+    """Peak memory in MB: the process's, and that of the tensors on a GPU where there is one."""
+    found = {"peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)}
+    if torch.cuda.is_available():
+        found["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -139,7 +144,7 @@ def main() -> None:
         "workload": "W-PPO",
         "what": f"trl, {given.batch} replies of {given.tokens} tokens",
         "seconds_per_update": [round(seconds, 2) for seconds in clock.seconds],
-        "peak_rss_mb": peak_rss_mb(),
+        **peaks(),
         "seed": given.seed,
         "versions": versions(),
     }

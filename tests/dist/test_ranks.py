@@ -181,6 +181,6 @@ def test_another_process_leaves_the_run_folder_alone(tmp_path: Path) -> None:
         own = folder.stage("ppo")
         (own / "metrics.jsonl").write_text("{}\n")
         folder.begin("sft", ("sft", "ppo"))
-        folder.end("ppo", 1.0, 1.0)
+        folder.end("ppo", 1.0, {})
     assert not own.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["sft"]

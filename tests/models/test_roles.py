@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from conftest import ARCHITECTURES
+from plaudit.models.attention import use_packed_attention
 from plaudit.models.roles import LoraSettings, Roles, merge_into, plain_logprobs
 from plaudit.models.tokens import Tokens
 
@@ -115,6 +116,27 @@ def test_what_is_not_asked_for_is_none(four: Roles, ragged: Tokens) -> None:
     for role, need in (("reference", "values"), ("reward", "logprobs"), ("policy", "scores")):
         with pytest.raises(AssertionError):
             four(ragged, role, frozenset({need}))
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_the_last_token_is_read_only_where_its_state_is_asked_for(
+    four: Roles, ragged: Tokens, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No action follows it, so its products would be for nothing."""
+    model, read = four.peft.get_base_model(), list[int]()
+    trunk = getattr(model, model.base_model_prefix)
+    trunk.register_forward_pre_hook(lambda *given: read.append(given[2]["input_ids"].numel()), with_kwargs=True)
+    rows, columns = ragged.tokens_BT.shape
+    whole, shorter = rows * columns, rows * (columns - 1)
+    if packs:
+        assert use_packed_attention(model) is None
+        read.clear()
+        monkeypatch.setattr("plaudit.models.roles.PACKED_BELOW", 10.0)
+        four.packs, whole, shorter = True, int(ragged.lengths_B.sum()), int(ragged.lengths_B.sum()) - rows
+    for role, need in (("policy", POLICY), ("reference", LOGPROBS), ("reward", SCORES)):
+        four(ragged, role, need)
+    four(ragged, "policy", POLICY | {"last_values"})
+    assert read == [shorter, shorter, whole, whole]
 
 
 @pytest.mark.parametrize(("trained", "head"), [("policy", "value_head"), ("reward", "score_heads")])

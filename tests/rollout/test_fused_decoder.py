@@ -1,5 +1,6 @@
 """The fused decoder against transformers' own step: who gets one, and that it computes the same."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from plaudit.rollout import fused_decoder
 from plaudit.rollout.decoder import Decoder, LibraryDecoder
 from plaudit.rollout.fused_decoder import FusedDecoder
 
@@ -63,10 +65,12 @@ def decoded(decoder: Decoder, steps: int) -> torch.Tensor:
     """Hidden states of rows of several lengths, of which one leaves on the way."""
     generator = torch.Generator().manual_seed(1)
     found = [decoder.start([[5, 17, 9, 30, 11], [8], [21, 3, 7]])]
+    device = found[0].device
     for step in range(steps):
         if step == steps // 2:
-            decoder.keep(torch.tensor([2, 0]))
-        found.append(decoder.step(torch.randint(300, (len(found[-1]) - (step == steps // 2),), generator=generator)))
+            decoder.keep(torch.tensor([2, 0], device=device))
+        tokens = torch.randint(300, (len(found[-1]) - (step == steps // 2),), generator=generator)
+        found.append(decoder.step(tokens.to(device)))
     return torch.cat(found)
 
 
@@ -107,3 +111,64 @@ def test_loaded_weights_are_the_ones_used(dtype: torch.dtype) -> None:
     packed = {name for name, product in decoder.products.items() if product.packed is not None}
     assert packed == (set(decoder.products) if dtype == torch.bfloat16 else set())
     assert all(product.linear.weight.numel() == 0 for name, product in decoder.products.items() if name in packed)
+
+
+class Noted:
+    """What stands for a recording where there is no GPU: the step itself, over the tensors that were there."""
+
+    made = 0
+
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor], tokens_B: torch.Tensor):
+        self.step, self.rows = step, len(tokens_B)
+        self.decoder: FusedDecoder = step.__self__  # type: ignore[attr-defined]
+        self.places = self.pointers()
+        Noted.made += 1
+
+    def pointers(self) -> list[int]:
+        decoder = self.decoder
+        written = [decoder.mask_BS, decoder.positions_B1, decoder.column_1]
+        written += [tensor for layer in decoder.layers for tensor in (layer.keys, layer.values)]
+        return [tensor.data_ptr() for tensor in written]
+
+    def __call__(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        assert len(tokens_B) == self.rows and self.pointers() == self.places, "replayed over other tensors"
+        return self.step(tokens_B)
+
+
+def test_a_recording_goes_with_the_tensors_it_was_recorded_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the cache grows, when rows leave and with every new batch."""
+    model = build(KNOWN["llama"])
+    expected = decoded(LibraryDecoder(model), 40)
+    decoder = FusedDecoder.of(model)
+    assert decoder is not None
+    monkeypatch.setattr(fused_decoder, "_Recorded", Noted)
+    decoder.records = True
+    for _ in range(2):
+        before = Noted.made
+        torch.testing.assert_close(decoded(decoder, 40), expected, rtol=1e-4, atol=1e-4)
+        assert Noted.made - before == 4  # 5 to 16, 32 and 48 columns, and the row that leaves
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(step: Any, tokens_B: torch.Tensor) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    model = build(KNOWN["llama"])
+    expected = decoded(LibraryDecoder(model), 8)
+    decoder = FusedDecoder.of(model)
+    assert decoder is not None
+    monkeypatch.setattr(fused_decoder, "_Recorded", refuse)
+    decoder.records = True
+    torch.testing.assert_close(decoded(decoder, 8), expected, rtol=1e-4, atol=1e-4)
+    assert not decoder.records
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_gpu_replays_what_transformers_computes(name: str) -> None:
+    model = build(KNOWN[name]).to("cuda")
+    expected = decoded(LibraryDecoder(model), 300)
+    decoder = FusedDecoder.of(model)
+    assert decoder is not None
+    torch.testing.assert_close(decoded(decoder, 300), expected, rtol=1e-3, atol=1e-3)
+    assert decoder.records and decoder.recorded is not None

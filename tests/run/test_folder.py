@@ -244,18 +244,19 @@ def fill(run: RunFolder, *stages: str) -> None:
     for stage in stages:
         (run.stage(stage) / "inner").mkdir()
         (run.stage(stage) / "inner" / "result.txt").write_text(f"made by {stage}")
-        run.end(stage, 1.23456, 99.94)
+        run.end(stage, 1.23456, {"peak_rss_mb": 99.94})
 
 
 def test_the_end_of_a_stage_hashes_every_file_it_left(run: RunFolder) -> None:
     (run.stage("sft") / "model").mkdir()
     (run.stage("sft") / "model" / "weights").write_bytes(b"\x00\xff")
     (run.stage("sft") / "summary.json").write_text("{}")
-    run.end("sft", 12.34567, 321.98)
+    run.end("sft", 12.34567, {"peak_rss_mb": 321.98, "peak_gpu_mb": 1234.56})
     assert run.finished() == {
         "sft": {
             "seconds": 12.346,
             "peak_rss_mb": 322.0,
+            "peak_gpu_mb": 1234.6,
             "files": {
                 "sft/model/weights": hashlib.sha256(b"\x00\xff").hexdigest(),
                 "sft/summary.json": hashlib.sha256(b"{}").hexdigest(),
@@ -304,7 +305,7 @@ def test_a_stage_that_goes_on_keeps_its_files_but_not_halves_of_files(run: RunFo
     assert list(run.finished()) == ["sft"]
     left = sorted(str(one.relative_to(stage)) for one in stage.rglob("*"))
     assert left == ["checkpoints", "checkpoints/00000001", "inner", "inner/result.txt"]
-    run.end("preferences", 1.0, 1.0)
+    run.end("preferences", 1.0, {})
     assert list(run.finished()["preferences"]["files"]) == ["preferences/inner/result.txt"]
     run.drop_checkpoints("preferences")
     run.begin("preferences", STAGES, resume=True)

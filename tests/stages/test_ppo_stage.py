@@ -720,8 +720,8 @@ def test_every_estimator_and_critic_learns_a_simple_reward(
 ) -> None:
     """Paid by the share of the letter e, the policy comes to write more of it."""
     folder = run_ppo(
-        rewards=paid_by(changes, functions("share")), updates=16, batch_size=24, minibatch_size=12,
-        micro_batch_size=12, missing_eos_penalty=0.0, kl_coef=0.01, evaluate_every=16, kl_budget=100.0,
+        rewards=paid_by(changes, functions("share")), updates=20, batch_size=24, minibatch_size=12,
+        micro_batch_size=12, missing_eos_penalty=0.0, kl_coef=0.01, evaluate_every=20, kl_budget=100.0,
         learning_rate=2e-2, evaluate_replies=4, **changes,
     )  # fmt: skip
     before, after = (row["score_function"] for row in read_metrics(folder / "evaluations.jsonl"))

@@ -103,6 +103,21 @@ def use_threads(processes: int = 1) -> int:
     return threads
 
 
+def peaks(device: torch.device) -> dict[str, float]:
+    """The most memory this process has had, in MB (10^6 bytes): peak_rss_mb, and peak_gpu_mb on a GPU, where it is what
+    its tensors took since `start_peaks`."""
+    found = {"peak_rss_mb": peak_rss_mb()}
+    if device.type == "cuda":
+        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    return found
+
+
+def start_peaks(device: torch.device) -> None:
+    """Forget the GPU's peak so far; the kernel keeps the process's own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_rss_mb() -> float:
     """The largest resident memory this process has had, in MB (10^6 bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -188,21 +188,22 @@ class Roles(nn.Module):
             return RoleOutput(scores_BM=torch.stack([self._score(model, tokens, m) for m in members], dim=1))
         assert not isinstance(tokens, ReplyRow)
         self._activate(None if role == "reference" else role)
-        hidden_BTD = _hidden(model, tokens, packs=self.packs)
+        read = tokens.acted_on if isinstance(tokens, Tokens) and "last_values" not in need else tokens
+        hidden_BTD = _hidden(model, read, packs=self.packs)
         mask_BT = tokens.mask_BT
+        hidden_ND = hidden_BTD[mask_BT[:, : hidden_BTD.shape[1]]]
         logprobs_BT = entropy_BT = values_BT = last_values_B = loss = None
         reaches = self.value_gradient or role == "critic"
         if "values" in need:
-            hidden_ND = hidden_BTD[mask_BT]
             values_BT = _scatter(self.value_head(hidden_ND if reaches else hidden_ND.detach()), mask_BT)
         if "last_values" in need:
             assert isinstance(tokens, Tokens)
             hidden_BD = hidden_BTD[tokens.last_B]
             last_values_B = self.value_head(hidden_BD if reaches else hidden_BD.detach())
         if "logprobs" in need:
-            logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_BTD, tokens, self.temperature)
+            logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_ND, tokens, self.temperature)
         if "loss" in need:
-            loss = _batch_loss(model, hidden_BTD, tokens)
+            loss = _batch_loss(model, hidden_ND, tokens)
         return RoleOutput(logprobs_BT, entropy_BT, values_BT, last_values_B, None, loss)
 
     def _score(self, model: PreTrainedModel, tokens: Tokens | ReplyRow, member: int) -> Tensor:
@@ -317,32 +318,31 @@ def last_hidden(model: PreTrainedModel, tokens: Tokens | ReplyRow, *, packs: boo
     return _hidden(model, tokens, packs=packs)[tokens.last_B]
 
 
-def _batch_loss(model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens | Batch) -> Tensor:
-    mask_BT = tokens.mask_BT
-    targets_N = tokens.tokens_BT.roll(-1, dims=1)[mask_BT]
-    return completion_loss(hidden_BTD[mask_BT], model.get_output_embeddings().weight, targets_N)
+def _batch_loss(model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch) -> Tensor:
+    targets_N = tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
+    return completion_loss(hidden_ND, model.get_output_embeddings().weight, targets_N)
 
 
 def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
     """−Σ log π(a_t) over the mask, of a plain model without adapters; by the roles' own code."""
-    return _batch_loss(model, _hidden(model, tokens), tokens)
+    return _batch_loss(model, _hidden(model, tokens)[tokens.mask_BT], tokens)
 
 
 def _reply_logprobs(
-    model: PreTrainedModel, hidden_BTD: Tensor, tokens: Tokens | Batch, temperature: float
+    model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
+    """`hidden_ND` are the states at the mask."""
     mask_BT = tokens.mask_BT
     targets_N = tokens.tokens_BT.roll(-1, dims=1)[mask_BT]
-    logprobs_N, entropy_N = token_logprobs(
-        hidden_BTD[mask_BT], model.get_output_embeddings().weight, targets_N, temperature
-    )
+    logprobs_N, entropy_N = token_logprobs(hidden_ND, model.get_output_embeddings().weight, targets_N, temperature)
     return _scatter(logprobs_N, mask_BT), _scatter(entropy_N, mask_BT)
 
 
 @torch.no_grad()
 def plain_logprobs(model: PreTrainedModel, tokens: Tokens, temperature: float) -> Tensor:
     """log π(a_t) [B, T] of a plain model without adapters, an exported policy for example; by the roles' own code."""
-    return _reply_logprobs(model, _hidden(model, tokens), tokens, temperature)[0]
+    hidden_BTD = _hidden(model, tokens.acted_on)
+    return _reply_logprobs(model, hidden_BTD[tokens.mask_BT[:, :-1]], tokens, temperature)[0]
 
 
 def merge_into(model: PreTrainedModel, weights: Iterator[tuple[str, Tensor]]) -> None:

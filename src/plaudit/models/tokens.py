@@ -57,6 +57,12 @@ class Tokens:
         return torch.arange(len(self.lengths_B), device=self.tokens_BT.device), self.lengths_B - 1
 
     @property
+    def acted_on(self) -> "Tokens":
+        """All but the last token of every sequence: no action follows that one, so its state is only worth a value."""
+        shorter_B = self.lengths_B - 1
+        return Tokens(self.tokens_BT[:, :-1], torch.minimum(self.prompt_lengths_B, shorter_B), shorter_B)
+
+    @property
     def reply_lengths_B(self) -> Tensor:
         return self.lengths_B - self.prompt_lengths_B
 
@@ -123,11 +129,11 @@ def pack_tokens(tokens: Tokens) -> tuple[ReplyRow, Tensor]:
     whole = tokens.tokens_BT.tolist()
     ids: list[int] = []
     segments: list[Segment] = []
-    places_BT = torch.zeros_like(tokens.tokens_BT)
+    places_BT = torch.zeros(tokens.tokens_BT.shape, dtype=torch.int64)  # on the CPU: it is written row by row
 
     def put(rows: list[int], start: int, end: int) -> None:
         """Append columns start to end, which `rows` have in common."""
-        places_BT[rows, start:end] = torch.arange(len(ids), len(ids) + end - start, device=device)
+        places_BT[rows, start:end] = torch.arange(len(ids), len(ids) + end - start)
         ids.extend(whole[rows[0]][start:end])
 
     for shared, rows in _shared(tokens.prompts):
@@ -135,6 +141,7 @@ def pack_tokens(tokens: Tokens) -> tuple[ReplyRow, Tensor]:
         put(rows, 0, shared)
         for row in rows:
             put([row], shared, lengths[row])
+    places_BT = places_BT.to(device)
     return ReplyRow(torch.tensor([ids], device=device), places_BT[tokens.last_B], tuple(segments)), places_BT
 
 

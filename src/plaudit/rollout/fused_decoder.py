@@ -3,6 +3,7 @@
 transformers' step costs several times what its products need (docs/benchmarks.md): it grows the cache by copying it at
 every token and builds a mask for every layer. Here a step is about thirty operations a layer, and on a CPU in bfloat16
 the weights lie in the blocked layout that oneDNN's products read fastest, which it would otherwise make anew each time.
+On a GPU, where hundreds of small launches take longer than what they start, a step is recorded and replayed as one.
 
 Which models are Llama-like is not a list of names: `FusedDecoder.of` looks for the parts it knows and compares itself
 with transformers on a probe. Every other model is decoded by transformers.
@@ -24,6 +25,8 @@ from plaudit.rollout.decoder import Decoder, LibraryDecoder, left_padded
 
 ROWS = 32
 """The batch that weights are laid out for; others are computed too."""
+ROOM = {"cpu": 16, "cuda": 128}
+"""Columns by which the cache grows at least: empty ones cost a CPU time, and a GPU nothing beside a new recording."""
 
 
 class _Product:
@@ -90,6 +93,22 @@ class _Layer:
     values: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
+class _Recorded:
+    """A step as a CUDA graph: it reads and writes the very tensors it was recorded with."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor], tokens_B: Tensor):
+        """RuntimeError where the step does what a graph cannot hold, such as waiting for a number."""
+        self.tokens_B = tokens_B.clone()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.hidden_BD = step(self.tokens_B)
+
+    def __call__(self, tokens_B: Tensor) -> Tensor:
+        self.tokens_B.copy_(tokens_B)
+        self.graph.replay()
+        return self.hidden_BD.clone()
+
+
 class FusedDecoder:
     """See `Decoder`. `of` makes one, or none where the model is of another make."""
 
@@ -118,6 +137,9 @@ class FusedDecoder:
         # Its weight is often the embedding's too, so it stays as it is beside the one that is laid out.
         self.head = _Product(model.get_output_embeddings())
         self.freed = False
+        self.room = ROOM.get(model.device.type, ROOM["cpu"])
+        self.records = model.device.type == "cuda"
+        self.recorded: _Recorded | None = None
         fuse(self.trunk)
 
     @classmethod
@@ -161,6 +183,7 @@ class FusedDecoder:
         tokens_BT, real_BT = left_padded(prompts, self.model.device)
         rows, width = tokens_BT.shape
         self.columns, self.capacity = 0, 0
+        self.column_1 = torch.tensor([width], device=tokens_BT.device)  # where the next token goes
         self.positions_B1 = real_BT.sum(dim=1, keepdim=True) - 1
         # What a row may see of the cache, in the softmax's format: 0, or −inf before its prompt and behind its end.
         self.mask_BS = torch.empty(rows, 0, device=tokens_BT.device)
@@ -170,10 +193,12 @@ class FusedDecoder:
         seen_BTS = (self.mask_BS == 0)[:, None] & (places <= places[:width, None])
         # Padding sees itself: a row of the softmax must not be empty, and nobody reads what comes of it.
         seen_BTS[:, places[:width], places[:width]] = True
-        return self._forward(tokens_BT, (real_BT.cumsum(dim=1) - 1).clamp(min=0), seen_BTS)
+        self.columns = width
+        return self._forward(tokens_BT, (real_BT.cumsum(dim=1) - 1).clamp(min=0), seen_BTS, places[:width])
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
+        self.recorded = None
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         self.mask_BS, self.positions_B1 = self.mask_BS[rows], self.positions_B1[rows]
@@ -181,9 +206,24 @@ class FusedDecoder:
     @torch.no_grad()
     def step(self, tokens_B: Tensor) -> Tensor:
         self._reserve(len(tokens_B), 1)
-        self.mask_BS[:, self.columns] = 0.0
-        self.positions_B1 = self.positions_B1 + 1
-        return self._forward(tokens_B[:, None], self.positions_B1, self.mask_BS[:, None])
+        self.columns += 1
+        if self.recorded is not None:
+            return self.recorded(tokens_B)
+        hidden_BD = self._next(tokens_B)
+        if self.records:
+            try:
+                self.recorded = _Recorded(self._next, tokens_B)
+            except RuntimeError:  # a rotation that looks at its positions, for example
+                self.records = False
+        return hidden_BD
+
+    def _next(self, tokens_B: Tensor) -> Tensor:
+        """A step whose every change is made in place, on the device: what a recording can repeat."""
+        self.mask_BS.index_fill_(1, self.column_1, 0.0)
+        self.positions_B1 += 1
+        hidden_BD = self._forward(tokens_B[:, None], self.positions_B1, self.mask_BS[:, None], self.column_1)
+        self.column_1 += 1
+        return hidden_BD
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         return self.head(hidden_BD)
@@ -192,8 +232,9 @@ class FusedDecoder:
         """Room for that many more columns, and some: attention runs over all of them, those that are empty masked."""
         if self.columns + columns <= self.capacity:
             return
+        self.recorded = None
         # Products want the cache in one piece, so it is copied as it grows: by more, the longer it is.
-        step = max(16, self.columns // 8)
+        step = max(self.room, self.columns // 8)
         more = -(-(self.columns + columns - self.capacity) // step) * step
         self.mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_full((rows, more), -torch.inf)], dim=1)
         for layer in self.layers:
@@ -204,7 +245,7 @@ class FusedDecoder:
             layer.values = torch.cat([layer.values, empty], dim=2) if held else empty.clone()
         self.capacity += more
 
-    def _forward(self, tokens_BT: Tensor, positions_BT: Tensor, mask_BTS: Tensor) -> Tensor:
+    def _forward(self, tokens_BT: Tensor, positions_BT: Tensor, mask_BTS: Tensor, columns_T: Tensor) -> Tensor:
         """`mask_BTS`: what a prompt's tokens see, boolean; or what is added to the scores of one token, float32."""
         x_ND = self.embed(tokens_BT).flatten(0, 1)
         cos, sin = self.rotary(x_ND, positions_BT)
@@ -214,16 +255,17 @@ class FusedDecoder:
         rotation = cos.flatten(0, 1)[:, None], (sin * sign).flatten(0, 1)[:, None]
         mask_B1TS = mask_BTS[:, None]
         for layer in self.layers:
-            x_ND = layer.out.added_to(x_ND, self._attend(layer, layer.norm(x_ND), rotation, mask_B1TS))
+            x_ND = layer.out.added_to(x_ND, self._attend(layer, layer.norm(x_ND), rotation, mask_B1TS, columns_T))
             h_ND = layer.mlp_norm(x_ND)
             x_ND = layer.down.added_to(x_ND, layer.gate.activated(h_ND, layer.act).mul_(layer.up(h_ND)))
-        self.columns += tokens_BT.shape[1]
         last_BD: Tensor = self.norm(x_ND.unflatten(0, tokens_BT.shape)[:, -1].contiguous())
         return last_BD
 
-    def _attend(self, layer: _Layer, x_ND: Tensor, rotation: tuple[Tensor, Tensor], mask_B1TS: Tensor) -> Tensor:
+    def _attend(
+        self, layer: _Layer, x_ND: Tensor, rotation: tuple[Tensor, Tensor], mask_B1TS: Tensor, columns_T: Tensor
+    ) -> Tensor:
         """Write the new columns' keys and values; the heads' outputs side by side, [N, O], before the projection."""
-        rows, columns = len(mask_B1TS), self.columns
+        rows = len(mask_B1TS)
         q_NHD, k_NKD, v_NKD = (part(x_ND).unflatten(1, (-1, self.head_dim)) for part in (layer.q, layer.k, layer.v))
         if layer.q_norm is not None and layer.k_norm is not None:
             q_NHD, k_NKD = layer.q_norm(q_NHD), layer.k_norm(k_NKD)
@@ -231,8 +273,8 @@ class FusedDecoder:
         q_NHD, k_NKD = turned.split([self.heads, self.key_heads], dim=1)
         width = len(x_ND) // rows
         q_BHTD, k_BKTD, v_BKTD = (x.unflatten(0, (rows, width)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
-        layer.keys[:, :, columns : columns + width] = k_BKTD
-        layer.values[:, :, columns : columns + width] = v_BKTD
+        layer.keys.index_copy_(2, columns_T, k_BKTD)
+        layer.values.index_copy_(2, columns_T, v_BKTD)
         if mask_B1TS.dtype == torch.bool:
             # A prompt: the kernel that never holds its [T, S] weights. For a single token it is slower than products.
             out_BHTD = nn.functional.scaled_dot_product_attention(
@@ -270,9 +312,10 @@ def _rotate(x_NHD: Tensor, cos_N1D: Tensor, signed_sin_N1D: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _probe(decoder: Decoder, device: torch.device) -> Tensor:
-    """Hidden states of two rows of other lengths, over a prompt, a step, a change of rows and a step."""
+    """Hidden states of two rows of other lengths, over a prompt, two steps (the second is replayed where steps are
+    recorded), a change of rows and a step."""
     found = [decoder.start([[5, 17, 9, 30, 11], [8, 2, 21]])]
-    found.append(decoder.step(torch.tensor([12, 7], device=device)))
+    found += [decoder.step(torch.tensor(tokens, device=device)) for tokens in ([12, 7], [6, 22])]
     decoder.keep(torch.tensor([1, 0, 1], device=device))
     found.append(decoder.step(torch.tensor([25, 4, 19], device=device)))
     return torch.cat(found)

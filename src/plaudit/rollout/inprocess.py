@@ -17,6 +17,8 @@ from plaudit.rollout.decoder import Decoder, LibraryDecoder
 from plaudit.rollout.engine import Sampled
 from plaudit.rollout.fused_decoder import FusedDecoder
 
+BATCH_ROWS = {"cpu": 64, "gpu": 256}
+"""A GPU reads the weights for many rows in the time it takes for one."""
 BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed first: the cumulative sum runs over blocks, then in one."""
 
@@ -24,12 +26,13 @@ BLOCK = 256
 class InProcessEngine:
     """Samples at `temperature` with no other change to the law: no top-k, no top-p, no minimum length."""
 
-    def __init__(self, model: PreTrainedModel, *, eos_id: int, temperature: float = 1.0, batch_rows: int = 64):
-        """`model` belongs to the engine from now on: `load_weights` overwrites it."""
+    def __init__(self, model: PreTrainedModel, *, eos_id: int, temperature: float = 1.0, batch_rows: int = 0):
+        """`model` belongs to the engine from now on: `load_weights` overwrites it. `batch_rows` rows are decoded at a
+        time, `BATCH_ROWS` where it is 0."""
         self.model = model
         self.eos_id = eos_id
         self.temperature = temperature
-        self.batch_rows = batch_rows
+        self.batch_rows = batch_rows or BATCH_ROWS["cpu" if model.device.type == "cpu" else "gpu"]
         self.decoder: Decoder = FusedDecoder.of(model) or LibraryDecoder(model)
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:

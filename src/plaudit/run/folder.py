@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -110,7 +110,8 @@ class RunFolder:
         return path
 
     def finished(self) -> dict[str, Any]:
-        """The stages that ended: {name: {"seconds": s, "peak_rss_mb": m, "files": {relative path: sha256}}}."""
+        """The stages that ended: {name: {"seconds": s, "peak_rss_mb": m, "files": {relative path: sha256}}}, and
+        "peak_gpu_mb" where a GPU computed."""
         return finished_stages(self.path)
 
     def begin(self, name: str, order: tuple[str, ...], *, resume: bool = False) -> None:
@@ -146,17 +147,16 @@ class RunFolder:
                 what = "has changed since" if path.is_file() else "is missing:"
                 raise UserError(f"{path} {what} stage {name!r} made it; put it back, or run --from {name}")
 
-    def end(self, name: str, seconds: float, peak_rss_mb: float) -> None:
-        """Enter a stage that ended into the manifest, with the hash of every file in its folder but checkpoints."""
+    def end(self, name: str, seconds: float, peaks: Mapping[str, float]) -> None:
+        """Enter a stage that ended into the manifest, with the hash of every file in its folder but checkpoints, and
+        its `peaks` of memory (`dist.machine.peaks`)."""
         left = [*(self.path / name).rglob("*"), *(self.path / file for file in (SUMMARY, REPORT) if name == "report")]
         inner = self.path / name / CHECKPOINTS
         files = sorted(file for file in left if file.is_file() and inner not in file.parents)
         hashes = {str(file.relative_to(self.path)): sha256(file) for file in files}
-        stages = {
-            **self.finished(),
-            name: {"seconds": round(seconds, 3), "peak_rss_mb": round(peak_rss_mb, 1), "files": hashes},
-        }
-        write_json(self.path / MANIFEST, {"stages": stages})
+        memory = {peak: round(megabytes, 1) for peak, megabytes in peaks.items()}
+        entry = {"seconds": round(seconds, 3), **memory, "files": hashes}
+        write_json(self.path / MANIFEST, {"stages": {**self.finished(), name: entry}})
 
 
 def _clear_halves(folder: Path) -> None:
@@ -193,7 +193,7 @@ class FollowedFolder(RunFolder):
     def drop_checkpoints(self, name: str) -> None:
         """The first process does it."""
 
-    def end(self, name: str, seconds: float, peak_rss_mb: float) -> None:
+    def end(self, name: str, seconds: float, peaks: Mapping[str, float]) -> None:
         """The first process does it."""
 
 

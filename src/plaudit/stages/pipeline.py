@@ -15,7 +15,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.read import BadRow
 from plaudit.data.table import DemonstrationTable
-from plaudit.dist.machine import Machine, choose_machine, describe, peak_rss_mb, release_memory, use_threads
+from plaudit.dist.machine import Machine, choose_machine, describe, peaks, release_memory, start_peaks, use_threads
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
@@ -249,9 +249,10 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
                 goes_on = resume and name == stages[0]
                 run.folder.begin(name, STAGES, resume=goes_on)
                 started = time.perf_counter()
+                start_peaks(run.machine.device)
                 made_with = _of_stage(name, run.made_with)
                 run_stage(name, recipe, replace(run, made_with=made_with, resume=goes_on, inexact=inexact))
-                run.folder.end(name, time.perf_counter() - started, peak_rss_mb())
+                run.folder.end(name, time.perf_counter() - started, peaks(run.machine.device))
                 if not recipe.checkpoints.keep_finished:
                     run.folder.drop_checkpoints(name)
                 release_memory()
