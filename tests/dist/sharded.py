@@ -91,7 +91,8 @@ def compute(run: Path, to: Path, ranks: Ranks = ALONE) -> None:
     found = {name: padded(part) for name, part in found.items()}
     found = ranks.total(found)
 
-    optimiser = MasterAdamW([{"params": list(roles.trainable().values()), "lr": 1e-2}])
+    # PPO's eps: with a smaller one the first step is the sign of a gradient, and that of one near zero is rounding's.
+    optimiser = MasterAdamW([{"params": list(roles.trainable().values()), "lr": 1e-2}], eps=1e-5)
     policy = roles(tokens, "policy", frozenset({"logprobs"}))
     values_BT = roles(tokens, "critic", frozenset({"values"})).values_BT
     surrogate = (policy.logprobs_BT * (torch.tensor(rows) + 1.0)[:, None]).sum()

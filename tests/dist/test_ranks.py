@@ -20,7 +20,7 @@ from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo_config import PPOConfig
 
 TOLERANCE = 1e-5
-SUMS = {"kl": 8}
+SUMS = {"kl": 8, "sampler_gap_p99": 8}  # the gap is nothing but rounding
 """Columns that are a sum over a reply's tokens, up to so many, each of which is held to the tolerance."""
 
 

@@ -75,7 +75,8 @@ def test_states_and_gradients_equal_the_libraries(calls: list[str]) -> None:
     assert "_Lora" not in calls
     calls.clear()
     close(states_and_gradients(model), expected, 1e-5)
-    assert (calls.count("_Lora"), calls.count("_RmsNorm")) == (14, 5)
+    # Of each of two layers q, k and v together, gate and up together, and two others.
+    assert (calls.count("_Lora"), calls.count("_RmsNorm")) == (8, 5)
     assert [name for name, _ in model.named_parameters()] == names
 
 

@@ -21,6 +21,12 @@ WINDOW = 7
 MODELS = ("llama", "mistral", "gpt2", "qwen2")
 
 
+@pytest.fixture(params=[0, 4096], ids=["one by one", "under one mask"], autouse=True)
+def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CPU computes packed rows, and as a GPU does."""
+    monkeypatch.setitem(attention.DENSE, "cpu", request.param)
+
+
 def build(architecture: str, vocabulary: int = 340) -> PreTrainedModel:
     """A fresh tiny model; Mistral's window is shorter than the examples."""
     if architecture != "mistral":

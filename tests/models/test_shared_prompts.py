@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from test_packed_attention import MODELS, WINDOW, build
+from test_packed_attention import MODELS, WINDOW, build, dense  # noqa: F401, the fixture of both ways
 from torch import Tensor
 
 from conftest import CPU

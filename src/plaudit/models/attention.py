@@ -7,22 +7,27 @@ each reply the very states it has behind a prompt of its own, because no prompt 
 transformers can block attention between packed examples with a dense [T, T] mask made from the position ids: on a CPU
 that costs T² whatever the examples' lengths, and keeps SDPA from its fast causal kernel. Here a packed row goes
 through attention one example at a time instead, under a name of ours in transformers' registry of attention
-functions. An architecture whose layers do not go through that registry, or that mixes tokens by other means (a state,
-a convolution), is found out by a probe and is not packed.
+functions. A GPU would wait for those many small launches: there a row that is not too long goes through at once, under
+a mask that is made once a pass. An architecture whose layers do not go through that registry, or that mixes tokens by
+other means (a state, a convolution), is found out by a probe and is not packed.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from plaudit.models.probe import relative_error
 from plaudit.models.short_attention import attend
 from plaudit.models.tokens import Segment, positions, size
 
 PACKED = "plaudit_packed"
+DENSE = {"cpu": 0, "cuda": 4096}
+"""Tokens of a packed row up to which one mask serves all its examples: it takes a byte for each pair of tokens."""
 
 
 def packed_attention(
@@ -44,6 +49,10 @@ def packed_attention(
     segments = (query.shape[2],) if segments is None else segments
     sizes = [size(segment) for segment in segments]
     assert sum(sizes) == query.shape[2], (segments, query.shape)
+    alone = len(segments) == 1 and isinstance(segments[0], int)
+    if not alone and query.shape[2] <= DENSE.get(query.device.type, 0):
+        seen = sees(tuple(segments), sliding_window, query.device)
+        return sdpa_attention_forward(module, query, key, value, seen, **rest)[0], None
     parts = zip(segments, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
     outputs = []
     for segment, q, k, v in parts:
@@ -58,6 +67,23 @@ def packed_attention(
                 mask = _band(prompt, q_reply.shape[2], sliding_window, q.device)
                 outputs.append(attend(module, q_reply, keys, values, mask, **rest))
     return torch.cat(outputs, dim=1), None
+
+
+@lru_cache(maxsize=2)  # all layers of a pass ask for one
+def sees(segments: tuple[Segment, ...], window: int | None, device: torch.device) -> Tensor:
+    """[1, 1, T, T], True where token t of a packed row may see token s: s is of the same example, of its prompt or of
+    t's own reply, and stands before t or is t; inside the sliding window where there is one."""
+    example, reply = list[int](), list[int]()
+    for number, segment in enumerate(segments):
+        for part, length in enumerate((segment,) if isinstance(segment, int) else segment):
+            example += [number] * length
+            reply += [part] * length
+    example_T, reply_T = torch.tensor(example, device=device), torch.tensor(reply, device=device)
+    place_T = positions(segments, device)[0]
+    distance = place_T[:, None] - place_T[None, :]
+    seen = (example_T[:, None] == example_T[None, :]) & (distance >= 0)
+    seen &= (reply_T[None, :] == 0) | (reply_T[:, None] == reply_T[None, :])
+    return (seen if window is None else seen & (distance < window))[None, None]
 
 
 def _band(before: int, length: int, window: int | None, device: torch.device) -> Tensor | None:

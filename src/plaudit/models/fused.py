@@ -11,6 +11,7 @@ leaves everything to them, to tell whether a surprise comes from here.
 
 import os
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,63 +26,130 @@ def plain() -> bool:
     return os.environ.get("PLAUDIT_PLAIN") == "1"
 
 
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one parent that read one input, called in this order."""
+
+
 def fuse(model: nn.Module) -> None:
     """Let the LoRA layers and the frozen RMS norms of `model` compute in one step each."""
     if plain():
         return
-    for module in model.modules():
-        if isinstance(module, LoraLinear) and type(module.get_base_layer()) is nn.Linear:
-            module.forward = _lora_forward(module)
-        elif _is_rms_norm(module):
+    joined: set[nn.Module] = set()
+    for module in list(model.modules()):  # parents come before their children
+        if _is_rms_norm(module):
             module.forward = _norm_forward(module)
+        for names in SIBLINGS:
+            layers = [child for name, child in module.named_children() if name in names and _is_lora(child)]
+            if layers:
+                _Family(layers)
+                joined.update(layers)
+        if _is_lora(module) and module not in joined:
+            _Family([module])
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return isinstance(module, LoraLinear) and type(module.get_base_layer()) is nn.Linear
 
 
 class _Lora(torch.autograd.Function):
     """y = x·Wᵀ + b + u·Bᵀ with u = s·x·Aᵀ (Hu et al. 2021, arXiv:2106.09685, eq. 3); W and b are frozen.
 
-    ∂x = g·W + v·A, ∂A = vᵀ·x, ∂B = gᵀ·u, with v = s·g·B.
+    ∂x = g·W + v·A, ∂A = vᵀ·x, ∂B = gᵀ·u, with v = s·g·B. For several layers of one x: their A are rows of one product,
+    and so are their v; what ∂x is made of is summed up inside the products.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scaling: float, count: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        """`parts`: W of `count` layers, then their A, B and, where they have one, b; returns their y."""
         x_ND = x.reshape(-1, x.shape[-1])
-        u_NR = (x_ND @ a.T).mul_(scaling)
-        y_NO = x_ND @ weight.T if bias is None else torch.addmm(bias, x_ND, weight.T)
-        y_NO.addmm_(u_NR, b.T)
-        ctx.save_for_backward(x_ND, u_NR, weight, a, b)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        return y_NO.view(*x.shape[:-1], -1)
+        weights, a, b, biases = (parts[start : start + count] for start in range(0, 4 * count, count))
+        a_RD = a[0] if count == 1 else torch.cat(a)
+        u_NR, ranks = (x_ND @ a_RD.T).mul_(scaling), [len(one) for one in a]
+        outputs = []
+        for i, u_Nr in enumerate(u_NR.split(ranks, dim=1)):
+            y_NO = torch.addmm(biases[i], x_ND, weights[i].T) if biases else x_ND @ weights[i].T
+            outputs.append(y_NO.addmm_(u_Nr, b[i].T).view(*x.shape[:-1], -1))
+        ctx.save_for_backward(x_ND, u_NR, a_RD, *weights, *b)
+        ctx.scaling, ctx.shape, ctx.ranks = scaling, x.shape, ranks
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
-        x_ND, u_NR, weight, a, b = ctx.saved_tensors
-        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
-        g_NO = grad.reshape(-1, grad.shape[-1])
-        v_NR = (g_NO @ b).mul_(ctx.scaling)
-        grad_x = (g_NO @ weight).addmm_(v_NR, a).view(ctx.shape) if needs_x else None
-        return grad_x, None, None, v_NR.T @ x_ND if needs_a else None, g_NO.T @ u_NR if needs_b else None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, u_NR, a_RD, *rest = ctx.saved_tensors
+        count = len(ctx.ranks)
+        weights, b = rest[:count], rest[count:]
+        needs_x, _, _, *needs = ctx.needs_input_grad
+        g_NO = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        parts_v = [g @ one for g, one in zip(g_NO, b, strict=True)]
+        v_NR = (parts_v[0] if count == 1 else torch.cat(parts_v, dim=1)).mul_(ctx.scaling)
+        grad_x = None
+        if needs_x:
+            grad_x = g_NO[0] @ weights[0]
+            for g, weight in zip(g_NO[1:], weights[1:], strict=True):
+                grad_x.addmm_(g, weight)
+            grad_x = grad_x.addmm_(v_NR, a_RD).view(ctx.shape)
+        nothing = [None] * count
+        learns = any(needs)  # adapters of one name learn together
+        grad_a = (v_NR.T @ x_ND).split(ctx.ranks) if learns else nothing
+        us = u_NR.split(ctx.ranks, dim=1)
+        grad_b = [g.T @ u for g, u in zip(g_NO, us, strict=True)] if learns else nothing
+        return (grad_x, None, None, *nothing, *grad_a, *grad_b, *[None] * (len(needs) - 3 * count))
 
 
-def _lora_forward(layer: LoraLinear) -> Callable[..., Tensor]:
-    own = layer.forward
+class _Family:
+    """Adapted layers that read one input: the first one asked computes for all, the others fetch what it left.
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        base = layer.get_base_layer()
-        (name,) = layer.active_adapters if len(layer.active_adapters) == 1 else (None,)
-        if layer.disable_adapters or name not in layer.lora_A:
-            return own(x, *args, **kwargs)
-        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        known = layer.lora_B[name].bias is None and name not in layer.lora_variant and not layer.merged
-        dropped = layer.training and not isinstance(layer.lora_dropout[name], nn.Identity)
-        frozen = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-        one_format = x.dtype == a.dtype == b.dtype == base.weight.dtype and not torch.is_autocast_enabled(x.device.type)
-        if args or kwargs or dropped or not (known and frozen and one_format):
-            return own(x, *args, **kwargs)
-        return _Lora.apply(x, base.weight, base.bias, a, b, layer.scaling[name])
+    Where one of them cannot (another adapter, a variant of LoRA) each computes for itself, by PEFT if it must.
+    """
 
-    return forward
+    def __init__(self, layers: list[nn.Module]):
+        self.layers = layers
+        self.x: Tensor | None = None
+        self.outputs: tuple[Tensor, ...] = ()
+        for place, layer in enumerate(layers):
+            layer.forward = self._forward_of(place, layer, layer.forward)
+
+    def _forward_of(self, place: int, layer: nn.Module, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        # A closure: torch.compile would take a bound method or a partial of every layer for another function.
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if place > 0 and x is self.x:
+                return self._fetched(place)
+            mine = None if args or kwargs else _parts(layer, x)
+            if mine is None:
+                return own(x, *args, **kwargs)
+            parts, scaling = mine
+            every = [mine, *(_parts(other, x) for other in self.layers[1:])] if place == 0 else [mine]
+            alike = [one for one in every if one is not None and one[1] == scaling and len(one[0]) == len(parts)]
+            if len(alike) == 1 or len(alike) < len(every):
+                return _Lora.apply(x, scaling, 1, *parts)[0]
+            self.x = x
+            self.outputs = _Lora.apply(x, scaling, len(alike), *chain(*zip(*(one[0] for one in alike), strict=True)))
+            return self.outputs[0]
+
+        return forward
+
+    def _fetched(self, place: int) -> Tensor:
+        found = self.outputs[place]
+        if place + 1 == len(self.layers):
+            self.x, self.outputs = None, ()
+        return found
+
+
+def _parts(layer: Any, x: Tensor) -> tuple[list[Tensor], float] | None:
+    """W, A, B and, where there is one, b of a layer with one plain adapter switched on, and its s; None otherwise."""
+    base = layer.get_base_layer()
+    weight, bias = base.weight, base.bias
+    (name,) = layer.active_adapters if len(layer.active_adapters) == 1 else (None,)
+    if layer.disable_adapters or name not in layer.lora_A:
+        return None
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    known = layer.lora_B[name].bias is None and name not in layer.lora_variant and not layer.merged
+    dropped = layer.training and not isinstance(layer.lora_dropout[name], nn.Identity)
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    one_format = x.dtype == a.dtype == b.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)
+    if dropped or not (known and frozen and one_format):
+        return None
+    return [weight, a, b, *([] if bias is None else [bias])], layer.scaling[name]
 
 
 class _RmsNorm(torch.autograd.Function):
