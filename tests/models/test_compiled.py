@@ -15,6 +15,7 @@ def test_without_a_compiler_it_is_refused_before_any_work(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"C\+\+ compiler \(g\+\+ or clang\+\+\)"):
         compile_layers(load(tiny_model("llama")))
 

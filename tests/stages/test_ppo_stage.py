@@ -211,7 +211,7 @@ def test_row_17_every_logged_metric_is_invariant_to_padding(
 
     def wider(prompts: Any, replies: Any, pad_id: int, device: torch.device) -> Tokens:
         tokens = plain(prompts, replies, pad_id, device)
-        pads = torch.full((len(tokens.tokens_BT), 9), pad_id)
+        pads = torch.full((len(tokens.tokens_BT), 9), pad_id, device=device)
         return Tokens(torch.cat([tokens.tokens_BT, pads], dim=1), tokens.prompt_lengths_B, tokens.lengths_B)
 
     monkeypatch.setattr(ppo_trainer, "pad_right", wider)
@@ -334,7 +334,7 @@ def tensors_of(trainer: Trainer, part: str) -> bytes:
     digest = hashlib.sha256()
     for name, tensor in named:
         if part == "base" or ".reward." in name or name.startswith("score_heads"):
-            digest.update(name.encode() + tensor.detach().numpy().tobytes())
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
     return digest.digest()
 
 
@@ -473,7 +473,7 @@ def test_the_kl_as_a_loss_is_the_one_of_the_formula(
     step(trainer)
     batch, about = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 1), 1, Clock())
     assert about["kl_penalty"] == 0 and about["kl"] != 0
-    assert batch.rewards_BT.sum() == pytest.approx(batch.scores_B.sum().item(), abs=1e-5)
+    assert batch.rewards_BT.sum().item() == pytest.approx(batch.scores_B.sum().item(), abs=1e-5)
     found = ppo.update_policy(trainer, batch, 1, Clock())
     gaps = (batch.old_logprobs_BT - batch.ref_logprobs_BT)[batch.mask_BT]
     assert found["kl_loss"] == pytest.approx((0.5 * gaps**2).mean().item(), rel=1e-3)

@@ -188,6 +188,26 @@ def test_summary_holds_every_stage_as_it_was_written_and_the_cost(written: Run) 
     assert {"python", "torch", "plaudit"} <= set(summary["versions"])
 
 
+def test_the_memory_of_a_gpu_is_told_where_there_was_one(written: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    report.run(written)
+    assert "peak_gpu_mb" not in json.loads((written.folder.path / "summary.json").read_text(encoding="utf-8"))
+    assert "GPU" not in (written.folder.path / "report.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    manifest = json.loads((written.folder.path / "manifest.json").read_text(encoding="utf-8"))
+    for stage, peak in (("reward", 1234.5), ("ppo", 3545.4)):
+        manifest["stages"][stage]["peak_gpu_mb"] = peak
+    write_json(written.folder.path / "manifest.json", manifest)
+    assert report.run(written)["peak_gpu_mb"] == 3545.4
+    assert "3545" in next(line for line in capsys.readouterr().out.splitlines() if "memory of the GPU" in line)
+    page = (written.folder.path / "report.html").read_text(encoding="utf-8")
+    assert "3.5 GB of the GPU" in page
+    table = page.split('id="stages"')[1].split("</table>")[0]
+    rows = {row.split("</th>")[0].split(">")[-1]: row for row in table.split("<tr>")[1:] if 'scope="row"' in row}
+    cells = {name: [cell.split(">")[1] for cell in row.split("</td>")[:-1]] for name, row in rows.items()}
+    assert {len(row) for row in cells.values()} == {3}
+    assert [cells[name][2] for name in ("sft", "reward", "ppo", "all")] == ["–", "1234", "3545", "3545"]
+
+
 def test_prints_the_headline_numbers_and_the_path(written: Run, capsys: pytest.CaptureFixture[str]) -> None:
     report.run(written)
     printed = capsys.readouterr().out

@@ -60,6 +60,8 @@ def gather(run: Run) -> dict[str, Any]:
     summary |= {} if people is None else {"people": people}
     summary["seconds"] = {stage: finished[stage]["seconds"] for stage in stages if stage in finished}
     summary["peak_rss_mb"] = max((entry["peak_rss_mb"] for entry in finished.values()), default=None)
+    on_gpu = [entry["peak_gpu_mb"] for entry in finished.values() if "peak_gpu_mb" in entry]
+    summary |= {"peak_gpu_mb": max(on_gpu)} if on_gpu else {}
     summary["versions"] = versions()
     return summary
 
@@ -93,6 +95,7 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
         rows["accuracy of length alone"] = with_interval(summary["reward"], "length_baseline_accuracy")
     rows["minutes"] = f"{sum(summary['seconds'].values()) / 60:.1f}"
     rows["peak memory, MB"] = "unknown" if summary["peak_rss_mb"] is None else f"{summary['peak_rss_mb']:.0f}"
+    rows |= {"peak memory of the GPU, MB": f"{summary['peak_gpu_mb']:.0f}"} if "peak_gpu_mb" in summary else {}
     return rows
 
 
