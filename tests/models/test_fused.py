@@ -31,7 +31,8 @@ def model_of(dtype: torch.dtype = torch.float32, **lora: object) -> PeftModel:
         num_key_value_heads=2, attention_bias=True, initializer_range=0.3,
     )  # fmt: skip
     base: PreTrainedModel = LlamaForCausalLM(config).to(dtype)
-    settings = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", **lora)
+    lora.setdefault("target_modules", "all-linear")
+    settings = LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", **lora)
     model = get_peft_model(base, settings, autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
@@ -110,6 +111,24 @@ def test_without_adapters_and_with_another_one() -> None:
     with model.disable_adapter():
         found = model.get_base_model().model(input_ids=IDS).last_hidden_state.detach()
     torch.testing.assert_close(found, plain["none"]["hidden"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lora", "count"),
+    [
+        ({"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"k_proj": 6}}, 8),  # another rank, the same scale
+        ({"alpha_pattern": {"k_proj": 1, "up_proj": 5}}, 14),  # another scale: everyone alone
+        ({"target_modules": ["q_proj", "v_proj", "up_proj"]}, 4),
+    ],
+    ids=["ranks", "scales", "some"],
+)
+def test_siblings_that_are_not_alike(lora: dict[str, object], count: int, calls: list[str]) -> None:
+    model = model_of(**lora)
+    expected = states_and_gradients(model)
+    fuse(model)
+    calls.clear()
+    close(states_and_gradients(model), expected, 1e-5)
+    assert calls.count("_Lora") == count
 
 
 @pytest.mark.parametrize(

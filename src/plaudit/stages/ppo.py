@@ -157,7 +157,7 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     if config.torch_compile:
         compile_layers(base)
     else:
-        # Sequences go through a packed row's attention one by one, which a GPU waits for (docs/benchmarks.md).
+        # On a GPU padded rows were faster (docs/benchmarks.md).
         roles.packs = packs and not plain() and machine.device.type == "cpu"
     if config.critic == "own" and reward is not None and files is not None and files.adapters:
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
