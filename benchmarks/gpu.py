@@ -26,7 +26,7 @@ import rollout
 import shapes
 import task
 from plaudit.cli import main as plaudit
-from plaudit.dist.machine import choose_machine, start_peaks
+from plaudit.dist.machine import choose_machine, peak_rss_mb, start_peaks
 from plaudit.models.attention import use_packed_attention
 from plaudit.models.load import load_model
 from plaudit.models.roles import LoraSettings, Roles
@@ -36,36 +36,26 @@ SIZES = {"8 rows of 64": ((16,) * 8, (48,) * 8), "32 rows of 64": ((16,) * 32, (
 SIZES["32 rows of 256"] = ((128,) * 32, (128,) * 32)
 
 
-def called(main: Callable[[], None], *arguments: str) -> None:
-    """A command line in this process."""
-    before, sys.argv = sys.argv, ["", *arguments]
+def stage(name: str, path: Path, overrides: list[str]) -> float:
+    """What ppo.py starts a process for, so that it has a peak of its own: here that is the GPU's, and what is returned
+    the peak of everything so far."""
+    gc.collect()
+    before, sys.argv = sys.argv, ["plaudit", name, str(path), *overrides]
     try:
-        main()
+        plaudit()
     except SystemExit as end:
         if end.code:
-            raise RuntimeError(f"{arguments} ended with {end.code}") from end
+            raise RuntimeError(f"plaudit {name} ended with exit code {end.code}") from end
     finally:
         sys.argv = before
-
-
-def stage(name: str, path: Path, overrides: list[str]) -> float:
-    """What ppo.py starts a process for: there to have a peak of its own, which here is the GPU's."""
-    gc.collect()
-    called(plaudit, name, str(path), *overrides)
-    return 0.0
+    return round(peak_rss_mb(), 1)
 
 
 def trl(model: Path) -> dict[str, Any]:
     """W-PPO by TRL."""
-    import trl_ppo
+    import trl_ppo as peer
 
-    found: dict[str, Any] = {}
-    usual, task.finish = task.finish, lambda numbers, *_: found.update(numbers)  # type: ignore[assignment]
-    try:
-        called(trl_ppo.main, "--model", str(model), "--updates", "3")
-    finally:
-        task.finish = usual
-    return found
+    return peer.measure(peer.command_line().parse_args(["--model", str(model), "--updates", "3"]))
 
 
 def generate(model: Path) -> dict[str, Any]:

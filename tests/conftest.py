@@ -40,6 +40,7 @@ from plaudit import cli
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts
 from plaudit.dist.machine import choose_machine
+from plaudit.models import attention
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
 from plaudit.models.roles import LoraSettings, Roles
 from plaudit.models.tokens import Tokens, pad_right
@@ -229,6 +230,12 @@ def ragged() -> Tokens:
     prompts = [torch.randint(4, 250, (p,)).tolist() for p, _ in lengths]
     replies = [torch.randint(4, 250, (r,)).tolist() for _, r in lengths]
     return pad_right(prompts, replies, 3, CPU)
+
+
+@pytest.fixture(params=[0, 4096], ids=["one by one", "under one mask"])
+def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CPU computes packed rows, and as a GPU does."""
+    monkeypatch.setitem(attention.DENSE, "cpu", request.param)
 
 
 @pytest.fixture(scope="session")

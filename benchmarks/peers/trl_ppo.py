@@ -126,10 +126,15 @@ def arguments(text: str | None, updates: int) -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
+    """What W-PPO asks for."""
     parser = arguments(__doc__, updates=4)
     parser.add_argument("--tokens", type=int, default=task.REPLY_TOKENS, help="shorter replies, for a look")
-    given = parser.parse_args()
+    return parser
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """The workload's numbers; `given` is what `command_line` read."""
     tokenizer = tokenizer_of(given.model)
     texts = task.fixed_prompts(tokenizer, given.batch, task.PROMPT_TOKENS)
     prompts = [task.ids_of(tokenizer, text) for text in texts]
@@ -140,7 +145,7 @@ def main() -> None:
             scalar_model(given.model, dtype), response_length=given.tokens, learning_rate=task.LEARNING_RATE,
         )  # fmt: skip
         trainer.train()
-    found = {
+    return {
         "workload": "W-PPO",
         "what": f"trl, {given.batch} replies of {given.tokens} tokens",
         "seconds_per_update": [round(seconds, 2) for seconds in clock.seconds],
@@ -148,7 +153,11 @@ def main() -> None:
         "seed": given.seed,
         "versions": versions(),
     }
-    task.finish(found, None, given.json)
+
+
+def main() -> None:
+    given = command_line().parse_args()
+    task.finish(measure(given), None, given.json)
 
 
 if __name__ == "__main__":

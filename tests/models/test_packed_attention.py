@@ -17,14 +17,9 @@ from plaudit.models.roles import LoraSettings, Roles
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, Message, Prompt
 
+pytestmark = pytest.mark.usefixtures("dense")
 WINDOW = 7
 MODELS = ("llama", "mistral", "gpt2", "qwen2")
-
-
-@pytest.fixture(params=[0, 4096], ids=["one by one", "under one mask"], autouse=True)
-def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a CPU computes packed rows, and as a GPU does."""
-    monkeypatch.setitem(attention.DENSE, "cpu", request.param)
 
 
 def build(architecture: str, vocabulary: int = 340) -> PreTrainedModel:
@@ -142,6 +137,16 @@ def test_packed_conversations(architecture: str, shape: str, stirred: Callable[.
         examples.append(example)
     assert len({len(example.ids) for example in examples}) > 2
     check_equal(architecture, examples, stirred, len(tokenizer))
+
+
+def test_what_the_mask_of_a_packed_row_lets_see() -> None:
+    """Two tokens alone, then a prompt of one token with two replies of one; and two and two inside a window of two."""
+    seen = attention.sees((2, (1, 1, 1)), None, CPU)[0, 0]
+    assert seen.int().tolist() == [
+        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 0, 1],
+    ]  # fmt: skip
+    longer = attention.sees(((2, 2),), 2, CPU)[0, 0]
+    assert longer.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("architecture", MODELS)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from test_packed_attention import MODELS, WINDOW, build, dense  # noqa: F401, the fixture of both ways
+from test_packed_attention import MODELS, WINDOW, build
 from torch import Tensor
 
 from conftest import CPU
@@ -15,6 +15,7 @@ from plaudit.models.full import FullReward
 from plaudit.models.roles import LoraSettings, RoleOutput, Roles
 from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right, positions
 
+pytestmark = pytest.mark.usefixtures("dense")
 SCORES = frozenset({"scores"})
 Groups = list[tuple[list[int], list[list[int]]]]
 

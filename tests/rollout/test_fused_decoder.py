@@ -135,31 +135,37 @@ class Noted:
         return self.step(tokens_B)
 
 
-def test_a_recording_goes_with_the_tensors_it_was_recorded_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the cache grows, when rows leave and with every new batch."""
+@pytest.fixture
+def recording() -> tuple[FusedDecoder, torch.Tensor]:
+    """A decoder that records as on a GPU, and what forty steps give."""
     model = build(KNOWN["llama"])
-    expected = decoded(LibraryDecoder(model), 40)
-    decoder = FusedDecoder.of(model)
+    expected, decoder = decoded(LibraryDecoder(model), 40), FusedDecoder.of(model)
     assert decoder is not None
-    monkeypatch.setattr(fused_decoder, "_Recorded", Noted)
     decoder.records = True
+    return decoder, expected
+
+
+def test_a_recording_goes_with_the_tensors_it_was_recorded_with(
+    recording: tuple[FusedDecoder, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the cache grows, when rows leave and with every new batch."""
+    decoder, expected = recording
+    monkeypatch.setattr(fused_decoder, "_Recorded", Noted)
     for _ in range(2):
         before = Noted.made
         torch.testing.assert_close(decoded(decoder, 40), expected, rtol=1e-4, atol=1e-4)
         assert Noted.made - before == 4  # 5 to 16, 32 and 48 columns, and the row that leaves
 
 
-def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(
+    recording: tuple[FusedDecoder, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(step: Any, tokens_B: torch.Tensor) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    model = build(KNOWN["llama"])
-    expected = decoded(LibraryDecoder(model), 8)
-    decoder = FusedDecoder.of(model)
-    assert decoder is not None
+    decoder, expected = recording
     monkeypatch.setattr(fused_decoder, "_Recorded", refuse)
-    decoder.records = True
-    torch.testing.assert_close(decoded(decoder, 8), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoded(decoder, 40), expected, rtol=1e-4, atol=1e-4)
     assert not decoder.records
 
 
