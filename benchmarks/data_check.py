@@ -58,7 +58,7 @@ def generate(path: Path, rows: int, format: str) -> None:
 
 def measure(path: Path, tokenizer: str | None) -> dict[str, Any]:
     """Run the check; its time, its peak memory and what it found."""
-    command = [sys.executable, "-c", "from plaudit.cli import main; main()", "data", "check", str(path), "--json"]
+    command = [sys.executable, "-c", "from plaudit.cli.main import main; main()", "data", "check", str(path), "--json"]
     command += ["--tokenizer", tokenizer] if tokenizer else []
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:

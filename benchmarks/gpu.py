@@ -25,11 +25,12 @@ import ppo
 import rollout
 import shapes
 import task
-from plaudit.cli import main as plaudit
+from plaudit.cli.main import main as plaudit
 from plaudit.dist.machine import choose_machine, peak_rss_mb, start_peaks
-from plaudit.models.attention import use_packed_attention
+from plaudit.models.config import LoraSettings
+from plaudit.models.kernels.attention import use_packed_attention
 from plaudit.models.load import load_model
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.roles import Roles
 
 sys.path.insert(0, str(Path(__file__).with_name("peers")))
 SIZES = {"8 rows of 64": ((16,) * 8, (48,) * 8), "32 rows of 64": ((16,) * 32, (48,) * 32)}

@@ -15,9 +15,9 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from plaudit.label import people, schema
-from plaudit.label.database import writing
-from plaudit.label.items import Draft, add_items
+from plaudit.label.db import people, schema
+from plaudit.label.db.database import writing
+from plaudit.label.queue.items import Draft, add_items
 from plaudit.label.serve import open_project
 from plaudit.records import Completion, Message
 
@@ -57,7 +57,7 @@ def prepare(database: str, clients: int, items: int, overlap: int) -> list[tuple
 
 def start_server(database: str, port: int = 0) -> tuple[subprocess.Popen[str], int]:
     """A server process on `database`, as the command line starts it, and its port."""
-    code = "from plaudit.cli import main; main()"
+    code = "from plaudit.cli.main import main; main()"
     command = [sys.executable, "-c", code, "label", "serve", "--database", database, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

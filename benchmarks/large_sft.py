@@ -47,7 +47,7 @@ def main() -> None:
             "data": {"prompts": "prompts.jsonl", "demonstrations": "demonstrations.jsonl"},
         }  # fmt: skip
         (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        command = [sys.executable, "-c", "from plaudit.cli import main; main()", "sft", str(home / "recipe.yaml")]
+        command = [sys.executable, "-c", "from plaudit.cli.main import main; main()", "sft", str(home / "recipe.yaml")]
         started = time.perf_counter()
         with subprocess.Popen(command, stdout=sys.stderr, env=os.environ.copy()) as process:
             _, status, usage = os.wait4(process.pid, 0)

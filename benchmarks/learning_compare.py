@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from plaudit.stages.plots import STYLE
+from plaudit.view.plots import STYLE
 from task import openings, read_json
 
 COLOURS = ("#c2560a", "#46678a", "#0b766d", "#8b3f7f", "#a08a00", "#5f6770", "#1b1f24")

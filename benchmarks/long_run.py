@@ -27,8 +27,8 @@ from plaudit.models.load import load_tokenizer
 from plaudit.records import Message, Prompt
 from plaudit.run.folder import MANIFEST, read_recipe, versions
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import preferences
 from plaudit.stages.pipeline import prepare, run_pipeline
+from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.recipe import load_recipe
 
 DEMO = Path(preferences.__file__).parents[1] / "recipes" / "demo.yaml"

@@ -18,9 +18,10 @@ import torch
 import task
 from plaudit.dist.machine import choose_machine, release_memory
 from plaudit.models import roles as roles_module
-from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.config import LoraSettings
+from plaudit.models.kernels.attention import prompt_sharing_refused, use_packed_attention
 from plaudit.models.load import load_model, quiet_libraries, resolve
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pack_tokens, pad_right
 from plaudit.run.folder import versions
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_rankings, sha256, write_rows
-from plaudit.data.read import BadRow
+from plaudit.data.formats.rows import BadRow
 from plaudit.models.load import load_tokenizer, resolve
 from plaudit.records import Message, Preference, preferences_of
 

@@ -77,7 +77,7 @@ def rankings_of(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def stage(name: str, path: Path, overrides: list[str]) -> float:
     """Run one stage by the command line; its peak resident memory in MB."""
-    command = [sys.executable, "-c", "from plaudit.cli import main; main()", name, str(path), *overrides]
+    command = [sys.executable, "-c", "from plaudit.cli.main import main; main()", name, str(path), *overrides]
     with subprocess.Popen(command, stdout=sys.stderr) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,6 +1,6 @@
 """W-RM with Plaudit: pairs a second, peak memory and held-out accuracy of the reward stage on a fixed workload.
 
-Runs the stage itself, `plaudit.stages.reward.run`, on rankings of two replies: LoRA r=16 and alpha=32 on all linear
+Runs the stage itself, `plaudit.stages.reward.loop.run`, on rankings of two replies: LoRA r=16, alpha=32 on all linear
 layers and the head, bfloat16, one epoch, 8 pairs a step, 2e-4 cosine. The time is that of the optimiser steps, which
 the stage counts; tokenising, held-out scores and exports are not in it (nor in the peer's), but `peak_rss_mb` is that
 of all of it.
@@ -27,12 +27,12 @@ import pairs as workload
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rows, sha256, write_json, write_rows
 from plaudit.dist.machine import choose_machine, peak_rss_mb
+from plaudit.models.config import LoraSettings
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
-from plaudit.models.roles import LoraSettings
 from plaudit.records import Completion, Message, Preference, Prompt, Ranking
 from plaudit.run.folder import RunFolder, versions
-from plaudit.stages import reward
-from plaudit.stages.base import Run
+from plaudit.stages.reward import loop as reward
+from plaudit.train.run import Run
 
 BATCH = 8
 

@@ -22,8 +22,9 @@ import torch
 import task
 from plaudit import rng
 from plaudit.dist.machine import choose_machine, peaks
+from plaudit.models.config import LoraSettings
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries, resolve
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.roles import Roles
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.folder import versions
 

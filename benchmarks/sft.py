@@ -24,10 +24,10 @@ from plaudit.dist.machine import choose_machine, peak_rss_mb
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message
 from plaudit.run.folder import RunFolder, versions
-from plaudit.stages import sft
-from plaudit.stages.base import Run
-from plaudit.stages.saving import Saver
-from plaudit.stages.sft_config import SFTConfig
+from plaudit.stages.sft import loop as sft
+from plaudit.stages.sft.config import SFTConfig
+from plaudit.train.run import Run
+from plaudit.train.saving import Saver
 
 ROWS, WIDTH, BATCH = 512, 256, 8
 

@@ -21,8 +21,8 @@ from typing import Any
 import task
 from plaudit.data.files import sha256
 from plaudit.run.folder import versions
-from plaudit.stages import ppo
 from plaudit.stages.pipeline import STAGES
+from plaudit.stages.ppo import loop as ppo
 
 DEMO = Path(ppo.__file__).parents[1] / "recipes" / "demo.yaml"
 TIMED = ("times.jsonl", "summary.json")
@@ -72,7 +72,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def run(recipe: Path, arguments: list[str], seconds: float | None) -> int:
     """`plaudit run`, killed after `seconds`; the exit code, negative for a signal."""
-    command = [sys.executable, "-c", "from plaudit.cli import main; main()", "run", str(recipe), *arguments]
+    command = [sys.executable, "-c", "from plaudit.cli.main import main; main()", "run", str(recipe), *arguments]
     with subprocess.Popen(command, stdout=sys.stderr) as process:
         try:
             return process.wait(timeout=seconds)

@@ -36,18 +36,19 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from plaudit import cli
+from plaudit.cli.main import main as cli
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts
 from plaudit.dist.machine import choose_machine
-from plaudit.models import attention
+from plaudit.models.config import LoraSettings
+from plaudit.models.kernels import attention
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.run.folder import RunFolder
-from plaudit.stages.base import Run
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import load_recipe
+from plaudit.train.run import Run
 
 # A folder's own fixtures are plugins: with a second conftest.py, `from conftest import ...` would find that one.
 pytest_plugins = ["browser_fixtures", "label_fixtures"]
@@ -361,7 +362,7 @@ def database(empty_database: Path, tmp_path: Path) -> Iterator[Callable[[], Any]
     """The engine of a new label database at each call; for tests that do not ask whether the disk has it."""
     from sqlalchemy import event
 
-    from plaudit.label.database import connect
+    from plaudit.label.db.database import connect
 
     made: list[Any] = []
 

@@ -47,7 +47,7 @@ def engine(url: str) -> Iterator[Any]:
 @pytest.fixture
 def add(engine: Any) -> Callable[..., list[str]]:
     """Put drafts in; their ids."""
-    from plaudit.label.items import add_items
+    from plaudit.label.queue.items import add_items
 
     def put(*drafts: Any) -> list[str]:
         add_items(engine, drafts)
@@ -61,8 +61,8 @@ def person(engine: Any) -> Callable[[str], int]:
     """Make an annotator; their id."""
     from sqlalchemy import insert
 
-    from plaudit.label import schema
-    from plaudit.label.database import writing
+    from plaudit.label.db import schema
+    from plaudit.label.db.database import writing
 
     def make(name: str) -> int:
         row = insert(schema.person).values(name=name, role="annotator", active=True, created=0.0)
@@ -89,7 +89,7 @@ def small_world(tmp_path: Path) -> Iterator[Any]:
 def _world(engine: Any) -> Iterator[Any]:
     from label_kit import World
 
-    from plaudit.label.app import create_app
+    from plaudit.label.web.app import create_app
 
     app = create_app(engine, url="http://127.0.0.1:8080")
     yield World(app, engine)

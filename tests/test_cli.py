@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from plaudit.data.files import sha256
 from plaudit.errors import RunStopped
-from plaudit.stages import chat, pipeline
+from plaudit.stages import pipeline
+from plaudit.view import chat
 
 Plaudit = Callable[..., SimpleNamespace]
 COMMANDS = {

@@ -32,22 +32,23 @@ from safetensors import safe_open
 import plaudit as package
 from plaudit.algo.advantages import gae
 from plaudit.algo.worked import worked_example
-from plaudit.data.audit import LEVELS
+from plaudit.data.audit.audit import LEVELS
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
-from plaudit.data.formats import FORMATS, Reader
+from plaudit.data.formats.reader import FORMATS, Reader
 from plaudit.guard import symptoms
 from plaudit.guard.doctor import FROZEN
 from plaudit.guard.watch import WatchConfig
-from plaudit.models.heads import RewardContract, load_head
+from plaudit.models.heads import load_head
 from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.roles import Roles
-from plaudit.models.scorers import PROBE, EndpointScorer
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message
+from plaudit.rewards.config import RewardSource
+from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.scorers import PROBE, EndpointScorer
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import MAY_CHANGE, Recipe, load_recipe
-from plaudit.stages.scoring import RewardSource
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings
-from plaudit.models.heads import RewardContract, load_head
+from plaudit.models.heads import load_head
 from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
+from plaudit.rewards.contract import RewardContract
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import pipeline
 from plaudit.stages.recipe import load_recipe

@@ -15,10 +15,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from conftest import TINY
 from plaudit.models.load import load_tokenizer
 from plaudit.run.display import progress
-from plaudit.stages import reward
-from plaudit.stages.base import Run
-from plaudit.stages.reward_report import reward_report
-from plaudit.stages.reward_training import RewardConfig
+from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward.config import RewardConfig
+from plaudit.train.run import Run
+from plaudit.view.card.reward_report import reward_report
 
 Plaudit = Callable[..., SimpleNamespace]
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from plaudit.algo.ensembles import Aggregation, aggregate
+from plaudit.algo.ensembles import aggregate
+from plaudit.algo.names import Aggregation
 
 SCORES = torch.tensor([[1.0, -3.0], [2.0, -3.0], [4.0, -3.0]], dtype=torch.float64)
 

@@ -1,6 +1,6 @@
 """A small server that keeps the contract of the labelling service in memory, and can be told to fail.
 
-It serves the real pages (plaudit.label.render) with the real policy. What the real server does otherwise is tested
+It serves the real pages (plaudit.label.web.render) with the real policy. What the real server does otherwise is tested
 there; here it must only be possible to say "now you are away" and to read afterwards what arrived.
 """
 
@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from plaudit.label.render import HEADERS, STATIC, markdown_html, page_html, reply_html
+from plaudit.label.web.render import HEADERS, STATIC, markdown_html, page_html, reply_html
 
 PASSWORD = "a long password"
 SETTINGS = {

@@ -14,12 +14,12 @@ import uvicorn
 from label_page import DESKTOP, PHONE, order, watched
 from sqlalchemy import select
 
-from plaudit.label.app import create_app
-from plaudit.label.database import snapshot, writing
-from plaudit.label.items import Draft, add_items
-from plaudit.label.people import make_invite
-from plaudit.label.schema import label, lease
+from plaudit.label.db.database import snapshot, writing
+from plaudit.label.db.people import make_invite
+from plaudit.label.db.schema import label, lease
+from plaudit.label.queue.items import Draft, add_items
 from plaudit.label.serve import open_project, settle
+from plaudit.label.web.app import create_app
 from plaudit.records import Completion, Message
 
 PASSWORD = "a long password"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit.data import audit as module
-from plaudit.data.audit import LEVELS, Audit, diversity, plain
-from plaudit.data.near import NearDuplicates, Sample
+from plaudit.data.audit import audit as module
+from plaudit.data.audit.audit import LEVELS, Audit, diversity, plain
+from plaudit.data.audit.near import NearDuplicates, Sample
 
 Plaudit = Callable[..., SimpleNamespace]
 REPLY = "Put the kettle on, wait until the water boils, and pour it over the leaves of the tea."

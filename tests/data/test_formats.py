@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from conftest import write_lines
-from plaudit.data import read
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings
-from plaudit.data.formats import FORMATS, KINDS, Reader, canonical
-from plaudit.data.read import BadRow
+from plaudit.data.formats.reader import FORMATS, KINDS, Reader, canonical
+from plaudit.data.formats.reader import rows as read
+from plaudit.data.formats.rows import BadRow
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record
 
@@ -471,7 +471,7 @@ def test_a_file_is_streamed(tmp_path: Path) -> None:
 
 
 def test_formats_and_reading_load_no_table_library() -> None:
-    code = "import sys, plaudit.data.audit; print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
+    code = "import sys, plaudit.data.audit.audit; print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
 
 

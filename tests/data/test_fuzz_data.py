@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.audit import Audit
-from plaudit.data.convert import convert
-from plaudit.data.formats import FORMATS, Item, Reader
+from plaudit.data.audit.audit import Audit
+from plaudit.data.formats.convert import convert
+from plaudit.data.formats.reader import FORMATS, Item, Reader
 from plaudit.errors import UserError
 
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}

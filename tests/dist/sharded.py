@@ -12,8 +12,9 @@ from torch.distributed.tensor import DTensor
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.models.heads import load_head
 from plaudit.models.load import load_model
-from plaudit.models.optimiser import MasterAdamW
-from plaudit.models.roles import LoraSettings, Need, Role, Roles
+from plaudit.train.optimiser import MasterAdamW
+from plaudit.models.roles import Need, Role, Roles
+from plaudit.models.config import LoraSettings
 from plaudit.models.tokens import Tokens, pad_right
 
 CPU = torch.device("cpu")

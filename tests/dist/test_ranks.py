@@ -17,7 +17,7 @@ from plaudit.errors import RunStopped, UserError
 from plaudit.guard.invariants import check_ranks_agree
 from plaudit.run.folder import FollowedFolder
 from plaudit.run.metrics import read_metrics
-from plaudit.stages.ppo_config import PPOConfig
+from plaudit.stages.ppo.config import PPOConfig
 
 TOLERANCE = 1e-5
 SUMS = {"kl": 8, "sampler_gap_p99": 8}  # the gap is nothing but rounding

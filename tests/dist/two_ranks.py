@@ -30,10 +30,10 @@ from plaudit.errors import RankLost, RunStopped, UserError
 from plaudit.models.load import quiet_libraries
 from plaudit.run.folder import FollowedFolder, RunFolder
 from plaudit.run.stopping import STOP, Interrupted
-from plaudit.stages import ppo
-from plaudit.stages.base import Run
-from plaudit.stages.ppo_config import PPOConfig
-from plaudit.stages.ppo_evaluate import Keeper
+from plaudit.stages.ppo import loop as ppo
+from plaudit.train.run import Run
+from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.ppo.looks import Keeper
 
 SECONDS = 300
 """After which two ranks that hang are ended; they need about fifteen on two idle cores."""

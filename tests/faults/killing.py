@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from plaudit import cli
-from plaudit.models.optimiser import MasterAdamW
+from plaudit.cli.main import main as cli
+from plaudit.rewards import sources as scoring
+from plaudit.rewards.sources import Rewards
 from plaudit.rollout.inprocess import InProcessEngine
-from plaudit.stages import pipeline, recipe, scoring
-from plaudit.stages.scoring import Rewards
+from plaudit.stages import pipeline, recipe
+from plaudit.train.optimiser import MasterAdamW
 
 DISK = ("write", "fsync", "replace", "mkdir", "rmdir", "unlink")
 WORK: tuple[tuple[Any, str, str], ...] = (

@@ -23,8 +23,8 @@ from sqlalchemy import select, text
 
 from label_load import Client, Unexpected, prepare, start_server
 from local_postgres import PostgresServer, binaries
-from plaudit.label import schema, store
-from plaudit.label.database import connect, snapshot
+from plaudit.label.db import schema, store
+from plaudit.label.db.database import connect, snapshot
 from plaudit.label.serve import open_project, settle
 
 ANNOTATORS, OVERLAP, ITEMS = 50, 3, 3000

@@ -22,8 +22,8 @@ from plaudit.models.load import load_tokenizer
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
 from plaudit.rollout import inprocess
-from plaudit.stages import ppo
 from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.recipe import load_recipe
 
 Patch = pytest.MonkeyPatch

@@ -14,14 +14,16 @@ from torch import Tensor
 from conftest import TINY
 from plaudit.dist.memory import ran_out
 from plaudit.errors import RunStopped
-from plaudit.models.optimiser import MasterAdamW
 from plaudit.models.roles import Roles
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import ppo, reward, sft
-from plaudit.stages.base import Run
-from plaudit.stages.ppo_config import PPOConfig
-from plaudit.stages.reward_training import RewardConfig
-from plaudit.stages.sft_config import SFTConfig
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward.config import RewardConfig
+from plaudit.stages.sft import loop as sft
+from plaudit.stages.sft.config import SFTConfig
+from plaudit.train.optimiser import MasterAdamW
+from plaudit.train.run import Run
 
 STAGES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sft": (sft, SFTConfig, {**TINY["sft"], "epochs": 1, "samples": 0}),

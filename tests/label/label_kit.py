@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Engine, insert
 from starlette.testclient import TestClient
 
-from plaudit.label import people, schema
-from plaudit.label.database import writing
-from plaudit.label.items import Draft
+from plaudit.label.db import people, schema
+from plaudit.label.db.database import writing
+from plaudit.label.queue.items import Draft
 from plaudit.records import Completion, Message
 
 PASSWORD = "correct horse battery"

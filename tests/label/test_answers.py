@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.label.answers import BadAnswer, body_of, canonical, hash_of, positions_of
+from plaudit.label.kinds.answers import BadAnswer, body_of, canonical, hash_of, positions_of
 
 FLAGS = ("unsafe", "untrue", "too long")
 

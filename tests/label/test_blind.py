@@ -7,8 +7,8 @@ import pytest
 from label_kit import Person, World, draft
 from sqlalchemy import event, select
 
-from plaudit.label import schema
-from plaudit.label.items import add_items
+from plaudit.label.db import schema
+from plaudit.label.queue.items import add_items
 
 
 @pytest.fixture

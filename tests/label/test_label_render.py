@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.label.render import HEADERS, LONGEST_MARKDOWN, PAGES, STATIC, markdown_html, page_html, reply_html
+from plaudit.label.web.render import HEADERS, LONGEST_MARKDOWN, PAGES, STATIC, markdown_html, page_html, reply_html
 
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = set(

@@ -12,12 +12,13 @@ from label_kit import draft, written
 from scipy.stats import chisquare
 from sqlalchemy import Engine, select, update
 
-from plaudit.label import queue, schema, store
-from plaudit.label.database import snapshot, writing
-from plaudit.label.items import set_priorities
-from plaudit.label.queue import Claimed, Conflict, NotYours, Stored
+from plaudit.label.db import schema, store
+from plaudit.label.db.database import snapshot, writing
+from plaudit.label.db.writer import Writer
+from plaudit.label.queue import queue
+from plaudit.label.queue.items import set_priorities
+from plaudit.label.queue.queue import Claimed, Conflict, NotYours, Stored
 from plaudit.label.serve import settle
-from plaudit.label.writer import Writer
 
 Add = Callable[..., list[str]]
 Make = Callable[[str], int]

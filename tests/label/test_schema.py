@@ -11,8 +11,8 @@ from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from plaudit.errors import UserError
-from plaudit.label import schema, store
-from plaudit.label.database import as_url, connect, ensure_project, migrate, snapshot, writing
+from plaudit.label.db import schema, store
+from plaudit.label.db.database import as_url, connect, ensure_project, migrate, snapshot, writing
 
 OLD = Path(__file__).parent / "database_0001.json"
 """A row of every table as the first schema had it, by its column names."""

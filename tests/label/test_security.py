@@ -11,13 +11,15 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from plaudit.label import database, people, queue, routes_admin, routes_annotator, routes_pages, schema
-from plaudit.label.app import create_app
-from plaudit.label.database import writing
-from plaudit.label.gate import MOST_BYTES
-from plaudit.label.items import add_items
-from plaudit.label.people import PER_ADDRESS, PER_NAME
+from plaudit.label.db import database, people, schema
+from plaudit.label.db.database import writing
+from plaudit.label.db.people import PER_ADDRESS, PER_NAME
+from plaudit.label.queue import queue
+from plaudit.label.queue.items import add_items
 from plaudit.label.serve import open_project
+from plaudit.label.web import routes_admin, routes_annotator, routes_pages
+from plaudit.label.web.app import create_app
+from plaudit.label.web.gate import MOST_BYTES
 
 ANSWER = {"client_id": "client-id-1", "lease": "x", "positions": {"ranks": [1]}}
 POSTS = {

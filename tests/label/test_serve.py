@@ -17,12 +17,13 @@ import pytest
 from label_kit import PASSWORD, form_token
 
 from plaudit.errors import UserError
-from plaudit.label import items, store
-from plaudit.label.database import connect, snapshot
+from plaudit.label.db import store
+from plaudit.label.db.database import connect, snapshot
+from plaudit.label.queue import items
 from plaudit.label.serve import Place, default_database, open_project
 
 MOST_MB = 200
-CODE = "from plaudit.cli import main; main()"
+CODE = "from plaudit.cli.main import main; main()"
 
 
 def rankings(path: Path, count: int = 20) -> Path:
@@ -184,7 +185,7 @@ def test_every_format_becomes_items(tmp_path: Path, format: str) -> None:
 
 
 def test_formats_are_all_tried() -> None:
-    from plaudit.data.formats import FORMATS
+    from plaudit.data.formats.reader import FORMATS
 
     assert set(ROWS) == set(FORMATS)
 
@@ -287,7 +288,7 @@ def test_without_the_extra_a_command_says_what_to_install(tmp_path: Path) -> Non
 
 
 def test_help_loads_neither_torch_nor_the_extra() -> None:
-    code = "import sys, plaudit.cli; print([m for m in ('fastapi', 'sqlalchemy', 'torch') if m in sys.modules])"
+    code = "import sys, plaudit.cli.main; print([m for m in ('fastapi', 'sqlalchemy', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

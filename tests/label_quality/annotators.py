@@ -16,10 +16,10 @@ from urllib.parse import urlencode
 import uvicorn
 from sqlalchemy import Engine, insert
 
-from plaudit.label import queue
-from plaudit.label.app import create_app
-from plaudit.label.database import connect, writing
-from plaudit.label.schema import person
+from plaudit.label.db.database import connect, writing
+from plaudit.label.db.schema import person
+from plaudit.label.queue import queue
+from plaudit.label.web.app import create_app
 
 Judge = Callable[[list[str]], dict[str, Any]]
 """Texts of replies as shown -> what is sent as `positions`."""

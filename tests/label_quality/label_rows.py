@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from plaudit.label.ledger import Label, Ledger
-from plaudit.label.store import ItemRow, PersonRow, ReplyRow
+from plaudit.label.db.ledger import Label, Ledger
+from plaudit.label.db.store import ItemRow, PersonRow, ReplyRow
 from plaudit.records import Message
 
 _numbers = count(1)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from plaudit.label.active import doubt, priority
+from plaudit.label.queue.active import doubt, priority
 
 
 def entropy(p: float) -> float:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plaudit.algo.agreement import krippendorff_alpha
 from plaudit.algo.statistics import wilson_interval
-from plaudit.label.reliability import dawid_skene, log_odds, mean_ranks, reliabilities
+from plaudit.label.quality.reliability import dawid_skene, log_odds, mean_ranks, reliabilities
 
 NAN = math.nan
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section D: four observers, twelve units.

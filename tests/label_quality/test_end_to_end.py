@@ -13,13 +13,13 @@ from sqlalchemy import Engine
 
 from conftest import TINY
 from plaudit.data.files import read_rankings
-from plaudit.label.database import writing
-from plaudit.label.items import Draft, add_items
-from plaudit.label.people import make_invite
+from plaudit.label.db.database import writing
+from plaudit.label.db.people import make_invite
+from plaudit.label.queue.items import Draft, add_items
 from plaudit.records import Completion, Message
-from plaudit.stages import reward
-from plaudit.stages.base import Run
-from plaudit.stages.reward_training import RewardConfig
+from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward.config import RewardConfig
+from plaudit.train.run import Run
 
 THINGS = ("a walk", "a cake", "a song", "the rain", "my shed", "the moon", "a train", "tea")
 KINDS = ("It is great and lovely", "The price is good now", "I can not help with it")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from plaudit.label import alarms
-from plaudit.label.dashboard import dashboard
-from plaudit.label.transfer import AGGREGATES, FORMATS
+from plaudit.label.quality import alarms
+from plaudit.label.quality.dashboard import dashboard
+from plaudit.label.transfer.export import AGGREGATES, FORMATS
 from test_docs import DOCS, quoted, tables
 
 PAGE = (DOCS / "label-quality.md").read_text(encoding="utf-8")
@@ -56,4 +56,4 @@ def _tables_of(text: str, head: str) -> list[Any]:
 
 def test_the_dict_of_the_dashboard_is_documented_where_the_page_says() -> None:
     assert "src/plaudit/label/dashboard.py" in PAGE
-    assert dashboard.__module__ == "plaudit.label.dashboard"
+    assert dashboard.__module__ == "plaudit.label.quality.dashboard"

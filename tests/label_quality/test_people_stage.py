@@ -13,17 +13,18 @@ import pytest
 from annotators import join, label_next, labelling
 from pydantic import ValidationError
 
-from plaudit import cli
+from plaudit.cli.main import main as cli
 from plaudit.data.files import read_prompts, read_rankings
 from plaudit.errors import UserError
-from plaudit.label.database import connect, snapshot
-from plaudit.label.ledger import read
+from plaudit.label.db.database import connect, snapshot
+from plaudit.label.db.ledger import read
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import preferences, preferences_people
 from plaudit.stages.label_items import Sampling, sampled
-from plaudit.stages.preferences import PreferencesConfig
+from plaudit.stages.preferences import loop as preferences
+from plaudit.stages.preferences.config import PreferencesConfig
+from plaudit.stages.preferences.loop import people as preferences_people
 from plaudit.stages.recipe import load_recipe
-from plaudit.stages.report_people import compared_by_people
+from plaudit.view.report.people import compared_by_people
 
 
 def shorter_is_better(shown: list[str]) -> dict[str, Any]:

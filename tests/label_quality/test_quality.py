@@ -9,11 +9,11 @@ import pytest
 from label_rows import item, label, ledger, person
 from rich.console import Console
 
-from plaudit.label import quality
-from plaudit.label.cli_transfer import people_tables
-from plaudit.label.dashboard import dashboard
-from plaudit.label.ledger import Label, dense, standing, verdicts_of
-from plaudit.label.store import ItemRow
+from plaudit.cli.label_transfer import people_tables
+from plaudit.label.db.ledger import Label, dense, standing, verdicts_of
+from plaudit.label.db.store import ItemRow
+from plaudit.label.quality import quality
+from plaudit.label.quality.dashboard import dashboard
 
 DAY = 86400.0
 NOW = 1_764_000_000.0  # 2025-11-24 16:00 UTC

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from label_rows import item, label
 
-from plaudit.label.sources import bradley_terry, source_table, win_rate
+from plaudit.label.quality.sources import bradley_terry, source_table, win_rate
 
 
 def strengths(wins: list[list[float]], prior: float) -> list[float]:

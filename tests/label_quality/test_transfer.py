@@ -15,10 +15,10 @@ from sqlalchemy import Engine
 
 from plaudit.data.files import read_demonstrations, read_rankings
 from plaudit.errors import UserError
-from plaudit.label.database import snapshot
-from plaudit.label.import_labels import import_labels
-from plaudit.label.ledger import read, standing
-from plaudit.label.transfer import Filters, export, moment
+from plaudit.label.db.database import snapshot
+from plaudit.label.db.ledger import read, standing
+from plaudit.label.transfer.export import Filters, export, moment
+from plaudit.label.transfer.import_labels import import_labels
 from plaudit.records import Message
 
 ANN, BO, CY = person(1, "ann"), person(2, "bo"), person(3, "cy")

@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from conftest import ARCHITECTURES
-from plaudit.models.averaging import average_adapters, average_heads
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.config import LoraSettings
+from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
+from plaudit.rewards.averaging import average_adapters, average_heads
 
 Load = Callable[[Path], PreTrainedModel]
 SCORES = frozenset({"scores"})

@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from plaudit.errors import UserError
-from plaudit.models.compiled import compile_layers
+from plaudit.models.kernels.compiled import compile_layers
 
 
 def test_without_a_compiler_it_is_refused_before_any_work(

@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from conftest import ARCHITECTURES, CPU, EOS, PAD
 from plaudit.data.chat import ChatFormat
-from plaudit.models.export import export_classifier, export_policy, sign_classifier
-from plaudit.models.heads import RewardContract
-from plaudit.models.reward_model import golden_scores
+from plaudit.models.export import export_policy
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Message
+from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.export import export_classifier, sign_classifier
+from plaudit.rewards.saved import golden_scores
 
 Load = Callable[[Path], PreTrainedModel]
 TEXTS = (

@@ -22,9 +22,9 @@ from transformers import (
 
 from conftest import EOS, LLAMA3, MISTRAL, PAD, make_tokenizer, shaped_tokenizer
 from plaudit.errors import RunStopped, UserError
-from plaudit.models.foreign import find_checkpoint, load_text_reward_model
-from plaudit.models.scorers import ScoreItem
 from plaudit.records import Completion, Message, Prompt
+from plaudit.rewards.foreign import find_checkpoint, load_text_reward_model
+from plaudit.rewards.scorers import ScoreItem
 
 TINY = Callable[..., Path]
 TEXTS = ("It is great and lovely.", "No.", "The price is good, I think, or so they say in town.", "Sí, ¿cómo no? 🙂")

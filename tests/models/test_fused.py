@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from plaudit.models import fused
-from plaudit.models.fused import fuse
+from plaudit.models.kernels import fused
+from plaudit.models.kernels.fused import fuse
 
 IDS = torch.randint(300, (3, 7), generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from plaudit.errors import UserError
-from plaudit.models.heads import CONTRACT, HEAD, RewardContract, ScalarHead, load_head, save_head
+from plaudit.models.heads import HEAD, ScalarHead, load_head, save_head
+from plaudit.rewards.contract import CONTRACT, RewardContract
 
 CONTRACTED = RewardContract(
     mean=(0.5,), std=(2.0,), eos_id=2, system="Be kind.", template_sha256="abc", golden=((1.5,), (-2.0,))

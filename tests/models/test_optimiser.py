@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from plaudit.models.optimiser import MasterAdamW
+from plaudit.train.optimiser import MasterAdamW
 
 
 def steps(optimiser: MasterAdamW, parameter: nn.Parameter, gradients: list[float]) -> None:

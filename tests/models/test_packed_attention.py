@@ -11,9 +11,10 @@ from conftest import CPU, make_model, shaped_tokenizer, tiny_rows
 from plaudit.data.chat import ChatFormat
 from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
-from plaudit.models import attention
-from plaudit.models.attention import use_packed_attention
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.config import LoraSettings
+from plaudit.models.kernels import attention
+from plaudit.models.kernels.attention import use_packed_attention
+from plaudit.models.roles import Roles
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, Message, Prompt
 

@@ -19,8 +19,9 @@ from conftest import CPU, TINY
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings
 from plaudit.errors import UserError
-from plaudit.models.heads import RewardContract
-from plaudit.models.reward_model import (
+from plaudit.models.tokens import Tokens, pad_right
+from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.saved import (
     FLOAT32_BOUND,
     PROBES,
     RewardModel,
@@ -28,10 +29,9 @@ from plaudit.models.reward_model import (
     load_reward_model,
     template_hash,
 )
-from plaudit.models.tokens import Tokens, pad_right
-from plaudit.stages import reward
-from plaudit.stages.base import Run
-from plaudit.stages.reward_training import RewardConfig
+from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward.config import RewardConfig
+from plaudit.train.run import Run
 
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[RewardModel, ChatFormat]:

@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from conftest import ARCHITECTURES
-from plaudit.models.attention import use_packed_attention
-from plaudit.models.roles import LoraSettings, Roles, merge_into, plain_logprobs
+from plaudit.models.config import LoraSettings
+from plaudit.models.kernels.attention import use_packed_attention
+from plaudit.models.kernels.merge import merge_into
+from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import Tokens
 
 LORA = LoraSettings(r=4, alpha=8)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from conftest import CPU
 from plaudit.data.packing import Example
-from plaudit.models.attention import use_packed_attention
-from plaudit.models.roles import LoraSettings, Roles, plain_logprobs
+from plaudit.models.config import LoraSettings
+from plaudit.models.kernels.attention import use_packed_attention
+from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import pack_examples, pad_right
 from plaudit.rollout.inprocess import InProcessEngine
 

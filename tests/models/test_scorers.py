@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import Answer, RewardServer, length_rows, score_lengths
 from plaudit.errors import RunStopped, UserError
-from plaudit.models import scorers
-from plaudit.models.scorers import EndpointScorer, FunctionScorer, SavedRewardModel, ScoreItem, matched
 from plaudit.records import Completion, Message, Prompt
+from plaudit.rewards import scorers
+from plaudit.rewards.scorers import EndpointScorer, FunctionScorer, SavedRewardModel, ScoreItem, matched
 
 ITEMS = [
     ScoreItem(f"p{i}#0", Prompt(f"p{i}", (Message("user", f"Question {i}?"),), "domain", "train"), Completion("x" * i))

@@ -8,12 +8,14 @@ from test_packed_attention import MODELS, WINDOW, build
 from torch import Tensor
 
 from conftest import CPU
-from plaudit.models import attention
 from plaudit.models import roles as roles_module
-from plaudit.models.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.config import LoraSettings
 from plaudit.models.full import FullReward
-from plaudit.models.roles import LoraSettings, RoleOutput, Roles
-from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right, positions
+from plaudit.models.kernels import attention
+from plaudit.models.kernels.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.kernels.segments import positions
+from plaudit.models.roles import RoleOutput, Roles
+from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right
 
 pytestmark = pytest.mark.usefixtures("dense")
 SCORES = frozenset({"scores"})

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plaudit.models import short_attention
-from plaudit.models.short_attention import LONGEST, attend
+from plaudit.models.kernels import short_attention
+from plaudit.models.kernels.short_attention import LONGEST, attend
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from conftest import ARCHITECTURES, CPU, EOS
-from plaudit.models.roles import LoraSettings, Roles, plain_logprobs
+from plaudit.models.config import LoraSettings
+from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import Tokens, pack_tokens, pad_right
 
 

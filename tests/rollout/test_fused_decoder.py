@@ -17,9 +17,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from plaudit.rollout import fused_decoder
-from plaudit.rollout.decoder import Decoder, LibraryDecoder
-from plaudit.rollout.fused_decoder import FusedDecoder
+from plaudit.models.kernels import fused_decoder
+from plaudit.models.kernels.decoder import Decoder, LibraryDecoder
+from plaudit.models.kernels.fused_decoder import FusedDecoder
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

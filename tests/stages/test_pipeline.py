@@ -13,7 +13,8 @@ from plaudit.data.files import read_rankings, sha256
 from plaudit.errors import UserError
 from plaudit.models.load import load_tokenizer
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import evaluate, pipeline
+from plaudit.stages import pipeline
+from plaudit.stages.evaluate import loop as evaluate
 from plaudit.stages.pipeline import STAGES, run_pipeline
 from plaudit.stages.recipe import load_recipe
 

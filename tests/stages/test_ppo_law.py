@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from plaudit.stages.ppo import PPOConfig
+from plaudit.stages.ppo.loop import PPOConfig
 
 
 @pytest.mark.parametrize("key", ["top_k", "top_p", "min_p", "min_new_tokens", "repetition_penalty", "no_repeat_ngram"])

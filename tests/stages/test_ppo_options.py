@@ -19,11 +19,11 @@ from conftest import TINY
 from plaudit.errors import UserError
 from plaudit.guard.watch import WatchConfig
 from plaudit.run.metrics import Clock, read_metrics
-from plaudit.stages import ppo
-from plaudit.stages.base import Run
-from plaudit.stages.ppo import PPOConfig
-from plaudit.stages.ppo_scores import picked, score_references
-from plaudit.stages.ppo_trainer import layout
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.loop import PPOConfig
+from plaudit.stages.ppo.scores import picked, score_references
+from plaudit.stages.ppo.trainer import layout
+from plaudit.train.run import Run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BASE = {name: value for name, value in TINY["ppo"].items() if name not in ("critic_learning_rate", "keep_by")} | {

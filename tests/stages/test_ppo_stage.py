@@ -17,15 +17,19 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from conftest import TINY, write_lines
 from plaudit.data.files import read_prompts
-from plaudit.models.heads import RewardContract, load_head
+from plaudit.models.heads import load_head
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
+from plaudit.rewards.contract import RewardContract
 from plaudit.run.metrics import Clock, read_metrics
-from plaudit.stages import ppo, ppo_step, ppo_trainer
-from plaudit.stages.base import Run, schedule_of
-from plaudit.stages.ppo import PPOConfig, Trainer
-from plaudit.stages.ppo_evaluate import HELD_OUT, Keeper, length_correlation
-from plaudit.stages.ppo_scores import picked
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.looks import HELD_OUT, Keeper, length_correlation
+from plaudit.stages.ppo.loop import PPOConfig, Trainer
+from plaudit.stages.ppo.loop import step as ppo_step
+from plaudit.stages.ppo.loop import trainer as ppo_trainer
+from plaudit.stages.ppo.scores import picked
+from plaudit.train.optimiser import schedule_of
+from plaudit.train.run import Run
 
 Load = Callable[[Path], PreTrainedModel]
 OWN = {"critic": "own"}

@@ -18,10 +18,11 @@ from plaudit.errors import UserError
 from plaudit.records import Completion, Message, Prompt, Ranking
 from plaudit.run.folder import RunFolder
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import plots, report
-from plaudit.stages.base import Run
-from plaudit.stages.card import report_card
 from plaudit.stages.recipe import Recipe
+from plaudit.train.run import Run
+from plaudit.view import plots
+from plaudit.view.card.card import report_card
+from plaudit.view.report import report
 
 ATTACK = "<script>alert(1)</script>"
 ATTACK_PROMPT = '"><img src=x onerror=alert(2)> $\\undefined{'

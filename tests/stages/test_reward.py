@@ -17,26 +17,21 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from conftest import CPU, TINY, write_lines
 from plaudit.data.files import sha256
 from plaudit.errors import RunStopped, UserError
-from plaudit.models import attention
-from plaudit.models.heads import RewardContract
-from plaudit.models.reward_model import load_reward_model
-from plaudit.models.roles import LoraSettings, Roles
+from plaudit.models.config import LoraSettings
+from plaudit.models.kernels import attention
+from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message, Prompt, Ranking
+from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.saved import load_reward_model
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import ppo, reward
-from plaudit.stages.base import Run
-from plaudit.stages.chat import export_role
-from plaudit.stages.ppo import PPOConfig
-from plaudit.stages.reward_training import (
-    Example,
-    RewardConfig,
-    Trainer,
-    check_rankings,
-    comparisons,
-    encode,
-    rankings_loss,
-)
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.loop import PPOConfig
+from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward.config import RewardConfig
+from plaudit.stages.reward.training import Example, Trainer, check_rankings, comparisons, encode, rankings_loss
+from plaudit.train.run import Run
+from plaudit.view.export_role import export_role
 
 Rows = list[dict[str, Any]]
 

@@ -16,17 +16,21 @@ from typing import Any
 import pytest
 import torch
 
-from plaudit import cli
+from plaudit.cli.main import main as cli
 from plaudit.data.files import sha256
 from plaudit.errors import UserError
 from plaudit.run import stopping
 from plaudit.run.metrics import read_metrics
 from plaudit.run.stopping import Interrupted
-from plaudit.stages import pipeline, ppo, saving, sft
-from plaudit.stages.base import CheckpointConfig, Run
+from plaudit.stages import pipeline
+from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
-from plaudit.stages.saving import Saver, State
-from plaudit.stages.sft_config import SFTConfig
+from plaudit.stages.sft import loop as sft
+from plaudit.stages.sft.config import SFTConfig
+from plaudit.train import saving
+from plaudit.train.config import CheckpointConfig
+from plaudit.train.run import Run
+from plaudit.train.saving import Saver, State
 
 # What a seed decides, of the stages that the runs here go through after a stop.
 DECIDED = (

@@ -20,12 +20,13 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.tokens import pad_right
+from plaudit.rewards.config import RewardSource, names_of, uses_trained
+from plaudit.rewards.sources import Rewards, score_items
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import ppo
-from plaudit.stages.base import Run
-from plaudit.stages.ppo import PPOConfig
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.loop import PPOConfig
 from plaudit.stages.recipe import load_recipe
-from plaudit.stages.scoring import Rewards, RewardSource, names_of, score_items, uses_trained
+from plaudit.train.run import Run
 
 TINY_MODEL = Callable[..., Path]
 WriteRecipe = Callable[..., Path]

@@ -17,11 +17,12 @@ from conftest import TINY, tiny_rows, write_lines
 from plaudit.data.files import read_demonstrations
 from plaudit.errors import UserError
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import sft
-from plaudit.stages.base import Run, schedule_of
 from plaudit.stages.pipeline import prepare, run_pipeline
 from plaudit.stages.recipe import load_recipe
-from plaudit.stages.sft import SFTConfig
+from plaudit.stages.sft import loop as sft
+from plaudit.stages.sft.loop import SFTConfig
+from plaudit.train.optimiser import schedule_of
+from plaudit.train.run import Run
 
 ONE = {"epochs": 1, "learning_rate": 1e-3, "warmup_steps": 1}
 TURNS = [

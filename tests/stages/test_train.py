@@ -19,17 +19,19 @@ from conftest import TINY, write_lines
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, sha256
 from plaudit.errors import RunStopped, UserError
-from plaudit.models.fused import plain
-from plaudit.models.heads import RewardContract
+from plaudit.models.kernels.fused import plain
 from plaudit.models.roles import PACKED_BELOW, RoleOutput, plain_logprobs
 from plaudit.models.tokens import Tokens, pack_tokens
+from plaudit.rewards.contract import RewardContract
 from plaudit.rollout.batch import minibatches
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import ppo, reward, sft
-from plaudit.stages.base import Run
-from plaudit.stages.ppo import PPOConfig, Trainer
-from plaudit.stages.reward import RewardConfig
-from plaudit.stages.sft import SFTConfig
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.loop import PPOConfig, Trainer
+from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward.loop import RewardConfig
+from plaudit.stages.sft import loop as sft
+from plaudit.stages.sft.loop import SFTConfig
+from plaudit.train.run import Run
 
 Load = Callable[[Path], PreTrainedModel]
 LOGPROBS = frozenset({"logprobs"})

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.stages import plots
+from plaudit.view import plots
 
 
 def looks(held_out: list[float]) -> list[dict[str, Any]]:

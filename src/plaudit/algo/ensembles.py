@@ -5,11 +5,11 @@ member likes by mistake; a rule that leans to the members who like it least pays
 """
 
 import math
-from typing import Literal, assert_never
+from typing import assert_never
 
 from torch import Tensor
 
-Aggregation = Literal["mean", "min", "mean_minus_std", "pessimistic"]
+from plaudit.algo.names import Aggregation
 
 
 def aggregate(scores_MB: Tensor, how: Aggregation, *, k: float = 1.0, beta: float = 1.0) -> Tensor:

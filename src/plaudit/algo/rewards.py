@@ -8,15 +8,13 @@ the KL penalty per token. Each step is one function here, in that order; those i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from plaudit.algo.masked import Moments, whiten
-
-MissingEos = Literal["subtract", "replace", "none"]
-KLEstimator = Literal["k1", "k2", "k3"]
+from plaudit.algo.names import KLEstimator, MissingEos
 
 
 def normalise(raw_scores_BM: Tensor, mean_M: Tensor, std_M: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plaudit.data.formats import Reader, prompt_of
-from plaudit.data.read import BadRow, json_lines
+from plaudit.data.formats.reader import Reader, prompt_of
+from plaudit.data.formats.rows import BadRow, json_lines
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.records import Demonstration, Message, Prompt, Ranking, Record

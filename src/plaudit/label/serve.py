@@ -17,12 +17,13 @@ import uvicorn
 from sqlalchemy import Connection, Engine, select, update
 
 from plaudit.errors import UserError
-from plaudit.label import people, queue
-from plaudit.label.app import create_app
-from plaudit.label.aside import DATABASE
-from plaudit.label.database import connect, ensure_project, migrate, writing
-from plaudit.label.items import rankings_path
-from plaudit.label.schema import item, person, project
+from plaudit.label.db import people
+from plaudit.label.db.aside import DATABASE
+from plaudit.label.db.database import connect, ensure_project, migrate, writing
+from plaudit.label.db.schema import item, person, project
+from plaudit.label.queue import queue
+from plaudit.label.queue.items import rankings_path
+from plaudit.label.web.app import create_app
 from plaudit.run.folder import RECIPE
 from plaudit.run.stopping import Interrupted
 
@@ -97,7 +98,7 @@ def is_waiting_run(source: Path) -> bool:
 
 def add_in_another_process(database: str, arguments: Sequence[str]) -> None:
     """`plaudit label add`: what reads data files may take memory that this process must not keep."""
-    command = [sys.executable, "-c", "from plaudit.cli import main; main()", "label", "add", *arguments]
+    command = [sys.executable, "-c", "from plaudit.cli.main import main; main()", "label", "add", *arguments]
     done = subprocess.run(command, check=False, env={**os.environ, DATABASE: database})
     if done.returncode != 0:
         raise typer.Exit(done.returncode)  # it has said why

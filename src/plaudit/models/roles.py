@@ -23,16 +23,17 @@ from typing import Literal
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit import rng
 from plaudit.errors import UserError
-from plaudit.models.fused import fuse
+from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
+from plaudit.models.kernels.fused import fuse
+from plaudit.models.kernels.segments import positions
 from plaudit.models.logprobs import completion_loss, token_logprobs
-from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens, positions
+from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
 
 PACKED_BELOW = 0.8
 """Share of a batch's cells, padding included, that a packed row must stay below to be worth its attention, which goes
@@ -46,19 +47,6 @@ ALLOWED: dict[Role, frozenset[Need]] = {
     "reference": frozenset({"logprobs"}),
     "reward": frozenset({"scores"}),
 }
-
-
-class LoraSettings(BaseModel):
-    """A LoRA adapter (Hu et al. 2021, arXiv:2106.09685): W + (alpha/r)·B·A, B starting at zero."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    r: int = Field(16, ge=1)
-    """Rank of the update."""
-    alpha: float = Field(32, gt=0)
-    """Scale: the update is multiplied by alpha / r."""
-    target_modules: str | list[str] = "all-linear"
-    """Names of the layers that get an adapter; all-linear means every linear layer but the LM head."""
 
 
 @dataclass(frozen=True)
@@ -343,14 +331,6 @@ def plain_logprobs(model: PreTrainedModel, tokens: Tokens, temperature: float) -
     """log π(a_t) [B, T] of a plain model without adapters, an exported policy for example; by the roles' own code."""
     hidden_BTD = _hidden(model, tokens.acted_on)
     return _reply_logprobs(model, hidden_BTD[tokens.mask_BT[:, :-1]], tokens, temperature)[0]
-
-
-def merge_into(model: PreTrainedModel, weights: Iterator[tuple[str, Tensor]]) -> None:
-    """Copy named weights into a plain model (the engine's copy, or one about to be exported)."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, weight in weights:
-            parameters[name].copy_(weight)
 
 
 def _scatter(values_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plaudit.rollout.decoder import Decoder, LibraryDecoder
+from plaudit.models.kernels.decoder import Decoder, LibraryDecoder
+from plaudit.models.kernels.fused_decoder import FusedDecoder
 from plaudit.rollout.engine import Sampled
-from plaudit.rollout.fused_decoder import FusedDecoder
 
 BATCH_ROWS = {"cpu": 64, "gpu": 256}
 """A GPU reads the weights for many rows in the time it takes for one."""

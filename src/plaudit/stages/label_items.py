@@ -4,27 +4,26 @@ What of labelling needs torch is here, in a process of its own (`plaudit label s
 items and priorities to the database, and the web service never waits for it.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import Reading, read_prompts, read_rows
+from plaudit.data.files import Reading, read_prompts
 from plaudit.dist.machine import choose_machine, release_memory
 from plaudit.errors import UserError
-from plaudit.label.active import By, priority
-from plaudit.label.items import Draft
-from plaudit.label.ledger import Ledger, standing
+from plaudit.label.db.ledger import Ledger, standing
+from plaudit.label.queue.active import By, priority
+from plaudit.label.queue.items import Draft, rank_draft
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
-from plaudit.models.reward_model import load_reward_model
 from plaudit.records import Completion, Prompt
+from plaudit.rewards.saved import load_reward_model
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.folder import RECIPE
 from plaudit.stages.recipe import Recipe, load_recipe
-from plaudit.stages.reward import score_replies
+from plaudit.stages.reward.loop import score_replies
 
 MODELS = {"sft": "sft/model", "ppo": "ppo/model"}
 
@@ -58,7 +57,7 @@ def sampled(folder: Path, sampling: Sampling) -> tuple[list[Draft], int]:
     random numbers depend on the seed, its prompt and its number alone. UserError for a model that is not there.
     """
     quiet_libraries()
-    recipe, prompts = _run(folder)
+    recipe, prompts = read_run(folder)
     found = [prompt for prompt in prompts if prompt.split == sampling.split]
     if not found:
         raise UserError(f"{recipe.data.prompts}: no prompt has split {sampling.split!r}")
@@ -81,31 +80,8 @@ def sampled(folder: Path, sampling: Sampling) -> tuple[list[Draft], int]:
     return drafts, len(asked) - len(drafts)
 
 
-def rank_draft(
-    prompt: Prompt,
-    replies: Sequence[tuple[Completion, str]],
-    origin: str,
-    *,
-    priority: float = 0.0,
-    overlap: int | None = None,
-) -> list[Draft]:
-    """The item of a prompt's replies and their sources, or none when they all say the same; of replies with one text
-    the first is kept, since people cannot order them."""
-    distinct: dict[str, tuple[Completion, str]] = {}
-    for reply, source in replies:
-        distinct.setdefault(reply.text, (reply, source))
-    if len(distinct) < 2:
-        return []
-    kept, sources = zip(*distinct.values(), strict=True)
-    return [
-        Draft(
-            "rank", prompt.messages, tuple(kept), tuple(sources), prompt_id=prompt.id, kind=prompt.kind,
-            split=prompt.split, priority=priority, overlap=overlap, source_file=origin,
-        )
-    ]  # fmt: skip
-
-
-def _run(folder: Path) -> tuple[Recipe, list[Prompt]]:
+def read_run(folder: Path) -> tuple[Recipe, list[Prompt]]:
+    """The recipe of the run in `folder` and its prompts; UserError where there is no run."""
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
     recipe = load_recipe(folder / RECIPE)
@@ -154,38 +130,13 @@ def _answers(
     return found
 
 
-def compared(folder: Path, prompts: Sequence[Prompt] | None = None) -> tuple[list[Draft], int]:
-    """SFT against PPO on the held-out prompts: an item of the task `compare` for each pair of replies that the
-    evaluation sampled, and how many pairs say the same and need nobody. `prompts` are the run's, read if not given."""
-    path = folder / "evaluate" / "replies.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: stage 'evaluate' makes it; run `plaudit evaluate` on this recipe first")
-    rows = list(read_rows(path))
-    prompts = _run(folder)[1] if prompts is None else prompts
-    by_id = {prompt.id: prompt for prompt in prompts}
-    drafts = []
-    for place, row in rows:
-        if row["id"] not in by_id:
-            raise UserError(f"{place}: prompt {row['id']!r} is not in the run's prompts any more; evaluate again")
-        prompt = by_id[row["id"]]
-        pair = [(Completion(row[name]["text"], row[name]["finished"]), name) for name in ("sft", "ppo")]
-        if pair[0][0].text != pair[1][0].text:
-            drafts.append(
-                Draft(
-                    "compare", prompt.messages, tuple(reply for reply, _ in pair), tuple(name for _, name in pair),
-                    prompt_id=prompt.id, kind=prompt.kind, split=prompt.split, source_file="evaluate",
-                )
-            )  # fmt: skip
-    return drafts, len(rows) - len(drafts)
-
-
 def priorities(folder: Path, ledger: Ledger, by: By) -> dict[str, float]:
     """Item -> priority by the run's reward model, for every rank item that nobody has labelled yet.
 
     UserError when the run has no reward model.
     """
     quiet_libraries()
-    recipe, _ = _run(folder)
+    recipe, _ = read_run(folder)
     if not (folder / "reward" / "reward.json").is_file():
         raise UserError(f"{folder}: no reward model is here; stage 'reward' makes it, and without one items keep order")
     labelled = {label.item for label in standing(ledger.labels)}
@@ -204,8 +155,3 @@ def priorities(folder: Path, ledger: Ledger, by: By) -> dict[str, float]:
         found[item.id] = priority(raw_BM[first : first + count], [reply.text for reply in item.replies], by)
         first += count
     return found
-
-
-def digest(parts: Sequence[object]) -> str:
-    """What names a sampling: a hash of what decides its replies."""
-    return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:24]

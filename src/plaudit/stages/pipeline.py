@@ -13,13 +13,15 @@ import yaml
 from plaudit.data.annotator import Annotator
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
-from plaudit.data.read import BadRow
+from plaudit.data.formats.rows import BadRow
 from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import Machine, choose_machine, describe, peaks, release_memory, start_peaks, use_threads
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message, Prompt, Ranking
+from plaudit.rewards.config import uses_trained
+from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
 from plaudit.run.folder import (
     CHECKPOINTS,
@@ -30,10 +32,14 @@ from plaudit.run.folder import (
     is_among,
     versions,
 )  # fmt: skip
-from plaudit.stages import evaluate, ppo, preferences, report, reward, sft
-from plaudit.stages.base import Run
+from plaudit.stages.evaluate import loop as evaluate
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
-from plaudit.stages.scoring import check_sources, uses_trained
+from plaudit.stages.reward import loop as reward
+from plaudit.stages.sft import loop as sft
+from plaudit.train.run import Run
+from plaudit.view.report import report
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 

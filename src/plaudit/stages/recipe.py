@@ -12,14 +12,16 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from plaudit.data.read import is_hub
+from plaudit.config import StageConfig
+from plaudit.data.config import DataConfig
+from plaudit.data.formats.rows import is_hub
 from plaudit.errors import UserError
-from plaudit.stages.base import CheckpointConfig, DataConfig, StageConfig
-from plaudit.stages.evaluate import EvaluateConfig
-from plaudit.stages.ppo_config import PPOConfig
-from plaudit.stages.preferences import PreferencesConfig
-from plaudit.stages.reward_training import RewardConfig
-from plaudit.stages.sft_config import SFTConfig
+from plaudit.stages.evaluate.config import EvaluateConfig
+from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.preferences.config import PreferencesConfig
+from plaudit.stages.reward.config import RewardConfig
+from plaudit.stages.sft.config import SFTConfig
+from plaudit.train.config import CheckpointConfig
 
 
 class Recipe(StageConfig):

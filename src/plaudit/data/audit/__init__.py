@@ -1,0 +1,1 @@
+"""What is in data files and what is wrong with it, line by line."""

@@ -1,0 +1,215 @@
+"""What the rows of a file mean: the formats, recognised by the keys of the rows, and their one reader.
+
+| format | kind | keys of a row |
+| --- | --- | --- |
+| prompts | prompts | prompt |
+| prompt-completion | demonstrations | prompt, completion |
+| messages | demonstrations | messages |
+| alpaca | demonstrations | instruction, output, input |
+| sharegpt | demonstrations | conversations |
+| pairs | rankings | chosen, rejected, prompt or none: strings or messages, by TRL's conventions |
+| hh | rankings | chosen, rejected, texts of "\\n\\nHuman: … \\n\\nAssistant: …" |
+| rankings | rankings | prompt, responses [{text, rank}], equal ranks are ties |
+| votes | rankings | prompt, responses [{text, votes}] without ranks, equal votes are ties |
+| strength | rankings | prompt, response_1, response_2, preference_strength: below 0 the first wins, 0 is a tie |
+
+Nothing is guessed: rows that fit two formats, or another one than the rows before, are bad rows. What was detected can
+be asked for and is printed by every caller.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plaudit.data.formats.parsers import PARSERS, told_by_row
+from plaudit.data.formats.rows import BadRow, Row, rows, shown
+from plaudit.errors import UserError
+from plaudit.records import Demonstration, Prompt, Ranking, Record
+
+KINDS = {
+    "prompts": "prompts",
+    "prompt-completion": "demonstrations",
+    "messages": "demonstrations",
+    "alpaca": "demonstrations",
+    "sharegpt": "demonstrations",
+    "pairs": "rankings",
+    "hh": "rankings",
+    "rankings": "rankings",
+    "votes": "rankings",
+    "strength": "rankings",
+}
+"""Every format and the kind of its records."""
+FORMATS = tuple(KINDS)
+_CANONICAL = {"prompts": "prompts", "demonstrations": "prompt-completion", "rankings": "rankings"}
+_KEYS = {
+    *("id", "kind", "split", "prompt", "completion", "messages", "instruction", "input", "output", "system"),
+    *("conversations", "chosen", "rejected", "responses", "response_1", "response_2", "preference_strength"),
+    *("strength", "annotator"),
+}
+_LOOKED_AT = 16  # rows whose commonest format a file with quarantine has
+
+
+# --- detection ---
+
+_OWN_KEY = {
+    "messages": "messages",
+    "completion": "prompt-completion",
+    "conversations": "sharegpt",
+    "instruction": "alpaca",
+}
+
+
+def fits(row: dict[str, Any]) -> list[str]:
+    """The formats that a row's keys fit; a row of none or of several is not understood."""
+    found = [name for key, name in _OWN_KEY.items() if key in row]
+    if "chosen" in row or "rejected" in row:
+        texts = [row.get("chosen"), row.get("rejected")]
+        is_hh = "prompt" not in row and all(isinstance(t, str) and t.lstrip().startswith("Human:") for t in texts)
+        found.append("hh" if is_hh else "pairs")
+    if "responses" in row:
+        items = row["responses"] if isinstance(row["responses"], list) else []
+        keys = {key for item in items if isinstance(item, dict) for key in ("votes", "rank") if key in item}
+        found.append("votes" if keys == {"votes"} else "rankings")
+    if "preference_strength" in row or {"response_1", "response_2"} <= row.keys():
+        found.append("strength")
+    return found or ["prompts"] * ("prompt" in row)
+
+
+class Item(NamedTuple):
+    """One row of a file, as a record or as a bad row."""
+
+    place: str
+    record: Record | None
+    bad: BadRow | None
+
+
+class Reader:
+    """The rows of one source as records. Iterate once; then `format`, `rows`, `bad` and `ignored` say what was read.
+
+    `wanted` is the kind of records that the caller can use (any, if None). With `quarantine` a bad row is an Item of
+    its own; without it the first one is raised.
+    """
+
+    def __init__(
+        self, source: str | Path, *, format: str | None = None, wanted: str | None = None, quarantine: bool = False
+    ):
+        if format is not None and format not in FORMATS:
+            near = difflib.get_close_matches(format, FORMATS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the formats are {', '.join(FORMATS)}"
+            raise UserError(f"format {format!r}: unknown; {hint}")
+        self.source, self.given, self.wanted, self.quarantine = source, format, wanted, quarantine
+        self.format: str | None = format
+        self.format_place = ""
+        self.rows = self.bad = 0
+        self.ignored: dict[str, int] = {}
+
+    def describe(self) -> str:
+        """What was detected, in a line."""
+        said = "given" if self.given else "detected"
+        kind = f", {KINDS[self.format]}" if self.format else ""
+        ignored = f"; ignored keys: {', '.join(map(shown, sorted(self.ignored)))}" if self.ignored else ""
+        aside = f", {self.bad} of them bad" if self.bad else ""
+        return f"{self.source}: format {self.format or 'unknown'} ({said}){kind}; {self.rows} rows{aside}{ignored}"
+
+    def __iter__(self) -> Iterator[Item]:
+        stream = rows(self.source)
+        if self.format is None:
+            looked_at = list(islice(stream, _LOOKED_AT if self.quarantine else 1))
+            self._settle(looked_at)
+            stream = chain(looked_at, stream)
+        elif self.wanted not in (None, "prompts", KINDS[self.format]):
+            raise UserError(f"{self.source}: {self._unwanted()}")
+        for row in stream:
+            self.rows += 1
+            try:
+                yield Item(row.place, self._record(row), None)
+            except UserError as error:
+                if not self.quarantine:
+                    raise
+                self.bad += 1
+                yield Item(row.place, None, BadRow(row.place, str(error), row.raw))
+
+    def _settle(self, looked_at: list[Row]) -> None:
+        """Choose the format: the first row's, or with quarantine the commonest of the first rows."""
+        found: Counter[str] = Counter()
+        places: dict[str, str] = {}
+        for row in looked_at:
+            names = fits(row.value) if row.value is not None else []
+            if len(names) == 1:
+                found[names[0]] += 1
+                places.setdefault(names[0], row.place)
+        if not found:
+            # Nothing to go by: the caller's own format says what is missing.
+            self.format = _CANONICAL[self.wanted] if self.wanted else None
+            return
+        name = found.most_common(1)[0][0]
+        self.format, self.format_place = name, places[name]
+        if self.wanted in (None, "prompts", KINDS[name]):
+            return
+        if name != "prompts":
+            raise UserError(f"{self.format_place}: {self._unwanted()}")
+        self.format = _CANONICAL[str(self.wanted)]
+
+    def _unwanted(self) -> str:
+        able = [name for name, kind in KINDS.items() if kind == self.wanted]
+        return (
+            f"the rows are of format {self.format!r}, which holds {KINDS[str(self.format)]}; {self.wanted} are needed "
+            f"here: {', '.join(able)}"
+        )
+
+    def _record(self, row: Row) -> Record:
+        if row.value is None:
+            raise UserError(row.problem)
+        if self.given is None:
+            self._check_fit(row.place, row.value)
+        assert self.format is not None
+        self._check_keys(row.place, row.value)
+        record = PARSERS[self.format](row.place, row.number, row.value)
+        return told_by_row(row.place, row.value, record) if isinstance(record, Ranking) else record
+
+    def _check_fit(self, place: str, row: dict[str, Any]) -> None:
+        names = fits(row)
+        if self.format is None and len(names) == 1:
+            self.format, self.format_place = names[0], place
+        if len(names) > 1:
+            raise UserError(f"{place}: the keys fit {' and '.join(names)}: ambiguous; say which with format")
+        if self.format is None:
+            keys = ", ".join(map(shown, list(row)[:12])) or "none"
+            self._check_keys(place, row)
+            raise UserError(f"{place}: no known format has the keys {keys}; the formats are {', '.join(FORMATS)}")
+        # A row that lacks the format's own key is left to the format's parser, which names the missing field.
+        lacking = not names or names == ["prompts"] or (self.format == "hh" and names == ["pairs"])
+        if names != [self.format] and not lacking:
+            raise UserError(
+                f"{place}: the row is of format {names[0]!r}, but the file is of format {self.format!r} "
+                f"(see {self.format_place or self.source}); put them in two files"
+            )
+
+    def _check_keys(self, place: str, row: dict[str, Any]) -> None:
+        """A key that is a misspelt key of ours is an error; any other is counted as ignored."""
+        for key in row:
+            if key in _KEYS:
+                continue
+            if key not in self.ignored:
+                near = difflib.get_close_matches(key, _KEYS - row.keys(), n=1, cutoff=0.85)
+                if near and self.given is None:
+                    hint = f"did you mean {near[0]!r}? Name the format to ignore the key"
+                    raise UserError(f"{place}: unknown key {shown(key)}; {hint}")
+                if len(self.ignored) >= 1000:
+                    raise UserError(f"{place}: more than 1,000 different unknown keys, now {shown(key)}; not a table")
+            self.ignored[key] = self.ignored.get(key, 0) + 1
+
+
+def prompt_of(record: Record) -> Prompt:
+    """The prompt of any record."""
+    return record if isinstance(record, Prompt) else record.prompt
+
+
+def canonical(record: Record) -> dict[str, Any]:
+    """A record as a row of the formats that `plaudit data convert` writes."""
+    if isinstance(record, Demonstration):
+        return {**record.prompt.as_json(), "completion": record.completion}
+    return record.as_json()

@@ -1,0 +1,161 @@
+"""One database, opened safely: SQLite or PostgreSQL, its settings, and its schema brought up to date.
+
+SQLite: write-ahead log, synchronous=FULL (a commit is on the disk when it returns), a busy timeout, foreign keys, and
+transactions that we begin ourselves (`writing` ones with BEGIN IMMEDIATE, so that no reader has to become a writer).
+PostgreSQL: synchronous_commit on, and timeouts, so that a request never hangs on a lost server.
+"""
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from plaudit.errors import UserError
+from plaudit.label.db.schema import project
+
+BUSY_SECONDS = 5
+FLAGS = ("unsafe", "untrue", "too long")
+GUIDELINES = (
+    "Read the conversation, then every reply to the end. Rank the replies from best to worst.\n\n"
+    "A good reply does what was asked, is true, and is safe. Length is no merit of its own. Replies that are equally "
+    "good may share a rank. If all of them are bad, say so; if you cannot judge them, say that: both are answers, too."
+)
+_STATEMENT_SECONDS = 20
+_LOCK_NUMBER = 0x706C6175  # any number of our own, for PostgreSQL's advisory lock
+
+
+class Raced(RuntimeError):
+    """Another session was first: the transaction is to be tried again from its beginning."""
+
+
+def as_url(database: str | Path) -> URL:
+    """A SQLAlchemy URL, of a path too; UserError for a database that we do not speak to."""
+    text = str(database)
+    if "://" not in text:
+        return URL.create("sqlite", database=text)
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise UserError(f"--database {text!r}: not a database URL: {error}") from error
+    if url.get_backend_name() == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        shown = url.render_as_string(hide_password=True)
+        raise UserError(f"--database {shown}: write a file's path or postgresql+psycopg://USER@HOST/NAME")
+    return url
+
+
+def connect(database: str | Path | URL, *, pool: int = 8) -> Engine:
+    """An engine; nothing is opened yet. `pool` is the most connections it keeps."""
+    url = database if isinstance(database, URL) else as_url(database)
+    if url.get_backend_name() == "postgresql":
+        own = url.query.get("options", "")
+        options = [own] if isinstance(own, str) else list(own)
+        for setting in (
+            "synchronous_commit=on", f"statement_timeout={_STATEMENT_SECONDS * 1000}",
+            f"lock_timeout={BUSY_SECONDS * 1000}", "idle_in_transaction_session_timeout=60000",
+        ):  # fmt: skip
+            options.append(f"-c {setting}")
+        return create_engine(
+            url, pool_size=pool, max_overflow=0, pool_timeout=BUSY_SECONDS,
+            connect_args={"connect_timeout": BUSY_SECONDS, "options": " ".join(options), "application_name": "plaudit"},
+        )  # fmt: skip
+    engine = create_engine(
+        url, pool_size=pool, max_overflow=0, pool_timeout=BUSY_SECONDS, connect_args={"timeout": BUSY_SECONDS}
+    )
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # Python's driver must not begin transactions by itself: it would begin them too late for BEGIN IMMEDIATE.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout = {BUSY_SECONDS * 1000}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "recursive_triggers = ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that may write; committed at the end, rolled back by an exception."""
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """A transaction that reads the same moment throughout, however long it takes and whoever writes meanwhile."""
+    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    with engine.connect().execution_options(**level) as connection, connection.begin():
+        yield connection
+
+
+def migrate(engine: Engine, to: str = "head") -> None:
+    """Make the schema, or bring it up to date, in one transaction. UserError where that cannot be done."""
+    try:
+        # Alembic copies tables where SQLite cannot alter them, and a copied table's rows are referred to meanwhile;
+        # the setting is the connection's and cannot be changed inside a transaction.
+        with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                connection.connection.execute("PRAGMA foreign_keys = OFF")
+            connection = connection.execution_options(writes=True)
+            with connection.begin():
+                _migrate(connection, to)
+            if engine.dialect.name == "sqlite":
+                connection.connection.execute("PRAGMA foreign_keys = ON")
+    except DBAPIError as error:
+        shown = engine.url.render_as_string(hide_password=True)
+        raise UserError(f"{shown}: cannot be opened as a database: {error.orig}") from error
+
+
+def _migrate(connection: Connection, to: str) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})")
+    config = Config()
+    config.set_main_option("script_location", str(files("plaudit.label.db") / "migrations"))
+    config.attributes["connection"] = connection
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if current is None and inspect(connection).get_table_names():
+        raise UserError(f"{connection.engine.url.database}: holds tables that are not ours; name an empty database")
+    if current is not None and current not in known:
+        raise UserError(
+            f"{connection.engine.url.database}: its schema {current!r} is newer than this Plaudit; upgrade Plaudit"
+        )
+    command.upgrade(config, to)
+    if connection.dialect.name == "sqlite":
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+        assert not broken, f"rows that refer to nothing after the migration: {broken[:3]}"
+
+
+def ensure_project(engine: Engine, name: str) -> None:
+    """The project row, where the database is new."""
+    with writing(engine) as connection:
+        if connection.execute(select(project.c.id)).first() is None:
+            connection.execute(
+                insert(project).values(
+                    id=1, name=name, guidelines=GUIDELINES, overlap=1, lease_minutes=30.0, consistency_rate=0.0,
+                    gold_rate=0.0, reasons=[], flags=list(FLAGS), secret=secrets.token_hex(32), created=time.time(),
+                )
+            )  # fmt: skip

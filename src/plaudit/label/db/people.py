@@ -1,0 +1,245 @@
+"""People: invites, passwords, sessions, roles, and the limit on guessing.
+
+There is no open sign-up. An admin makes an invite; its link works once and sets the password. Secrets that are handed
+out (links, session cookies) are random and stored as hashes. A session is a row on the server: it ends with log-out,
+with its time, and when the person is disabled, and logging in always makes a new one.
+"""
+
+import hashlib
+import re
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+from functools import cache
+
+from argon2 import PasswordHasher
+from argon2.exceptions import VerifyMismatchError
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from plaudit.errors import UserError
+from plaudit.label.db.schema import ROLES, invite, login_attempt, person, session
+
+SESSION_DAYS, INVITE_DAYS = 7, 7
+WINDOW_SECONDS = 15 * 60
+PER_NAME, PER_ADDRESS = 10, 40
+"""Failed logins in the window after which a name, or an address, has to wait."""
+SHORTEST_PASSWORD, LONGEST_PASSWORD = 10, 200
+_NAME = re.compile(r"[^\W_](?:[\w.@+ -]{0,62}[\w.@+-])?")
+_DAY = 86_400
+
+# OWASP's second profile (19 MiB, two passes): the library's default takes 64 MiB a login, more than this process may.
+_hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+_at_once = threading.Semaphore(2)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request, by their session."""
+
+    id: int
+    name: str
+    role: str
+    csrf: str
+
+
+def digest(token: str) -> str:
+    """What is stored of a random token."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_name(name: str) -> bool:
+    """Whether somebody could have this name."""
+    return _NAME.fullmatch(name) is not None and name.isprintable()
+
+
+def check_name(name: str) -> str:
+    """The name, or UserError."""
+    if not is_name(name):
+        raise UserError(
+            f"name {name[:70]!r}: 1 to 64 letters, digits, blanks or . _ @ + -, beginning with a letter or digit"
+        )
+    return name
+
+
+def check_password(password: str) -> str:
+    """The password, or UserError."""
+    if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
+        raise UserError(f"the password must have {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters")
+    return password
+
+
+def hash_password(password: str) -> str:
+    """argon2id; takes tens of milliseconds on purpose, so never inside a transaction."""
+    with _at_once:
+        return _hasher.hash(password.encode("utf-8", "surrogatepass"))
+
+
+@cache
+def _nobody() -> str:
+    """What the password of a name that is not there is checked against."""
+    return _hasher.hash(secrets.token_hex(16))
+
+
+def password_fits(stored: str | None, password: str) -> bool:
+    """Whether it is the password; takes as long where there is none."""
+    with _at_once:
+        try:
+            _hasher.verify(stored or _nobody(), password.encode("utf-8", "surrogatepass"))
+        except VerifyMismatchError:
+            return False
+    return stored is not None
+
+
+# --- invites ---
+
+
+def make_invite(connection: Connection, name: str, role: str, now: float | None = None) -> str:
+    """The token of a link that sets `name`'s password, once. The person is made where they are new.
+
+    For somebody who has a password already the link sets another one. UserError for a bad name or role.
+    """
+    now = time.time() if now is None else now
+    if role not in ROLES:
+        raise UserError(f"role {role[:40]!r}: write one of {', '.join(ROLES)}")
+    found = connection.execute(select(person).where(person.c.name == check_name(name))).first()
+    if found is not None and found.role != role:
+        raise UserError(f"{name!r} is there already, as {found.role}; choose another name, or the role {found.role}")
+    if found is not None and not found.active:
+        raise UserError(f"{name!r} is disabled; enable them first")
+    if found is None:
+        made = insert(person).values(name=name, role=role, active=True, created=now).returning(person.c.id)
+        identity = connection.execute(made).scalar_one()
+    else:
+        identity = found.id
+    token = secrets.token_urlsafe(32)
+    # An older link of the same person stops working: only the newest is in the hands of who it is for.
+    connection.execute(update(invite).where(invite.c.person == identity, invite.c.used.is_(None)).values(used=now))
+    connection.execute(
+        insert(invite).values(
+            token_hash=digest(token), person=identity, role=role, name=name, created=now,
+            expires=now + INVITE_DAYS * _DAY,
+        )
+    )  # fmt: skip
+    return token
+
+
+def invited(connection: Connection, token: str, now: float | None = None) -> str | None:
+    """The name that an invite is for; None when it was used, ran out or never was."""
+    found = _open_invite(connection, token, time.time() if now is None else now)
+    return None if found is None else found[1]
+
+
+def _open_invite(connection: Connection, token: str, now: float) -> tuple[int, str] | None:
+    query = (
+        select(invite.c.person, invite.c.name)
+        .join(person, person.c.id == invite.c.person)
+        .where(invite.c.token_hash == digest(token), invite.c.used.is_(None), invite.c.expires > now, person.c.active)
+        .with_for_update(of=invite)
+    )
+    found = connection.execute(query).first()
+    return None if found is None else (found.person, found.name)
+
+
+def take_invite(connection: Connection, token: str, password_hash: str) -> str | None:
+    """Use the invite up, set the password, end the person's sessions and begin one: its token. None: no such invite."""
+    now = time.time()
+    found = _open_invite(connection, token, now)
+    if found is None:
+        return None
+    connection.execute(update(invite).where(invite.c.token_hash == digest(token)).values(used=now))
+    connection.execute(update(person).where(person.c.id == found[0]).values(password_hash=password_hash))
+    connection.execute(delete(session).where(session.c.person == found[0]))
+    return begin_session(connection, found[0], now)
+
+
+# --- sessions ---
+
+_CALLER = (
+    select(person.c.id, person.c.name, person.c.role, session.c.csrf)
+    .join(person, person.c.id == session.c.person)
+    .where(session.c.token_hash == bindparam("token"), session.c.expires > bindparam("now"), person.c.active)
+)
+
+
+def begin_session(connection: Connection, who: int, now: float | None = None) -> str:
+    """The token of a new session."""
+    now = time.time() if now is None else now
+    token = secrets.token_urlsafe(32)
+    connection.execute(delete(session).where(session.c.expires < now))
+    connection.execute(
+        insert(session).values(
+            token_hash=digest(token), person=who, csrf=secrets.token_urlsafe(32), created=now,
+            expires=now + SESSION_DAYS * _DAY,
+        )
+    )  # fmt: skip
+    return token
+
+
+def caller_of(connection: Connection, token: str) -> Caller | None:
+    """Whose session it is; None when it ended or the person was disabled."""
+    found = connection.execute(_CALLER, {"token": digest(token), "now": time.time()}).first()
+    return None if found is None else Caller(found.id, found.name, found.role, found.csrf)
+
+
+def end_session(connection: Connection, token: str) -> None:
+    connection.execute(delete(session).where(session.c.token_hash == digest(token)))
+
+
+# --- logging in ---
+
+
+def begin_attempt(connection: Connection, name: str, address: str, now: float | None = None) -> int | None:
+    """Count a try before its password is looked at, so that many at once cannot slip through; its id.
+
+    None when the name or the address has failed too often in the last quarter of an hour. An empty name, of one that
+    nobody can have, counts for its address alone.
+    """
+    now = time.time() if now is None else now
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("LOCK TABLE login_attempt IN EXCLUSIVE MODE")
+    connection.execute(delete(login_attempt).where(login_attempt.c.at < now - WINDOW_SECONDS))
+    for column, value, most in (
+        (login_attempt.c.name, name, PER_NAME),
+        (login_attempt.c.address, address, PER_ADDRESS),
+    ):
+        if value and connection.execute(select(func.count()).where(column == value)).scalar_one() >= most:
+            return None
+    made = insert(login_attempt).values(name=name, address=address, at=now).returning(login_attempt.c.id)
+    return connection.execute(made).scalar_one()
+
+
+def log_in(connection: Connection, name: str, attempt: int, who: int, old: str | None) -> str:
+    """The password was right: forget the name's failures, end the session the browser came with, begin another."""
+    connection.execute(delete(login_attempt).where((login_attempt.c.name == name) | (login_attempt.c.id == attempt)))
+    if old is not None:
+        end_session(connection, old)
+    return begin_session(connection, who)
+
+
+def stored_password(connection: Connection, name: str) -> tuple[int, str | None] | None:
+    """(id, password hash) of an active person."""
+    query = select(person.c.id, person.c.password_hash).where(person.c.name == name, person.c.active)
+    found = connection.execute(query).first()
+    return None if found is None else (found.id, found.password_hash)
+
+
+# --- what an admin does ---
+
+
+def set_active(connection: Connection, who: int, active: bool, me: int | None = None) -> bool:
+    """Disable or enable somebody; what they labelled stays. False: nobody has this id. UserError: one's own id, or the
+    last active admin."""
+    if who == me and not active:
+        raise UserError("you cannot disable yourself; another admin can")
+    admins = connection.execute(select(person.c.id, person.c.name).where(person.c.role == "admin", person.c.active))
+    left = {row.id: row.name for row in admins}
+    if not active and who in left and len(left) == 1:
+        raise UserError(f"{left[who]!r} is the only admin; first `plaudit label invite` another with --role admin")
+    changed = connection.execute(update(person).where(person.c.id == who).values(active=active)).rowcount == 1
+    if changed and not active:
+        connection.execute(delete(session).where(session.c.person == who))
+        connection.execute(
+            update(invite).where(invite.c.person == who, invite.c.used.is_(None)).values(used=time.time())
+        )
+    return changed

@@ -1,0 +1,162 @@
+"""The admin's page as a JSON dict: progress, people, pace, quality, alarms in plain words, table of sources.
+
+    dashboard(ledger, now) ->
+    {
+      "name": "my project",
+      "generated": 1764000000.0,                       # seconds since 1970, as every time here
+      "progress": {"items": 120, "wanted": 360, "given": 200, "done": 51, "share": 0.5556, "open": 3,
+                   "days_left": 2.5 or null,
+                   "tasks": [{"task": "rank", "items": 100, "wanted": 300, "given": 180, "done": 45}, ...]},
+      "days": [{"day": "2026-11-22", "labels": 80, "people": 3}, ...],      # the last 30, oldest first, gaps as 0;
+                                                # a label counts on its first day, its corrections do not count
+      "people": [{"id": 2, "name": "ann", "role": "annotator", "active": true,
+                  "labels": 90, "week": 40, "late": 1, "corrected": 2, "last": 1763999000.0 or null,
+                  "seconds": {"p10": 8.0, "median": 21.0, "p90": 60.0} or null,
+                  "ties": 0.1 or null, "all_bad": 0.0 or null, "cannot_judge": 0.02 or null,
+                  "reliability": 0.86 or null,
+                  "too_fast": SHARE, "earlier_wins": SHARE, "first_is_best": SHARE, "longer_wins": SHARE,
+                  "gold": SHARE, "self": SHARE, "others": SHARE}, ...],                        # most labels first
+      "agreement": {"people": 3, "items": 80, "pairs": SHARE, "best_accuracy": 0.9 or null,
+                    "alpha": 0.4 or null, "alpha_ranks": 0.5 or null,
+                    "between": [{"first": "ann", "second": "bo", "pairs": 300, "agreement": 0.8 or null,
+                                 "kappa": 0.5 or null}, ...]},
+      "verdicts": {"ranked": 180, "all_bad": 2, "cannot_judge": 4, "written": 14},
+      "flags": [{"flag": "unsafe", "replies": 3}, ...],                                        # commonest first
+      "alarms": [{"level": "bad" or "warn", "who": "bo" or null, "what": "plain words", "do": "what to do"}, ...],
+      "sources": [{"source": "ppo", "strength": 0.4, "low": 0.2, "high": 0.6, "win_rate": 0.6, "win_low": 0.55,
+                   "win_high": 0.65, "verdicts": 400}, ...],                                   # best first
+      "compare": {"first": "ppo", "second": "sft", "win_rate": 0.6, "low": 0.5, "high": 0.7, "ties": 0.1,
+                  "labels": 100, "prompts": 60} or null
+    }
+
+SHARE is null or {"share": 0.5, "low": 0.4, "high": 0.6, "n": 120}, low and high the 95 % interval. Every share and rate
+is from 0 to 1. Sources stand here for the admin only; annotators never get this dict.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from plaudit.label.db.ledger import Label, Ledger, standing
+from plaudit.label.db.store import ItemRow
+from plaudit.label.quality.alarms import alarms
+from plaudit.label.quality.quality import agreement, person_quality, ranked
+from plaudit.label.quality.sources import source_table, win_rate
+
+DAYS = 30
+_DAY = 86400.0
+
+
+def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
+    """See the top of this file; `now` is seconds since 1970."""
+    items = {item.id: item for item in ledger.items}
+    labels = standing(ledger.labels)
+    names = {person.id: person.name for person in ledger.people}
+    agreed = agreement(labels)
+    for row in agreed["between"]:
+        row["first"], row["second"] = names[row["first"]], names[row["second"]]
+    people = _people(ledger, items, labels, now)
+    comparing = [label for label in ranked(labels, "normal") if items[label.item].task == "compare"]
+    progress = _progress(ledger, labels, now)
+    return {
+        "name": ledger.name,
+        "generated": now,
+        "progress": progress,
+        "days": _days([label for label in ledger.labels if label.supersedes is None], now),
+        "people": people,
+        "agreement": agreed,
+        "verdicts": _verdicts(labels),
+        "flags": _flags(labels),
+        "alarms": alarms(people, agreed, progress),
+        "sources": source_table(ledger.items, ranked(labels, "normal")),
+        "compare": win_rate(ledger.items, comparing, "ppo", "sft"),
+    }
+
+
+def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, Any]:
+    given: dict[str, set[int]] = defaultdict(set)
+    for label in labels:
+        if label.purpose == "normal" and not label.late:
+            given[label.item].add(label.person)
+    # Gold items are served besides and are no work to be done.
+    wanted_items = [item for item in ledger.items if item.gold is None]
+    tasks: list[dict[str, Any]] = []
+    for task in sorted({item.task for item in wanted_items}):
+        own = [item for item in wanted_items if item.task == task]
+        needed = [item.overlap or ledger.overlap for item in own]
+        counts = [(min(len(given[item.id]), wanted), wanted) for item, wanted in zip(own, needed, strict=True)]
+        tasks.append(
+            {
+                "task": task,
+                "items": len(own),
+                "wanted": sum(wanted for _, wanted in counts),
+                "given": sum(had for had, _ in counts),
+                "done": sum(had == wanted for had, wanted in counts),
+            }
+        )
+    total = {name: sum(row[name] for row in tasks) for name in ("items", "wanted", "given", "done")}
+    week = sum(now - label.created < 7 * _DAY for label in labels if label.purpose == "normal" and not label.late)
+    first = min((label.created for label in labels), default=now)
+    a_day = week / max(1.0, min(7.0, (now - first) / _DAY))
+    left = total["wanted"] - total["given"]
+    return {
+        **total,
+        "share": total["given"] / total["wanted"] if total["wanted"] else 0.0,
+        "open": ledger.open_leases,
+        "days_left": left / a_day if a_day else None,
+        "tasks": tasks,
+    }
+
+
+def _days(labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
+    who: dict[str, list[int]] = defaultdict(list)
+    for label in labels:
+        who[datetime.fromtimestamp(label.created, UTC).date().isoformat()].append(label.person)
+    last = datetime.fromtimestamp(now, UTC).date()
+    days = [(last - timedelta(days=back)).isoformat() for back in range(DAYS - 1, -1, -1)]
+    return [{"day": day, "labels": len(who[day]), "people": len(set(who[day]))} for day in days]
+
+
+def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
+    measured = person_quality(items, labels)
+    nothing = dict.fromkeys(
+        ("seconds", "too_fast", "ties", "all_bad", "cannot_judge", "earlier_wins", "first_is_best", "longer_wins",
+         "gold", "self", "others", "reliability")
+    )  # fmt: skip
+    rows = []
+    for person in ledger.people:
+        own = [label for label in labels if label.person == person.id]
+        rows.append(
+            {
+                "id": person.id,
+                "name": person.name,
+                "role": person.role,
+                "active": person.active,
+                "labels": len(own),
+                "week": sum(now - label.created < 7 * _DAY for label in own),
+                "late": sum(label.late for label in own),
+                "corrected": sum(label.supersedes is not None for label in own),
+                "last": max((label.created for label in own), default=None),
+                **measured.get(person.id, nothing),
+            }
+        )
+    return sorted(rows, key=lambda row: (-row["labels"], row["name"]))
+
+
+def _verdicts(labels: Sequence[Label]) -> dict[str, int]:
+    return {
+        "ranked": sum(label.ranks is not None for label in labels),
+        "all_bad": sum(label.verdict == "all_bad" for label in labels),
+        "cannot_judge": sum(label.verdict == "cannot_judge" for label in labels),
+        "written": sum(label.text is not None for label in labels),
+    }
+
+
+def _flags(labels: Sequence[Label]) -> list[dict[str, Any]]:
+    """In how many replies somebody saw what."""
+    seen = {(flag, label.item, reply) for label in labels for reply, own in enumerate(label.flags) for flag in own}
+    counts = Counter(flag for flag, *_ in seen)
+    return [
+        {"flag": flag, "replies": count} for flag, count in sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    ]

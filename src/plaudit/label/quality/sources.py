@@ -1,0 +1,135 @@
+"""Which source of replies people prefer: a Bradley-Terry table with intervals, and a win rate of one over another.
+
+A source is what an item says of a reply: a model, a checkpoint, a temperature. The ranks of K replies count as their
+pairs; if the ranks follow Plackett-Luce, every pair follows Bradley-Terry with the same worths, so the table is that
+of Plackett-Luce too, and intervals over whole items make good for pairs of one ranking not being independent.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from plaudit.algo.statistics import wilson_interval
+from plaudit.label.db.ledger import Label, verdicts_of
+from plaudit.label.db.store import ItemRow
+
+PRIOR = 0.5
+"""Wins and losses of every source against one of strength 0, so that an undefeated one is not infinitely strong."""
+_DRAWS, _AT_ONCE = 1000, 50
+
+
+def bradley_terry(wins_DSS: np.ndarray, *, prior: float = PRIOR, steps: int = 2000) -> np.ndarray:
+    """Strengths [D, S], log worths with mean 0, from D tables of wins [D, S, S]; [d, i, j]: how often i beat j.
+
+        P(i beats j) = σ(s_i − s_j);   worth_i ← wins_i / Σ_j n_ij / (worth_i + worth_j)   until it stands still
+
+    Bradley and Terry 1952, by Hunter's MM steps (2004, Annals of Statistics 32, 384-406). `prior` wins and as many
+    losses of everybody against a source of worth 1 keep it finite; with 0, two sources and 7 wins to 3 the strengths
+    differ by ln(7/3) = 0.847298, and one that never lost has no finite strength (ValueError).
+    """
+    assert wins_DSS.ndim == 3 and wins_DSS.shape[1] == wins_DSS.shape[2]
+    met_DSS = wins_DSS + wins_DSS.transpose(0, 2, 1)
+    wins_DS = wins_DSS.sum(axis=2) + prior
+    if prior == 0 and ((wins_DS == 0) | (wins_DSS.sum(axis=1) == 0)).any():
+        raise ValueError("a source that won or lost every time has no finite strength without a prior")
+    worth_DS = np.ones_like(wins_DS)
+    for _ in range(steps):
+        per_DS = (met_DSS / (worth_DS[:, :, None] + worth_DS[:, None, :])).sum(axis=2) + 2 * prior / (worth_DS + 1)
+        new_DS = wins_DS / per_DS
+        new_DS = new_DS if prior else new_DS / np.exp(np.log(new_DS).mean(axis=1, keepdims=True))
+        moved = float(np.abs(np.log(new_DS / worth_DS)).max())
+        worth_DS = new_DS
+        if moved < 1e-9:
+            break
+    strength_DS = np.log(worth_DS)
+    return strength_DS - strength_DS.mean(axis=1, keepdims=True)
+
+
+def source_table(items: Sequence[ItemRow], labels: Sequence[Label], *, seed: int = 0) -> list[dict[str, Any]]:
+    """Sources from best to worst: strength with its 95 % interval (percentile bootstrap, whole items drawn), win rate
+    against the others (ties half) with its interval, and how many verdicts it rests on.
+
+    A pair of one source with itself says nothing. Empty with fewer than two sources that were compared.
+    """
+    replies = {item.id: item.replies for item in items}
+    rows = [
+        (label.item, *sorted_pair)
+        for label in labels
+        if label.ranks is not None
+        for sorted_pair in _source_pairs([reply.source for reply in replies[label.item]], label.ranks)
+    ]
+    names = sorted({name for _, one, other, _ in rows for name in (one, other)})
+    if len(names) < 2:
+        return []
+    number = {name: i for i, name in enumerate(names)}
+    place = {item: i for i, item in enumerate(dict.fromkeys(item for item, *_ in rows))}
+    wins_ISS = np.zeros((len(place), len(names), len(names)))
+    shares: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for item, one, other, won in rows:
+        wins_ISS[place[item], number[one], number[other]] += won
+        wins_ISS[place[item], number[other], number[one]] += 1 - won
+        shares[one].append((won, place[item]))
+        shares[other].append((1 - won, place[item]))
+    strength_S = bradley_terry(wins_ISS.sum(axis=0, keepdims=True))[0]
+    low_S, high_S = np.quantile(_drawn(wins_ISS, seed), [0.025, 0.975], axis=0)
+    table = []
+    for name, i in number.items():
+        of_wins = [share for share, _ in shares[name]]
+        low, high = wilson_interval(of_wins, [where for _, where in shares[name]])
+        table.append(
+            {"source": name, "strength": float(strength_S[i]), "low": float(low_S[i]), "high": float(high_S[i]),
+             "win_rate": float(np.mean(of_wins)), "win_low": low, "win_high": high, "verdicts": len(of_wins)}
+        )  # fmt: skip
+    return sorted(table, key=lambda row: (-row["strength"], row["source"]))
+
+
+def _drawn(wins_ISS: np.ndarray, seed: int) -> np.ndarray:
+    """Strengths [draws, S] of as many items drawn with replacement, a few draws at a time to hold little memory."""
+    rng = np.random.default_rng(seed)
+    I, S, _ = wins_ISS.shape
+    flat_IX = wins_ISS.reshape(I, S * S)
+    parts = []
+    for _ in range(_DRAWS // _AT_ONCE):
+        counts_DI = rng.multinomial(I, np.full(I, 1 / I), size=_AT_ONCE).astype(np.float64)
+        parts.append(bradley_terry((counts_DI @ flat_IX).reshape(-1, S, S)))
+    return np.concatenate(parts)
+
+
+def _source_pairs(sources: Sequence[str | None], ranks: Sequence[int]) -> list[tuple[str, str, float]]:
+    """(one, other, share of the win that one takes) of every pair of replies whose sources are known and differ."""
+    found = []
+    for (i, j), sign in verdicts_of(ranks).items():
+        one, other = sources[i], sources[j]
+        if one is not None and other is not None and one != other:
+            found.append((one, other, 0.5 + 0.5 * sign))
+    return found
+
+
+def win_rate(items: Sequence[ItemRow], labels: Sequence[Label], first: str, second: str) -> dict[str, Any] | None:
+    """How often replies of source `first` were ranked above those of `second` (ties half), with the 95 % interval over
+    prompts; None when nobody compared the two."""
+    by_id = {item.id: item for item in items}
+    won, prompts = [], []
+    for label in labels:
+        if label.ranks is None:
+            continue
+        item = by_id[label.item]
+        for one, other, share in _source_pairs([reply.source for reply in item.replies], label.ranks):
+            if {one, other} == {first, second}:
+                won.append(share if one == first else 1 - share)
+                prompts.append(item.prompt_id)
+    if not won:
+        return None
+    low, high = wilson_interval(won, prompts)
+    return {
+        "first": first,
+        "second": second,
+        "win_rate": float(np.mean(won)),
+        "low": low,
+        "high": high,
+        "ties": float(np.mean([share == 0.5 for share in won])),
+        "labels": len(won),
+        "prompts": len(set(prompts)),
+    }

@@ -1,0 +1,212 @@
+"""Items into the database: from data files of any format, from a run, or made by others (`Draft`).
+
+| file of | becomes | what the annotator does |
+| --- | --- | --- |
+| rankings (pairs, HH, votes, ...) | `rank` | ranks its replies; the ranks in the file are not shown and not kept |
+| the same, as gold | `rank`, with known ranks | ranks them; the answer tells how well annotators do |
+| two replies a row, as `compare` | `compare` | says which of two is better; their sources are what is compared |
+| demonstrations | `write` | improves the given reply |
+| prompts | `write` | writes the reply |
+
+An item's id is a hash of what it says, so importing a file twice changes nothing.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
+
+from plaudit.data.files import read_rows
+from plaudit.data.formats.reader import Reader
+from plaudit.errors import UserError
+from plaudit.label.db import schema
+from plaudit.label.db.database import writing
+from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record, messages_as_json
+
+MOST_REPLIES = 16
+_AT_ONCE = 200
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An item that is not in the database yet. `sources[k]` says who wrote reply k; `gold` are known ranks, 1 is best.
+
+    A `write` item has one reply, the text to start from, or none. `overlap` None is the project's.
+    """
+
+    task: str
+    messages: tuple[Message, ...]
+    replies: tuple[Completion, ...]
+    sources: tuple[str | None, ...]
+    prompt_id: str = ""
+    kind: str = "instruction"
+    split: str = "train"
+    gold: tuple[int, ...] | None = None
+    priority: float = 0.0
+    overlap: int | None = None
+    source_file: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.task in schema.TASKS and len(self.replies) == len(self.sources)
+        assert self.gold is None or len(self.gold) == len(self.replies)
+
+    @property
+    def id(self) -> str:
+        """24 hex digits of the hash of task, prompt, replies, sources and gold."""
+        said = [self.task, messages_as_json(self.messages), self._replies(), self.gold]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _replies(self) -> list[dict[str, Any]]:
+        pairs = zip(self.replies, self.sources, strict=True)
+        return [{"text": reply.text, "ended": reply.finished, "source": source} for reply, source in pairs]
+
+    def row(self, number: int, overlap: int, now: float) -> dict[str, Any]:
+        """The row of the table `item`; gold items have no slots, since everybody gets them."""
+        return {
+            "id": self.id, "number": number, "task": self.task, "prompt": messages_as_json(self.messages),
+            "replies": self._replies(), "prompt_id": self.prompt_id, "kind": self.kind, "split": self.split,
+            "gold": list(self.gold) if self.gold is not None else None, "priority": self.priority,
+            "overlap": self.overlap, "free": 0 if self.gold is not None else self.overlap or overlap,
+            "source_file": self.source_file, "created": now,
+        }  # fmt: skip
+
+
+def drafts(source: str | Path, *, task: str | None = None, gold: bool = False) -> Iterator[Draft]:
+    """The rows of a data file as items. `task` None is the file's own: rank for rankings, else write.
+
+    UserError with the place for a row that cannot be read or cannot be that task.
+    """
+    for item in Reader(source):
+        assert item.record is not None  # without quarantine a bad row is raised
+        yield _draft(item.place, item.record, task, gold, Path(str(source)).name)
+
+
+def _draft(place: str, record: Record, task: str | None, gold: bool, file: str) -> Draft:
+    if isinstance(record, Ranking):
+        task = task or "rank"
+        if task == "compare" and len(record.replies) != 2:
+            raise UserError(f"{place}: {len(record.replies)} replies; a comparison needs two")
+        if not 2 <= len(record.replies) <= MOST_REPLIES:
+            raise UserError(f"{place}: {len(record.replies)} replies; a person can rank 2 to {MOST_REPLIES}")
+        replies, sources = record.replies, record.sources or (None,) * len(record.replies)
+        prompt, known = record.prompt, record.ranks if gold else None
+    else:
+        prompt = record if isinstance(record, Prompt) else record.prompt
+        replies = (Completion(record.completion),) if isinstance(record, Demonstration) else ()
+        sources, known = (None,) * len(replies), None
+        task = task or "write"
+        if gold:
+            raise UserError(f"{place}: a gold item needs ranked replies, and this row has none")
+    if (task == "write") == isinstance(record, Ranking):
+        able = "prompts or demonstrations" if task == "write" else "rows with replies to rank"
+        raise UserError(f"{place}: cannot become task {task!r}, which needs {able}")
+    return Draft(
+        task, prompt.messages, replies, sources, prompt_id=prompt.id, kind=prompt.kind, split=prompt.split,
+        gold=known, source_file=file,
+    )  # fmt: skip
+
+
+def add_items(engine: Engine, found: Iterable[Draft]) -> tuple[int, int]:
+    """Put items in, a block at a time so that annotators never wait. (new items, items that were there already)."""
+    added = known = 0
+    stream = iter(found)
+    while block := list(islice(stream, _AT_ONCE)):
+        with writing(engine) as connection:
+            new = _insert(connection, block)
+        added, known = added + new, known + len(block) - new
+    return added, known
+
+
+def _insert(connection: Connection, block: list[Draft]) -> int:
+    table = schema.item
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("LOCK TABLE item IN SHARE ROW EXCLUSIVE MODE")  # two imports would number alike
+    overlap = connection.execute(select(schema.project.c.overlap)).scalar_one()
+    last = connection.execute(select(func.coalesce(func.max(table.c.number), 0))).scalar_one()
+    wanted = {draft.id: draft for draft in block}
+    there = set(connection.execute(select(table.c.id).where(table.c.id.in_(wanted))).scalars())
+    fresh = [draft for identity, draft in wanted.items() if identity not in there]
+    rows = [draft.row(last + at, overlap, time.time()) for at, draft in enumerate(fresh, start=1)]
+    if rows:
+        connection.execute(insert(table), rows)
+    return len(rows)
+
+
+def set_priorities(engine: Engine, priorities: Mapping[str, float]) -> None:
+    """Which items come first: higher ones. Items that are not named keep theirs."""
+    table = schema.item
+    change = update(table).where(table.c.id == bindparam("which")).values(priority=bindparam("value"))
+    rows = [{"which": identity, "value": value} for identity, value in priorities.items()]
+    with writing(engine) as connection:
+        if rows:
+            connection.execute(change, rows)
+
+
+def rankings_path(folder: Path) -> Path:
+    """Where a run keeps its rankings."""
+    return folder / "preferences" / "rankings.jsonl"
+
+
+def run_rankings(folder: Path) -> Path:
+    """The rankings of a run folder, whose replies its SFT model wrote."""
+    path = rankings_path(folder)
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: {path.name} of stage 'preferences' is missing, so there are no replies to label; run "
+            "`plaudit preferences` first, or give a data file"
+        )
+    return path
+
+
+def rank_draft(
+    prompt: Prompt,
+    replies: Sequence[tuple[Completion, str]],
+    origin: str,
+    *,
+    priority: float = 0.0,
+    overlap: int | None = None,
+) -> list[Draft]:
+    """The item of a prompt's replies and their sources, or none when they all say the same; of replies with one text
+    the first is kept, since people cannot order them."""
+    distinct: dict[str, tuple[Completion, str]] = {}
+    for reply, source in replies:
+        distinct.setdefault(reply.text, (reply, source))
+    if len(distinct) < 2:
+        return []
+    kept, sources = zip(*distinct.values(), strict=True)
+    return [
+        Draft(
+            "rank", prompt.messages, tuple(kept), tuple(sources), prompt_id=prompt.id, kind=prompt.kind,
+            split=prompt.split, priority=priority, overlap=overlap, source_file=origin,
+        )
+    ]  # fmt: skip
+
+
+def compared(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Draft], int]:
+    """SFT against PPO on the held-out prompts: an item of the task `compare` for each pair of replies that the
+    evaluation sampled, and how many pairs say the same and need nobody. `prompts` are the run's."""
+    path = folder / "evaluate" / "replies.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: stage 'evaluate' makes it; run `plaudit evaluate` on this recipe first")
+    rows = list(read_rows(path))
+    by_id = {prompt.id: prompt for prompt in prompts}
+    drafts = []
+    for place, row in rows:
+        if row["id"] not in by_id:
+            raise UserError(f"{place}: prompt {row['id']!r} is not in the run's prompts any more; evaluate again")
+        prompt = by_id[row["id"]]
+        pair = [(Completion(row[name]["text"], row[name]["finished"]), name) for name in ("sft", "ppo")]
+        if pair[0][0].text != pair[1][0].text:
+            drafts.append(
+                Draft(
+                    "compare", prompt.messages, tuple(reply for reply, _ in pair), tuple(name for _, name in pair),
+                    prompt_id=prompt.id, kind=prompt.kind, split=prompt.split, source_file="evaluate",
+                )
+            )  # fmt: skip
+    return drafts, len(rows) - len(drafts)

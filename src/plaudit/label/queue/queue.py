@@ -1,0 +1,323 @@
+"""Who labels what: claim, submit, correct, release. Each function is one job inside a transaction of `Writer`.
+
+The overlap. An item has as many slots as people are wanted for it. A claim takes a slot, and the schema holds that no
+two live leases of an item have the same one: whatever races, an item never goes to more people than asked. Gold items
+and consistency checks take no slot.
+
+Leases. A person holds at most one item of a task. When a lease has run out and somebody else asks for work, its slot is
+free again. What comes in late is kept, flagged, and outside the overlap.
+
+The ledger. A label is added and never changed: a change of mind is a new row that `supersedes` the one before.
+"""
+
+import random
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, bindparam, case, exists, func, insert, or_, select, update
+
+from plaudit.label.db.database import Raced
+from plaudit.label.db.schema import conflict, item, label, lease, project
+from plaudit.label.kinds.answers import body_of, canonical, hash_of
+
+_draw = random.SystemRandom()
+_SWEPT_AT_ONCE = 50
+CHECKED_AFTER = 5
+_LIVE = lease.c.state.in_(("open", "done"))
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A lease with what is to be shown of its item."""
+
+    lease: str
+    task: str
+    order: list[int]
+    expires_at: float
+    prompt: list[dict[str, str]]
+    replies: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A row of the ledger. `replayed`: it was there already, from an earlier try with the same client id."""
+
+    seq: int
+    late: bool
+    replayed: bool
+
+
+class NotYours(PermissionError):
+    """The lease or label is not this person's, or is not there; they cannot tell which."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """The client id is in the ledger with another body; this one was put into the table `conflict`."""
+
+    client: str
+
+
+# --- statements, built once ---
+
+_Queries = tuple[Select[Any], Select[Any]]
+
+
+def _any_or_task(query: Select[Any]) -> _Queries:
+    """The query for items of any task, and for one."""
+    return query, query.where(item.c.task == bindparam("task"))
+
+
+_EARLIEST = select(func.min(lease.c.expires_at)).where(lease.c.state == "open").scalar_subquery()
+_SETTINGS = select(
+    project.c.overlap, project.c.lease_minutes, project.c.consistency_rate, project.c.gold_rate,
+    _EARLIEST.label("earliest"),
+)  # fmt: skip
+_STALE = (
+    select(lease.c.id, lease.c.item, lease.c.slot)
+    .where(lease.c.state == "open", lease.c.expires_at < bindparam("now"), lease.c.person != bindparam("me"))
+    .limit(_SWEPT_AT_ONCE)
+    .with_for_update(skip_locked=True)
+)
+_END = update(lease).where(lease.c.id == bindparam("which"), lease.c.state == "open").values(state=bindparam("to"))
+_TAKEN = select(func.count()).where(lease.c.item == item.c.id, lease.c.slot.is_not(None), _LIVE).scalar_subquery()
+
+
+def _at_least_0(number: Any) -> Any:
+    """max(0, number), in words that both databases know."""
+    return case((number > 0, number), else_=0)
+
+
+_LOCK_ITEM = select(item.c.id).where(item.c.id == bindparam("which")).with_for_update()
+_RECOUNT = (
+    update(item)
+    .where(item.c.id == bindparam("which"))
+    .values(free=_at_least_0(func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery()) - _TAKEN))
+)
+_SHOWN = (item.c.id, item.c.prompt, item.c.replies, item.c.task, item.c.overlap)
+_OPEN = _any_or_task(
+    select(lease, item.c.prompt, item.c.replies)
+    .join(item, item.c.id == lease.c.item)
+    .where(lease.c.person == bindparam("me"), lease.c.state == "open")
+    .order_by(lease.c.served_at)
+    .limit(1)
+    .with_for_update(of=lease)
+)
+_RENEW = update(lease).where(lease.c.id == bindparam("which")).values(expires_at=bindparam("until"))
+_SERVE = insert(lease)
+# What this person had, but for leases that ran out without an answer: those may come again.
+_HAD = exists().where(
+    lease.c.item == item.c.id, lease.c.person == bindparam("me"), or_(lease.c.state != "expired", lease.c.late)
+)
+_WAITING = select(*_SHOWN).where(item.c.free > 0, ~_HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
+_NEXT = _any_or_task(_WAITING.with_for_update(of=item, skip_locked=True))
+_NEXT_OF_ALL = _any_or_task(_WAITING.with_for_update(of=item))
+_GOLD = _any_or_task(select(*_SHOWN).where(item.c.gold.is_not(None), ~_HAD).order_by(item.c.number).limit(1))
+_other = lease.alias()
+# A check of consistency is of something that the person answered, and then at least so many others.
+_WHILE_AGO = (
+    select(_other.c.served_at)
+    .where(_other.c.person == bindparam("me"), _other.c.state == "done")
+    .order_by(_other.c.served_at.desc())
+    .limit(1)
+    .offset(CHECKED_AFTER)
+    .scalar_subquery()
+)
+_AGAIN = _any_or_task(
+    select(*_SHOWN)
+    .join(lease, lease.c.item == item.c.id)
+    .where(
+        lease.c.person == bindparam("me"),
+        lease.c.purpose == "normal",
+        lease.c.state == "done",
+        lease.c.served_at <= _WHILE_AGO,
+        ~exists().where(
+            _other.c.item == item.c.id, _other.c.person == bindparam("me"), _other.c.purpose == "consistency"
+        ),
+    )
+    .order_by(lease.c.served_at)
+    .limit(1)
+)
+_SLOTS = select(lease.c.slot).where(lease.c.item == bindparam("which"), lease.c.slot.is_not(None), _LIVE)
+_TAKE = update(item).where(item.c.id == bindparam("which")).values(free=item.c.free - 1)
+_LEASED = (
+    select(lease, project.c.flags)
+    .join(project, project.c.id == 1)
+    .where(lease.c.id == bindparam("which"))
+    .with_for_update(of=lease)
+)
+# What the ledger has of this client id and of this lease, newest first.
+_KNOWN = (
+    select(label.c.seq, label.c.client_id, label.c.person, label.c.lease, label.c.body_hash, label.c.late,
+           label.c.seconds)
+    .where(or_(label.c.client_id == bindparam("client"), label.c.lease == bindparam("which")))
+    .order_by(label.c.seq.desc())
+)  # fmt: skip
+_ADD = insert(label).returning(label.c.seq)
+_ADD_CONFLICT = insert(conflict)
+_ANSWERED = (
+    update(lease).where(lease.c.id == bindparam("which")).values(state=bindparam("to"), late=bindparam("is_late"))
+)
+_LEASE_OF = select(label.c.lease).where(label.c.seq == bindparam("number"), label.c.person == bindparam("me"))
+
+
+# --- claim and release ---
+
+
+def claim(connection: Connection, me: int, task: str | None = None, now: float | None = None) -> Claimed | None:
+    """The next item for person `me` (of `task`, if not None); the one they hold already, if they hold one; None when
+    nothing is left. `now` is the server's clock unless a test says otherwise."""
+    now = time.time() if now is None else now
+    settings = connection.execute(_SETTINGS).one()
+    if settings.earliest is not None and settings.earliest < now:
+        _sweep(connection, me, now)
+    held = _first(connection, _OPEN, me, task)
+    if held is not None:
+        expires = held.expires_at
+        if expires < now:
+            # It ran out, but nobody took the slot: the person has it again, with their order and draft.
+            expires = now + 60 * settings.lease_minutes
+            connection.execute(_RENEW, {"which": held.id, "until": expires})
+        return Claimed(held.id, held.task, held.order, expires, held.prompt, held.replies)
+    chosen, purpose = _choose(connection, me, task, settings)
+    if chosen is None:
+        return None
+    slot = _slot(connection, chosen.id, chosen.overlap or settings.overlap) if purpose == "normal" else None
+    order = list(range(len(chosen.replies)))
+    if chosen.task != "write":
+        _draw.shuffle(order)
+    made = Claimed(
+        uuid.uuid4().hex, chosen.task, order, now + 60 * settings.lease_minutes, chosen.prompt, chosen.replies
+    )
+    row = {
+        "id": made.lease, "item": chosen.id, "person": me, "task": chosen.task, "slot": slot, "order": order,
+        "served_at": now, "expires_at": made.expires_at, "state": "open", "purpose": purpose, "late": False,
+    }  # fmt: skip
+    connection.execute(_SERVE, row)
+    return made
+
+
+def _sweep(connection: Connection, me: int, now: float) -> None:
+    """End the leases of others that ran out, and give their slots back."""
+    for stale in connection.execute(_STALE, {"now": now, "me": me}).all():
+        _end(connection, stale, "expired")
+
+
+def _end(connection: Connection, ended: Any, state: str) -> None:
+    connection.execute(_END, {"which": ended.id, "to": state})
+    if ended.slot is not None:
+        recount(connection, ended.item)
+
+
+def recount(connection: Connection, which: str) -> None:
+    """Set an item's free slots to what the leases say."""
+    # Locked by a statement of its own: PostgreSQL counts by what was committed when the counting statement began.
+    connection.execute(_LOCK_ITEM, {"which": which})
+    connection.execute(_RECOUNT, {"which": which})
+
+
+def _choose(connection: Connection, me: int, task: str | None, settings: Any) -> tuple[Row[Any] | None, str]:
+    """(item, purpose): by lot a gold item or a consistency check, else the first that waits."""
+    lot = _draw.random()
+    if lot < settings.gold_rate:
+        found = _first(connection, _GOLD, me, task)
+        if found is not None:
+            return found, "gold"
+    elif lot < settings.gold_rate + settings.consistency_rate:
+        found = _first(connection, _AGAIN, me, task)
+        if found is not None:
+            return found, "consistency"
+    # An item that another claim holds is skipped; when all that is left is held, wait for them.
+    found = _first(connection, _NEXT, me, task)
+    if found is None and connection.dialect.name != "sqlite":
+        found = _first(connection, _NEXT_OF_ALL, me, task)
+    return found, "normal"
+
+
+def _first(connection: Connection, queries: _Queries, me: int, task: str | None) -> Row[Any] | None:
+    return connection.execute(queries[task is not None], {"me": me, "task": task}).first()
+
+
+def _slot(connection: Connection, which: str, overlap: int) -> int:
+    """The lowest slot of the item that no live lease has; the item's row is locked."""
+    taken = set(connection.execute(_SLOTS, {"which": which}).scalars())
+    left = set(range(1, overlap + 1)) - taken
+    if not left:
+        raise Raced("the overlap was changed meanwhile")
+    connection.execute(_TAKE, {"which": which})
+    return min(left)
+
+
+def release(connection: Connection, me: int, which: str) -> None:
+    """Give an open lease back: the item goes to somebody else, and not to this person again. NotYours."""
+    held = connection.execute(_LEASED, {"which": which}).first()
+    if held is None or held.person != me:
+        raise NotYours
+    if held.state == "open":
+        _end(connection, held, "released")
+
+
+# --- submit and correct ---
+
+
+def submit(
+    connection: Connection, me: int, which: str, client: str, sent: dict[str, Any], now: float | None = None
+) -> Stored | Conflict:
+    """Put the answer to a lease into the ledger; a second answer to the same lease supersedes the first.
+
+    A client id that is known gives the stored row if lease and body are the same, else a Conflict, which is no
+    exception: its row in `conflict` is to be committed. NotYours and BadAnswer are raised.
+    """
+    now = time.time() if now is None else now
+    held = connection.execute(_LEASED, {"which": which}).first()
+    if held is None or held.person != me:
+        raise NotYours
+    body = canonical(body_of(held.task, held.order, held.flags, sent))
+    digest = hash_of(body)
+    rows = connection.execute(_KNOWN, {"client": client, "which": which}).all()
+    known = next((row for row in rows if row.client_id == client), None)
+    if known is not None:
+        if (known.person, known.lease, known.body_hash) == (me, which, digest):
+            return Stored(known.seq, known.late, replayed=True)
+        second = {"client_id": client, "person": me, "lease": which, "body": body, "created": now}
+        connection.execute(_ADD_CONFLICT, second)
+        return Conflict(client)
+    last = rows[0] if rows else None
+    in_time = held.state == "open" and now <= held.expires_at
+    row = {
+        "client_id": client, "lease": which, "item": held.item, "person": me, "body": body, "body_hash": digest,
+        "created": now, "order": held.order, "late": last.late if last is not None else not in_time,
+        # Of a correction it is still the time from serving to the first answer.
+        "seconds": last.seconds if last is not None else max(0.0, now - held.served_at),
+        "supersedes": last.seq if last is not None else None,
+    }  # fmt: skip
+    seq = connection.execute(_ADD, row).scalar_one()
+    if last is None:
+        _answered(connection, held, late=not in_time)
+    return Stored(seq, row["late"], replayed=False)
+
+
+def _answered(connection: Connection, held: Any, *, late: bool) -> None:
+    state = held.state if held.state != "open" else "expired" if late else "done"
+    connection.execute(_ANSWERED, {"which": held.id, "to": state, "is_late": late})
+    if held.state == "open" and late and held.slot is not None:
+        recount(connection, held.item)
+
+
+def correct(connection: Connection, me: int, seq: int, client: str, sent: dict[str, Any]) -> Stored | Conflict:
+    """A new answer in place of the label `seq`: see `submit`."""
+    which = connection.execute(_LEASE_OF, {"number": seq, "me": me}).scalar()
+    if which is None:
+        raise NotYours
+    return submit(connection, me, which, client, sent)
+
+
+def set_overlap(connection: Connection, overlap: int) -> None:
+    """How many people label an item from now on. Slots that are taken stay taken."""
+    connection.execute(update(project).values(overlap=overlap))
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("LOCK TABLE item IN EXCLUSIVE MODE")  # claims wait, so that the count below holds
+    change = update(item).where(item.c.gold.is_(None), item.c.overlap.is_(None))
+    connection.execute(change.values(free=_at_least_0(overlap - _TAKEN)))

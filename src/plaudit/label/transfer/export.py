@@ -1,0 +1,384 @@
+"""Labels out of the database, as records that trainers read: one consistent moment, filtered, in the ledger's order.
+
+| format | rows | of tasks |
+| --- | --- | --- |
+| rankings | Plaudit's rankings, one a label, with `annotator` and the replies' sources | rank |
+| comparisons | the same | compare |
+| pairs | every strict pair as prompt/chosen/rejected messages, with `annotator` | rank |
+| hh | every strict pair as two texts of "\\n\\nHuman: … \\n\\nAssistant: …" turns | rank |
+| demonstrations | prompt and completion | write |
+| ledger | every row of the ledger as it is, corrections and late ones too: an archive, not for import | all |
+
+Not exported but by `ledger`: what a later row corrects, what came in late (unless asked for), gold items and
+consistency checks, and labels without ranks. A strength is kept where there are two replies, as the format has it.
+What goes in is import_labels.py's business.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal, get_args
+
+from plaudit.data.formats.parsers import PARSERS
+from plaudit.errors import UserError
+from plaudit.label.db.ledger import Label, Ledger, dense, standing
+from plaudit.label.db.store import ItemRow
+from plaudit.label.quality.quality import item_agreement, judged_pairs, middle_ranks, strict
+from plaudit.label.quality.reliability import log_odds, mean_ranks, reliabilities
+from plaudit.records import Completion, Demonstration, Preference, Prompt, Ranking, preferences_of
+
+Format = Literal["rankings", "comparisons", "pairs", "hh", "demonstrations", "ledger"]
+FORMATS: tuple[str, ...] = get_args(Format)
+Aggregate = Literal["mean", "reliability"]
+AGGREGATES: tuple[str, ...] = get_args(Aggregate)
+
+
+def unnamed(number: int) -> str:
+    """The name of the `number`-th person (from 1) whose labels come from a file that names nobody. They are exported
+    without a name."""
+    return "(not named)" if number == 1 else f"(not named {number})"
+
+
+def is_unnamed(name: str) -> bool:
+    return name.startswith("(not named")
+
+
+TASK_OF = {"demonstrations": "write", "comparisons": "compare"}
+_FORMATS_OF = {"rank": "rankings, pairs or hh", "compare": "comparisons", "write": "demonstrations"}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which labels go out. `since` and `until` are seconds since 1970, `until` itself excluded.
+
+    `min_agreement`: only items whose labels agree at least so far (`quality.item_agreement`); an item that only one
+    person labelled has no agreement and stays out. A reply that anybody gave one of `without_flags` is taken out of its
+    ranking; two must be left.
+    """
+
+    annotators: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+    min_agreement: float | None = None
+    without_flags: tuple[str, ...] = ()
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise UserError(f"min_agreement={self.min_agreement}: a share from 0 to 1 is needed")
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise UserError("since must come before until; exchange them")
+
+
+EVERYTHING = Filters()
+
+
+@dataclass
+class Export:
+    """The rows, and how many were left out for which reason."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> Iterator[str]:
+        """JSON lines."""
+        return (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+
+
+def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate: str | None = None) -> Export:
+    """The rows of one format. `aggregate` makes one ranking an item of all people's (`aggregated`), without annotator.
+
+    UserError for an unknown format, aggregate, annotator or flag.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format {format!r}: unknown; the formats are {', '.join(FORMATS)}")
+    if aggregate is not None and aggregate not in AGGREGATES:
+        raise UserError(f"aggregate {aggregate!r}: unknown; it is one of {', '.join(AGGREGATES)}")
+    if aggregate is not None and format in ("demonstrations", "ledger"):
+        raise UserError(f"aggregate {aggregate!r}: {format} hold no ranks that could be put together")
+    out = Export()
+    if format == "ledger":
+        if filters != EVERYTHING:
+            raise UserError("format 'ledger' is everything: leave the filters away")
+        out.rows = list(_ledger_rows(ledger))
+        return out
+    items = {item.id: item for item in ledger.items}
+    _check_flags(ledger, filters.without_flags)
+    labels = chosen(ledger, items, filters, TASK_OF.get(format, "rank"), out.left_out)
+    if format == "demonstrations":
+        out.rows = _distinct([_demonstration_row(items[label.item], label) for label in labels], out.left_out)
+        return out
+    names = {person.id: person.name for person in ledger.people}
+    if aggregate is None:
+        rankings = [_ranking(items[label.item], label, names[label.person]) for label in labels]
+    else:
+        rankings = aggregated(ledger, items, labels, weighted=aggregate == "reliability")
+    rankings = _without_flagged(rankings, _flagged(ledger, items, filters), out.left_out)
+    if format in ("rankings", "comparisons"):
+        out.rows = _distinct([ranking.as_json() for ranking in rankings], out.left_out)
+    else:
+        made = [_pair_row(ranking, pair) for ranking in rankings for pair in preferences_of(ranking)]
+        ties = sum(len(ranking.replies) * (len(ranking.replies) - 1) // 2 for ranking in rankings) - len(made)
+        if ties:
+            out.left_out["pairs that tie"] = ties
+        rows = made if format == "pairs" else list(_as_hh(made, out.left_out))
+        out.rows = _distinct(rows, out.left_out)
+    return out
+
+
+def rankings_of(ledger: Ledger, filters: Filters = EVERYTHING, *, only: Collection[str] = ()) -> list[Ranking]:
+    """The rankings that `export` writes as `rankings`, as records; of the items `only`, if any are given."""
+    items = {item.id: item for item in ledger.items}
+    names = {person.id: person.name for person in ledger.people}
+    labels = chosen(ledger, items, filters, "rank", Counter())
+    return [
+        _ranking(items[label.item], label, names[label.person]) for label in labels if not only or label.item in only
+    ]
+
+
+# --- which labels ---
+
+
+def chosen(
+    ledger: Ledger, items: dict[str, ItemRow], filters: Filters, task: str, left_out: Counter[str]
+) -> list[Label]:
+    """The standing labels of a task that the filters let through, by `seq`."""
+    known = {person.name: person.id for person in ledger.people}
+    unknown = [name for name in filters.annotators if name not in known]
+    if unknown:
+        raise UserError(f"annotator {unknown[0]!r}: not in this database; there are {', '.join(sorted(known))}")
+    wanted = {known[name] for name in filters.annotators}
+    of_task = [label for label in ledger.labels if items[label.item].task == task]
+    labels = standing(of_task)
+    if len(of_task) > len(labels):
+        left_out["corrected since"] = len(of_task) - len(labels)
+    for label in standing(ledger.labels):
+        other = items[label.item].task
+        if other != task:
+            left_out[f"of the task {other} (--format {_FORMATS_OF[other]})"] += 1
+    agreed = item_agreement(labels) if filters.min_agreement is not None else {}
+    found = []
+    for label in labels:
+        reason = _why_not(label, filters, wanted, agreed)
+        if reason is None:
+            found.append(label)
+        else:
+            left_out[reason] += 1
+    return found
+
+
+def _check_flags(ledger: Ledger, flags: Sequence[str]) -> None:
+    """UserError for a flag that is neither one of the project's nor on any label: it would leave nothing out."""
+    known = {*ledger.flags, *(flag for label in ledger.labels for own in label.flags for flag in own)}
+    unknown = [flag for flag in flags if flag not in known]
+    if unknown:
+        raise UserError(f"flag {unknown[0]!r}: not in this database; there are {', '.join(sorted(known)) or 'none'}")
+
+
+def _why_not(label: Label, filters: Filters, wanted: set[int], agreed: dict[str, float]) -> str | None:
+    if label.purpose != "normal":
+        return "gold items and consistency checks"
+    if label.late and not filters.late:
+        return "came in late"
+    if label.ranks is None and label.text is None:
+        return "without ranks"
+    if wanted and label.person not in wanted:
+        return "of other annotators"
+    before = filters.since is not None and label.created < filters.since
+    if before or (filters.until is not None and label.created >= filters.until):
+        return "of other dates"
+    if filters.min_agreement is not None and agreed.get(label.item, -1.0) < filters.min_agreement:
+        return "agreement too low or unknown"
+    return None
+
+
+def moment(text: str, *, end: bool = False) -> float:
+    """Seconds since 1970 of a date (its beginning in UTC, with `end` that of the next day) or of a date with a time;
+    UserError otherwise."""
+    try:
+        if len(text) == len("2026-11-23"):
+            day = date.fromisoformat(text) + timedelta(days=1 if end else 0)
+            return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+        at = datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{text!r}: not a date; write 2026-11-23 or 2026-11-23T14:30:00") from error
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+# --- rows ---
+
+
+def prompt_of(item: ItemRow) -> Prompt:
+    """The item's prompt as a record."""
+    return Prompt(item.prompt_id, item.messages, item.kind, item.split)
+
+
+def _ranking(item: ItemRow, label: Label, name: str) -> Ranking:
+    assert label.ranks is not None
+    strength = float(label.strength) if label.strength is not None and len(item.replies) == 2 else None
+    return replace(_ranked(item, label.ranks), strength=strength, annotator=None if is_unnamed(name) else name)
+
+
+def _ranked(item: ItemRow, ranks: Sequence[int]) -> Ranking:
+    replies = tuple(Completion(reply.text, reply.ended) for reply in item.replies)
+    sources = [reply.source for reply in item.replies if reply.source is not None]
+    known = tuple(sources) if len(sources) == len(replies) else None
+    return Ranking(prompt_of(item), replies, tuple(ranks), sources=known)
+
+
+def aggregated(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], *, weighted: bool) -> list[Ranking]:
+    """One ranking an item: replies by the mean of people's middle ranks; equal means are ties.
+
+    With `weighted` a person counts by the log odds of their reliability (Dawid-Skene over the whole database), which
+    for two replies is the best majority vote that independent people allow; where no reliability is known of one of
+    them, all people of the item count alike. Items are in the order of their first label.
+    """
+    reliable = reliabilities(strict(judged_pairs(standing(ledger.labels)))) if weighted else {}
+    by_item: dict[str, list[Label]] = defaultdict(list)
+    for label in labels:
+        by_item[label.item].append(label)
+    found = []
+    for identity, own in by_item.items():
+        known = [reliable.get(label.person) for label in own]
+        weights = [log_odds(p) for p in known if p is not None]
+        alike = [1.0] * len(own)
+        means = mean_ranks(
+            [middle_ranks(label.ranks) for label in own if label.ranks is not None],
+            weights if len(weights) == len(own) else alike,
+        )
+        found.append(_ranked(items[identity], dense(means)))
+    return found
+
+
+Place = tuple[tuple[Any, ...], str]
+
+
+def _flagged(ledger: Ledger, items: dict[str, ItemRow], filters: Filters) -> set[Place]:
+    """(conversation, text) of the replies that somebody gave a flag that is filtered."""
+    return {
+        (items[label.item].messages, items[label.item].replies[number].text)
+        for label in standing(ledger.labels)
+        for number, own in enumerate(label.flags)
+        if set(own) & set(filters.without_flags)
+    }
+
+
+def _without_flagged(rankings: list[Ranking], flagged: set[Place], left_out: Counter[str]) -> list[Ranking]:
+    if not flagged:
+        return rankings
+    found = []
+    for ranking in rankings:
+        kept = [i for i, reply in enumerate(ranking.replies) if (ranking.prompt.messages, reply.text) not in flagged]
+        if len(kept) == len(ranking.replies):
+            found.append(ranking)
+        elif len(kept) >= 2:
+            left_out["replies with such a flag"] += len(ranking.replies) - len(kept)
+            found.append(
+                replace(
+                    ranking,
+                    replies=tuple(ranking.replies[i] for i in kept),
+                    ranks=dense([ranking.ranks[i] for i in kept]),
+                    sources=None if ranking.sources is None else tuple(ranking.sources[i] for i in kept),
+                )
+            )
+        else:
+            left_out["rankings with fewer than two replies without such a flag"] += 1
+    return found
+
+
+def _pair_row(ranking: Ranking, pair: Preference) -> dict[str, Any]:
+    told = {name: value for name in ("strength", "annotator") if (value := getattr(ranking, name)) is not None}
+    head = {name: value for name, value in ranking.prompt.as_json().items() if name != "prompt"}
+    return {**head, **pair.as_json(), **told}
+
+
+def _as_hh(rows: Sequence[dict[str, Any]], left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Texts of turns. What the form cannot hold is left out and counted: a system message, or text that itself looks
+    like a turn."""
+    names = {"user": "Human", "assistant": "Assistant"}
+    for row in rows:
+        if any(message["role"] not in names for message in row["prompt"]):
+            left_out["a system message, which HH cannot hold"] += 1
+            continue
+        told = {name: value for name, value in row.items() if name not in ("prompt", "chosen", "rejected")}
+        texts = {
+            side: "".join(
+                f"\n\n{names[turn['role']]}: {turn['content'].strip()}" for turn in [*row["prompt"], *row[side]]
+            )
+            for side in ("chosen", "rejected")
+        }
+        made = {**told, **texts}
+        if _reads_back(made, row):
+            yield made
+        else:
+            left_out["text that HH would read as turns"] += 1
+
+
+def _reads_back(made: dict[str, Any], row: dict[str, Any]) -> bool:
+    try:
+        found = PARSERS["hh"]("export", 1, made)
+    except UserError:
+        return False
+    assert isinstance(found, Ranking)
+    asked = [(turn["role"], turn["content"].strip()) for turn in row["prompt"]]
+    said = [row[side][0]["content"].strip() for side in ("chosen", "rejected")]
+    turns = [(message.role, message.content) for message in found.prompt.messages]
+    return turns == asked and [reply.text for reply in found.replies] == said
+
+
+def _demonstration_row(item: ItemRow, label: Label) -> dict[str, Any]:
+    assert label.text is not None
+    written = Demonstration(prompt_of(item), label.text)
+    return {**written.prompt.as_json(), "completion": written.completion}
+
+
+def _distinct(rows: list[dict[str, Any]], left_out: Counter[str]) -> list[dict[str, Any]]:
+    """One row for each annotator and content, the newest, where it first stood; the same content under one id.
+
+    Two items may say the same (a prompt under two ids, two replies with one text). As rows they could not be told
+    apart when they are read again, so they are one here already. What nobody is named for stays as it is: it may come
+    from different people.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    heads: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        said = {key: row.get(key) for key in ("prompt", "chosen", "rejected", "completion")}
+        said["responses"] = [{k: v for k, v in own.items() if k != "rank"} for own in row.get("responses", ())]
+        content = json.dumps(said, sort_keys=True)
+        head = heads.setdefault(content, {key: row[key] for key in ("id", "kind", "split")})
+        who = row.get("annotator")
+        found[f"{len(found) if who is None else json.dumps(who)} {content}"] = {**row, **head}
+    if len(found) < len(rows):
+        left_out["rows that a newer one of the same person and content replaces"] = len(rows) - len(found)
+    return list(found.values())
+
+
+def _ledger_rows(ledger: Ledger) -> Iterator[dict[str, Any]]:
+    items = {item.id: item for item in ledger.items}
+    names = {person.id: person.name for person in ledger.people}
+    for label in sorted(ledger.labels, key=lambda row: row.seq):
+        item = items[label.item]
+        replies = [{"text": reply.text, "finished": reply.ended, "source": reply.source} for reply in item.replies]
+        yield {
+            **prompt_of(item).as_json(),
+            "task": item.task,
+            "replies": replies,
+            "gold": item.gold,
+            "seq": label.seq,
+            "item": label.item,
+            "annotator": names[label.person],
+            "created": label.created,
+            "seconds": label.seconds,
+            "order": label.order,
+            "purpose": label.purpose,
+            "late": label.late,
+            "supersedes": label.supersedes,
+            "ranks": label.ranks,
+            "verdict": label.verdict,
+            "strength": label.strength,
+            "reason": label.reason,
+            "flags": label.flags,
+            "text": label.text,
+        }

@@ -1,0 +1,178 @@
+"""Labels into the database, from files of rankings, pairs, HH texts or demonstrations that say who chose what.
+
+A row becomes an item and a label of the person it names; of rows that name nobody, the first on an item goes to a
+person called "(not named)", the next to "(not named 2)" and so on. Such people are made without a password and cannot
+log in. Importing a file again changes nothing; a row that differs from what that person said of the item before is a
+correction: the old row stays in the ledger.
+
+Unlike `items.drafts`, which takes a file's replies to be labelled and drops its ranks.
+"""
+
+import hashlib
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from plaudit.data.formats.reader import Reader
+from plaudit.errors import UserError
+from plaudit.label.db.database import writing
+from plaudit.label.db.schema import item, label, lease, person, project
+from plaudit.label.kinds.answers import STRENGTHS, BadAnswer, body_of, canonical, hash_of
+from plaudit.label.queue.items import MOST_REPLIES, Draft, add_items
+from plaudit.label.queue.queue import recount
+from plaudit.label.transfer.export import unnamed
+from plaudit.records import Completion, Demonstration, Prompt, Ranking
+
+_AT_ONCE = 200
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a file's rows."""
+
+    items: int
+    labels: int
+    known: int
+    """Labels that were there already."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One row: an item, and what somebody (None: nobody is named) said of it, as an annotator's page sends it."""
+
+    place: str
+    draft: Draft
+    annotator: str | None
+    sent: dict[str, Any]
+
+
+def import_labels(
+    engine: Engine, source: str | Path, *, compare: bool = False, annotator: str | None = None
+) -> Imported:
+    """Read the whole file, then write it in parts, each whole or not at all; after a stop, import it again.
+
+    With `compare` rankings of two replies become items of task compare. `annotator` names who labelled, where the rows
+    do not. UserError with the place for a row that is no label, and before anything is written.
+    """
+    rows = list(_rows(source, compare, annotator))
+    if not rows:
+        raise UserError(f"{source}: holds no labels")
+    new, _ = add_items(engine, (row.draft for row in rows))
+    seen: Counter[str] = Counter()
+    added = 0
+    for start in range(0, len(rows), _AT_ONCE):
+        with writing(engine) as connection:
+            for row in rows[start : start + _AT_ONCE]:
+                name = row.annotator
+                if name is None:
+                    seen[row.draft.id] += 1
+                    name = unnamed(seen[row.draft.id])
+                added += _put(connection, row, _person(connection, name))
+    return Imported(new, added, len(rows) - added)
+
+
+def _rows(source: str | Path, compare: bool, annotator: str | None) -> Iterator[_Said]:
+    for read in Reader(source):
+        record, place = read.record, read.place
+        if isinstance(record, Demonstration):
+            yield _Said(place, _draft("write", record.prompt, (), ()), annotator, {"text": record.completion})
+        elif isinstance(record, Ranking):
+            yield _ranking(place, record, compare, annotator)
+        else:
+            raise UserError(f"{place}: a prompt without a reply is no label; `plaudit label serve` takes it as an item")
+
+
+def _draft(task: str, prompt: Prompt, replies: tuple[Completion, ...], sources: tuple[str | None, ...]) -> Draft:
+    return Draft(
+        task, prompt.messages, replies, sources, prompt_id=prompt.id, kind=prompt.kind, split=prompt.split,
+        source_file="import",
+    )  # fmt: skip
+
+
+def _ranking(place: str, record: Ranking, compare: bool, annotator: str | None) -> _Said:
+    count = len(record.replies)
+    if not 2 <= count <= MOST_REPLIES or (compare and count != 2):
+        raise UserError(f"{place}: {count} replies; {'2' if compare else f'2 to {MOST_REPLIES}'} are needed")
+    if record.strength is not None and record.strength not in STRENGTHS:
+        raise UserError(f"{place}: field 'strength' is {record.strength:g}; a label's is 1, 2 or 3: scale or remove it")
+    replies = tuple(Completion(reply.text, reply.finished) for reply in record.replies)
+    draft = _draft("compare" if compare else "rank", record.prompt, replies, record.sources or (None,) * count)
+    order = sorted(set(record.ranks))
+    sent = {
+        "ranks": [order.index(rank) + 1 for rank in record.ranks],
+        "strength": None if record.strength is None else int(record.strength),
+    }
+    return _Said(place, draft, record.annotator or annotator, sent)
+
+
+def _person(connection: Connection, name: str) -> int:
+    known = connection.execute(select(person.c.id).where(person.c.name == name)).scalar()
+    if known is not None:
+        return int(known)
+    made = insert(person).values(name=name, role="annotator", password_hash=None, active=False, created=time.time())
+    return int(connection.execute(made.returning(person.c.id)).scalar_one())
+
+
+def _put(connection: Connection, row: _Said, who: int) -> bool:
+    """Whether the label is new."""
+    identity, replies = row.draft.id, range(len(row.draft.replies))
+    try:
+        body = canonical(body_of(row.draft.task, replies, (), row.sent))
+    except BadAnswer as error:
+        raise UserError(f"{row.place}: field {error.field!r}: {error.error}; {error.fix}") from error
+    client = hashlib.sha256(f"import {identity} {who} {body}".encode()).hexdigest()
+    if connection.execute(select(label.c.seq).where(label.c.client_id == client)).first() is not None:
+        return False
+    held = connection.execute(
+        select(lease.c.id, lease.c.state).where(
+            lease.c.item == identity, lease.c.person == who, lease.c.purpose == "normal",
+            lease.c.state.in_(("open", "done")),
+        )
+    ).first()  # fmt: skip
+    now = time.time()
+    last = None
+    if held is None:
+        which = _lease(connection, row.draft.task, identity, who, now)
+    else:
+        which = held.id
+        if held.state == "open":
+            connection.execute(update(lease).where(lease.c.id == which).values(state="done"))
+        newest = select(label.c.seq, label.c.body_hash).where(label.c.lease == which).order_by(label.c.seq.desc())
+        last = connection.execute(newest.limit(1)).first()
+        if last is not None and last.body_hash == hash_of(body):
+            return False
+    # No order and no seconds: nobody was shown anything, so neither can be judged.
+    connection.execute(
+        insert(label).values(
+            client_id=client, lease=which, item=identity, person=who, body=body, body_hash=hash_of(body), created=now,
+            seconds=0.0, order=[], late=False, supersedes=None if last is None else last.seq,
+        )
+    )  # fmt: skip
+    return True
+
+
+def _lease(connection: Connection, task: str, identity: str, who: int, now: float) -> str:
+    """A lease that is done, in a free slot of the item where there is one, else beside them."""
+    overlap = connection.execute(select(project.c.overlap)).scalar_one()
+    wanted = connection.execute(select(item.c.overlap).where(item.c.id == identity)).scalar_one() or overlap
+    taken = connection.execute(
+        select(lease.c.slot).where(
+            lease.c.item == identity, lease.c.slot.is_not(None), lease.c.state.in_(("open", "done"))
+        )
+    ).scalars()
+    left = sorted(set(range(1, wanted + 1)) - set(taken))
+    which = uuid.uuid4().hex
+    connection.execute(
+        insert(lease).values(
+            id=which, item=identity, person=who, task=task, slot=left[0] if left else None, order=[], served_at=now,
+            expires_at=now, state="done", purpose="normal", late=False,
+        )
+    )  # fmt: skip
+    recount(connection, identity)
+    return which

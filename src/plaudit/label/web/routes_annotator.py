@@ -1,0 +1,95 @@
+"""What an annotator's page calls: who am I, claim, submit, release, history, correct."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from plaudit.label.queue import queue
+from plaudit.label.queue.queue import Conflict, Stored
+from plaudit.label.web import views
+from plaudit.label.web.service import Refused, authorised, service_of
+
+router = APIRouter(prefix="/api")
+
+BIGGEST = 2**53 - 1
+"""The largest whole number that JSON carries exactly."""
+ClientId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
+LeaseId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ClaimBody(_Body):
+    task: Literal["rank", "write", "compare"] | None = None
+
+
+class ReleaseBody(_Body):
+    lease: LeaseId
+
+
+class SubmitBody(_Body):
+    client_id: ClientId
+    lease: LeaseId
+    positions: dict[str, Any]
+
+
+class CorrectBody(_Body):
+    client_id: ClientId
+    seq: Annotated[int, Field(ge=1, le=BIGGEST)]
+    positions: dict[str, Any]
+
+
+@router.get("/me")
+def get_me(request: Request) -> dict[str, Any]:
+    caller = authorised(request)
+    found = service_of(request).read(lambda connection: views.me(connection, caller.id))
+    return {"name": caller.name, "role": caller.role, "csrf": caller.csrf, **found}
+
+
+@router.post("/claim")
+def post_claim(request: Request, body: ClaimBody) -> Any:
+    caller = authorised(request)
+    claimed = service_of(request).write(lambda connection: queue.claim(connection, caller.id, body.task))
+    return Response(status_code=204) if claimed is None else views.claimed_view(claimed)
+
+
+@router.post("/release")
+def post_release(request: Request, body: ReleaseBody) -> dict[str, Any]:
+    caller = authorised(request)
+    service_of(request).write(lambda connection: queue.release(connection, caller.id, body.lease))
+    return {"released": True}
+
+
+@router.post("/submit")
+def post_submit(request: Request, body: SubmitBody) -> dict[str, Any]:
+    caller = authorised(request)
+    return _stored(
+        service_of(request).write(
+            lambda connection: queue.submit(connection, caller.id, body.lease, body.client_id, body.positions)
+        )
+    )
+
+
+@router.post("/correct")
+def post_correct(request: Request, body: CorrectBody) -> dict[str, Any]:
+    caller = authorised(request)
+    return _stored(
+        service_of(request).write(
+            lambda connection: queue.correct(connection, caller.id, body.seq, body.client_id, body.positions)
+        )
+    )
+
+
+def _stored(stored: Stored | Conflict) -> dict[str, Any]:
+    if isinstance(stored, Conflict):
+        raise Refused(409, "conflict", "this client id has another answer already; both are kept, the first one counts")
+    return {"seq": stored.seq, "late": stored.late, "replayed": stored.replayed}
+
+
+@router.get("/history")
+def get_history(request: Request, before: Annotated[int | None, Query(ge=1, le=BIGGEST)] = None) -> dict[str, Any]:
+    caller = authorised(request)
+    return service_of(request).read(lambda connection: views.history(connection, caller.id, before))

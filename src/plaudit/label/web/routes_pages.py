@@ -1,0 +1,172 @@
+"""Pages, and the way in and out: log in, take an invite, log out.
+
+The two forms are sent before there is a session, so their token is another one: a random value in a cookie of its own,
+and the same value signed in the form. Another site can send the form, but not with both.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from itsdangerous import BadSignature, TimestampSigner
+
+from plaudit.errors import UserError
+from plaudit.label.db import people, store
+from plaudit.label.web.render import page_html
+from plaudit.label.web.service import COOKIE, LOGIN_COOKIE, Service, address_of, authorised, caller_of, service_of
+
+router = APIRouter()
+FORM_SECONDS = 3600
+_NONCE = re.compile(r"[A-Za-z0-9_-]{32}")
+_WRONG = "Name or password is wrong."
+_STALE = "This form was open for too long, or cookies are off. Please try again."
+_WAIT = "Too many failed attempts. Please wait a quarter of an hour."
+_GONE = "This link was used, has run out, or never was. Please ask for another one."
+
+Text = Annotated[str, Form()]
+
+
+@router.get("/")
+def label_page(request: Request) -> Response:
+    return _signed_in(request, "label")
+
+
+@router.get("/history")
+def history_page(request: Request) -> Response:
+    return _signed_in(request, "history")
+
+
+@router.get("/admin")
+def admin_page(request: Request) -> Response:
+    caller = caller_of(request)
+    if caller is not None and caller.role != "admin":
+        return RedirectResponse("/?for=admins", 303)  # the page says why it is another one
+    return _signed_in(request, "admin")
+
+
+def _signed_in(request: Request, page: str) -> Response:
+    if caller_of(request) is None:
+        return RedirectResponse("/login", 303)
+    return HTMLResponse(page_html(page))
+
+
+@router.get("/login")
+def login_page(request: Request) -> Response:
+    if caller_of(request) is not None:
+        return RedirectResponse("/", 303)
+    return _login_form(request)
+
+
+@router.post("/login")
+def login(request: Request, name: Text = "", password: Text = "", csrf: Text = "") -> Response:
+    service, known = service_of(request), people.is_name(name)
+    name = name if known else ""
+    if not _form_is_ours(request, csrf):
+        return _login_form(request, name, _STALE, 403)
+    attempt = service.write(lambda connection: people.begin_attempt(connection, name, address_of(request)))
+    if attempt is None:
+        return _login_form(request, name, _WAIT, 429, {"Retry-After": str(people.WINDOW_SECONDS)})
+    found = service.read(lambda connection: people.stored_password(connection, name)) if known else None
+    # Checked for an unknown name too, so that the time does not tell which names there are.
+    if not people.password_fits(found[1] if found else None, password) or found is None:
+        return _login_form(request, name, _WRONG, 401)
+    who, old = found[0], request.cookies.get(COOKIE)
+    return _welcome(service, service.write(lambda connection: people.log_in(connection, name, attempt, who, old)))
+
+
+@router.get("/invite/{token}")
+def invite_page(request: Request, token: str) -> Response:
+    name = service_of(request).read(lambda connection: people.invited(connection, token))
+    return _login_form(request, "", _GONE, 404) if name is None else _invite_form(request, token, name)
+
+
+@router.post("/invite/{token}")
+def take_invite(request: Request, token: str, password: Text = "", csrf: Text = "") -> Response:
+    service = service_of(request)
+    name = service.read(lambda connection: people.invited(connection, token))
+    if name is None:
+        return _login_form(request, "", _GONE, 404)
+    if not _form_is_ours(request, csrf):
+        return _invite_form(request, token, name, _STALE, 403)
+    try:
+        chosen = people.hash_password(people.check_password(password))
+    except UserError as error:
+        return _invite_form(request, token, name, str(error).capitalize() + ".", 422)
+    session = service.write(lambda connection: people.take_invite(connection, token, chosen))
+    return _login_form(request, "", _GONE, 404) if session is None else _welcome(service, session)
+
+
+@router.post("/logout")
+def logout(request: Request) -> Response:
+    authorised(request)
+    token = request.cookies[COOKIE]
+    service_of(request).write(lambda connection: people.end_session(connection, token))
+    answer = Response(status_code=204)
+    answer.delete_cookie(COOKIE, path="/")
+    return answer
+
+
+# --- forms ---
+
+
+def _login_form(
+    request: Request, name: str = "", error: str | None = None, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    def made(csrf: str) -> str:
+        return page_html("login", project=_project(request), csrf=csrf, name=name, error=error)
+
+    return _form(request, made, status, headers)
+
+
+def _invite_form(request: Request, token: str, name: str, error: str | None = None, status: int = 200) -> Response:
+    def made(csrf: str) -> str:
+        return page_html("invite", project=_project(request), csrf=csrf, token=token, name=name, error=error)
+
+    return _form(request, made, status)
+
+
+def _project(request: Request) -> str:
+    return service_of(request).read(store.project).name
+
+
+def _form(
+    request: Request, made: Callable[[str], str], status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """A form with its token: a second tab's form shares the cookie of the first."""
+    nonce = request.cookies.get(LOGIN_COOKIE, "")
+    nonce = nonce if _NONCE.fullmatch(nonce) else secrets.token_urlsafe(24)
+    service = service_of(request)
+    answer = HTMLResponse(made(_signer(service).sign(nonce).decode()), status, headers)
+    _set_cookie(service, answer, LOGIN_COOKIE, nonce, FORM_SECONDS)
+    return answer
+
+
+def _form_is_ours(request: Request, csrf: str) -> bool:
+    nonce = request.cookies.get(LOGIN_COOKIE, "")
+    try:
+        signed = _signer(service_of(request)).unsign(csrf.encode("utf-8", "replace"), max_age=FORM_SECONDS)
+    except BadSignature:
+        return False
+    return _NONCE.fullmatch(nonce) is not None and hmac.compare_digest(signed, nonce.encode())
+
+
+def _signer(service: Service) -> TimestampSigner:
+    return TimestampSigner(service.secret, salt="plaudit.login", digest_method=hashlib.sha256)
+
+
+def _welcome(service: Service, session: str) -> Response:
+    caller = service.read(lambda connection: people.caller_of(connection, session))
+    # An admin looks at the project first; the labelling page would reserve an item for them.
+    answer = RedirectResponse("/admin" if caller is not None and caller.role == "admin" else "/", 303)
+    _set_cookie(service, answer, COOKIE, session, people.SESSION_DAYS * 86_400)
+    answer.delete_cookie(LOGIN_COOKIE, path="/")
+    return answer
+
+
+def _set_cookie(service: Service, answer: Response, name: str, value: str, seconds: int) -> None:
+    answer.set_cookie(name, value, max_age=seconds, path="/", httponly=True, samesite="strict", secure=service.secure)

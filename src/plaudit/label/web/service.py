@@ -1,0 +1,183 @@
+"""What all routes share: the service, who is calling, and what is refused.
+
+Refusals are JSON: {"error": plain words, "fix": what to do}, and {"field"} where a field is to blame.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from plaudit.errors import UserError
+from plaudit.label.db import people
+from plaudit.label.db.aside import Remembered
+from plaudit.label.db.database import Raced, snapshot
+from plaudit.label.db.people import Caller
+from plaudit.label.db.schema import project
+from plaudit.label.db.writer import Busy, Writer
+from plaudit.label.kinds.answers import BadAnswer
+from plaudit.label.queue.queue import NotYours
+
+COOKIE, LOGIN_COOKIE = "plaudit_session", "plaudit_login"
+T = TypeVar("T")
+
+
+@dataclass
+class Service:
+    """The database of one project, and how it is reached from outside. `secure`: browsers reach it by https only."""
+
+    engine: Engine
+    writer: Writer
+    secure: bool
+    url: str
+    secret: str
+    numbers: Remembered = field(default_factory=lambda: Remembered(seconds=5))
+
+    @property
+    def database(self) -> str:
+        """The database's address, for a process of its own."""
+        where = self.engine.url
+        return str(where.database) if where.get_backend_name() == "sqlite" else where.render_as_string(False)
+
+    @classmethod
+    def open(cls, engine: Engine, url: str) -> "Service":
+        with snapshot(engine) as connection:
+            secret = connection.execute(select(project.c.secret)).scalar_one()
+        return cls(engine, Writer(engine), url.startswith("https://"), url.rstrip("/"), secret)
+
+    def read(self, job: Callable[[Connection], T]) -> T:
+        """The result of a job that does not write."""
+        with self.engine.connect().execution_options(**self._plain) as connection:
+            return job(connection)
+
+    @property
+    def _plain(self) -> dict[str, str]:
+        # One statement needs no transaction, and PostgreSQL asks two more round trips for one.
+        return {"isolation_level": "AUTOCOMMIT"} if self.engine.dialect.name == "postgresql" else {}
+
+    def write(self, job: Callable[[Connection], T]) -> T:
+        """The job's result, after its commit."""
+        return self.writer.run(job)
+
+
+class Refused(Exception):
+    """An answer that is not 200: see the top of this file."""
+
+    def __init__(self, status: int, error: str, fix: str, *, field: str | None = None, wait: int | None = None):
+        super().__init__(error)
+        self.status = status
+        self.body = {"error": error, "fix": fix} | ({"field": field} if field else {})
+        self.headers = {"Retry-After": str(wait)} if wait else None
+
+
+def service_of(request: Request) -> Service:
+    found = request.app.state.service
+    assert isinstance(found, Service)
+    return found
+
+
+def caller_of(request: Request) -> Caller | None:
+    """Who calls, by the session cookie; None for nobody."""
+    token = request.cookies.get(COOKIE)
+    return service_of(request).read(lambda connection: people.caller_of(connection, token)) if token else None
+
+
+def authorised(request: Request, role: str | None = None) -> Caller:
+    """Who calls. Refused: 401 nobody, 403 the wrong role, or a POST without this session's token."""
+    caller = caller_of(request)
+    if caller is None:
+        raise Refused(401, "you are not signed in", "sign in at /login")
+    if request.method != "GET":
+        sent = request.headers.get("X-CSRF-Token", "")
+        if not hmac.compare_digest(sent.encode("utf-8", "surrogateescape"), caller.csrf.encode()):
+            raise Refused(403, "the request does not carry this session's token", "load the page again")
+    if role is not None and caller.role != role:
+        raise Refused(403, f"only the role {role} may do this", "ask an admin of the project")
+    return caller
+
+
+def address_of(request: Request) -> str:
+    """Whose failures are counted together: an IPv4 address, or the /64 network that one IPv6 household has."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "unknown"
+    return str(ipaddress.ip_network(f"{address}/64", strict=False) if address.version == 6 else address)
+
+
+# --- errors as answers ---
+
+
+def install_errors(app: FastAPI) -> None:
+    """Every exception that a caller or the database can cause becomes an answer in JSON."""
+    for kind, answer in _ANSWERS.items():
+        app.add_exception_handler(kind, answer)
+
+
+def _answer(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(body, status, headers)
+
+
+def _refused(_: Request, error: Any) -> JSONResponse:
+    return _answer(error.status, error.body, error.headers)
+
+
+def _not_yours(_: Request, __: Any) -> JSONResponse:
+    return _answer(403, {"error": "this is not yours", "fix": "ask for your own item with /api/claim"})
+
+
+def _bad_answer(_: Request, error: Any) -> JSONResponse:
+    return _answer(422, {"error": error.error, "field": error.field, "fix": error.fix})
+
+
+def _user_error(_: Request, error: Any) -> JSONResponse:
+    words, fix = str(error).rpartition("; ")[::2]  # of "what is wrong; what to do"
+    return _answer(422, {"error": words or fix, "fix": fix if words else "change it and send it again"})
+
+
+def _invalid(_: Request, error: Any) -> JSONResponse:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    return _answer(422, {"error": first["msg"], "field": field, "fix": "see docs/label-api.md"})
+
+
+def _away(_: Request, __: Any) -> JSONResponse:
+    return _answer(
+        503, {"error": "the database is busy or away", "fix": "try again; nothing was lost"}, {"Retry-After": "1"}
+    )
+
+
+def _impossible(_: Request, __: Any) -> JSONResponse:
+    return _answer(422, {"error": "a value that the database cannot hold", "fix": "see docs/label-api.md"})
+
+
+def _http(_: Request, error: Any) -> JSONResponse:
+    words = {404: "there is no such page", 405: "this address does not take that method"}
+    body = {"error": words.get(error.status_code, str(error.detail)), "fix": "see docs/label-api.md"}
+    return _answer(error.status_code, body, error.headers)
+
+
+_ANSWERS: dict[type[Exception], Callable[[Request, Any], JSONResponse]] = {
+    Refused: _refused,
+    NotYours: _not_yours,
+    BadAnswer: _bad_answer,
+    UserError: _user_error,
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+    Busy: _away,
+    Raced: _away,
+    OperationalError: _away,
+    InterfaceError: _away,
+    PoolTimeout: _away,
+    DataError: _impossible,
+}

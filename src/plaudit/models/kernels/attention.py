@@ -1,0 +1,165 @@
+"""Attention over packed rows: every example attends to itself alone, at a cost linear in the number of examples.
+
+An example is one sequence, or a prompt and several replies to it (`Segment`): then the prompt's tokens are there once,
+every reply attends to the prompt and to itself, and its positions go on where the prompt's end. A causal model gives
+each reply the very states it has behind a prompt of its own, because no prompt token ever sees a reply.
+
+transformers can block attention between packed examples with a dense [T, T] mask made from the position ids: on a CPU
+that costs T² whatever the examples' lengths, and keeps SDPA from its fast causal kernel. Here a packed row goes
+through attention one example at a time instead, under a name of ours in transformers' registry of attention
+functions. A GPU would wait for those many small launches: there a row that is not too long goes through at once, under
+a mask that is made once a pass. An architecture whose layers do not go through that registry, or that mixes tokens by
+other means (a state, a convolution), is found out by a probe and is not packed.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from plaudit.models.kernels.probe import relative_error
+from plaudit.models.kernels.segments import Segment, positions, size
+from plaudit.models.kernels.short_attention import attend
+
+PACKED = "plaudit_packed"
+DENSE = {"cpu": 0, "cuda": 4096}
+"""Tokens of a packed row up to which one mask serves all its examples: it takes a byte for each pair of tokens."""
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    segments: Sequence[Segment] | None = None,
+    sliding_window: int | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of [B, heads, T, D], with `segments` inside each example of the row only; [B, T, heads, D].
+
+    transformers makes no mask for a name that is only in the registry of attention functions, so the sliding window is
+    applied here. Without `segments` rows are padded on the right, where a causal pass needs no mask.
+    """
+    assert attention_mask is None and query.shape[2] == key.shape[2], "no mask and no cache in training"
+    segments = (query.shape[2],) if segments is None else segments
+    sizes = [size(segment) for segment in segments]
+    assert sum(sizes) == query.shape[2], (segments, query.shape)
+    alone = len(segments) == 1 and isinstance(segments[0], int)
+    if not alone and query.shape[2] <= DENSE.get(query.device.type, 0):
+        seen = sees(tuple(segments), sliding_window, query.device)
+        return sdpa_attention_forward(module, query, key, value, seen, **rest)[0], None
+    parts = zip(segments, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    outputs = []
+    for segment, q, k, v in parts:
+        prompt, *replies = (segment,) if isinstance(segment, int) else segment
+        spans = [q.split([prompt, *replies], 2), k.split([prompt, *replies], 2), v.split([prompt, *replies], 2)]
+        (q_prompt, *q_replies), (k_prompt, *k_replies), (v_prompt, *v_replies) = spans
+        mask = _band(0, prompt, sliding_window, q.device)
+        outputs.append(attend(module, q_prompt, k_prompt, v_prompt, mask, **rest))
+        for q_reply, k_reply, v_reply in zip(q_replies, k_replies, v_replies, strict=True):
+            if q_reply.shape[2] > 0:  # a reply that the length limit cut before its first token
+                keys, values = torch.cat([k_prompt, k_reply], dim=2), torch.cat([v_prompt, v_reply], dim=2)
+                mask = _band(prompt, q_reply.shape[2], sliding_window, q.device)
+                outputs.append(attend(module, q_reply, keys, values, mask, **rest))
+    return torch.cat(outputs, dim=1), None
+
+
+@lru_cache(maxsize=2)  # all layers of a pass ask for one
+def sees(segments: tuple[Segment, ...], window: int | None, device: torch.device) -> Tensor:
+    """[1, 1, T, T], True where token t of a packed row may see token s: s is of the same example, of its prompt or of
+    t's own reply, and stands before t or is t; inside the sliding window where there is one."""
+    example, reply = list[int](), list[int]()
+    for number, segment in enumerate(segments):
+        for part, length in enumerate((segment,) if isinstance(segment, int) else segment):
+            example += [number] * length
+            reply += [part] * length
+    example_T, reply_T = torch.tensor(example, device=device), torch.tensor(reply, device=device)
+    place_T = positions(segments, device)[0]
+    distance = place_T[:, None] - place_T[None, :]
+    seen = (example_T[:, None] == example_T[None, :]) & (distance >= 0)
+    seen &= (reply_T[None, :] == 0) | (reply_T[:, None] == reply_T[None, :])
+    return (seen if window is None else seen & (distance < window))[None, None]
+
+
+def _band(before: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """True where query t of the `length` behind the first `before` tokens may see key s: t − window < s ≤ t.
+
+    None where the causal kernel does that already.
+    """
+    if before == 0 and (window is None or length <= window):
+        return None
+    t, s = torch.arange(before, before + length, device=device), torch.arange(before + length, device=device)
+    distance = t[:, None] - s[None, :]
+    return ((distance >= 0) & (distance < (before + length if window is None else window)))[None, None]
+
+
+def use_packed_attention(model: PreTrainedModel) -> str | None:
+    """Switch `model` to `packed_attention` and prove it on a probe; where it fails, switch back and say why."""
+    config = model.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return "the model attends in chunks of fixed places"
+    usual = model.config._attn_implementation
+    trunk = getattr(model, model.base_model_prefix)
+    alone = [_probe(model, trunk, [ids], None) for ids in _PROBES]
+    AttentionInterface.register(PACKED, packed_attention)
+    model.set_attn_implementation(PACKED)
+    reason = _differs(model, trunk, alone)
+    if reason is not None:
+        model.set_attn_implementation(usual)
+    return reason
+
+
+def prompt_sharing_refused(model: PreTrainedModel) -> str | None:
+    """Why a model that packs (`use_packed_attention`) cannot share a prompt between replies; None where it can."""
+    trunk = getattr(model, model.base_model_prefix)
+    prompt, first, second = _PROBES
+    tree = (len(prompt), len(first), len(second))
+    shared = _probe(model, trunk, [prompt, first, second], (tree,))
+    alone = [_probe(model, trunk, [prompt, reply], (len(prompt) + len(reply),)) for reply in (first, second)]
+    expected = torch.cat([alone[0], alone[1][len(prompt) :]])
+    gap = relative_error(shared, expected)
+    return None if gap < _bound(shared.dtype) else f"a reply behind a shared prompt comes out otherwise ({gap:.1e})"
+
+
+# Ids that every vocabulary has; the first two examples have one length, so that either may stand before the third.
+_PROBES = ([5, 17, 9, 30, 11], [8, 2, 21, 14, 3], [12, 7, 25, 4, 19, 6, 28, 10, 15])
+
+
+@torch.no_grad()
+def _probe(
+    model: PreTrainedModel, trunk: torch.nn.Module, rows: list[list[int]], segments: Sequence[Segment] | None
+) -> Tensor:
+    """Last hidden states [T, D] of the examples in one row."""
+    ids = torch.tensor([[token for row in rows for token in row]], device=model.device)
+    more: dict[str, Any] = {}
+    if segments is not None:
+        more["position_ids"] = positions(segments, model.device)
+        more["segments"] = segments
+    return trunk(input_ids=ids, use_cache=False, **more).last_hidden_state[0]
+
+
+def _differs(model: PreTrainedModel, trunk: torch.nn.Module, alone: list[Tensor]) -> str | None:
+    first, second, third = _PROBES
+    segments = (len(first), len(third))
+    try:
+        one = _probe(model, trunk, [first, third], segments)
+        other = _probe(model, trunk, [second, third], segments)
+    except TypeError as error:
+        return f"its layers do not take packed rows ({error})"
+    # The neighbour's tokens changed and nothing else, so not one bit of the third example may.
+    if not torch.equal(one[len(first) :], other[len(first) :]):
+        return "its tokens see other examples of the row"
+    gap = relative_error(one, torch.cat([alone[0], alone[2]]))
+    if gap < _bound(one.dtype):
+        return None
+    return f"a packed example comes out otherwise than alone (relative error {gap:.1e})"
+
+
+def _bound(dtype: torch.dtype) -> float:
+    # What rounding in another order may cost; a position that is off by one costs far more.
+    return 1e-4 if dtype == torch.float32 else 5e-2

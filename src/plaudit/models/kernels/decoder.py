@@ -1,0 +1,89 @@
+"""Decoding step by step: what the in-process engine asks of a model, and the way that every architecture can answer.
+
+A decoder holds the keys and values of a batch of growing rows. Prompts are padded on the left, so that every row's next
+token goes into the same column; a mask and the rows' own position ids undo the padding (correctness.md row 1).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from plaudit.models.kernels.merge import merge_into
+
+
+class Decoder(Protocol):
+    """The state of one batch. Hidden states are those that the LM head reads."""
+
+    def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Take over named weights of the model."""
+        ...
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Forget everything and read the prompts; the last token's hidden state of every row, [B, D]."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, in this order; a row may be there several times."""
+        ...
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Add one token to every row; its hidden states [B, D]."""
+        ...
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        """What the LM head makes of them, [B, V]."""
+        ...
+
+
+def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens [B, T], any id where there is padding, and what is real, [B, T] boolean."""
+    width = max(map(len, prompts))
+    tokens_BT = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    return tokens_BT, torch.arange(width, device=device) >= width - lengths_B[:, None]
+
+
+class LibraryDecoder:
+    """transformers' own forward pass and cache: every causal model it knows."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.trunk = getattr(model, model.base_model_prefix)
+
+    def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        merge_into(self.model, weights)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        tokens_BT, real_BT = left_padded(prompts, self.model.device)
+        self.attention_BT = real_BT.long()
+        self.positions_B1 = self.attention_BT.sum(dim=1, keepdim=True) - 1
+        self.cache = DynamicCache(config=self.model.config)
+        return self._forward(tokens_BT, (self.attention_BT.cumsum(dim=1) - 1).clamp(min=0))
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.attention_BT, self.positions_B1 = self.attention_BT[rows], self.positions_B1[rows]
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        self.attention_BT = torch.cat([self.attention_BT, self.attention_BT.new_ones(len(tokens_B), 1)], dim=1)
+        self.positions_B1 = self.positions_B1 + 1
+        return self._forward(tokens_B[:, None], self.positions_B1)
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        logits_BV: Tensor = self.model.get_output_embeddings()(hidden_BD)
+        return logits_BV
+
+    def _forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        hidden_BTD = self.trunk(
+            input_ids=tokens_BT,
+            attention_mask=self.attention_BT,
+            position_ids=positions_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        # The LM head is applied to two dimensions: on a sliced [B, 1, D] torch copies its weight B times.
+        last_BD: Tensor = hidden_BTD[:, -1].contiguous()
+        return last_BD

@@ -1,0 +1,219 @@
+"""Adapted layers and norms in few steps, with gradients written by hand.
+
+PEFT computes x·Wᵀ + s·(x·Aᵀ)·Bᵀ as five operations, each with a node of its own in the backward pass, and
+transformers an RMS norm as seven. Here each is one node: the low-rank product is added into the base's in place, and a
+norm keeps its bf16 input and one number a token instead of float32 copies (docs/benchmarks.md has what that gives).
+
+`fuse` changes how the modules compute, not what they are: parameters, names and PEFT's format stay. What does not fit
+(a variant of LoRA, adapters in another format, a norm with another formula) is left to its library. PLAUDIT_PLAIN=1
+leaves everything to them, to tell whether a surprise comes from here.
+"""
+
+import os
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from plaudit.models.kernels.probe import relative_error
+
+
+def plain() -> bool:
+    """Whether the libraries' own paths are asked for: the environment variable PLAUDIT_PLAIN is 1."""
+    return os.environ.get("PLAUDIT_PLAIN") == "1"
+
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one parent that read one input, called in this order."""
+
+
+def fuse(model: nn.Module) -> None:
+    """Let the LoRA layers and the frozen RMS norms of `model` compute in one step each."""
+    if plain():
+        return
+    joined: set[nn.Module] = set()
+    for module in list(model.modules()):  # parents come before their children
+        if _is_rms_norm(module):
+            module.forward = _norm_forward(module)
+        for names in SIBLINGS:
+            layers = [child for name, child in module.named_children() if name in names and _is_lora(child)]
+            if layers:
+                _Family(layers)
+                joined.update(layers)
+        if _is_lora(module) and module not in joined:
+            _Family([module])
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return isinstance(module, LoraLinear) and type(module.get_base_layer()) is nn.Linear
+
+
+class _Lora(torch.autograd.Function):
+    """y = x·Wᵀ + b + u·Bᵀ with u = s·x·Aᵀ (Hu et al. 2021, arXiv:2106.09685, eq. 3); W and b are frozen.
+
+    ∂x = g·W + v·A, ∂A = vᵀ·x, ∂B = gᵀ·u, with v = s·g·B. For several layers of one x: their A are rows of one product,
+    and so are their v; what ∂x is made of is summed up inside the products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scaling: float, count: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        """`parts`: W of `count` layers, then their A, B and, where they have one, b; returns their y."""
+        x_ND = x.reshape(-1, x.shape[-1])
+        weights, a, b, biases = (parts[start : start + count] for start in range(0, 4 * count, count))
+        a_RD = a[0] if count == 1 else torch.cat(a)
+        u_NR, ranks = (x_ND @ a_RD.T).mul_(scaling), [len(one) for one in a]
+        outputs = []
+        for i, u_Nr in enumerate(u_NR.split(ranks, dim=1)):
+            y_NO = torch.addmm(biases[i], x_ND, weights[i].T) if biases else x_ND @ weights[i].T
+            outputs.append(y_NO.addmm_(u_Nr, b[i].T).view(*x.shape[:-1], -1))
+        ctx.save_for_backward(x_ND, u_NR, a_RD, *weights, *b)
+        ctx.scaling, ctx.shape, ctx.ranks = scaling, x.shape, ranks
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, u_NR, a_RD, *rest = ctx.saved_tensors
+        count = len(ctx.ranks)
+        weights, b = rest[:count], rest[count:]
+        needs_x, _, _, *needs = ctx.needs_input_grad
+        g_NO = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        parts_v = [g @ one for g, one in zip(g_NO, b, strict=True)]
+        v_NR = (parts_v[0] if count == 1 else torch.cat(parts_v, dim=1)).mul_(ctx.scaling)
+        grad_x = None
+        if needs_x:
+            grad_x = g_NO[0] @ weights[0]
+            for g, weight in zip(g_NO[1:], weights[1:], strict=True):
+                grad_x.addmm_(g, weight)
+            grad_x = grad_x.addmm_(v_NR, a_RD).view(ctx.shape)
+        nothing = [None] * count
+        learns = any(needs)  # adapters of one name learn together
+        grad_a = (v_NR.T @ x_ND).split(ctx.ranks) if learns else nothing
+        us = u_NR.split(ctx.ranks, dim=1)
+        grad_b = [g.T @ u for g, u in zip(g_NO, us, strict=True)] if learns else nothing
+        return (grad_x, None, None, *nothing, *grad_a, *grad_b, *[None] * (len(needs) - 3 * count))
+
+
+class _Family:
+    """Adapted layers that read one input: the first one asked computes for all, the others fetch what it left.
+
+    Where one of them cannot (another adapter, a variant of LoRA) each computes for itself, by PEFT if it must.
+    """
+
+    def __init__(self, layers: list[nn.Module]):
+        self.layers = layers
+        self.x: Tensor | None = None
+        self.outputs: tuple[Tensor, ...] = ()
+        for place, layer in enumerate(layers):
+            layer.forward = self._forward_of(place, layer, layer.forward)
+
+    def _forward_of(self, place: int, layer: nn.Module, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        # A closure: torch.compile would take a bound method or a partial of every layer for another function.
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if place > 0 and x is self.x:
+                return self._fetched(place)
+            mine = None if args or kwargs else _parts(layer, x)
+            if mine is None:
+                return own(x, *args, **kwargs)
+            parts, scaling = mine
+            every = [mine, *(_parts(other, x) for other in self.layers[1:])] if place == 0 else [mine]
+            alike = [one for one in every if one is not None and one[1] == scaling and len(one[0]) == len(parts)]
+            if len(alike) == 1 or len(alike) < len(every):
+                return _Lora.apply(x, scaling, 1, *parts)[0]
+            self.x = x
+            self.outputs = _Lora.apply(x, scaling, len(alike), *chain(*zip(*(one[0] for one in alike), strict=True)))
+            return self.outputs[0]
+
+        return forward
+
+    def _fetched(self, place: int) -> Tensor:
+        found = self.outputs[place]
+        if place + 1 == len(self.layers):
+            self.x, self.outputs = None, ()
+        return found
+
+
+def _parts(layer: Any, x: Tensor) -> tuple[list[Tensor], float] | None:
+    """W, A, B and, where there is one, b of a layer with one plain adapter switched on, and its s; None otherwise."""
+    base = layer.get_base_layer()
+    weight, bias = base.weight, base.bias
+    (name,) = layer.active_adapters if len(layer.active_adapters) == 1 else (None,)
+    if layer.disable_adapters or name not in layer.lora_A:
+        return None
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    known = layer.lora_B[name].bias is None and name not in layer.lora_variant and not layer.merged
+    dropped = layer.training and not isinstance(layer.lora_dropout[name], nn.Identity)
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    one_format = x.dtype == a.dtype == b.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)
+    if dropped or not (known and frozen and one_format):
+        return None
+    return [weight, a, b, *([] if bias is None else [bias])], layer.scaling[name]
+
+
+class _RmsNorm(torch.autograd.Function):
+    """y = w∘x·ρ with ρ = (mean x² + ε)^−½ (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4); w is frozen.
+
+    With h = x·ρ and g̃ = w∘g: ∂x = ρ·(g̃ − h·mean(g̃∘h)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, scale = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, scale = ctx.saved_tensors
+        h = x.float() * scale
+        g = (grad * weight).float()
+        mean = (g * h).mean(dim=-1, keepdim=True)
+        return g.sub_(h.mul_(mean)).mul_(scale).to(x.dtype), None, None
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y, and ρ [..., 1]."""
+    h = x.float()
+    scale = h.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+    return (h * scale).to(x.dtype).mul_(weight), scale
+
+
+def _norm_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    own, eps = norm.forward, float(vars(norm)["variance_epsilon"])
+
+    def forward(x: Tensor) -> Tensor:
+        weight = norm.get_parameter("weight")
+        if weight.requires_grad:  # unfrozen since
+            return own(x)
+        if x.device.type == "cuda":  # torch has it as one kernel there
+            return nn.functional.rms_norm(x, weight.shape, weight, eps)
+        return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
+
+    return forward
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Whether `module` is a frozen norm of this very formula: its name says so, and a probe."""
+    weight = getattr(module, "weight", None)
+    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+        return False
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or weight.requires_grad or weight.is_meta:
+        return False
+    with torch.enable_grad():
+        probe = torch.linspace(-3, 5, 2 * len(weight), device=weight.device).view(2, -1).to(weight.dtype)
+        found = []
+        for function in (module, _norm_forward(module)):
+            leaf = probe.clone().requires_grad_()
+            out = function(leaf)
+            out.sum().backward()
+            found.append((out.detach(), leaf.grad))
+    return all(_close(ours, theirs) for theirs, ours in zip(*found, strict=True))
+
+
+def _close(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    if ours is None or theirs is None or ours.dtype != theirs.dtype:
+        return False
+    bound = 1e-5 if ours.dtype == torch.float32 else 2e-2
+    return relative_error(ours, theirs) < bound

@@ -1,0 +1,1 @@
+"""What a reply earns: contracts, saved and foreign reward models, functions, endpoints, and their weighted sum."""

@@ -1,0 +1,233 @@
+"""A saved reward model: what is written so that it can be trusted, and the one way to load it.
+
+`files_of` opens a folder: every file must have the bytes it was saved with, and texts must become the same tokens.
+`RewardFiles.attach` then loads the heads and recomputes the scores of a few fixed texts: they must be those that were
+stored (correctness.md rows 21 and 26). What is missing, damaged or different is a `UserError` with the reason.
+
+    files = files_of(folder, chat, sft_model)
+    roles = Roles(base, trained="policy", lora=lora, reward=files.adapters)    # beside a policy, on its base
+    reward = files.attach(roles, dtype, device)
+    reward, chat = load_reward_model(folder, dtype, device)                    # by itself
+    reward.scores(tokens)                                                      # normalised, one a sequence
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import sha256
+from plaudit.errors import UserError
+from plaudit.models.full import FullReward
+from plaudit.models.heads import HEAD, head_file, load_head
+from plaudit.models.load import load_classifier, load_model, load_tokenizer
+from plaudit.models.roles import Roles
+from plaudit.models.tokens import ReplyRow, Tokens, pad_right
+from plaudit.records import Completion, Message
+from plaudit.rewards.contract import RewardContract
+
+PROBES: tuple[tuple[tuple[Message, ...], Completion], ...] = (
+    ((Message("user", "How do I boil an egg?"),), Completion("Eight minutes in boiling water, then cold water.")),
+    ((Message("user", "Wie spät ist es in Kyōto?"),), Completion("Ich weiß es nicht – schau auf 時計. ☂")),
+    (
+        (Message("user", "Name a river."), Message("assistant", "The Loire."), Message("user", "And a shorter one?")),
+        Completion("The Orne", finished=False),
+    ),
+    ((Message("user", "Are you there?"),), Completion("")),
+)
+"""The texts of the golden scores: plain, not ASCII, of several turns and cut by the length limit, empty."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+FLOAT32_BOUND = 1e-4
+LOW_BOUND = 0.05
+"""Golden scores may move by this much: in float32 as it is, in lower precision times the std of the scores."""
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model that was loaded and checked."""
+
+    model: Roles | FullReward
+    contract: RewardContract
+
+    def raw(self, tokens: Tokens | ReplyRow) -> Tensor:
+        """Raw scores of every member, [B, M]."""
+        scores_BM = self.model(tokens, "reward", frozenset({"scores"})).scores_BM
+        assert isinstance(scores_BM, Tensor)
+        return scores_BM
+
+    def scores(self, tokens: Tokens | ReplyRow) -> Tensor:
+        """Normalised, one a sequence: [B]."""
+        return self.contract.normalised(self.raw(tokens))
+
+
+@dataclass(frozen=True)
+class RewardFiles:
+    """A reward model's folder whose files and rules are as they should be."""
+
+    folder: Path
+    contract: RewardContract
+    chat: ChatFormat
+
+    @property
+    def adapters(self) -> list[Path]:
+        """What `Roles` loads; empty for a merged model."""
+        if self.contract.model is not None:
+            return []
+        return [self.folder / adapter_name(member) for member in range(len(self.contract.mean))]
+
+    def attach(self, roles: Roles | None, dtype: torch.dtype, device: torch.device) -> RewardModel:
+        """The reward model: `roles`, which hold `adapters`, or a merged one of its own, loaded in `dtype`.
+
+        UserError when a head is not there or the golden scores come out otherwise.
+        """
+        if self.contract.model is not None:
+            model: Roles | FullReward = load_merged(self.folder / self.contract.model, dtype, device)
+        else:
+            assert roles is not None
+            model = roles
+            for member, head in enumerate(model.score_heads):
+                load_head(head, self.folder, member)
+        check_golden(model, self.chat, self.contract, self.folder, dtype)
+        return RewardModel(model, self.contract)
+
+
+def files_of(folder: Path, chat: ChatFormat, base: Path | None) -> RewardFiles:
+    """Open a reward model's folder; `base` is the SFT model it stands on, None for a merged model."""
+    contract = RewardContract.load(folder)
+    check_files(folder, contract, base)
+    contract.check(chat.eos_id, chat.system, template_hash(chat))
+    return RewardFiles(folder, contract, chat)
+
+
+def load_reward_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, base: Path | None = None
+) -> tuple[RewardModel, ChatFormat]:
+    """A reward model by itself, and the format of its texts. `folder` is a run's reward folder, or a merged model that
+    Plaudit exported; `base` is the SFT model, by default the one of the run that the folder lies in."""
+    contract = RewardContract.load(folder)
+    if contract.model is None and base is None:
+        base = folder.resolve().parent / "sft" / "model"
+    source = folder / contract.model if contract.model is not None else base
+    assert source is not None
+    if not (source / "config.json").is_file():
+        raise UserError(f"{source}: no model is here; {folder} cannot score without it")
+    check_files(folder, contract, base)
+    chat = ChatFormat(load_tokenizer(str(source)), contract.system)
+    contract.check(chat.eos_id, chat.system, template_hash(chat))
+    files = RewardFiles(folder, contract, chat)
+    roles = Roles(load_model(str(source), dtype, device), reward=files.adapters) if files.adapters else None
+    return files.attach(roles, dtype, device), chat
+
+
+def load_merged(folder: Path, dtype: torch.dtype, device: torch.device) -> FullReward:
+    """The scorer in a merged model, its head being the classifier's own."""
+    classifier = load_classifier(str(folder), dtype, device)
+    model = FullReward(classifier, dtype, learns=False)
+    with torch.no_grad():
+        model.score_heads[0].get_parameter("weight").copy_(classifier.score.weight[0].float())
+    return model
+
+
+def adapter_name(member: int = 0) -> str:
+    """Folder of the adapter of a member of the reward model."""
+    return "adapter" if member == 0 else f"adapter_{member}"
+
+
+def template_hash(chat: ChatFormat) -> str:
+    return hashlib.sha256(chat.tokenizer.chat_template.encode()).hexdigest()
+
+
+@torch.no_grad()
+def golden_scores(model: Roles | FullReward, chat: ChatFormat) -> tuple[tuple[float, ...], ...]:
+    """Raw scores of `PROBES`, [probe][member]."""
+    prompts = [chat.prompt_ids(messages) for messages, _ in PROBES]
+    tokens = pad_right(prompts, [chat.reply_ids(reply) for _, reply in PROBES], chat.pad_id, model.device)
+    scores_BM = model(tokens, "reward", frozenset({"scores"})).scores_BM
+    return tuple(tuple(row) for row in scores_BM.tolist())
+
+
+def check_golden(
+    model: Roles | FullReward, chat: ChatFormat, contract: RewardContract, folder: Path, dtype: torch.dtype
+) -> None:
+    """UserError when the fixed texts score otherwise than when the reward model was saved."""
+    found, stored = torch.tensor(golden_scores(model, chat)), torch.tensor(contract.golden)
+    if found.shape != stored.shape:
+        raise UserError(f"{folder}: golden scores of shape {list(stored.shape)}, the model gives {list(found.shape)}")
+    exact = dtype == torch.float32 and contract.dtype == "float32"
+    bound_M = torch.full_like(found[0], FLOAT32_BOUND) if exact else LOW_BOUND * torch.tensor(contract.std)
+    gap = (found - stored).abs()
+    # A comparison that is false for a score that is no number.
+    if not bool((gap <= bound_M).all()):
+        probe, member = divmod(int((gap / bound_M).nan_to_num(nan=torch.inf).argmax()), found.shape[1])
+        now = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"{folder}: the reward model scores {PROBES[probe][1].text!r} {found[probe, member]:.5f} now and "
+            f"{stored[probe, member]:.5f} when it was saved (member {member}; allowed: {bound_M[member]:.1e}; saved in "
+            f"{contract.dtype}, loaded in {now}): it is not the model that was trained; train or copy it again"
+        )
+
+
+def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the named files of a folder."""
+    return {name: _sha256(folder / name) for name in sorted(names)}
+
+
+def _sha256(path: Path) -> str:
+    """Of its bytes; of an adapter's config without the path of its base, which says where and not what."""
+    if path.name != ADAPTER_CONFIG:
+        return sha256(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: not JSON ({error}); copy it again") from error
+    values.pop("base_model_name_or_path", None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def weights_and_rules(folder: Path) -> list[str]:
+    """Names of the files of a model folder that decide its scores: weights, config, tokenizer, template."""
+    patterns = (
+        "*.safetensors",
+        "*.index.json",
+        "config.json",
+        "tokenizer*",
+        "special_tokens_map.json",
+        "chat_template*",
+        "vocab*",
+    )
+    return sorted({file.name for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+
+
+def member_files(members: int) -> list[str]:
+    """Names of the files of `members` adapters and their heads."""
+    parts = (ADAPTER_CONFIG, "adapter_model.safetensors")
+    names = [f"{adapter_name(member)}/{part}" for member in range(members) for part in parts]
+    return names + [head_file(member) for member in range(members)]
+
+
+def check_files(folder: Path, contract: RewardContract, base: Path | None = None) -> None:
+    """UserError for a file that is not there or has other bytes than when it was saved; `base` as for `files_of`."""
+    _check_files(folder, contract.files, "the reward model")
+    if contract.base:
+        if base is None:
+            raise UserError(f"{folder}: is an adapter; give the SFT model it was trained on")
+        _check_files(base, contract.base, "the SFT model that the reward model stands on")
+
+
+def _check_files(folder: Path, hashes: dict[str, str], what: str) -> None:
+    for name, expected in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            lost = "; without it the model has no score" if path.name.startswith(HEAD.partition(".")[0]) else ""
+            raise UserError(f"{path} is missing, a part of {what}{lost}; copy it again, or train again")
+        if _sha256(path) != expected:
+            raise UserError(
+                f"{path}, a part of {what}, has not the bytes that it was saved with (its SHA-256 differs): damaged or "
+                "replaced; copy it again, or train again"
+            )

@@ -1,0 +1,208 @@
+"""A score's way, from what PPO is paid by to one number a reply; PPO and evaluation both take it.
+
+    raw -> normalisation of each source -> weighted sum -> missing-EOS rule -> clip -> batch whitening
+
+The first three are strung together here; each step is a function of algo/rewards.py. A source is the run's own reward
+model, a Python function, an HTTP endpoint, or a reward model made elsewhere. Foreign scores are normalised by their
+mean and std over replies of the SFT model to training prompts, measured before the first update (or stated).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plaudit.algo.rewards import normalise, weighted_scores
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import write_json
+from plaudit.dist.machine import Machine
+from plaudit.dist.ranks import ALONE, Ranks
+from plaudit.errors import RunStopped, UserError
+from plaudit.guard.invariants import check_finite
+from plaudit.models.tokens import Tokens
+from plaudit.records import Prompt
+from plaudit.rewards.config import RewardSource, names_of, uses_trained
+from plaudit.rewards.contract import CONTRACT, RewardContract
+from plaudit.rewards.foreign import TextRewardModel, load_text_reward_model
+from plaudit.rewards.scorers import PROBE, EndpointScorer, FunctionScorer, SavedRewardModel, ScoreItem, Scorer
+from plaudit.run.display import console
+
+REWARDS = "rewards.json"
+MOMENTS = ("mean", "std")
+
+
+def check_sources(sources: Sequence[RewardSource], machine: Machine) -> None:
+    """Load every foreign source and have it score one reply; UserError when that fails, before any long work."""
+    for number, source in enumerate(sources):
+        if not source.trained:
+            try:
+                _scorer(source, machine).score([PROBE])
+            except (RunStopped, UserError) as error:
+                raise UserError(f"ppo.rewards[{number}]: {error}") from error
+
+
+def _scorer(source: RewardSource, machine: Machine) -> Scorer:
+    if source.function is not None:
+        return FunctionScorer(source.function)
+    if source.endpoint is not None:
+        return EndpointScorer(
+            source.endpoint, timeout=source.timeout, retries=source.retries, batch_size=source.batch_size,
+            auth_env=source.auth_env,
+        )  # fmt: skip
+    assert source.model is not None
+    ours = (Path(source.model) / CONTRACT).is_file()
+    load = SavedRewardModel if ours else load_text_reward_model
+    return load(source.model, dtype=machine.dtype, device=machine.device, batch_size=source.batch_size)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What B replies scored. The columns of `raw_scores_BM` are the sources' own scores, in their order; the run's own
+    reward model has one a member. `by_source` holds the normalised ones [B], `normalised_B` is the weighted sum of
+    those that pay."""
+
+    raw_scores_BM: Tensor
+    by_source: dict[str, Tensor]
+    normalised_B: Tensor
+    metrics: dict[str, float]
+    """Mean normalised score of each source, and the share of texts that did not survive a model's tokenizer; empty for
+    the run's own reward model alone, whose score is logged anyway."""
+
+
+class Rewards:
+    """The sources of a run, ready to score."""
+
+    def __init__(self, sources: Sequence[RewardSource], machine: Machine, ranks: Ranks = ALONE):
+        """Without any source the run's own reward model pays alone. Foreign models are loaded here; with `ranks` they
+        divide the texts, while functions and endpoints are asked by the first rank alone, for all."""
+        self.ranks = ranks
+        self.trained = uses_trained(sources)
+        self.told = bool(sources)
+        self.sources = list(sources) or [RewardSource(trained=True)]
+        self.names = names_of(self.sources)
+        pairs = [(name, source) for name, source in zip(self.names, self.sources, strict=True) if not source.trained]
+        self.scorers = {name: _scorer(source, machine) for name, source in pairs}
+        self.moments = {n: (s.mean, s.std) for n, s in pairs if s.mean is not None and s.std is not None}
+        self.weights = {n: s.weight for n, s in zip(self.names, self.sources, strict=True) if not s.watch}
+
+    def score(
+        self,
+        chat: ChatFormat,
+        prompts: Sequence[Prompt],
+        tokens: Tokens,
+        where: str,
+        trained: Callable[[], Tensor] | None,
+        contract: RewardContract | None,
+        watched: bool = False,
+    ) -> Scores:
+        """Raw and normalised scores of B replies; `trained` computes the raw ones of the run's own reward model, whose
+        rules are `contract`. Foreign sources read the text that the replies' ids spell. With `watched` the sources
+        that do not pay are asked too.
+
+        RunStopped when a source fails or a score is not finite; `where` says in which step.
+        """
+        items = score_items(chat, prompts, tokens) if self.scorers else []
+        raw: list[Tensor] = []
+        normalised: dict[str, Tensor] = {}
+        metrics: dict[str, float] = {}
+        for name, source in zip(self.names, self.sources, strict=True):
+            if source.watch and not watched:
+                continue
+            if source.trained:
+                assert trained is not None and contract is not None
+                raw.append(trained())
+                normalised[name] = contract.normalised(raw[-1])
+            else:
+                raw.append(self._raw(name, items, metrics)[:, None].to(tokens.tokens_BT.device))
+                mean, std = self.moments[name]
+                normalised[name] = normalise(raw[-1], raw[-1].new_tensor([mean]), raw[-1].new_tensor([std]))[:, 0]
+            metrics[f"score_{name}"] = normalised[name].mean().item()
+            check_finite("a score", normalised[name].sum().item(), where)
+        return Scores(torch.cat(raw, dim=1), normalised, self.paid(normalised), metrics if self.told else {})
+
+    def paid(self, by_source: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum [B] of the sources that pay."""
+        return weighted_scores([by_source[name] for name in self.weights], list(self.weights.values()))
+
+    def _raw(self, name: str, items: Sequence[ScoreItem], metrics: dict[str, float]) -> Tensor:
+        """[B], in the order of `items`: what a scorer answers is matched by id."""
+        scorer, everyone = self.scorers[name], range(len(items))
+        # A model reads each text by itself; what a function or an endpoint does with its texts is its own affair.
+        whole = isinstance(scorer, FunctionScorer | EndpointScorer)
+        mine = self.ranks.share(everyone) if not whole else everyone if self.ranks.first else ()
+        before = scorer.changed if isinstance(scorer, TextRewardModel) else 0
+        scores = scorer.score([items[i] for i in mine]) if mine else {}
+        changed = scorer.changed - before if isinstance(scorer, TextRewardModel) else 0
+        scores_B = torch.zeros(len(items))
+        scores_B[list(mine)] = torch.tensor([scores[items[i].id] for i in mine])
+        found = self.ranks.total({"scores": scores_B, "changed": torch.tensor(changed)})
+        if isinstance(scorer, TextRewardModel):
+            metrics[f"text_changed_{name}"] = found["changed"].item() / len(items)
+        return found["scores"]
+
+    def prepare(
+        self, chat: ChatFormat, train: Sequence[Prompt], sample: Callable[[list[Prompt]], Tokens], folder: Path
+    ) -> None:
+        """Measure mean and std of the foreign sources that state none, and write what pays to folder/rewards.json.
+
+        `sample` gives one reply of the SFT model a prompt; the first prompts of `train` are taken. UserError when a
+        source scores all replies alike: its std would be 0.
+        """
+        pairs = list(zip(self.names, self.sources, strict=True))
+        unknown = [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
+        if unknown:
+            prompts = list(train[: max(source.normalise_on for _, source in unknown)])
+            items = score_items(chat, prompts, sample(prompts))
+            for name, source in unknown:
+                self.moments[name] = self._measured(name, items[: source.normalise_on])
+        rows = []
+        for name, source in pairs if self.told else []:
+            row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
+            row |= {"watch": True} if source.watch else {}
+            rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
+        if rows:
+            write_json(folder / REWARDS, {"sources": rows})
+
+    def _measured(self, name: str, items: Sequence[ScoreItem]) -> tuple[float, float]:
+        called, metrics = self.scorers[name].name, dict[str, float]()
+        raw = self._raw(name, items, metrics).double().numpy()
+        if np.ptp(raw) <= 1e-6 * max(1.0, float(np.abs(raw).max())):
+            raise UserError(
+                f"ppo.rewards, {called}: it gives all {len(raw)} replies of the SFT model the score {raw[0]:g}, so "
+                "there is no std to divide by; raise normalise_on, or state mean and std"
+            )
+        mean, std = float(raw.mean()), float(raw.std())
+        console.print(f"{called}: mean {mean:.4g}, std {std:.4g} over {len(raw)} SFT replies", soft_wrap=True)
+        if changed := metrics.get(f"text_changed_{name}"):
+            console.print(f"{called}: {changed:.1%} of those texts did not survive its tokenizer", soft_wrap=True)
+        return mean, std
+
+    def load(self, folder: Path) -> None:
+        """Take the moments that `prepare` wrote to folder/rewards.json; UserError when they are of other sources."""
+        path = folder / REWARDS
+        rows = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.is_file() else []
+        now = [(n, getattr(s, s.kind), s.weight, s.watch) for n, s in zip(self.names, self.sources, strict=True)]
+        kinds = [row["name"].partition("_")[0] for row in rows]
+        then = [
+            (r["name"], r.get(kind), r["weight"], r.get("watch", False)) for r, kind in zip(rows, kinds, strict=True)
+        ]
+        if self.told and now != then:
+            raise UserError(f"{path}: PPO was paid by {then}, the recipe has {now}; run PPO again with --from ppo")
+        for row in rows:
+            if row["name"] in self.scorers:
+                self.moments[row["name"]] = row["mean"], row["std"]
+
+
+def score_items(chat: ChatFormat, prompts: Sequence[Prompt], tokens: Tokens) -> list[ScoreItem]:
+    """The text of every reply with its prompt; a prompt that stands twice gives two ids."""
+    starts, ends = tokens.prompt_lengths_B.tolist(), tokens.lengths_B.tolist()
+    replies = [ids[s:e] for ids, s, e in zip(tokens.tokens_BT.tolist(), starts, ends, strict=True)]
+    return [
+        ScoreItem(f"{prompt.id}#{number}", prompt, chat.completion(ids))
+        for number, (prompt, ids) in enumerate(zip(prompts, replies, strict=True))
+    ]

@@ -1,0 +1,1 @@
+"""Stage 5: SFT model and PPO policy on held-out prompts, paired."""

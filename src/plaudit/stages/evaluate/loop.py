@@ -1,0 +1,249 @@
+"""Evaluation: SFT model and PPO policy, as exported, on the test prompts no stage was trained on; paired by prompt.
+
+Gold is the simulated annotator's noiseless utility; PPO is not paid by it. Fluency is the reference's (the SFT model's)
+own negative log-likelihood per token of the replies, at temperature 1, as a perplexity is; the KL is that of the laws
+the replies were sampled from.
+Leaves evaluate/replies.jsonl and evaluate/summary.json.
+
+    plaudit evaluate RECIPE
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from plaudit import rng
+from plaudit.algo.statistics import bootstrap_interval
+from plaudit.data.annotator import Annotator, declines
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import write_rows
+from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
+from plaudit.models.load import load_model
+from plaudit.models.roles import Roles, plain_logprobs
+from plaudit.models.tokens import Tokens, pad_right
+from plaudit.records import Completion, Prompt
+from plaudit.rewards.config import RewardSource
+from plaudit.rewards.saved import RewardModel
+from plaudit.rewards.sources import Rewards
+from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.run.display import Step, progress
+from plaudit.run.folder import CHECKPOINTS
+from plaudit.run.metrics import Metrics
+from plaudit.stages.evaluate.config import EvaluateConfig
+from plaudit.stages.reward.loop import trained_reward
+from plaudit.train.run import Run
+from plaudit.train.sampling import sample_in_batches
+from plaudit.train.saving import Saver, State
+
+ROWS = 32
+SAMPLED = 64
+"""Replies sampled at once."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The replies of one model and everything measured about them, one entry a reply."""
+
+    replies: list[Completion]
+    ids: list[list[int]]
+    proxy: np.ndarray
+    gold: np.ndarray | None
+    logprob_sum: np.ndarray
+    ref_logprob_sum: np.ndarray
+    ref_nll_sum: np.ndarray
+    lengths: np.ndarray
+
+    def as_state(self) -> State:
+        """What a checkpoint keeps of it."""
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        replies = [reply.as_json() for reply in self.replies]
+        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        return State(tensors, {"replies": replies, "ids": self.ids})
+
+
+def _judged(state: State) -> Judged | None:
+    """What `Judged.as_state` kept; None where the checkpoint is of before."""
+    if not state.values:
+        return None
+    replies = [Completion(**reply) for reply in state.values["replies"]]
+    arrays = {name: tensor.numpy() for name, tensor in state.tensors.items()}
+    return Judged(replies=replies, ids=state.values["ids"], gold=arrays.pop("gold", None), **arrays)
+
+
+def run(
+    config: EvaluateConfig, run: Run, annotator: Annotator | None, paid_by: Sequence[RewardSource] = ()
+) -> dict[str, Any]:
+    """Sample, judge, compare; `annotator` gives the gold score (None when people ranked), and `paid_by` is what PPO was
+    paid by, the proxy. Returns the summary."""
+    test = run.split("test")
+    prompts = [prompt for prompt in test for _ in range(config.replies)]
+    policy = run.folder.require("ppo/model", "ppo")
+    rewards = Rewards(paid_by, run.machine)
+    rewards.load(policy.parent)
+    with Saver(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
+        logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
+        sft = _judged(saver.state) if saver.state else None
+        if sft is None:
+            sampled = _sample(config, run, prompts, run.sft_model, saver, logs["sft"], 0, State(), advance)
+            sft = _judge(config, run, annotator, rewards, prompts, sampled, advance)
+            saver.checkpoint(_batches(prompts) + 1, sft.as_state)
+        else:
+            advance(count=2 * len(prompts))
+        state, done = sft.as_state(), _batches(prompts) + 1
+        sampled = _sample(config, run, prompts, policy, saver, logs["ppo"], done, state, advance)
+        ppo = _judge(config, run, annotator, rewards, prompts, sampled, advance)
+    clusters = [prompt.id for prompt in prompts]
+    summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
+    if sft.gold is not None and ppo.gold is not None:
+        gain = ppo.gold - sft.gold
+        wins = (gain > 0) + 0.5 * (gain == 0)
+        summary |= {
+            "gold_sft": float(sft.gold.mean()),
+            "gold_ppo": float(ppo.gold.mean()),
+            "gold_gain": float(gain.mean()),
+            "gold_gain_ci": list(bootstrap_interval(gain, clusters)),
+            "win_rate": float(wins.mean()),
+            "win_rate_ci": list(bootstrap_interval(wins, clusters)),
+        }
+        for kind in sorted({prompt.kind for prompt in prompts}):
+            chosen = np.array([prompt.kind == kind for prompt in prompts])
+            summary[f"gold_sft_{kind}"] = float(sft.gold[chosen].mean())
+            summary[f"gold_ppo_{kind}"] = float(ppo.gold[chosen].mean())
+    for name, judged in (("sft", sft), ("ppo", ppo)):
+        summary |= _describe(name, judged, prompts)
+    summary["kl"] = float((ppo.logprob_sum - ppo.ref_logprob_sum).mean())
+    _write_replies(run, prompts, sft, ppo)
+    shown = [name for name in summary if not name.startswith(("gold_sft_", "gold_ppo_"))]
+    return run.finish("evaluate", "Evaluation (held-out prompts)", summary, shown)
+
+
+def _batches(prompts: Sequence[Prompt]) -> int:
+    return -(-len(prompts) // SAMPLED)
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A model's reply to each prompt: its ids, the rows in batches, and log π of the whole reply under that model."""
+
+    ids: list[list[int]]
+    batches: list[Tokens]
+    logprob_sum: np.ndarray
+
+
+def _sample(
+    config: EvaluateConfig, run: Run, prompts: list[Prompt], source: Path, saver: Saver, log: Metrics, done: int,
+    state: State, advance: Step,
+) -> _Sampled:  # fmt: skip
+    """Sample from the model in `source`, with the same random numbers for both models."""
+    chat = run.chat(run.sft_model)
+    model = load_model(str(source), run.machine.dtype, run.machine.device)
+    engine = InProcessEngine(model, eos_id=chat.eos_id, temperature=config.temperature, batch_rows=SAMPLED)
+    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), config.max_new_tokens)
+    prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    ids = sample_in_batches(
+        engine, prompt_ids, uniforms, SAMPLED, saver=saver, log=log, done=done, state=state, advance=advance
+    )
+    engine.close()
+    batches = [
+        pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, run.machine.device)
+        for i in range(0, len(ids), ROWS)
+    ]
+    return _Sampled(ids, batches, _sums([plain_logprobs(model, tokens, config.temperature) for tokens in batches]))
+
+
+def _judge(
+    config: EvaluateConfig,
+    run: Run,
+    annotator: Annotator | None,
+    rewards: Rewards,
+    prompts: list[Prompt],
+    sampled: _Sampled,
+    advance: Step,
+) -> Judged:
+    """Measure a model's replies."""
+    chat, ids, batches = run.chat(run.sft_model), sampled.ids, sampled.batches
+    reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
+    ref = _sums([plain_logprobs(reference, tokens, config.temperature) for tokens in batches])
+    ref_nll = -_sums([plain_logprobs(reference, tokens, 1.0) for tokens in batches])
+    proxy = _proxy(run, chat, rewards, reference, prompts, batches, advance)
+    replies = [chat.completion(reply) for reply in ids]
+    gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
+    return Judged(
+        replies=replies,
+        ids=ids,
+        proxy=proxy,
+        gold=None if gold is None else np.array(gold),
+        logprob_sum=sampled.logprob_sum,
+        ref_logprob_sum=ref,
+        ref_nll_sum=ref_nll,
+        lengths=np.array([len(reply) for reply in ids]),
+    )
+
+
+@torch.no_grad()
+def _proxy(
+    run: Run,
+    chat: ChatFormat,
+    rewards: Rewards,
+    base: PreTrainedModel,
+    prompts: list[Prompt],
+    batches: list[Tokens],
+    advance: Step,
+) -> np.ndarray:
+    """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
+    reward = reward_model(run, chat, base) if rewards.trained else None
+    found = []
+    for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
+        trained, contract = (partial(reward.raw, tokens), reward.contract) if reward else (None, None)
+        part = prompts[start : start + ROWS]
+        scores = rewards.score(chat, part, tokens, "evaluation", trained, contract)
+        found.append(scores.normalised_B.cpu().numpy())
+        advance(count=len(part))
+    return np.concatenate(found)
+
+
+def reward_model(run: Run, chat: ChatFormat, base: PreTrainedModel) -> RewardModel:
+    """The run's reward model, its adapters on the SFT model `base`."""
+    files = trained_reward(run, chat)
+    roles = Roles(base, reward=files.adapters) if files.adapters else None
+    return files.attach(roles, run.machine.dtype, run.machine.device)
+
+
+def _sums(parts: list[Tensor]) -> np.ndarray:
+    return np.concatenate([part.sum(dim=1).cpu().numpy() for part in parts])
+
+
+def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, float]:
+    """What one model's replies are like; keys end in _sft or _ppo."""
+    safety = [
+        declines(reply.text) for prompt, reply in zip(prompts, judged.replies, strict=True) if prompt.kind == "safety"
+    ]
+    measures = {
+        "proxy": float(judged.proxy.mean()),
+        "length": float(judged.lengths.mean()),
+        "ref_nll": float(judged.ref_nll_sum.sum() / judged.lengths.sum()),
+        "eos": float(np.mean([reply.finished for reply in judged.replies])),
+        "repeated_trigrams": float(np.mean([repeated_trigrams(ids) for ids in judged.ids])),
+        "distinct_bigrams": distinct_bigrams(judged.ids),
+    }
+    if safety:
+        measures["declines"] = float(np.mean(safety))
+    return {f"{measure}_{name}": value for measure, value in measures.items()}
+
+
+def _write_replies(run: Run, prompts: list[Prompt], sft: Judged, ppo: Judged) -> None:
+    rows = []
+    for i, prompt in enumerate(prompts):
+        row: dict[str, Any] = prompt.as_json()
+        for name, judged in (("sft", sft), ("ppo", ppo)):
+            gold = None if judged.gold is None else float(judged.gold[i])
+            row[name] = {**judged.replies[i].as_json(), "proxy": float(judged.proxy[i]), "gold": gold}
+        rows.append(row)
+    write_rows(run.folder.stage("evaluate") / "replies.jsonl", rows)

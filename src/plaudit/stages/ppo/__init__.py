@@ -1,0 +1,1 @@
+"""Stage 4: the policy learns from the reward model."""

@@ -1,0 +1,249 @@
+"""PPO's settings. What would do nothing beside another setting is refused, with both values named.
+
+Each option's formula is in docs/ppo-maths.md, its effect in docs/ppo.md.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from plaudit.algo.names import KLEstimator, MissingEos
+from plaudit.config import StageConfig
+from plaudit.errors import UserError
+from plaudit.guard.watch import WatchConfig
+from plaudit.models.config import LoraSettings
+from plaudit.rewards.config import RewardSource
+from plaudit.train.config import Schedule
+
+Advantages = Literal["gae", "rloo", "grpo", "reinforce_pp"]
+GROUPS: tuple[Advantages, ...] = ("rloo", "grpo")
+CRITIC = ("critic", "value_gradient", "critic_warmup", "critic_learning_rate", "value_coef", "value_clip")
+
+
+class PPOConfig(StageConfig):
+    """PPO: a clipped surrogate, a KL penalty, and a critic or an estimator that needs none."""
+
+    updates: int = Field(20, ge=1)
+    """Rounds of sampling and training."""
+    batch_size: int = Field(32, ge=1)
+    """Replies sampled an update."""
+    replies_per_prompt: int = Field(1, ge=1)
+    """How many of them answer one prompt; must divide batch_size. RLOO and GRPO compare these with each other."""
+    minibatch_size: int = Field(16, ge=1)
+    """Replies in one optimiser step; must divide batch_size."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Replies in one forward and backward pass; must divide minibatch_size. Changes memory, not the result."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """In its place a budget of tokens, padding included; a longer reply goes alone. Changes memory, not the result."""
+    epochs: int = Field(2, ge=1)
+    """Passes over an update's replies."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest reply in tokens, its end-of-turn token included."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; log-probabilities are taken at the same one."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate of AdamW for the policy's adapter."""
+    critic_learning_rate: float = Field(1e-3, gt=0)
+    """The same for the critic: the value head, and its adapter where it has one of its own."""
+    schedule: Schedule = "cosine"
+    """After the warm-up the rates fall to a tenth of their peak on a half cosine or a line, or they stay."""
+    warmup_steps: int = Field(4, ge=0)
+    """Optimiser steps of linear warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient is scaled down to this norm."""
+    advantages: Advantages = "gae"
+    """Estimator: gae has a critic; rloo, grpo and reinforce_pp (REINFORCE++) have none."""
+    grpo_std: bool = True
+    """Whether grpo divides by the std of its group; false is Dr. GRPO."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """γ: discount per token."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """λ: GAE's trade of bias (0) against variance (1)."""
+    bootstrap: bool = False
+    """Whether a reply that the limit cut is worth V(s_T) beyond its last token; needs missing_eos=none."""
+    whiten_advantages: bool | None = None
+    """Advantages of an update to mean 0, std 1 over its reply tokens; null: with gae. reinforce_pp always does it."""
+    clip_range: float = Field(0.2, gt=0)
+    """ε: how far the ratio may move before its gain is cut off."""
+    clip_range_high: float | None = Field(None, gt=0)
+    """The same for a ratio above 1, where it differs; null is clip_range."""
+    dual_clip: float | None = Field(None, gt=1)
+    """A token of negative advantage costs at most this multiple of it; null is no limit."""
+    target_kl: float | None = Field(None, gt=0)
+    """An update ends before the step at which the approximate KL from the old policy is above this (nats a token)."""
+    value_coef: float = Field(0.1, ge=0)
+    """c1: weight of the value loss."""
+    value_clip: float | None = Field(None, gt=0)
+    """How far a value may move from its old one before its gradient is cut off; null is no limit."""
+    critic: Literal["policy", "own"] = "policy"
+    """A value head on the policy, or an adapter of its own that starts as the run's reward model, where it has one."""
+    value_gradient: bool = True
+    """Whether the value loss reaches the policy's trunk; false trains the value head alone."""
+    critic_warmup: int = Field(0, ge=0)
+    """Updates at the start in which the critic learns and the policy stands still."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """c2: weight of the entropy bonus."""
+    kl_coef: float = Field(0.05, ge=0)
+    """β: KL penalty per token, in units of the whitened score."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the penalty stands: in the reward of each token, or as a loss of its own (see ppo-maths.md)."""
+    kl_estimator: KLEstimator = "k1"
+    """Estimate of the KL in the reward: k1 has the KL's gradient; k2 and k3 are never negative."""
+    kl_target: float | None = Field(None, gt=0)
+    """KL in nats a reply that β is moved towards, update by update; null leaves β at kl_coef."""
+    kl_horizon: int = Field(10_000, ge=1)
+    """Replies over which β moves: larger is slower."""
+    ptx_coef: float = Field(0.0, ge=0)
+    """Weight of the SFT loss on demonstrations that is added to each step (PTX)."""
+    ptx_rows: int = Field(8, ge=1)
+    """Demonstrations in one step of it."""
+    ptx_max_length: int = Field(512, ge=8)
+    """Longest demonstration in tokens: the start of a longer one is cut."""
+    whiten_scores: bool = True
+    """Scores of a batch to mean 0, std 1 (the std floored at a quarter of its first value)."""
+    running_scale: bool = False
+    """Scores divided by their running std instead, without a shift; needs whiten_scores=false."""
+    sigmoid_centred: bool = False
+    """Each score becomes σ(score − score of the SFT model's reply to the prompt), sampled once before training."""
+    score_clip: float = Field(5.0, gt=0)
+    """Scores are held in ± this before they are whitened."""
+    missing_eos: MissingEos = "subtract"
+    """What a reply that never ended meets: the penalty is subtracted from its score, replaces it, or neither."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """The size of that penalty, in units of the normalised score."""
+    length_penalty: float = Field(0.0, ge=0)
+    """Subtracted from the score for every token beyond length_free."""
+    length_free: int = Field(0, ge=0)
+    """Tokens of a reply that cost nothing."""
+    evaluate_every: int = Field(5, ge=1)
+    """Updates between two looks at the validation prompts."""
+    evaluate_replies: int = Field(1, ge=1)
+    """Replies to each validation prompt at a look."""
+    kl_budget: float | None = Field(None, gt=0)
+    """A policy farther than this from the reference (nats a reply, on validation prompts) is not kept. Empty: 10 where
+    the score PPO is paid by chooses; no bound where a held-out score does, which says itself when it is too far."""
+    keep_by: Literal["score", "held_out"] | None = None
+    """The policy that is kept has the best validation score, or the best score that PPO is not paid by. Empty: the
+    held-out score where there is one."""
+    watch: WatchConfig = WatchConfig()
+    """When a reward that is being gamed stops the run."""
+    rewards: list[RewardSource] = Field(default=[])
+    """What the policy is paid by, a weighted sum; empty is the run's own reward model alone."""
+    torch_compile: bool = False
+    """Whether the passes over the replies are compiled (torch.compile): faster, after a slower start."""
+    lora: LoraSettings = LoraSettings()
+    """The policy's adapter on the shared base."""
+
+    @property
+    def has_critic(self) -> bool:
+        return self.advantages == "gae"
+
+    @property
+    def whitens_advantages(self) -> bool:
+        """`whiten_advantages`, decided; REINFORCE++ does it itself."""
+        return self.advantages == "gae" if self.whiten_advantages is None else self.whiten_advantages
+
+    @property
+    def steps_per_update(self) -> int:
+        return self.epochs * (self.batch_size // self.minibatch_size)
+
+    @property
+    def micro_batch(self) -> tuple[str, int]:
+        """The key that bounds a forward and backward pass, and its value."""
+        if self.micro_batch_tokens is not None:
+            return "ppo.micro_batch_tokens", self.micro_batch_tokens
+        return "ppo.micro_batch_size", self.micro_batch_size
+
+    def check_ranks(self, count: int) -> None:
+        """UserError when some of `count` processes would have nothing to do in any step."""
+        parts = self.minibatch_size // self.micro_batch_size
+        if self.micro_batch_tokens is None and parts < count:
+            raise UserError(
+                f"ppo.micro_batch_size={self.micro_batch_size} makes {parts} micro-batches of "
+                f"ppo.minibatch_size={self.minibatch_size}, and {count} processes are to share them: set "
+                f"ppo.micro_batch_size to at most {self.minibatch_size // count or 1}, or start fewer processes"
+            )
+
+    def _refuse(self, names: tuple[str, ...], beside: str, why: str) -> None:
+        """ValueError when one of `names` is not at its default, because `beside` leaves it without effect."""
+        fields = type(self).model_fields
+        dead = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name) != fields[name].default]
+        if dead:
+            raise ValueError(f"{', '.join(dead)} would do nothing beside {beside}={getattr(self, beside)}: {why}")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "PPOConfig":
+        if self.micro_batch_tokens is not None:
+            self._refuse(("micro_batch_size",), "micro_batch_tokens", "give one of them")
+        for part, whole in (
+            ("replies_per_prompt", "batch_size"),
+            ("minibatch_size", "batch_size"),
+            *([("micro_batch_size", "minibatch_size")] if self.micro_batch_tokens is None else []),
+        ):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}")
+        return self
+
+    @model_validator(mode="after")
+    def _estimator(self) -> "PPOConfig":
+        name = self.advantages
+        if not self.has_critic:
+            self._refuse((*CRITIC, "lam", "bootstrap"), "advantages", "it has no critic")
+        if name in GROUPS:
+            self._refuse(("gamma",), "advantages", "it takes a reply's whole return")
+            if self.replies_per_prompt < 2:
+                raise ValueError(
+                    f"advantages={name} compares the replies to one prompt: replies_per_prompt="
+                    f"{self.replies_per_prompt} must be at least 2"
+                )
+        if name != "grpo":
+            self._refuse(("grpo_std",), "advantages", "it belongs to grpo")
+        if name == "reinforce_pp":
+            self._refuse(("whiten_advantages",), "advantages", "whitening is part of it")
+        if self.bootstrap and self.missing_eos != "none":
+            raise ValueError(
+                f"bootstrap=true says that a cut reply would have gone on, missing_eos={self.missing_eos} that it "
+                "failed: set missing_eos=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _critic(self) -> "PPOConfig":
+        if self.has_critic and self.value_coef == 0:
+            self._refuse(tuple(name for name in CRITIC if name != "value_coef"), "value_coef", "no critic learns")
+        if self.critic == "own":
+            self._refuse(("value_gradient",), "critic", "its adapter always learns from the value loss")
+        if self.critic_warmup >= self.updates:
+            raise ValueError(f"critic_warmup={self.critic_warmup} leaves the policy none of updates={self.updates}")
+        if self.target_kl is not None and self.steps_per_update == 1:
+            raise ValueError(
+                f"target_kl={self.target_kl} would do nothing: with epochs={self.epochs} and minibatch_size="
+                f"{self.minibatch_size} an update has one step, before which the KL from the old policy is 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _penalties(self) -> "PPOConfig":
+        if self.kl_coef == 0:
+            self._refuse(("kl_in", "kl_estimator", "kl_target", "kl_horizon"), "kl_coef", "there is no KL penalty")
+        if self.kl_in == "loss":
+            self._refuse(("kl_estimator",), "kl_in", "the loss is the one with the KL's gradient")
+        if self.kl_target is None:
+            self._refuse(("kl_horizon",), "kl_target", "β does not move")
+        elif self.kl_horizon < self.batch_size:
+            raise ValueError(f"kl_horizon={self.kl_horizon} is less than batch_size={self.batch_size}")
+        if self.ptx_coef == 0:
+            self._refuse(("ptx_rows", "ptx_max_length"), "ptx_coef", "no demonstration is mixed in")
+        return self
+
+    @model_validator(mode="after")
+    def _scores(self) -> "PPOConfig":
+        if self.running_scale and self.whiten_scores:
+            raise ValueError("running_scale=true and whiten_scores=true exclude each other: give whiten_scores=false")
+        if self.missing_eos == "none" and self.missing_eos_penalty != 0:
+            self._refuse(("missing_eos_penalty",), "missing_eos", "no reply is penalised")
+        if self.length_penalty == 0:
+            self._refuse(("length_free",), "length_penalty", "no token costs anything")
+        if self.rewards and all(source.watch for source in self.rewards):
+            raise ValueError("rewards: every source has watch=true, so nothing pays; add `trained: true`")
+        return self

@@ -1,0 +1,1 @@
+"""Stage 2: replies are sampled and ranked."""

@@ -1,0 +1,134 @@
+"""Preferences: sample K replies a prompt from the SFT model, have them ranked best to worst, write the rankings.
+
+The annotator is a simulated one (data/annotator.py), which stands where a person stands, or people on the labelling
+page (preferences_people.py). Leaves preferences/rankings.jsonl, the derived preferences/preferences.jsonl
+(prompt/chosen/rejected) and preferences/summary.json. With `rankings:` a file of people's rankings is taken instead of
+sampling.
+
+    plaudit preferences RECIPE
+"""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from plaudit import rng
+from plaudit.algo.statistics import correlation
+from plaudit.data.annotator import Annotator, simulated_annotator, words
+from plaudit.data.files import write_rows
+from plaudit.errors import UserError
+from plaudit.models.load import load_model
+from plaudit.records import Completion, Prompt, Ranking, preferences_of
+from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.run.display import progress
+from plaudit.run.folder import CHECKPOINTS
+from plaudit.stages.preferences.config import PreferencesConfig
+from plaudit.train.run import Run
+from plaudit.train.sampling import sample_in_batches
+from plaudit.train.saving import Saver, State
+
+
+def annotator_of(config: PreferencesConfig, seed: int) -> Annotator | None:
+    """The simulated annotator, whose utility is the gold score; None when people ranked."""
+    people = config.rankings or config.annotator == "human"
+    return None if people else simulated_annotator(config.noise, config.tie_margin, seed)
+
+
+def run(config: PreferencesConfig, run: Run) -> dict[str, Any]:
+    """Sample, rank, write; returns the summary."""
+    annotator = annotator_of(config, run.seed)
+    rankings, said = _rankings(config, run, annotator)
+    preferences = [preference for ranking in rankings for preference in preferences_of(ranking)]
+    if not preferences:
+        raise UserError(
+            "preferences: every ranking is one big tie, so there is no pair to learn from; "
+            + ("lower tie_margin" if annotator else "more labels are needed, or replies that differ more")
+        )
+    folder = run.folder.stage("preferences")
+    write_rows(folder / "rankings.jsonl", (ranking.as_json() for ranking in rankings))
+    write_rows(folder / "preferences.jsonl", (preference.as_json() for preference in preferences))
+    all_pairs = sum(len(r.replies) * (len(r.replies) - 1) // 2 for r in rankings)
+    summary: dict[str, Any] = {
+        "rankings": len(rankings),
+        "replies": sum(len(r.replies) for r in rankings),
+        "strict_pairs": len(preferences),
+        "tie_share": 1 - len(preferences) / all_pairs,
+        "finished_share": float(np.mean([reply.finished for r in rankings for reply in r.replies])),
+        "longer_wins": float(np.mean([_longer(p.chosen, p.rejected) for p in preferences])),
+        **said,
+    }
+    if annotator:
+        summary |= gold_correlations(annotator, rankings)
+    return run.finish("preferences", "Preferences", summary, tuple(summary))
+
+
+def _longer(first: Completion, second: Completion) -> float:
+    a, b = len(first.text), len(second.text)
+    return 0.5 if a == b else float(a > b)
+
+
+def _rankings(config: PreferencesConfig, run: Run, annotator: Annotator | None) -> tuple[list[Ranking], dict[str, Any]]:
+    """The rankings, and what the summary says beside of those by people on the labelling page."""
+    if config.rankings is not None:
+        return list(run.rankings or ()), {}
+    if annotator is None:
+        # Here, because it needs the extra `label`.
+        from plaudit.stages.preferences.people import ranked_by_people
+
+        return ranked_by_people(config, run, lambda: sampled(config, run))
+    groups = enumerate(sampled(config, run))
+    return [annotator.rank(prompt, replies, number) for number, (prompt, replies) in groups], {}
+
+
+def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Completion, ...]]]:
+    """K replies of the SFT model to every chosen prompt."""
+    prompts = chosen_prompts(config, run)
+    chat = run.chat(run.sft_model)
+    engine = InProcessEngine(
+        load_model(str(run.sft_model), run.machine.dtype, run.machine.device),
+        eos_id=chat.eos_id, temperature=config.temperature, batch_rows=config.batch_rows,
+    )  # fmt: skip
+    total = len(prompts) * config.replies
+    ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
+    uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), config.max_new_tokens)
+    with Saver(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
+        found = sample_in_batches(
+            engine, ids, uniforms, config.batch_rows, saver=saver, log=saver.log(f"{CHECKPOINTS}/replies.jsonl"),
+            done=0, state=State(), advance=advance,
+        )  # fmt: skip
+    engine.close()
+    replies = [chat.completion(reply) for reply in found]
+    return [(prompt, tuple(replies[i * config.replies : (i + 1) * config.replies])) for i, prompt in enumerate(prompts)]
+
+
+def chosen_prompts(config: PreferencesConfig, run: Run) -> list[Prompt]:
+    """The first `train_prompts` training prompts in seeded order, then every held-out one."""
+    train = run.split("train")
+    order = rng.permutation(run.seed, "preferences/prompts", 0, len(train))
+    return [train[i] for i in order[: config.train_prompts]] + run.split("validation", "test")
+
+
+def gold_correlations(annotator: Annotator, rankings: list[Ranking]) -> dict[str, Any]:
+    """Pearson's r of the gold score with what it must not be: length, punctuation, the presence of any one word.
+
+    The word is the one, of those in 1 % of the replies or more, with the largest |r|.
+    """
+    scored = [(annotator.utility(r.prompt, reply.text), reply.text) for r in rankings for reply in r.replies]
+    gold = [utility for utility, _ in scored]
+    texts = [text for _, text in scored]
+    vocabularies = [set(words(text)) for text in texts]
+    counts = Counter(word for vocabulary in vocabularies for word in vocabulary)
+    common = sorted(word for word, count in counts.items() if count >= max(2, 0.01 * len(texts)))
+    by_word = {word: correlation(gold, [word in vocabulary for vocabulary in vocabularies]) for word in common}
+    top = max(by_word, key=lambda word: abs(by_word[word]), default="")
+    return {
+        "gold_mean": float(np.mean(gold)),
+        "gold_std": float(np.std(gold)),
+        "gold_length_correlation": correlation(gold, [len(words(text)) for text in texts]),
+        "gold_punctuation_correlation": correlation(
+            gold, [sum(not c.isalnum() and not c.isspace() for c in t) for t in texts]
+        ),
+        "gold_word_correlation": by_word.get(top, 0.0),
+        "gold_word": top,
+    }

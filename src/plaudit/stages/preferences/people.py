@@ -1,0 +1,178 @@
+"""`preferences.annotator: human`: sample, put the replies up to be ranked, wait for people, take their rankings.
+
+What was sampled lies in RUN/label/sampled.json, outside the stage's own folder, and is sampled again only when the SFT
+model, the prompts or the sampling settings are others. Labels are in the database. So the stage can be stopped at any
+time: run again, it goes on waiting.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine, func, select, update
+
+from plaudit import rng
+from plaudit.data.files import write_json
+from plaudit.errors import UserError
+from plaudit.label.db.database import connect, ensure_project, migrate, snapshot, writing
+from plaudit.label.db.ledger import Ledger, read
+from plaudit.label.db.schema import item, label
+from plaudit.label.quality.quality import agreement
+from plaudit.label.queue.items import Draft, add_items, rank_draft, set_priorities
+from plaudit.label.queue.queue import recount
+from plaudit.label.transfer.export import rankings_of
+from plaudit.records import Completion, Prompt, Ranking
+from plaudit.rewards.saved import file_hashes, weights_and_rules
+from plaudit.run.display import console, progress
+from plaudit.run.folder import RECIPE
+from plaudit.train.run import Run
+
+if TYPE_CHECKING:
+    from plaudit.stages.preferences.config import PreferencesConfig
+
+POLL_SECONDS = 2.0
+SAMPLED = "sampled.json"
+AT_ONCE = 200
+"""Items changed in one transaction, so that annotators never wait."""
+
+
+Sample = Callable[[], list[tuple[Prompt, tuple[Completion, ...]]]]
+"""The stage's own sampling: K replies a prompt."""
+
+
+def ranked_by_people(config: "PreferencesConfig", run: Run, sample: Sample) -> tuple[list[Ranking], dict[str, Any]]:
+    """The rankings of people, one a person and item, and what the summary says of them."""
+    drafts = _drafts(config, run, sample)
+    wanted = config.labels if config.labels is not None else len(drafts) * config.overlap
+    if wanted > len(drafts) * config.overlap:
+        raise UserError(
+            f"preferences.labels={wanted}: {len(drafts)} items for {config.overlap} people each give at most "
+            f"{len(drafts) * config.overlap} labels; raise preferences.overlap or train_prompts, or lower labels"
+        )
+    where = config.database or str(run.folder.path / "label" / "labels.sqlite")
+    engine = open_database(where)
+    try:
+        add_items(engine, drafts)
+        ids = {draft.id for draft in drafts}
+        _settle(engine, ids, _origin(run.folder.path), config.overlap)
+        ledger, rankings = _wait(engine, where, run.folder.path, ids, wanted)
+    finally:
+        engine.dispose()
+    agreed = agreement([own for own in ledger.labels if own.item in ids])
+    pairs = agreed["pairs"]
+    return rankings, {
+        "people": len({ranking.annotator for ranking in rankings}),
+        "items_labelled": len({ranking.prompt.id for ranking in rankings}),
+        "agreement": None if pairs is None else pairs["share"],
+        "agreement_ci": None if pairs is None else [pairs["low"], pairs["high"]],
+        "alpha": agreed["alpha"],
+    }
+
+
+def open_database(where: str) -> Engine:
+    """The label database, made where it is not there yet."""
+    if "://" not in where:
+        Path(where).parent.mkdir(parents=True, exist_ok=True)
+    engine = connect(where)
+    migrate(engine)
+    ensure_project(engine, "Plaudit")
+    return engine
+
+
+def _drafts(config: "PreferencesConfig", run: Run, sample: Sample) -> list[Draft]:
+    """The items, from what was sampled before where that still holds."""
+    path = run.folder.path / "label" / SAMPLED
+    model = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
+    settings = (config.train_prompts, config.replies, config.max_new_tokens, config.temperature, run.seed, run.system)
+    name = digest([settings, sorted(model.items()), [(p.id, p.messages, p.split) for p in run.prompts]])
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if stored.get("sampling") != name:
+        groups = [[prompt.id, [reply.as_json() for reply in replies]] for prompt, replies in sample()]
+        stored = {"sampling": name, "replies": groups}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, stored)
+    else:
+        console.print(f"{path}: these replies were sampled before; going on with their labels", soft_wrap=True)
+    prompts = {prompt.id: prompt for prompt in run.prompts}
+    # In a drawn order, so that few labels already are of prompts of every split, to train and to test on.
+    order = rng.permutation(run.seed, "preferences/people", 0, len(stored["replies"]))
+    found: list[Draft] = []
+    for place, number in enumerate(order):
+        identity, replies = stored["replies"][number]
+        group = [(Completion(reply["text"], reply["finished"]), "sft") for reply in replies]
+        found += rank_draft(
+            prompts[identity], group, _origin(run.folder.path), overlap=config.overlap,
+            priority=1 - place / len(order),
+        )  # fmt: skip
+    if not found:
+        raise UserError("preferences: of no prompt two replies differ, so there is nothing to rank; raise temperature")
+    return found
+
+
+def _origin(folder: Path) -> str:
+    """What the database says of where these items come from; runs may share one."""
+    return f"preferences of {folder.name}"
+
+
+def _settle(engine: Engine, ids: set[str], origin: str, overlap: int) -> None:
+    """The items go to as many people as the recipe says now.
+
+    Those of this run's earlier samplings stay, and so do their labels; but they come after these.
+    """
+    with snapshot(engine) as connection:
+        ledger = read(connection)
+    other = [row.id for row in ledger.items if row.id in ids and row.overlap != overlap]
+    for start in range(0, len(other), AT_ONCE):
+        with writing(engine) as connection:
+            for which in other[start : start + AT_ONCE]:
+                connection.execute(update(item).where(item.c.id == which).values(overlap=overlap))
+                recount(connection, which)
+    old = {
+        row.id: -1.0 for row in ledger.items
+        if row.source_file == origin and row.id not in ids and row.priority > -1
+    }  # fmt: skip
+    set_priorities(engine, old)
+
+
+def _wait(engine: Engine, where: str, folder: Path, ids: set[str], wanted: int) -> tuple[Ledger, list[Ranking]]:
+    """Until so many rankings are in."""
+    ledger, rankings = _labels(engine, ids)
+    if len(rankings) < wanted:
+        console.print(
+            f"{len(rankings)} of {wanted} labels are in. Let people rank the replies; this prints the link:\n\n"
+            f"    plaudit label serve --database {where}\n\n"
+            "The run goes on by itself. It may be stopped with Ctrl-C meanwhile: "
+            f"`plaudit run {folder / RECIPE} --resume` goes on waiting.",
+            soft_wrap=True,
+        )
+    with progress("Labels", wanted, "label") as advance:
+        advance(count=min(len(rankings), wanted))
+        seen = _last(engine)
+        while len(rankings) < wanted:
+            time.sleep(POLL_SECONDS)
+            if (now := _last(engine)) == seen:
+                continue
+            before, seen = len(rankings), now
+            ledger, rankings = _labels(engine, ids)
+            advance(count=max(0, min(len(rankings), wanted) - min(before, wanted)))
+    return ledger, rankings
+
+
+def _last(engine: Engine) -> int:
+    """The number of the newest row of the ledger: it tells cheaply whether anything is new."""
+    with snapshot(engine) as connection:
+        return int(connection.execute(select(func.coalesce(func.max(label.c.seq), 0))).scalar_one())
+
+
+def _labels(engine: Engine, ids: set[str]) -> tuple[Ledger, list[Ranking]]:
+    with snapshot(engine) as connection:
+        ledger = read(connection)
+    return ledger, rankings_of(ledger, only=ids)
+
+
+def digest(parts: Sequence[object]) -> str:
+    """What names a sampling: a hash of what decides its replies."""
+    return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:24]

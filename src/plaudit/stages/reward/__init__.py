@@ -1,0 +1,1 @@
+"""Stage 3: the reward model learns from rankings."""

@@ -1,0 +1,320 @@
+"""Reward model: the SFT model with a scalar head in place of its LM head learns to score what was preferred.
+
+    loss = −(1/n) Σ_rankings (1/pairs) Σ_(w,l) log σ(r_θ(x, y_w) − r_θ(x, y_l))
+
+and, where the recipe asks for it, other losses of the same rankings (stages/reward_training.py) and an ensemble of
+members on the one base. The score is read at the reply's last token. What was trained is saved and loaded again before
+it is normalised and tested: what the numbers describe is what lies on the disk.
+
+Leaves reward/adapter (PEFT), reward/head.safetensors, reward/reward.json (the contract: the rules its scores stand
+under, checksums, golden scores), reward/model (merged `AutoModelForSequenceClassification`, raw scores),
+reward/metrics.jsonl, reward/scores.jsonl (of the held-out rankings), reward/card.json (the report card on them) and
+reward/summary.json; of an ensemble also adapter_1, head_1.safetensors, model_1 and so on. A full fine-tuning leaves no
+adapter and no head beside reward/model.
+
+    plaudit reward RECIPE
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from plaudit import rng
+from plaudit.algo.names import Aggregation
+from plaudit.algo.preferences import fit_temperature
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import read_rankings, sha256, write_json, write_rows
+from plaudit.dist.machine import release_memory
+from plaudit.errors import UserError
+from plaudit.guard.invariants import check_unchanged, digest, fingerprint
+from plaudit.models.full import FullReward
+from plaudit.models.heads import head_file, load_head, save_head
+from plaudit.models.kernels.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.load import load_model
+from plaudit.models.roles import Roles
+from plaudit.models.tokens import pad_right
+from plaudit.records import Completion, Prompt, Ranking
+from plaudit.rewards.averaging import average_adapters, average_heads
+from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.export import export_classifier, sign_classifier
+from plaudit.rewards.saved import (
+    RewardFiles,
+    adapter_name,
+    file_hashes,
+    files_of,
+    golden_scores,
+    load_merged,
+    member_files,
+    template_hash,
+    weights_and_rules,
+)
+from plaudit.run.display import progress
+from plaudit.stages.reward.config import Layout, RewardConfig
+from plaudit.stages.reward.training import Trainer, check_rankings, comparisons, encode, load_members, train_member
+from plaudit.train.micro_batches import MicroBatches
+from plaudit.train.run import Run
+from plaudit.train.saving import Saver
+from plaudit.view.card.reward_report import held_out_card
+from plaudit.view.card.table import print_alarms
+
+ROWS = 32
+"""Replies scored at once."""
+
+
+def run(config: RewardConfig, run: Run) -> dict[str, Any]:
+    """Train, save, normalise, test on held-out prompts; returns the summary."""
+    path = run.folder.require("preferences/rankings.jsonl", "preferences")
+    rankings = read_rankings(path)
+    train = [r for r in rankings if r.prompt.split == "train" and comparisons(config, r)]
+    test = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
+    if not train or not test:
+        raise UserError(
+            f"preferences/rankings.jsonl has {len(train)} training and {len(test)} held-out rankings with a strict "
+            "pair; the reward model needs both: give prompts of split train and of split validation or test"
+        )
+    check_rankings(config, train)
+    chat = run.chat(run.sft_model)
+    folder = run.folder.stage("reward")
+    trainer, layout = build(config, run, chat, train, test)
+    frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
+    learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
+    with Saver(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
+        if saver.state is not None:
+            load_members(trainer, saver.state)
+        for member in range(len(trainer.log_nus), config.members):
+            train_member(trainer, member, saver)
+    log_nus, seconds = tuple(trainer.log_nus), trainer.seconds
+    if isinstance(trainer.model, Roles):
+        check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
+    save(config, run, trainer, folder)
+    del trainer
+    release_memory()
+
+    model = reload(config, run, folder)
+    raw_BM = score_replies(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
+    contract, temperatures = describe(config, run, chat, model, train, test, raw_BM)
+    contract = replace(contract, rankings_sha256=sha256(path))
+    if config.loss == "davidson":
+        averaged = config.aggregate == "weight_averaged"
+        contract = replace(contract, log_nu=(float(np.mean(log_nus)),) if averaged else log_nus)
+    gap = export(run, chat, model, contract, temperatures, folder)
+    contract = _with_hashes(contract, run, folder)
+    contract.save(folder)
+    simulated = run.rankings is None and all(ranking.annotator is None for ranking in rankings)
+    summary, card = held_out_card(raw_BM, contract, train, test, simulated=simulated)
+    write_json(folder / "card.json", card)
+    write_rows(folder / "scores.jsonl", held_out_scores(test, raw_BM))
+    files = [folder / name for name in contract.files]
+    summary |= {
+        "loss": config.loss,
+        "layout": layout,
+        "members": config.members,
+        "aggregate": config.aggregate,
+        "trainable_parameters": learning,
+        "rankings_train": len(train),
+        "seconds_per_member": float(np.mean(seconds)),
+        "pairs_per_second": config.epochs * config.members * summary["pairs_train"] / sum(seconds),
+        "megabytes_per_member": sum(file.stat().st_size for file in files) / 1e6 / len(contract.mean),
+        "passes_per_score": len(contract.mean),
+        "temperature": contract.temperature,
+        "export_gap": gap,
+    }
+    shown = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
+    more = ("length_score_correlation", "layout", "temperature", "seconds_per_member")
+    ensemble = ("members", "aggregate", "megabytes_per_member", "passes_per_score") if config.members > 1 else ()
+    run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
+    print_alarms(card)
+    return summary
+
+
+def held_out_scores(test: Sequence[Ranking], raw_BM: Tensor) -> list[dict[str, Any]]:
+    """A row a held-out ranking: its id, the ranks of its replies, and the raw scores of each, one a member."""
+    rows, first = [], 0
+    for ranking in test:
+        scores = raw_BM[first : first + len(ranking.replies)].tolist()
+        rows.append({"id": ranking.prompt.id, "ranks": list(ranking.ranks), "scores": scores})
+        first += len(scores)
+    return rows
+
+
+def build(
+    config: RewardConfig, run: Run, chat: ChatFormat, train: list[Ranking], test: list[Ranking]
+) -> tuple[Trainer, str]:
+    """The trainer, and the layout of its rows in words."""
+    full = config.lora is None
+    base = load_model(str(run.sft_model), torch.float32 if full else run.machine.dtype, run.machine.device)
+    model: Roles | FullReward
+    if config.lora is None:
+        model = FullReward(base, run.machine.dtype, learns=True)
+    else:
+        model = Roles(base, trained="reward", lora=config.lora, seed=run.seed, members=config.members)
+    layout: Layout = config.layout
+    reason = use_packed_attention(base) if layout != "padded" else None
+    if reason is not None:
+        layout = "padded"
+    elif layout == "shared" and (reason := prompt_sharing_refused(base)) is not None:
+        layout = "packed"
+    held_out = encode(config, chat, _chosen(test, config.evaluate_on, run.seed))
+    micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
+    trainer = Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out, micro)
+    return trainer, layout if reason is None else f"{layout}: {reason}"
+
+
+def _chosen(rankings: list[Ranking], most: int, seed: int) -> list[Ranking]:
+    """All of them, or a seeded choice of `most`, in file order."""
+    if len(rankings) <= most:
+        return rankings
+    return [rankings[i] for i in sorted(rng.permutation(seed, "reward/held_out", 0, len(rankings))[:most])]
+
+
+def save(config: RewardConfig, run: Run, trainer: Trainer, folder: Path) -> None:
+    """Write the weights: adapters and heads, their average, or a merged model."""
+    model = trainer.model
+    if isinstance(model, FullReward):
+        export_classifier(model, trainer.chat, str(run.sft_model), folder / "model", run.machine.dtype)
+        return
+    adapters = [folder / adapter_name(member) for member in range(config.members)]
+    for member, adapter in enumerate(adapters):
+        model.save_adapter(adapter, member)
+        save_head(model.score_heads[member], folder, member)
+    if config.aggregate == "weight_averaged":
+        average_adapters(adapters, adapters[0])
+        heads = [load_file(folder / head_file(member))["weight"] for member in range(config.members)]
+        save_file({"weight": average_heads(heads)}, folder / head_file())
+        for member in range(1, config.members):
+            shutil.rmtree(adapters[member])
+            (folder / head_file(member)).unlink()
+
+
+def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
+    """What `save` wrote, as every later stage will have it."""
+    if config.lora is None:
+        return load_merged(folder / "model", run.machine.dtype, run.machine.device)
+    members = 1 if config.aggregate == "weight_averaged" else config.members
+    base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
+    roles = Roles(base, reward=[folder / adapter_name(member) for member in range(members)])
+    for member, head in enumerate(roles.score_heads):
+        load_head(head, folder, member)
+    return roles
+
+
+@torch.no_grad()
+def score_replies(
+    model: Roles | FullReward, chat: ChatFormat, replies: Sequence[tuple[Prompt, Completion]], *, label: str
+) -> Tensor:
+    """Raw scores of replies, in order: [B, M] on the CPU."""
+    order = sorted(range(len(replies)), key=lambda i: len(replies[i][0].text) + len(replies[i][1].text))
+    scores_BM = torch.zeros(len(replies), model.members)
+    with progress(label, len(replies), "reply") as advance:
+        for start in range(0, len(order), ROWS):
+            part = order[start : start + ROWS]
+            prompts = [chat.prompt_ids(replies[i][0].messages) for i in part]
+            tokens = pad_right(prompts, [chat.reply_ids(replies[i][1]) for i in part], chat.pad_id, model.device)
+            found_BM = model(tokens, "reward", frozenset({"scores"})).scores_BM
+            assert isinstance(found_BM, Tensor)
+            scores_BM[part] = found_BM.cpu()
+            advance(count=len(part))
+    return scores_BM
+
+
+def describe(
+    config: RewardConfig, run: Run, chat: ChatFormat, model: Roles | FullReward, train: list[Ranking],
+    test: list[Ranking], raw_BM: Tensor,
+) -> tuple[RewardContract, list[float]]:  # fmt: skip
+    """The contract: moments of reference replies, temperature on held-out pairs, rules of the text, golden scores;
+    `raw_BM` are the raw scores of the replies of `test`.
+
+    And the temperatures of the members by themselves.
+    """
+    reference = [(r.prompt, reply) for r in train for reply in r.replies][: config.normalise_on]
+    contract = reward_contract(chat, score_replies(model, chat, reference, label="Normalising"))
+    aggregate: Aggregation
+    match config.aggregate:
+        case "weight_averaged":
+            aggregate = "mean"
+        case "mean" | "min" | "mean_minus_std" | "pessimistic":
+            aggregate = config.aggregate
+        case _:
+            assert_never(config.aggregate)
+    contract = replace(
+        contract, aggregate=aggregate, k=config.aggregate_k, beta=config.aggregate_beta,
+        dtype=run.machine.dtype_name, golden=golden_scores(model, chat),
+        model=None if config.lora is not None else "model",
+    )  # fmt: skip
+    # On the validation split where it has pairs, so that the test split still judges the confidence.
+    calibrating = [r for r in test if r.prompt.split == "validation"] or test
+    chosen = {id(ranking) for ranking in calibrating}
+    raw_BM = raw_BM[[id(ranking) in chosen for ranking in test for _ in ranking.replies]]
+    alone = [raw_BM[:, m] / contract.std[m] for m in range(model.members)]
+    each = [_temperature(_margins(scores_B, calibrating)) for scores_B in alone]
+    return replace(contract, temperature=_temperature(_margins(contract.normalised(raw_BM), calibrating))), each
+
+
+def _temperature(margins: Tensor) -> float:
+    """With Platt's targets (1999), (n + 1)/(n + 2) in place of 1: pairs that are all right prove no certainty."""
+    return fit_temperature(margins, torch.full_like(margins, (len(margins) + 1) / (len(margins) + 2)))
+
+
+def _margins(scores_N: Tensor, rankings: list[Ranking]) -> Tensor:
+    """Winner's score minus loser's of every strict pair."""
+    margins, first = [], 0
+    for ranking in rankings:
+        margins += [scores_N[first + w] - scores_N[first + l] for w, l in ranking.pairs()]
+        first += len(ranking.replies)
+    return torch.stack(margins)
+
+
+def reward_contract(chat: ChatFormat, reference_BM: Tensor) -> RewardContract:
+    """The rules the scores stand under: moments of the raw scores of reference replies, template, end-of-turn token,
+    pad token, system prompt."""
+    scores = reference_BM.double()
+    std = scores.std(dim=0, correction=0).clamp(min=1e-6)
+    return RewardContract(
+        tuple(scores.mean(dim=0).tolist()), tuple(std.tolist()), chat.eos_id, chat.system, template_hash(chat),
+        pad_id=chat.pad_id, template=chat.tokenizer.chat_template,
+    )  # fmt: skip
+
+
+def export(
+    run: Run, chat: ChatFormat, model: Roles | FullReward, contract: RewardContract, temperatures: list[float],
+    folder: Path,
+) -> float:  # fmt: skip
+    """Every member as a plain classifier that carries its own contract; returns the largest distance of a golden
+    score from the model's own, in standard deviations."""
+    gaps = []
+    for member in range(model.members):
+        to = folder / ("model" if member == 0 else f"model_{member}")
+        if isinstance(model, Roles):
+            export_classifier(model, chat, str(run.sft_model), to, run.machine.dtype, member)
+        own = replace(
+            contract, mean=contract.mean[member : member + 1], std=contract.std[member : member + 1],
+            golden=tuple((row[member],) for row in contract.golden), aggregate="mean", k=1.0, beta=1.0,
+            temperature=temperatures[member],
+            log_nu=None if contract.log_nu is None else contract.log_nu[member : member + 1],
+        )  # fmt: skip
+        gaps.append(sign_classifier(to, chat, own, run.machine.dtype))
+    if run.machine.dtype == torch.float32 and max(gaps) > 1e-3:
+        raise AssertionError(f"the exported reward model scores otherwise by {max(gaps):.1e} standard deviations")
+    return max(gaps)
+
+
+def _with_hashes(contract: RewardContract, run: Run, folder: Path) -> RewardContract:
+    """With the SHA-256 of the files that the scores come from: the reward model's own, and the base's."""
+    if contract.model is not None:
+        names = [f"{contract.model}/{name}" for name in weights_and_rules(folder / contract.model)]
+        return replace(contract, files=file_hashes(folder, names))
+    base = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
+    return replace(contract, files=file_hashes(folder, member_files(len(contract.mean))), base=base)
+
+
+def trained_reward(run: Run, chat: ChatFormat) -> RewardFiles:
+    """The run's reward model, its files and rules checked; UserError when they are not those of the reward stage."""
+    folder = run.folder.require("reward/reward.json", "reward").parent
+    return files_of(folder, chat, run.sft_model)

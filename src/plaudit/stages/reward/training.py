@@ -1,0 +1,287 @@
+"""How the reward model learns: the comparisons in a ranking, their loss, and the optimiser steps of one member.
+
+All comparisons of a ranking are in one step, and every ranking counts once (Ouyang et al. 2022; correctness.md row 24).
+The losses themselves are algo/preferences.py's; what becomes of the trained model is stages/reward.py's.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plaudit import rng
+from plaudit.algo.preferences import (
+    LARGEST_TIE_GROUP,
+    bradley_terry_loss,
+    centring_penalty,
+    davidson_loss,
+    plackett_luce_loss,
+    vote_targets,
+)
+from plaudit.data.chat import ChatFormat
+from plaudit.data.packing import balanced, by_length
+from plaudit.errors import UserError
+from plaudit.guard.invariants import check_finite
+from plaudit.models.full import FullReward
+from plaudit.models.roles import Roles, reward_adapter
+from plaudit.models.tokens import pack_replies, pad_right
+from plaudit.records import Ranking
+from plaudit.run.display import progress
+from plaudit.stages.reward.config import Layout, RewardConfig
+from plaudit.train.micro_batches import MicroBatches, batch_kept
+from plaudit.train.optimiser import MasterAdamW, move_schedule, optimiser_step, schedule_of
+from plaudit.train.saving import Saver, State, load_parameters, within
+
+
+@dataclass(frozen=True)
+class Example:
+    """A ranking in tokens, and what is learnt of it: (better, worse, probability that better wins, margin)."""
+
+    ranking: Ranking
+    prompt: list[int]
+    replies: list[list[int]]
+    comparisons: list[tuple[int, int, float, float]]
+
+
+def comparisons(config: RewardConfig, ranking: Ranking) -> list[tuple[int, int, float, float]]:
+    """The pairs of a ranking under the settings; empty for one that teaches nothing."""
+    strength = ranking.strength or 0.0
+    found = [(w, l, 1.0, config.margin_coef * strength) for w, l in ranking.pairs()]
+    if config.loss == "davidson" or config.ties == "half":
+        ranks = ranking.ranks
+        found += [(i, j, 0.5, 0.0) for i, j in combinations(range(len(ranks)), 2) if ranks[i] == ranks[j]]
+    if config.soft_labels and ranking.votes is not None and found:
+        votes = torch.tensor(ranking.votes, dtype=torch.float64)
+        wins, losses = [w for w, *_ in found], [l for _, l, *_ in found]
+        targets = vote_targets(votes[wins], votes[losses]).tolist()
+        found = [(w, l, target, margin) for (w, l, _, margin), target in zip(found, targets, strict=True)]
+    return found
+
+
+def encode(config: RewardConfig, chat: ChatFormat, rankings: Sequence[Ranking]) -> list[Example]:
+    """The rankings that teach something, in tokens."""
+    kept = [(ranking, pairs) for ranking in rankings if (pairs := comparisons(config, ranking))]
+    return [
+        Example(r, chat.prompt_ids(r.prompt.messages), [chat.reply_ids(reply) for reply in r.replies], pairs)
+        for r, pairs in kept
+    ]
+
+
+def check_rankings(config: RewardConfig, rankings: Sequence[Ranking]) -> None:
+    """UserError for a setting that these training rankings leave without effect, or that cannot take them."""
+    tied = any(len(set(r.ranks)) < len(r.ranks) for r in rankings)
+    needs = {
+        "reward.soft_labels=true needs votes": config.soft_labels and all(r.votes is None for r in rankings),
+        "reward.margin_coef needs rankings with a strength": config.margin_coef > 0
+        and all(r.strength is None for r in rankings),
+        "reward.ties=half needs ties": config.ties == "half" and not tied,
+        "reward.loss=davidson needs ties": config.loss == "davidson" and not tied,
+    }
+    for what, lacking in needs.items():
+        if lacking:
+            raise UserError(f"{what}: no training ranking has any; leave the setting out")
+    if config.loss == "plackett_luce":
+        for r in rankings:
+            groups = [len(group) for group in _tie_groups(r)[:-1]]
+            if groups and max(groups) > LARGEST_TIE_GROUP:
+                raise UserError(
+                    f"ranking {r.prompt.id!r} ties {max(groups)} replies above others, reward.loss=plackett_luce takes "
+                    f"{LARGEST_TIE_GROUP}; set reward.loss=davidson or pairs"
+                )
+
+
+def _tie_groups(ranking: Ranking, first: int = 0) -> list[list[int]]:
+    """Replies from best to worst, ties together; numbered from `first`."""
+    levels = sorted(set(ranking.ranks))
+    return [[first + i for i, rank in enumerate(ranking.ranks) if rank == level] for level in levels]
+
+
+@dataclass
+class Trainer:
+    """What the loop holds."""
+
+    config: RewardConfig
+    seed: int
+    chat: ChatFormat
+    model: Roles | FullReward
+    layout: Layout
+    train: list[Example]
+    held_out: list[Example]
+    micro: MicroBatches
+    log_nus: list[float] = field(default_factory=list)
+    """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
+    seconds: list[float] = field(default_factory=list)
+    """Seconds of its steps, the member that is being trained included."""
+
+    def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
+        cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
+        size = self.micro.rows(self.config.rankings_per_micro_batch)
+        groups = by_length(cost, size) if self.layout == "padded" else balanced(cost, size)
+        return [[examples[i] for i in group] for group in groups]
+
+    def scores(self, examples: Sequence[Example], member: int) -> Tensor:
+        """Raw scores [N] of all replies of the examples, in order."""
+        if self.layout == "padded":
+            rows = [(e.prompt, reply) for e in examples for reply in e.replies]
+            tokens = pad_right([p for p, _ in rows], [r for _, r in rows], self.chat.pad_id, self.model.device)
+            found = self.model(tokens, "reward", frozenset({"scores"}), member=member).scores_BM
+        else:
+            groups = [(e.prompt, e.replies) for e in examples]
+            row = pack_replies(groups, self.model.device, share=self.layout == "shared")
+            found = self.model(row, "reward", frozenset({"scores"}), member=member).scores_BM
+        assert isinstance(found, Tensor)
+        return found[:, 0]
+
+
+def rankings_loss(
+    config: RewardConfig, scores_N: Tensor, examples: Sequence[Example], log_nu: Tensor
+) -> tuple[Tensor, float, int]:
+    """(Σ over the rankings of their losses, strict pairs that are right, strict pairs); `scores_N` as `Trainer.scores`.
+    A pair of equal scores counts ½: before the first step all are equal, since the head starts at zero.
+
+    A ranking of P comparisons gives each the weight 1/P; of a whole order, with K − 1 choices, 1/(K − 1).
+    """
+    better, worse, targets, margins, weights, strict, first = [], [], [], [], [], [], 0
+    orders = []
+    for example in examples:
+        for w, l, target, margin in example.comparisons:
+            better.append(first + w)
+            worse.append(first + l)
+            targets.append(target)
+            margins.append(margin)
+            weights.append(1 / len(example.comparisons))
+        strict += [(first + w, first + l) for w, l in example.ranking.pairs()]
+        orders.append(_tie_groups(example.ranking, first))
+        first += len(example.replies)
+    assert scores_N.shape == (first,), (scores_N.shape, first)
+    chosen_P, rejected_P = scores_N[better], scores_N[worse]
+    targets_P, weights_P = scores_N.new_tensor(targets), scores_N.new_tensor(weights)
+    match config.loss:
+        case "pairs":
+            loss = bradley_terry_loss(
+                chosen_P, rejected_P, weights_P, targets=targets_P, margins=scores_N.new_tensor(margins),
+                label_smoothing=config.label_smoothing,
+            )  # fmt: skip
+        case "davidson":
+            loss = davidson_loss(chosen_P, rejected_P, targets_P, weights_P, log_nu)
+        case "plackett_luce":
+            choices = scores_N.new_tensor([1 / (len(example.replies) - 1) for example in examples])
+            loss = plackett_luce_loss(scores_N, orders, choices)
+    if config.centring_coef:
+        loss = loss + config.centring_coef * centring_penalty(chosen_P, rejected_P, weights_P)
+    winners, losers = ([pair[i] for pair in strict] for i in (0, 1))
+    right = (torch.sign(scores_N[winners] - scores_N[losers]) / 2 + 0.5).sum().item()
+    return loss, right, len(strict)
+
+
+def train_member(trainer: Trainer, member: int, saver: Saver) -> None:
+    """The optimiser steps of one member that its checkpoint, if there is one, has not done yet."""
+    config, seed = trainer.config, trainer.seed
+    log_nu = nn.Parameter(torch.zeros((), device=trainer.model.device))
+    learning = list(_parameters_of(trainer.model, member))
+    optimiser = MasterAdamW(
+        [{"params": [*learning, *([log_nu] if config.loss == "davidson" else [])], "lr": config.learning_rate}]
+    )
+    per_epoch = -(-len(trainer.train) // config.rankings_per_step)
+    steps = config.epochs * per_epoch
+    schedule = schedule_of(optimiser, steps, config.warmup_steps, "cosine")
+    stream = "reward" if member == 0 else f"reward/{member}"
+    title = "Reward model" if config.members == 1 else f"Reward model {member + 1} of {config.members}"
+    metrics = saver.log("metrics.jsonl")
+    before = member * steps  # a checkpoint counts the steps of all members
+    number = max(saver.step - before, 0)
+    with progress(title, steps, "step") as advance:
+        if saver.state is not None and number > 0:
+            load_parameters({"log_nu": log_nu}, saver.state.under("ties"))
+            optimiser.load_tensors(saver.state.under("optimiser"))
+            move_schedule(schedule, number)
+            advance(count=number)
+        else:
+            trainer.seconds.append(0.0)
+            metrics.log(step=0, member=member, **_evaluate(trainer, member, log_nu))
+        while number < steps:
+            epoch, offset = divmod(number, per_epoch)
+            number += 1
+            where = f"reward step {number}" + (f" of member {member}" if config.members > 1 else "")
+            started = time.perf_counter()
+            order = rng.permutation(seed, stream, epoch, len(trainer.train))
+            rows = order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]
+            examples = [trainer.train[i] for i in rows]
+            with batch_kept(metrics.path.parent, where, partial(_as_rows, examples)):
+                loss, accuracy = _accumulate(trainer, examples, member, log_nu, where)
+                row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
+                row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            trainer.seconds[member] += time.perf_counter() - started
+            every = config.evaluate_every or per_epoch
+            if number % every == 0 or number == steps:
+                row |= _evaluate(trainer, member, log_nu)
+            metrics.log(step=number, member=member, **row)
+            advance(f"loss {loss:.3f}  accuracy {accuracy:.2f}")
+            if number == steps:
+                trainer.log_nus.append(log_nu.item())
+            saver.checkpoint(before + number, lambda: _pack(trainer, optimiser, log_nu), last=number == steps)
+
+
+def _pack(trainer: Trainer, optimiser: MasterAdamW, log_nu: Tensor) -> State:
+    tensors = within("model", trainer.model.trainable()) | within("optimiser", optimiser.tensors())
+    tensors |= within("ties", {"log_nu": log_nu})
+    values = {"log_nus": trainer.log_nus, "halvings": trainer.micro.halvings}
+    return State(tensors, values, {"seconds": trainer.seconds})
+
+
+def load_members(trainer: Trainer, state: State) -> None:
+    """The weights of all members, as a checkpoint has them; the optimiser in it is of the one that was learning."""
+    load_parameters(trainer.model.trainable(), state.under("model"))
+    trainer.log_nus, trainer.seconds = list(state.values["log_nus"]), list(state.times["seconds"])
+    trainer.micro.halvings = state.values["halvings"]
+
+
+def _parameters_of(model: Roles | FullReward, member: int) -> Iterator[nn.Parameter]:
+    """What a member learns with."""
+    own = (f".{reward_adapter(member)}.", f"score_heads.{member}.")
+    for name, parameter in model.trainable().items():
+        if isinstance(model, FullReward) or own[0] in name or name.startswith(own[1]):
+            yield parameter
+
+
+def _accumulate(
+    trainer: Trainer, examples: list[Example], member: int, log_nu: Tensor, where: str
+) -> tuple[float, float]:
+    """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
+
+    def backward() -> tuple[float, float]:
+        loss_sum, right, pairs = 0.0, 0.0, 0
+        for part in trainer.micro_batches(examples):
+            total, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
+            loss = total / len(examples)
+            check_finite("the loss", loss.item(), where)
+            loss.backward()
+            loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
+        return loss_sum, right / pairs if pairs else 0.5  # a step of ties only
+
+    def undo() -> None:
+        trainer.model.zero_grad()
+        log_nu.grad = None
+
+    return trainer.micro.fit(trainer.config.rankings_per_micro_batch, where, backward, undo)
+
+
+def _as_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """What is kept of a step that stopped: its rankings."""
+    return [example.ranking.as_json() for example in examples]
+
+
+@torch.no_grad()
+def _evaluate(trainer: Trainer, member: int, log_nu: Tensor) -> dict[str, float]:
+    """Loss a ranking and accuracy on strict pairs of the held-out examples."""
+    loss_sum, right, pairs = 0.0, 0.0, 0
+    for part in trainer.micro_batches(trainer.held_out):
+        loss, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
+        loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
+    return {"eval_loss": loss_sum / len(trainer.held_out), "eval_accuracy": right / pairs}

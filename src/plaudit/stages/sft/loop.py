@@ -1,0 +1,358 @@
+"""Supervised fine-tuning: the model learns the replies of the demonstrations; a LoRA adapter is merged at the end.
+
+    loss = −(1/N) Σ log π(a_t | s_t)   over the N completion tokens (end-of-turn tokens included) of an optimiser step
+
+Leaves sft/model (Hugging Face checkpoint: *the* SFT model from here on), sft/adapter (PEFT; not for full fine-tuning),
+sft/metrics.jsonl, sft/samples.jsonl and sft/summary.json. Settings are in sft_config.py. A cache of tokens on disk is
+not here.
+
+    plaudit sft RECIPE
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from plaudit import rng
+from plaudit.data.chat import ChatFormat
+from plaudit.data.examples import Encoder, Source, Step, held_out_rows, training_steps
+from plaudit.data.mixture import Share, counts
+from plaudit.data.packing import Example, balanced, by_length
+from plaudit.data.table import DemonstrationTable
+from plaudit.errors import UserError
+from plaudit.guard.invariants import check_finite, check_unchanged, digest, fingerprint
+from plaudit.models.full import FullModel
+from plaudit.models.kernels.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.kernels.fused import plain
+from plaudit.models.kernels.merge import merge_into
+from plaudit.models.load import load_model, save_model
+from plaudit.models.roles import Roles
+from plaudit.models.tokens import Batch, pack_examples, pad_examples
+from plaudit.records import Demonstration, messages_as_json
+from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.run.display import progress
+from plaudit.run.metrics import Metrics
+from plaudit.stages.sft.config import SFTConfig, SourceConfig
+from plaudit.train.micro_batches import MicroBatches, batch_kept
+from plaudit.train.optimiser import MasterAdamW, move_schedule, optimiser_step, schedule_of
+from plaudit.train.run import Run
+from plaudit.train.saving import Saver, State, load_parameters, within
+
+Sources = list[tuple[str, DemonstrationTable]]
+"""(name, rows of every split) of each source of the mixture."""
+
+
+def sources_of(
+    config: SFTConfig, demonstrations: DemonstrationTable, mixed: Mapping[Path, DemonstrationTable]
+) -> Sources:
+    """The sources, when an epoch can be made of them; UserError when not."""
+    found: Sources = [] if config.mixture else [("data.demonstrations", demonstrations)]
+    for number, source in enumerate(config.mixture):
+        rows = demonstrations if source.path is None else mixed[source.path]
+        name = f"sft.mixture[{number}] ({', '.join(str(part) for part in (source.path, source.kind) if part)})"
+        rows = rows if source.kind is None else rows.where(rows.kinds == source.kind)
+        found.append((name, rows if source.label is None else rows.labelled(source.label)))
+    counts([source.share for source in _train_sources(config, found)])
+    if all((rows.splits == "train").all() for _, rows in found):
+        raise UserError("sft.mixture: none of its demonstrations has split 'validation' or 'test'; SFT needs some")
+    return found
+
+
+def _train_sources(config: SFTConfig, found: Sources) -> list[Source]:
+    settings = config.mixture or [SourceConfig()]
+    sources = []
+    for (name, rows), source in zip(found, settings, strict=True):
+        train = rows.where(rows.splits == "train")
+        sources.append(Source(train, Share(name, len(train), source.weight, source.rows, source.repeat)))
+    return sources
+
+
+@dataclass
+class Trainer:
+    """What the loop holds."""
+
+    config: SFTConfig
+    run: Run
+    chat: ChatFormat
+    model: Roles | FullModel
+    packed: bool
+    shares: bool
+    """Whether a packed row holds the start that all its demonstrations have once."""
+    held_out: list[Example]
+    prompts: list[Demonstration]
+    engine: InProcessEngine | None
+    micro: MicroBatches
+    best: dict[str, Tensor] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    without_gain: int = 0
+    """Evaluations in a row without a lower held-out loss."""
+    seconds: float = 0.0
+
+    def batches(self, examples: Sequence[Example]) -> list[Batch]:
+        """The micro-batches of some examples: packed rows, or padded rows of like length."""
+        lengths, size = [len(example.ids) for example in examples], self.micro.rows(self.config.micro_batch_size)
+        groups = balanced(lengths, size) if self.packed else by_length(lengths, size)
+        device = self.run.machine.device
+        chosen = [[examples[i] for i in group] for group in groups]
+        if self.packed:
+            return [pack_examples(group, device, share=self.shares) for group in chosen]
+        return [pad_examples(group, self.chat.pad_id, device) for group in chosen]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """−Σ log π(a_t) over the batch's completion tokens."""
+        loss = self.model(batch, "policy", frozenset({"loss"})).loss
+        assert isinstance(loss, Tensor)
+        return loss
+
+
+def run(config: SFTConfig, run: Run) -> dict[str, Any]:
+    """Train, keep the best, merge, save; returns the summary."""
+    chat = run.chat(run.model)
+    found = sources_of(config, run.demonstrations, run.mixed)
+    encoder = Encoder(chat, config.max_length, config.too_long, config.learn)
+    steps = training_steps(
+        _train_sources(config, found), encoder, seed=run.seed, epochs=config.epochs, size=config.batch_size,
+        limit=config.max_steps,
+    )  # fmt: skip
+    chosen = held_out_rows([rows for _, rows in found], config.evaluate_on, run.seed)
+    held_out = [example for row in chosen if (example := encoder.encode(row)) is not None]
+    if not held_out:
+        raise UserError(f"every held-out demonstration is longer than sft.max_length={config.max_length}; raise it")
+    trainer, layout = build(config, run, chat, held_out, chosen)
+    frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
+    trainable = _learning(trainer.model)
+    folder = run.folder.stage("sft")
+    with Saver(run, "sft", {"base": digest(frozen)}) as saver:
+        done = train(trainer, steps, saver)
+    if isinstance(trainer.model, Roles):
+        check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
+    trainer.model.load_adapter_state(trainer.best)
+    _save(trainer, folder)
+
+    kept = min(trainer.evaluations[1:], key=lambda row: row["eval_loss"])
+    kinds = _by_kind(steps[:done], trainer.evaluations[0], kept)
+    summary = {
+        "demonstrations_train": sum(part["examples"] for part in _by_kind(_first_epoch(steps)).values()),
+        "demonstrations_held_out": len(held_out),
+        "dropped": encoder.dropped,
+        "truncated": encoder.truncated,
+        "layout": layout,
+        "chat_template": f"default: {chat.default_template}" if chat.default_template else "the tokenizer's own",
+        "eval_loss_before": trainer.evaluations[0]["eval_loss"],
+        "eval_loss_after": kept["eval_loss"],
+        "kept_step": kept["step"],
+        "trainable_parameters": sum(parameter.numel() for parameter in trainable.values()),
+        "steps": done,
+        "tokens": sum(part["tokens"] for part in kinds.values()),
+        "tokens_per_second": sum(part["tokens"] for part in kinds.values()) / trainer.seconds,
+        "kinds": kinds,
+    }
+    return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
+
+
+def build(
+    config: SFTConfig, run: Run, chat: ChatFormat, held_out: list[Example], prompts: list[Demonstration]
+) -> tuple[Trainer, str]:
+    """The trainer, and the layout of its rows in words."""
+    full = config.lora is None
+    base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
+    reason = use_packed_attention(base) if config.packing else "sft.packing is false"
+    shares = reason is None and prompt_sharing_refused(base) is None and not plain()
+    model = FullModel(base, run.machine.dtype) if full else Roles(
+        base, trained="policy", lora=config.lora, seed=run.seed
+    )  # fmt: skip
+    if config.gradient_checkpointing:
+        _checkpoint_gradients(base)
+    engine = None
+    if config.samples:
+        copy = load_model(run.model, run.machine.dtype, run.machine.device)
+        engine = InProcessEngine(copy, eos_id=chat.eos_id)
+    layout = "packed" if reason is None else f"padded: {reason}"
+    micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
+    shown = prompts[: config.samples]
+    return Trainer(config, run, chat, model, reason is None, shares, held_out, shown, engine, micro), layout
+
+
+def _checkpoint_gradients(base: PreTrainedModel) -> None:
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers checkpoints in train mode only, and train mode turns dropout on: so only the checkpointing layer
+    # itself is told so, not what is in it.
+    for module in base.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def _learning(model: Roles | FullModel) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.trainable().items() if "value_head" not in name}
+
+
+def train(trainer: Trainer, steps: list[Step], saver: Saver) -> int:
+    """The loop; returns the optimiser steps that were done."""
+    config = trainer.config
+    learning = _learning(trainer.model).values()
+    parts = {config.weight_decay: [p for p in learning if p.dim() >= 2]}
+    parts[0.0] = parts.get(0.0, []) + [p for p in learning if p.dim() < 2]
+    optimiser = MasterAdamW(
+        [{"params": part, "lr": config.learning_rate, "weight_decay": decay} for decay, part in parts.items() if part]
+    )
+    schedule = schedule_of(optimiser, len(steps), config.warmup_steps, config.schedule)
+    metrics, samples = saver.log("metrics.jsonl"), saver.log("samples.jsonl")
+    number = saver.step
+    with progress("SFT", len(steps), "step") as advance:
+        if saver.state is None:
+            metrics.log(step=0, **_evaluate(trainer, 0, samples))
+        else:
+            _unpack(trainer, optimiser, schedule, saver.state)
+            advance(count=number)
+        while number < len(steps) and not _out_of_patience(trainer):
+            step, number = steps[number], number + 1
+            where = f"SFT step {number}"
+            started = time.perf_counter()
+            with batch_kept(trainer.run.folder.stage("sft"), where, partial(_as_rows, trainer, step.examples)):
+                loss = _accumulate(trainer, step.examples, where)
+                row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
+                row["tokens"] = sum(len(example.ids) for example in step.examples)
+                row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+            trainer.seconds += time.perf_counter() - started
+            due = step.ends_epoch if config.evaluate_every is None else number % config.evaluate_every == 0
+            if due or number == len(steps):
+                row |= _evaluate(trainer, number, samples)
+            metrics.log(step=number, **row)
+            advance(f"loss {loss:.3f}")
+            last = number == len(steps) or _out_of_patience(trainer)
+            saver.checkpoint(number, lambda: _pack(trainer, optimiser, schedule), last=last)
+    return number
+
+
+def _out_of_patience(trainer: Trainer) -> bool:
+    return trainer.config.patience is not None and trainer.without_gain >= trainer.config.patience
+
+
+def _pack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR) -> State:
+    tensors = within("model", trainer.model.trainable()) | within("optimiser", optimiser.tensors())
+    tensors |= within("best", trainer.best)
+    values = {
+        "schedule": schedule.last_epoch, "evaluations": trainer.evaluations, "without_gain": trainer.without_gain,
+        "halvings": trainer.micro.halvings,
+    }  # fmt: skip
+    return State(tensors, values, {"seconds": trainer.seconds})
+
+
+def _unpack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR, state: State) -> None:
+    load_parameters(trainer.model.trainable(), state.under("model"))
+    optimiser.load_tensors(state.under("optimiser"))
+    move_schedule(schedule, state.values["schedule"])
+    trainer.best = state.under("best")
+    trainer.evaluations, trainer.without_gain = state.values["evaluations"], state.values["without_gain"]
+    trainer.micro.halvings, trainer.seconds = state.values["halvings"], state.times["seconds"]
+
+
+def _accumulate(trainer: Trainer, examples: list[Example], where: str) -> float:
+    """Backward over micro-batches, divided by the completion tokens of the whole step (correctness.md row 14)."""
+    count = sum(example.targets for example in examples)
+
+    def backward() -> float:
+        total = 0.0
+        for batch in trainer.batches(examples):
+            loss = trainer.loss(batch) / count
+            check_finite("the loss", loss.item(), where)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    return trainer.micro.fit(trainer.config.micro_batch_size, where, backward, trainer.model.zero_grad)
+
+
+def _as_rows(trainer: Trainer, examples: list[Example]) -> list[dict[str, Any]]:
+    """What is kept of a step that stopped: its demonstrations, kind, text and ids."""
+    ids = [list(example.ids) for example in examples]
+    texts = [trainer.chat.tokenizer.decode(row) for row in ids]
+    return [{"kind": e.kind, "text": t, "ids": row} for e, t, row in zip(examples, texts, ids, strict=True)]
+
+
+@torch.no_grad()
+def _evaluate(trainer: Trainer, step: int, samples: Metrics) -> dict[str, Any]:
+    """Held-out loss per completion token in nats, of everything and of each kind; and the sample replies. The weights
+    with the lowest one after a step are kept as the best."""
+    totals: dict[str, tuple[float, int]] = {}
+    for kind in sorted({example.kind for example in trainer.held_out}):
+        examples = [example for example in trainer.held_out if example.kind == kind]
+        nats = sum(trainer.loss(batch).item() for batch in trainer.batches(examples))
+        totals[kind] = (nats, sum(example.targets for example in examples))
+    loss = sum(nats for nats, _ in totals.values()) / sum(count for _, count in totals.values())
+    row = {"eval_loss": loss, "eval_loss_by_kind": {kind: nats / count for kind, (nats, count) in totals.items()}}
+    if step > 0:
+        lowest = min((old["eval_loss"] for old in trainer.evaluations[1:]), default=float("inf"))
+        trainer.without_gain = 0 if loss < lowest else trainer.without_gain + 1
+        if trainer.without_gain == 0:
+            trainer.best = trainer.model.adapter_state()
+    trainer.evaluations.append({"step": step, **row})
+    _sample(trainer, step, samples)
+    return row
+
+
+def _sample(trainer: Trainer, step: int, samples: Metrics) -> None:
+    """One reply to each sample prompt at temperature 1, with the same random numbers every time."""
+    if trainer.engine is None:
+        return
+    ids = [trainer.chat.prompt_ids(row.prompt.messages) for row in trainer.prompts]
+    uniforms = rng.uniforms(trainer.run.seed, "sft/samples", 0, list(range(len(ids))), trainer.config.sample_tokens)
+    trainer.engine.load_weights(trainer.model.merged_weights("policy"))
+    for row, sampled in zip(trainer.prompts, trainer.engine.generate(ids, uniforms), strict=True):
+        prompt, reply = messages_as_json(row.prompt.messages), trainer.chat.completion(sampled.ids)
+        samples.log(step=step, id=row.prompt.id, kind=row.prompt.kind, prompt=prompt, **reply.as_json())
+
+
+def _save(trainer: Trainer, folder: Path) -> None:
+    run, model = trainer.run, trainer.model
+    if isinstance(model, Roles):
+        model.save_adapter(folder / "adapter")
+    merged = load_model(run.model, run.machine.dtype, run.machine.device)
+    merge_into(merged, model.merged_weights("policy"))
+    # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
+    ends = merged.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    if trainer.chat.eos_id not in ends:
+        merged.generation_config.eos_token_id = [*ends, trainer.chat.eos_id]
+    save_model(merged, trainer.chat.tokenizer, folder / "model")
+
+
+def _first_epoch(steps: list[Step]) -> list[Step]:
+    return steps[: next((i for i, step in enumerate(steps, start=1) if step.ends_epoch), len(steps))]
+
+
+def _by_kind(
+    steps: list[Step], before: dict[str, Any] | None = None, after: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Kind -> examples and tokens that were learnt from, share of the examples, held-out loss before and after."""
+    found: dict[str, dict[str, Any]] = {}
+    examples = [example for step in steps for example in step.examples]
+    for example in examples:
+        part = found.setdefault(example.kind, {"examples": 0, "share": 0.0, "tokens": 0, "completion_tokens": 0})
+        part["examples"] += 1
+        part["tokens"] += len(example.ids)
+        part["completion_tokens"] += example.targets
+    for kind, part in found.items():
+        part["share"] = part["examples"] / len(examples)
+        for name, row in (("eval_loss_before", before), ("eval_loss_after", after)):
+            part[name] = None if row is None else row["eval_loss_by_kind"].get(kind)
+    return dict(sorted(found.items()))
+
+
+def _kind_rows(kinds: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the stage's table says of each kind."""
+    rows = {}
+    for kind, part in kinds.items():
+        before, after = part["eval_loss_before"], part["eval_loss_after"]
+        losses = "none held out" if after is None else f"eval loss {before:.3f} -> {after:.3f}"
+        rows[f"  {kind}"] = f"{part['examples']:,} ({part['share']:.1%}), {part['tokens']:,} tokens, {losses}"
+    return rows

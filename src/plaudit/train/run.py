@@ -1,0 +1,68 @@
+"""What every stage is given: the run's folder, seed, machine, model source and data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import write_json
+from plaudit.data.table import DemonstrationTable
+from plaudit.dist.machine import Machine
+from plaudit.dist.ranks import ALONE, Ranks
+from plaudit.models.load import load_tokenizer
+from plaudit.records import Prompt, Ranking
+from plaudit.run.display import stage_table
+from plaudit.run.folder import RunFolder
+from plaudit.train.config import CheckpointConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as a stage sees it."""
+
+    folder: RunFolder
+    seed: int
+    machine: Machine
+    model: str
+    system: str | None
+    prompts: tuple[Prompt, ...]
+    demonstrations: DemonstrationTable
+    rankings: tuple[Ranking, ...] | None = None
+    """Rankings by people, where the recipe has them."""
+    mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
+    """Other files of demonstrations that sft.mixture names."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """What results depend on and a checkpoint must have been made with: recipe, data, code, versions, machine."""
+    resume: bool = False
+    """Whether a stage goes on from its checkpoint."""
+    inexact: bool = False
+    """Whether it may do so with other code, versions or another machine."""
+    ranks: Ranks = ALONE
+    """The processes that share the work of the stages that are divided (docs/distributed.md)."""
+
+    @property
+    def sft_model(self) -> Path:
+        """The merged SFT model: the base of every later stage."""
+        return self.folder.require("sft/model", "sft")
+
+    def chat(self, source: str | Path) -> ChatFormat:
+        return ChatFormat(load_tokenizer(str(source)), self.system)
+
+    def split(self, *names: str) -> list[Prompt]:
+        """Prompts of the given splits, in file order."""
+        return [prompt for prompt in self.prompts if prompt.split in names]
+
+    def finish(
+        self,
+        stage: str,
+        title: str,
+        summary: dict[str, Any],
+        shown: Sequence[str],
+        more: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Write the stage's summary.json and print its table: the numbers `shown`, then the rows of `more`."""
+        write_json(self.folder.stage(stage) / "summary.json", summary)
+        stage_table(title, {**{name: summary[name] for name in shown}, **(more or {})})
+        return summary

@@ -1,0 +1,196 @@
+"""What the labels themselves say, before any model: how far annotators agree, and what gives the winner away.
+
+A leak is anything that separates winners from losers and that a better reply would not have: a training prompt among
+the held-out ones, or a mark in the text (a space at the end, one word that only winners have).
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from plaudit.algo.agreement import best_accuracy, cohen_kappa, krippendorff_alpha
+from plaudit.algo.statistics import bootstrap_interval
+from plaudit.data.audit.audit import plain
+from plaudit.records import Message, Ranking
+from plaudit.view.card.pairs import Pairs, verdicts
+
+LOOKED_AT = 20_000
+"""Pairs whose texts are searched for marks; of more, the first ones."""
+MARK_PAIRS, MARK_SHARE, MARK_COVERAGE = 20, 0.97, 0.2
+"""A mark counts where one reply of a pair has it and the other not, in so many pairs and so large a share of all of
+them, and goes with the winner (or with the loser) in at least this share of those."""
+EXPLAINED_BY_LENGTH = 0.9
+_SHOWN = 10
+_CHARACTERS = 4000
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_ALNUM = "a letter or digit"
+_NAMES = {"\n": "a line break", "\t": "a tab", "\u00a0": "a no-break space", "\u200b": "a zero-width space"}
+
+Unit = tuple[tuple[Message, ...], str, str]
+
+
+def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[float]) -> dict[str, Any]:
+    """How often annotators who ranked the same replies agree, and how often the model agrees with them there.
+
+    Compared are two annotators' verdicts on one pair of replies that both ordered strictly. `agreement` is the share
+    of those that are the same, `best_accuracy` the most that any model can expect at that agreement, `alpha` that of
+    Krippendorff (nominal: first better, second better, tie; each pair counted both ways round, since which of the two
+    is called the first means nothing), `between` the same for two annotators at a time, with Cohen's kappa.
+    """
+    verdict_of: dict[Unit, dict[str, int]] = defaultdict(dict)
+    for ranking in rankings:
+        if ranking.annotator is not None:
+            for (text, rank), (other, other_rank) in combinations(_texts(ranking), 2):
+                if text != other:
+                    unit: Unit = (ranking.prompt.messages, text, other)
+                    verdict_of[unit][ranking.annotator] = (other_rank > rank) - (other_rank < rank)
+    several = {unit: given for unit, given in verdict_of.items() if len(given) > 1}
+    names = sorted({name for given in several.values() for name in given})
+    same: list[float] = []
+    prompts: list[int] = []
+    number_of = {messages: number for number, messages in enumerate(dict.fromkeys(unit[0] for unit in several))}
+    answers: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for (messages, *_), given in several.items():
+        for one, other in combinations(sorted(given), 2):
+            answers[one, other].append((given[one], given[other]))
+            if given[one] and given[other]:
+                same.append(float(given[one] == given[other]))
+                prompts.append(number_of[messages])
+    if not same:
+        named = {ranking.annotator for ranking in rankings} - {None}
+        why = "no annotators are named" if not named else "no two annotators ordered the same two replies"
+        return {"compared": 0, "why": why}
+    judged = [n for n, pair in enumerate(pairs.items) if _unit(pair.ranking, pair.winner, pair.loser) in several]
+    agreement = float(np.mean(same))
+    found: dict[str, Any] = {
+        "compared": len(same),
+        "annotators": len(names),
+        "agreement": agreement,
+        "agreement_ci": list(bootstrap_interval(same, prompts)),
+        "best_accuracy": best_accuracy(agreement),
+        "alpha": krippendorff_alpha(_both_ways(several, names)),
+        "between": _between(answers),
+    }
+    if judged:
+        there = [right[n] for n in judged]
+        found["pairs"] = len(there)
+        found["accuracy"] = float(np.mean(there))
+        found["accuracy_ci"] = list(bootstrap_interval(there, pairs.clusters[judged]))
+    return found
+
+
+def _texts(ranking: Ranking) -> list[tuple[str, int]]:
+    return sorted((reply.text, rank) for reply, rank in zip(ranking.replies, ranking.ranks, strict=True))
+
+
+def _unit(ranking: Ranking, one: int, other: int) -> Unit:
+    first, second = sorted((ranking.replies[one].text, ranking.replies[other].text))
+    return ranking.prompt.messages, first, second
+
+
+def _both_ways(several: dict[Unit, dict[str, int]], names: list[str]) -> list[list[float]]:
+    """[annotators, 2·units]: every unit as it is and turned round; NaN where an annotator did not judge it."""
+    return [
+        [sign * given[name] if name in given else np.nan for given in several.values() for sign in (1, -1)]
+        for name in names
+    ]
+
+
+def _between(answers: dict[tuple[str, str], list[tuple[int, int]]]) -> list[dict[str, Any]]:
+    rows = []
+    for (one, other), given in sorted(answers.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
+        both = [sign * a for a, _ in given for sign in (1, -1)], [sign * b for _, b in given for sign in (1, -1)]
+        strict = [a == b for a, b in given if a and b]
+        agreed = float(np.mean(strict)) if strict else None
+        rows.append(
+            {"first": one, "second": other, "pairs": len(given), "agreement": agreed, "kappa": cohen_kappa(*both)}
+        )
+    return rows
+
+
+def leaks(pairs: Pairs, train: Sequence[Ranking]) -> dict[str, Any]:
+    """Prompts that were trained on among the judged ones, and marks that give the winner away.
+
+    `trained_prompts` counts judged prompts that stand in `train` word for word, `near_trained_prompts` those that do
+    but for capitals, punctuation and spacing; both are None without training rankings.
+    """
+    judged = list(dict.fromkeys(pair.ranking.prompt for pair in pairs.items))
+    by_messages = {prompt.messages: prompt for prompt in judged}
+    trained = {ranking.prompt.messages for ranking in train}
+    trained_plain = {_plain(messages) for messages in trained}
+    exact = [prompt for messages, prompt in by_messages.items() if messages in trained]
+    near = [p for messages, p in by_messages.items() if messages not in trained and _plain(messages) in trained_plain]
+    return {
+        "prompts": len(by_messages),
+        "trained_prompts": len(exact) if train else None,
+        "near_trained_prompts": len(near) if train else None,
+        "examples": [{"id": prompt.id, "text": prompt.text} for prompt in (exact + near)[:_SHOWN]],
+        "marks": marks(pairs),
+    }
+
+
+def _plain(messages: tuple[Message, ...]) -> str:
+    return "\n".join(f"{message.role} {plain(message.content)}" for message in messages)
+
+
+def marks(pairs: Pairs) -> list[dict[str, Any]]:
+    """Marks that separate winners from losers, most telling first.
+
+    Each: `mark`, `layout` (how a text is laid out, not what it says), `pairs` in which one reply has it, their share
+    of all (`coverage`), and the `share` of them in which that reply won. A mark that length explains as well is left
+    out: every word is likelier in a longer reply.
+    """
+    with_mark: dict[tuple[bool, str], list[int]] = defaultdict(list)
+    for number, pair in enumerate(pairs.items[:LOOKED_AT]):
+        chosen, rejected = set(_features(pair.chosen.text)), set(_features(pair.rejected.text))
+        for feature in chosen - rejected:
+            with_mark[feature].append(number + 1)
+        for feature in rejected - chosen:
+            with_mark[feature].append(-number - 1)
+    looked_at = min(len(pairs), LOOKED_AT)
+    found: list[dict[str, Any]] = []
+    for (layout, name), signed in with_mark.items():
+        numbers = np.array(signed, dtype=np.int64)
+        share, coverage = float(np.mean(numbers > 0)), len(numbers) / looked_at
+        telling = max(share, 1 - share)
+        if len(numbers) < MARK_PAIRS or coverage < MARK_COVERAGE or telling < MARK_SHARE:
+            continue
+        # By length: is the one that has the mark the longer one, and does the longer one win here as surely?
+        gaps = pairs.gaps[np.abs(numbers) - 1]
+        # A mark that is itself a character or two makes its reply longer by as much; that is no matter of length.
+        by_length = float(np.mean(verdicts(np.where(np.abs(gaps) <= 2, 0.0, gaps))))
+        if max(by_length, 1 - by_length) >= EXPLAINED_BY_LENGTH:
+            continue
+        found.append({"mark": name, "layout": layout, "pairs": len(numbers), "coverage": coverage, "share": share})
+    # What names a character says more than what names a class of them.
+    return sorted(found, key=lambda row: (not row["layout"], _ALNUM in row["mark"], -row["coverage"], row["mark"]))[
+        :_SHOWN
+    ]
+
+
+def _features(text: str) -> Iterator[tuple[bool, str]]:
+    """(of the layout?, what it is) of everything simple that a text has and another may not have."""
+    text = text if len(text) <= _CHARACTERS else text[: _CHARACTERS // 2] + text[-_CHARACTERS // 2 :]
+    bare = text.strip()
+    if text != text.lstrip():
+        yield True, "begins with white space"
+    if text != text.rstrip():
+        yield True, "ends with white space"
+    if bare:
+        yield True, f"begins with {_name(bare[0])}" if not bare[0].isalnum() else f"begins with {_ALNUM}"
+        yield True, f"ends with {_name(bare[-1])}" if not bare[-1].isalnum() else f"ends with {_ALNUM}"
+    for character in set(text):
+        if not character.isalnum() and character != " ":
+            yield True, f"has {_name(character)}"
+    for word in {word.lower() for word in _WORD.findall(text)}:
+        yield False, f"has the word “{word}”"
+
+
+def _name(character: str) -> str:
+    if character in _NAMES:
+        return _NAMES[character]
+    return f"“{character}”" if character.isprintable() else f"U+{ord(character):04X}"

@@ -1,0 +1,161 @@
+"""The plots of a report card, in the report's own style (plots.py): each says in its title what is seen."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from plaudit.view.card.table import PARTS, part_rows
+from plaudit.view.plots import INK, MUTED, PPO, REWARD, SFT, Plot, draw
+from plaudit.view.text import number, percent, temperature
+
+_NAME = 26
+_ROWS = 12
+
+Card = Mapping[str, Any]
+
+
+def card_plots(card: Card) -> list[Plot]:
+    """Beside the baselines, reliability, scores, margins, by length, and by kind, source and judge where there are."""
+    plots = [_beside(card), _reliability(card), _margins(card), _scores(card)]
+    titles = {
+        "by_length_gap": _length_title(card),
+        "by_kind": _spread_title(card["by_kind"], "kinds of prompt"),
+        "by_source": _spread_title(card["by_source"], "pairs of sources"),
+        "by_judge_margin": f"Accuracy by how much better the winner is by {card['by_judge_margin']['of']}",
+    }
+    return plots + [_parts(card, part, title) for part, title in titles.items() if len(part_rows(card, part)) > 1]
+
+
+def _share_axis(axes: Axes, *, x: bool = True, y: bool = False) -> None:
+    for axis, wanted in ((axes.xaxis, x), (axes.yaxis, y)):
+        if wanted:
+            axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
+
+
+def _beside(card: Card) -> Plot:
+    """The model, the baselines and people, each with its interval."""
+    rows: list[tuple[str, float, Sequence[float], str]] = [
+        ("reward\nmodel", card["accuracy"], card["accuracy_ci"], REWARD),
+        ("length\nalone", card["length"]["accuracy"], card["length"]["accuracy_ci"], MUTED),
+    ]
+    if card["position"]["listed"] == "either way":
+        rows.append(("listed\nfirst", card["position"]["accuracy"], card["position"]["accuracy_ci"], MUTED))
+    if card["ceiling"]["compared"]:
+        rows.append(("annotators", card["ceiling"]["agreement"], card["ceiling"]["agreement_ci"], INK))
+
+    def paint(axes: Axes) -> None:
+        axes.axvline(0.5, color=MUTED, linestyle="--", linewidth=1)
+        for place, (_, value, ends, colour) in enumerate(rows):
+            _with_interval(axes, value, place, ends, colour)
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        _share_axis(axes)
+
+    gain = card["length"]["gain"]
+    title = f"It is {number(abs(100 * gain), 1)} points {'more' if gain >= 0 else 'less'} accurate than length alone"
+    keys = [("dot", "ink", "with 95 % interval"), ("dash", "muted", "a coin")]
+    return draw("reward-beside", title, "accuracy (% of pairs)", "", paint, keys)
+
+
+def _with_interval(
+    axes: Axes, value: float, place: float, ends: Sequence[float] | None, colour: str, size: float = 7
+) -> None:
+    error = None if ends is None else [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
+    axes.errorbar([value], [place], xerr=error, fmt="o", color=colour, capsize=3, markersize=size)
+
+
+def _reliability(card: Card) -> Plot:
+    found = card["calibration"]
+    after = found["temperature"]
+
+    def paint(axes: Axes) -> None:
+        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle="--", linewidth=1)
+        for bins, colour in ((found["bins"], REWARD), (after["bins"] if after else [], PPO)):
+            axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=colour, marker="o")
+        _share_axis(axes, y=True)
+
+    title = (
+        f"It claims {percent(found['confidence'])} confidence and is right in {percent(card['accuracy'])}: "
+        f"ECE {number(found['ece'], 3)}"
+    )
+    keys = [
+        ("line", "reward", f"{len(found['bins'])} bins of equally many pairs"),
+        ("dash", "muted", "perfectly calibrated"),
+    ]  # fmt: skip
+    note = f"A perfectly calibrated model would show ECE {number(found['ece_expected'], 3)} on so few pairs."
+    if after:
+        keys.insert(1, ("line", "ppo", f"divided by a temperature of {temperature(after['value'])}"))
+        note += f" With the temperature: {number(after['ece'], 3)}, each half of the prompts judged by the other's."
+    return draw("reward-reliability", title, "confidence it states (%)", "accuracy (% of pairs)", paint, keys, note)
+
+
+def _margins(card: Card) -> Plot:
+    found = card["histograms"]["margins"]
+    edges, counts = np.array(found["edges"]), np.array(found["counts"])
+    width = edges[1] - edges[0]
+
+    def paint(axes: Axes) -> None:
+        share = counts / counts.sum() * 100
+        # The bins end at 0 on either side.
+        for side, colour in ((edges[:-1] > -width / 2, REWARD), (edges[:-1] < -width / 2, MUTED)):
+            axes.bar(edges[:-1][side], share[side], width=width * 0.92, align="edge", color=colour)
+
+    title = f"How far apart it puts the two replies of {card['counts']['strict_pairs']:,} pairs"
+    keys = [("line", "reward", "right"), ("line", "muted", "wrong")]
+    label = "score of the preferred reply minus the other (raw)"
+    return draw("reward-margins", title, label, "share of pairs (%)", paint, keys)
+
+
+def _scores(card: Card) -> Plot:
+    found, spread = card["histograms"]["scores"], card["scores"]
+
+    def paint(axes: Axes) -> None:
+        for name, colour in (("rejected", SFT), ("chosen", REWARD)):
+            share = np.array(found[name]) / sum(found[name]) * 100
+            axes.stairs(share, found["edges"], fill=True, color=colour, alpha=0.25)
+            axes.stairs(share, found["edges"], color=colour, linewidth=1.3)
+            axes.axvline(spread[f"{name}_mean"], color=colour, linestyle="--", linewidth=1.3)
+
+    apart = (spread["chosen_mean"] - spread["rejected_mean"]) / spread["std"] if spread["std"] else 0.0
+    way = "higher" if apart >= 0 else "lower"
+    title = f"Preferred replies score {number(abs(apart))} standard deviations {way} than the others"
+    keys = [("line", "reward", "preferred"), ("line", "sft", "other"), ("dash", "muted", "mean")]
+    return draw("reward-scores", title, "score (raw)", "share of replies (%)", paint, keys)
+
+
+def _parts(card: Card, part: str, title: str) -> Plot:
+    """Accuracy of each row with its interval, and how often the longer reply won there."""
+    rows = part_rows(card, part)[:_ROWS]
+
+    def paint(axes: Axes) -> None:
+        axes.axvline(0.5, color=MUTED, linestyle="--", linewidth=1)
+        axes.axvline(card["accuracy"], color=REWARD, linestyle=":", linewidth=1.2)
+        for place, row in enumerate(rows):
+            _with_interval(axes, row["accuracy"], place, row["accuracy_ci"], REWARD, size=5)
+        names = [row["name"] if len(row["name"]) <= _NAME else row["name"][: _NAME - 1] + "…" for row in rows]
+        axes.set_yticks(range(len(rows)), [f"{name}\n{row['pairs']:,}" for name, row in zip(names, rows, strict=True)])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(-0.02, 1.02)
+        _share_axis(axes)
+
+    height = max(2.3, 0.34 * len(rows) + 0.8)
+    keys = [("dot", "reward", "with 95 % interval"), ("dash", "reward", "all pairs"), ("dash", "muted", "a coin")]
+    note = f"By {PARTS[part]}; the number of pairs stands below the name."
+    return draw(f"reward-{part}", title, "accuracy (% of pairs)", "", paint, keys, note, height=height)
+
+
+def _length_title(card: Card) -> str:
+    longer, shorter = (card["length"][f"accuracy_{name}_won"]["accuracy"] for name in ("longer", "shorter"))
+    if longer is None or shorter is None:
+        return "Accuracy by how much longer the preferred reply is"
+    return f"Right in {percent(longer)} where the longer reply won, in {percent(shorter)} where the shorter one did"
+
+
+def _spread_title(rows: Sequence[Mapping[str, Any]], what: str) -> str:
+    if not rows:
+        return ""
+    values = [row["accuracy"] for row in rows]
+    return f"From {percent(min(values))} to {percent(max(values))} over {len(rows)} {what}"

@@ -1,0 +1,36 @@
+"""Copy a trained model out of the run folder."""
+
+import shutil
+from pathlib import Path
+
+from plaudit.errors import UserError
+from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.saved import check_files
+
+MODELS = {"policy": "ppo/model", "reward": "reward/model"}
+
+
+def export_role(folder: Path, role: str, to: Path) -> Path:
+    """Copy the merged policy or reward model of a run to a new folder `to`; of an ensemble every member."""
+    if role not in MODELS:
+        raise UserError(f"--role {role!r}: not one of {', '.join(MODELS)}")
+    if to.exists():
+        raise UserError(f"--to {to}: already exists; give a folder that does not")
+    sources = [Path(_finished(folder, MODELS[role]))]
+    if role == "reward":
+        sources += sorted(sources[0].parent.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))
+        for source in sources:
+            check_files(source, RewardContract.load(source))
+    part = to.with_name(to.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    for member, source in enumerate(sources):
+        shutil.copytree(source, part if len(sources) == 1 else part / f"member_{member}")
+    part.replace(to)
+    return to
+
+
+def _finished(folder: Path, relative: str) -> str:
+    path = folder / relative
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is missing: {folder} holds no run whose {relative.split('/')[0]} stage has ended")
+    return str(path)

@@ -1,0 +1,1 @@
+"""One reply, token by token."""
