@@ -87,8 +87,9 @@ def compete(contest: Contest, pairs: int) -> dict[str, Any]:
         print(
             f"{contest.name}, pair {number + 1}: {speed:.2f} × the speed, {memory:.2f} × the memory of the peer;"
             f" {contest.key} {peer[contest.key]} against {ours[contest.key]}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            file=sys.stderr,
+            flush=True,
+        )
     speeds = [contest.number(row["ours"]) / contest.number(row["peer"]) for row in rows]
     memory = [row["ours"]["peak_rss_mb"] / row["peer"]["peak_rss_mb"] for row in rows]
     return {

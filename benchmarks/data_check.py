@@ -18,8 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-WORDS = [a + b + c for a in ("ba", "de", "ki", "lo", "mu", "ra", "se", "ti") for b in ("n", "r", "st", "lm", "ck", "")
-         for c in ("a", "el", "ing", "o", "ure", "y", "ion", "ed", "er", "ous")]  # fmt: skip
+WORDS = [
+    a + b + c
+    for a in ("ba", "de", "ki", "lo", "mu", "ra", "se", "ti")
+    for b in ("n", "r", "st", "lm", "ck", "")
+    for c in ("a", "el", "ing", "o", "ure", "y", "ion", "ed", "er", "ous")
+]
 
 
 def sentence(random: random.Random, words: int) -> str:

@@ -37,11 +37,16 @@ def prepare(database: str, clients: int, items: int, overlap: int) -> list[tuple
     add_items(
         engine,
         (
-            Draft("rank", (Message("user", f"Question {n}?"),), tuple(Completion(f"{n}{k} {text}") for k in range(4)),
-                  ("sft", "sft", "ppo", "ppo"), overlap=overlap)
+            Draft(
+                "rank",
+                (Message("user", f"Question {n}?"),),
+                tuple(Completion(f"{n}{k} {text}") for k in range(4)),
+                ("sft", "sft", "ppo", "ppo"),
+                overlap=overlap,
+            )
             for n in range(items)
         ),
-    )  # fmt: skip
+    )
     sessions = []
     with writing(engine) as connection:
         for number in range(clients):

@@ -43,9 +43,12 @@ def main() -> None:
         generate(home, given.rows)
         sft = {"max_steps": 10, "batch_size": 4, "micro_batch_size": 2, "evaluate_on": 16, "samples": 0}
         recipe = {
-            "name": "large", "model": given.model, "folder": str(home / "run"), "sft": sft,
+            "name": "large",
+            "model": given.model,
+            "folder": str(home / "run"),
+            "sft": sft,
             "data": {"prompts": "prompts.jsonl", "demonstrations": "demonstrations.jsonl"},
-        }  # fmt: skip
+        }
         (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         command = [sys.executable, "-c", "from plaudit.cli.main import main; main()", "sft", str(home / "recipe.yaml")]
         started = time.perf_counter()

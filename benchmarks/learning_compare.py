@@ -94,20 +94,40 @@ def difference(ours: Sequence[Point], peer: Sequence[Point], seed: int = 0) -> t
 def table(kept: dict[str, list[dict[str, Any]]], budget: float) -> list[str]:
     """Rows of Markdown, one a run."""
     heads = [
-        "run", "seed", "learning rate", "reward, SFT", f"reward at KL ≤ {budget:g}", "KL there", "update there",
-        "distinct-2 / SFT there", "last reward", "last KL", "s an update", "updates, s", "peak, MB",
-    ]  # fmt: skip
+        "run",
+        "seed",
+        "learning rate",
+        "reward, SFT",
+        f"reward at KL ≤ {budget:g}",
+        "KL there",
+        "update there",
+        "distinct-2 / SFT there",
+        "last reward",
+        "last KL",
+        "s an update",
+        "updates, s",
+        "peak, MB",
+    ]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for label, runs in kept.items():
         for run in runs:
             rows = run["evaluations"]
             point, first, last = at_budget(rows, budget), rows[0], rows[-1]
             cells = [
-                label, str(run["seed"]), f"{run['learning_rate']:g}", f"{first['reward']:.3f}",
-                f"{point.at('reward'):.3f}", f"{point.at('kl'):.2f}", f"{point.at('update'):.1f}",
-                f"{point.at('distinct_2') / first['distinct_2']:.2f}", f"{last['reward']:.3f}", f"{last['kl']:.2f}",
-                f"{run['seconds_per_update']:.1f}", f"{run['seconds']:.0f}", f"{run['peak_rss_mb']:.0f}",
-            ]  # fmt: skip
+                label,
+                str(run["seed"]),
+                f"{run['learning_rate']:g}",
+                f"{first['reward']:.3f}",
+                f"{point.at('reward'):.3f}",
+                f"{point.at('kl'):.2f}",
+                f"{point.at('update'):.1f}",
+                f"{point.at('distinct_2') / first['distinct_2']:.2f}",
+                f"{last['reward']:.3f}",
+                f"{last['kl']:.2f}",
+                f"{run['seconds_per_update']:.1f}",
+                f"{run['seconds']:.0f}",
+                f"{run['peak_rss_mb']:.0f}",
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

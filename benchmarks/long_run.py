@@ -102,10 +102,17 @@ def measure(recipe: Path, source: Path, folder: Path, updates: int, overrides: l
     made_with = read_recipe(source)
     rewards = "[{trained: true}, {function: 'long_run:watch', watch: true, mean: 0.0, std: 1.0}]"
     given = [
-        f"folder={folder}", f"seed={made_with['seed']}", f"model={made_with['model']}", f"dtype={made_with['dtype']}",
-        f"ppo.updates={updates}", "ppo.batch_size=16", "ppo.minibatch_size=16", "ppo.max_new_tokens=24",
-        f"ppo.rewards={rewards}", *overrides,
-    ]  # fmt: skip
+        f"folder={folder}",
+        f"seed={made_with['seed']}",
+        f"model={made_with['model']}",
+        f"dtype={made_with['dtype']}",
+        f"ppo.updates={updates}",
+        "ppo.batch_size=16",
+        "ppo.minibatch_size=16",
+        "ppo.max_new_tokens=24",
+        f"ppo.rewards={rewards}",
+        *overrides,
+    ]
     read = load_recipe(recipe, given)
     annotator = preferences.annotator_of(read.preferences, read.seed)
     if annotator is None:

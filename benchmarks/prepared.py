@@ -26,9 +26,15 @@ CONTINUES = (
 
 
 def begin(
-    home: Path, model: str, prompts: list[dict[str, Any]], values: dict[str, Any], overrides: list[str], dtype: str,
-    *, closes: bool,
-) -> tuple[Recipe, Run]:  # fmt: skip
+    home: Path,
+    model: str,
+    prompts: list[dict[str, Any]],
+    values: dict[str, Any],
+    overrides: list[str],
+    dtype: str,
+    *,
+    closes: bool,
+) -> tuple[Recipe, Run]:
     """The recipe home/recipe.yaml, made of `values` and `overrides`, and its run folder home/run, with stage sft in it.
 
     `prompts` are rows of the splits train and validation. `closes`: a stage reads whole conversations, which are closed
@@ -53,9 +59,13 @@ def begin(
     train = next(row for row in prompts if row["split"] == "train")
     write_rows(home / "demonstrations.jsonl", [{**row, "completion": " is not read."} for row in (train, test)])
     recipe = {
-        "name": "benchmark", "model": str(home / "model"), "folder": str(home / "run"), "dtype": dtype,
-        "data": {"prompts": "prompts.jsonl", "demonstrations": "demonstrations.jsonl"}, **values,
-    }  # fmt: skip
+        "name": "benchmark",
+        "model": str(home / "model"),
+        "folder": str(home / "run"),
+        "dtype": dtype,
+        "data": {"prompts": "prompts.jsonl", "demonstrations": "demonstrations.jsonl"},
+        **values,
+    }
     (home / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     read = load_recipe(home / "recipe.yaml", overrides)
     run = prepare(read)

@@ -62,10 +62,15 @@ def settings(train: list[Ranking], micro: int, share: bool) -> reward.RewardConf
     pairs = sum(len(ranking.pairs()) for ranking in train)
     step = max(1, round(BATCH * len(train) / pairs)) if share else BATCH
     return reward.RewardConfig(
-        epochs=1, rankings_per_step=step, rankings_per_micro_batch=micro if step % micro == 0 else 1,
-        layout="shared" if share else "packed", learning_rate=2e-4, warmup_steps=4, max_grad_norm=1.0,
+        epochs=1,
+        rankings_per_step=step,
+        rankings_per_micro_batch=micro if step % micro == 0 else 1,
+        layout="shared" if share else "packed",
+        learning_rate=2e-4,
+        warmup_steps=4,
+        max_grad_norm=1.0,
         lora=LoraSettings(r=16, alpha=32),
-    )  # fmt: skip
+    )
 
 
 def read(source: str, data: Path, limit: int | None) -> workload.Pairs:
@@ -137,10 +142,15 @@ def main() -> None:
     if given.margins is not None and not given.data.is_dir():
         parser.error("--margins compares trainers on one folder of pairs.py: give that folder with --data")
     found = measure(
-        given.model, given.data, given.seed, micro=given.micro, share=given.share, limit=given.limit,
+        given.model,
+        given.data,
+        given.seed,
+        micro=given.micro,
+        share=given.share,
+        limit=given.limit,
         margins=given.margins,
         keep=given.keep,
-    )  # fmt: skip
+    )
     if given.json:
         print(json.dumps(found))
     else:

@@ -49,9 +49,15 @@ def measure(
     """Train one epoch; the workload's numbers."""
     quiet_libraries()
     config = SFTConfig(
-        epochs=1, batch_size=BATCH, micro_batch_size=micro, packing=packing, learning_rate=2e-4, max_length=WIDTH,
-        learn="all", samples=0,
-    )  # fmt: skip
+        epochs=1,
+        batch_size=BATCH,
+        micro_batch_size=micro,
+        packing=packing,
+        learning_rate=2e-4,
+        max_length=WIDTH,
+        learn="all",
+        samples=0,
+    )
     source = resolve(model)
     chat = ChatFormat(load_tokenizer(source))
     train, held_out = examples_of(chat, data, "train")[:ROWS], examples_of(chat, data, "test")
@@ -91,9 +97,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     given = parser.parse_args()
     found = measure(
-        given.model, given.data, given.seed, packing=not given.no_packing, sharing=not given.no_sharing,
-        micro=given.micro, limit=given.steps,
-    )  # fmt: skip
+        given.model,
+        given.data,
+        given.seed,
+        packing=not given.no_packing,
+        sharing=not given.no_sharing,
+        micro=given.micro,
+        limit=given.steps,
+    )
     if given.json:
         print(json.dumps(found))
     else:

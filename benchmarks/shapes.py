@@ -34,10 +34,16 @@ def config_of(shape: str, tokens: int) -> LlamaConfig:
         sizes = SHAPES[shape]
     hidden, mlp, layers, heads, key_heads, vocabulary = sizes
     return LlamaConfig(
-        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, head_dim=hidden // heads, vocab_size=max(vocabulary, tokens),
-        max_position_embeddings=8192, tie_word_embeddings=hidden < 2048,
-    )  # fmt: skip
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        head_dim=hidden // heads,
+        vocab_size=max(vocabulary, tokens),
+        max_position_embeddings=8192,
+        tie_word_embeddings=hidden < 2048,
+    )
 
 
 def make(shape: str, tokenizer: str, to: Path) -> None:

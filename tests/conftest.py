@@ -94,7 +94,7 @@ REPLIES = {
     "instruction": "It is great and lovely.",
     "domain": "The price is good.",
     "safety": "I can't help with that.",
-}  # fmt: skip
+}
 
 
 def _split(number: int) -> str:
@@ -122,15 +122,21 @@ def make_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     specials = [END, *([START, EOS] if words else []), *([PAD] if pad == PAD else [])]
     trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=specials, show_progress=False,
+        vocab_size=340,
+        special_tokens=specials,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     rows = tiny_rows()[1]
     tokenizer.train_from_iterator([row["prompt"] + " " + row["completion"] for row in rows], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START if words else None, unk_token=END, eos_token=eos, pad_token=pad,
+        tokenizer_object=tokenizer,
+        bos_token=START if words else None,
+        unk_token=END,
+        eos_token=eos,
+        pad_token=pad,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     fast.chat_template = template
     return fast
 
@@ -153,9 +159,14 @@ def make_model(architecture: str, vocabulary: int, seed: int = 0) -> PreTrainedM
     torch.manual_seed(seed)
     tokens = {"vocab_size": vocabulary, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
     shape = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.3,
+    }
     if architecture == "llama":
         model = LlamaForCausalLM(LlamaConfig(**tokens, **shape))
     elif architecture == "qwen2":
@@ -269,16 +280,28 @@ TINY = {
     "sft": {"epochs": 6, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 2e-2, "lora": {"r": 4, "alpha": 8}},
     "preferences": {"train_prompts": 24, "replies": 3, "max_new_tokens": 8},
     "reward": {
-        "epochs": 2, "rankings_per_step": 4, "rankings_per_micro_batch": 2, "learning_rate": 1e-2,
-        "normalise_on": 32, "lora": {"r": 4, "alpha": 8},
+        "epochs": 2,
+        "rankings_per_step": 4,
+        "rankings_per_micro_batch": 2,
+        "learning_rate": 1e-2,
+        "normalise_on": 32,
+        "lora": {"r": 4, "alpha": 8},
     },
     "ppo": {
-        "updates": 2, "batch_size": 4, "minibatch_size": 2, "micro_batch_size": 1, "max_new_tokens": 8,
-        "warmup_steps": 0, "learning_rate": 1e-2, "critic_learning_rate": 1e-2, "evaluate_every": 1,
-        "keep_by": "score", "lora": {"r": 4, "alpha": 8},
+        "updates": 2,
+        "batch_size": 4,
+        "minibatch_size": 2,
+        "micro_batch_size": 1,
+        "max_new_tokens": 8,
+        "warmup_steps": 0,
+        "learning_rate": 1e-2,
+        "critic_learning_rate": 1e-2,
+        "evaluate_every": 1,
+        "keep_by": "score",
+        "lora": {"r": 4, "alpha": 8},
     },
     "evaluate": {"replies": 1, "max_new_tokens": 8},
-}  # fmt: skip
+}
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -321,10 +344,14 @@ def tiny_run(tiny_model: Callable[..., Path]) -> Callable[..., Run]:
         for stage in ("sft", "preferences", "reward") if source else ():
             shutil.copytree(source / stage, folder.path / stage)
         return Run(
-            folder, seed, choose_machine(dtype), str(tiny_model()), None,
+            folder,
+            seed,
+            choose_machine(dtype),
+            str(tiny_model()),
+            None,
             tuple(read_prompts(write_lines(home / "prompts.jsonl", prompts))),
             read_demonstrations(write_lines(home / "demonstrations.jsonl", demonstrations)),
-        )  # fmt: skip
+        )
 
     return build
 

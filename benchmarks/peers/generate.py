@@ -54,9 +54,16 @@ def measure(folder: str, rounds: int, rows: int, tokens: int) -> dict[str, Any]:
         torch.manual_seed(number)
         started = time.perf_counter()
         found = model.generate(
-            input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), do_sample=True, temperature=1.0, top_k=0,
-            top_p=1.0, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0,
-        )  # fmt: skip
+            input_ids=ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            pad_token_id=0,
+        )
         generated = time.perf_counter()
         assert found.shape == (rows, task.PROMPT_TOKENS + tokens)
         assert logprobs(model, found, tokens).isfinite().all()

@@ -73,9 +73,14 @@ def evaluate(policy: Any, tokenizer: Any, update: int, tokens: int, replies: int
             # As TRL does it: under a pad stands id 0, since the pad token has no embedding.
             prompts_BP = batch["input_ids"].masked_fill(mask_BP == 0, 0)
             whole_BT = policy.generate(
-                input_ids=prompts_BP, attention_mask=mask_BP, max_new_tokens=tokens, do_sample=True,
-                temperature=task.TEMPERATURE, top_k=0, top_p=1.0,
-            )  # fmt: skip
+                input_ids=prompts_BP,
+                attention_mask=mask_BP,
+                max_new_tokens=tokens,
+                do_sample=True,
+                temperature=task.TEMPERATURE,
+                top_k=0,
+                top_p=1.0,
+            )
             reply_BN = whole_BT[:, prompts_BP.shape[1] :]
             assert reply_BN.shape[1] == tokens
             inputs = {"input_ids": whole_BT, "attention_mask": torch.cat([mask_BP, torch.ones_like(reply_BN)], dim=1)}
@@ -115,11 +120,19 @@ def main() -> None:
     clock = Clock(look)
     with tempfile.TemporaryDirectory() as home:
         trainer = build(
-            given, tokenizer, prompts, clock, home, LexiconReward(tokenizer, given.tokens),
-            scalar_model(given.model, torch.float32), response_length=given.tokens, kl_coef=task.KL_COEF,
-            learning_rate=given.learning_rate, lr_scheduler_type="cosine_with_min_lr",
+            given,
+            tokenizer,
+            prompts,
+            clock,
+            home,
+            LexiconReward(tokenizer, given.tokens),
+            scalar_model(given.model, torch.float32),
+            response_length=given.tokens,
+            kl_coef=task.KL_COEF,
+            learning_rate=given.learning_rate,
+            lr_scheduler_type="cosine_with_min_lr",
             lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        )  # fmt: skip
+        )
         trainer.train()
     found = {
         "label": given.label,

@@ -73,31 +73,58 @@ def scalar_model(model: str, dtype: torch.dtype) -> Any:
 
 
 def build(
-    given: argparse.Namespace, tokenizer: Any, prompts: list[list[int]], clock: Clock, home: str, reward: Any,
-    critic: Any, **settings: Any,
-) -> PPOTrainer:  # fmt: skip
+    given: argparse.Namespace,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    clock: Clock,
+    home: str,
+    reward: Any,
+    critic: Any,
+    **settings: Any,
+) -> PPOTrainer:
     """The trainer of both workloads; `settings` are those of PPOConfig that they do not share."""
     torch.manual_seed(given.seed)
     mini = given.batch // (task.BATCH // task.MINIBATCH)
     micro = min(task.MICRO_BATCH, mini)
     config = PPOConfig(
-        output_dir=home, total_episodes=given.updates * given.batch, num_ppo_epochs=task.EPOCHS,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=given.batch // micro,
-        num_mini_batches=given.batch // mini, local_rollout_forward_batch_size=given.batch, cliprange=task.CLIP_RANGE,
-        gamma=task.GAMMA, lam=task.LAM, vf_coef=task.VALUE_COEF, temperature=task.TEMPERATURE, whiten_rewards=False,
-        num_sample_generations=0, gradient_checkpointing=False, bf16=given.dtype == "bfloat16",
+        output_dir=home,
+        total_episodes=given.updates * given.batch,
+        num_ppo_epochs=task.EPOCHS,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=given.batch // micro,
+        num_mini_batches=given.batch // mini,
+        local_rollout_forward_batch_size=given.batch,
+        cliprange=task.CLIP_RANGE,
+        gamma=task.GAMMA,
+        lam=task.LAM,
+        vf_coef=task.VALUE_COEF,
+        temperature=task.TEMPERATURE,
+        whiten_rewards=False,
+        num_sample_generations=0,
+        gradient_checkpointing=False,
+        bf16=given.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
-        seed=given.seed, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, **settings,
-    )  # fmt: skip
+        seed=given.seed,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        **settings,
+    )
     rows = prompts * -(-(given.updates + 1) * given.batch // len(prompts))
     trainer = PPOTrainer(
-        args=config, processing_class=tokenizer, ref_model=None, reward_model=reward, value_model=critic,
+        args=config,
+        processing_class=tokenizer,
+        ref_model=None,
+        reward_model=reward,
+        value_model=critic,
         model=AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype)),
-        train_dataset=Dataset.from_list([{"input_ids": ids} for ids in rows]), callbacks=[clock],
+        train_dataset=Dataset.from_list([{"input_ids": ids} for ids in rows]),
+        callbacks=[clock],
         peft_config=LoraConfig(
             r=task.LORA_R, lora_alpha=task.LORA_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-    )  # fmt: skip
+    )
     trainer.accelerator.gradient_accumulation_steps = mini // micro
     return trainer
 
@@ -141,9 +168,16 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     clock, dtype = Clock(), getattr(torch, given.dtype)
     with tempfile.TemporaryDirectory() as home:
         trainer = build(
-            given, tokenizer, prompts, clock, home, scalar_model(given.model, dtype),
-            scalar_model(given.model, dtype), response_length=given.tokens, learning_rate=task.LEARNING_RATE,
-        )  # fmt: skip
+            given,
+            tokenizer,
+            prompts,
+            clock,
+            home,
+            scalar_model(given.model, dtype),
+            scalar_model(given.model, dtype),
+            response_length=given.tokens,
+            learning_rate=task.LEARNING_RATE,
+        )
         trainer.train()
     return {
         "workload": "W-PPO",

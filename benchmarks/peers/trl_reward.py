@@ -83,20 +83,36 @@ def main() -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as home:
         config = RewardConfig(
-            output_dir=home, num_train_epochs=1, learning_rate=2e-4, max_length=given.max_length,
-            lr_scheduler_type="cosine", warmup_steps=4, max_grad_norm=1.0, seed=given.seed,
-            per_device_train_batch_size=given.micro, gradient_accumulation_steps=BATCH // given.micro,
+            output_dir=home,
+            num_train_epochs=1,
+            learning_rate=2e-4,
+            max_length=given.max_length,
+            lr_scheduler_type="cosine",
+            warmup_steps=4,
+            max_grad_norm=1.0,
+            seed=given.seed,
+            per_device_train_batch_size=given.micro,
+            gradient_accumulation_steps=BATCH // given.micro,
             per_device_eval_batch_size=BATCH,
-            gradient_checkpointing=given.checkpointing, bf16=True, use_cpu=True, report_to="none", save_strategy="no",
-            logging_steps=10, disable_tqdm=True,
-        )  # fmt: skip
+            gradient_checkpointing=given.checkpointing,
+            bf16=True,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=10,
+            disable_tqdm=True,
+        )
         trainer = RewardTrainer(
-            model=model, args=config, train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list(test),
-            processing_class=tokenizer, callbacks=[clock],
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(train),
+            eval_dataset=Dataset.from_list(test),
+            processing_class=tokenizer,
+            callbacks=[clock],
             peft_config=LoraConfig(
                 r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=["score"], task_type="SEQ_CLS"
             ),
-        )  # fmt: skip
+        )
         kept = (len(trainer.train_dataset), len(trainer.eval_dataset))
         assert kept == (len(train), len(test)), f"TRL kept {kept} of {(len(train), len(test))} pairs"
         trainer.train()

@@ -93,17 +93,37 @@ def main() -> None:
     clock = Clock()
     with tempfile.TemporaryDirectory() as home:
         config = SFTConfig(
-            output_dir=home, num_train_epochs=1, max_steps=given.steps, learning_rate=2e-4, max_length=WIDTH,
-            lr_scheduler_type="cosine", warmup_steps=4, max_grad_norm=1.0, assistant_only_loss=True, seed=given.seed,
-            per_device_train_batch_size=batch, per_device_eval_batch_size=BATCH, packing=given.packing,
-            eval_packing=False, gradient_checkpointing=False, bf16=True, use_cpu=True, report_to="none",
-            save_strategy="no", logging_steps=10, disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=home,
+            num_train_epochs=1,
+            max_steps=given.steps,
+            learning_rate=2e-4,
+            max_length=WIDTH,
+            lr_scheduler_type="cosine",
+            warmup_steps=4,
+            max_grad_norm=1.0,
+            assistant_only_loss=True,
+            seed=given.seed,
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=BATCH,
+            packing=given.packing,
+            eval_packing=False,
+            gradient_checkpointing=False,
+            bf16=True,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=10,
+            disable_tqdm=True,
+        )
         trainer = SFTTrainer(
-            model=model, args=config, train_dataset=Dataset.from_list(train), eval_dataset=Dataset.from_list(test),
-            processing_class=tokenizer, callbacks=[clock],
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(train),
+            eval_dataset=Dataset.from_list(test),
+            processing_class=tokenizer,
+            callbacks=[clock],
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )  # fmt: skip
+        )
         before = loss_per_token(trainer)
         trainer.train()
         trainer.model.eval()

@@ -37,9 +37,14 @@ def measure(folder: str, rounds: int, rows: int, tokens: int, eager: bool) -> di
     texts = task.fixed_prompts(tokenizer, rows, task.PROMPT_TOKENS)
     prompts = [{"prompt_token_ids": task.ids_of(tokenizer, text)} for text in texts]
     model = LLM(
-        model=folder, dtype="bfloat16", enforce_eager=eager, max_model_len=256, max_num_seqs=rows, seed=0,
+        model=folder,
+        dtype="bfloat16",
+        enforce_eager=eager,
+        max_model_len=256,
+        max_num_seqs=rows,
+        seed=0,
         enable_prefix_caching=False,
-    )  # fmt: skip
+    )
     seconds = []
     for number in range(rounds + 1):
         law = SamplingParams(

@@ -24,23 +24,46 @@ LEFT = {
     "sft": (*ADAPTER, *(f"model/{name}" for name in MODEL), "metrics.jsonl", "summary.json"),
     "preferences": ("rankings.jsonl", "preferences.jsonl", "summary.json"),
     "reward": (
-        *ADAPTER, *(f"model/{name}" for name in MODEL),
-        "head.safetensors", "reward.json", "metrics.jsonl", "card.json", "summary.json",
+        *ADAPTER,
+        *(f"model/{name}" for name in MODEL),
+        "head.safetensors",
+        "reward.json",
+        "metrics.jsonl",
+        "card.json",
+        "summary.json",
     ),
     "ppo": (
-        *ADAPTER, *(f"model/{name}" for name in MODEL), "value_head/head.safetensors", "metrics.jsonl",
-        "evaluations.jsonl", "times.jsonl", "rollouts/00001.safetensors", "rollouts/00002.safetensors", "summary.json",
+        *ADAPTER,
+        *(f"model/{name}" for name in MODEL),
+        "value_head/head.safetensors",
+        "metrics.jsonl",
+        "evaluations.jsonl",
+        "times.jsonl",
+        "rollouts/00001.safetensors",
+        "rollouts/00002.safetensors",
+        "summary.json",
     ),
     "evaluate": ("replies.jsonl", "summary.json"),
-}  # fmt: skip
+}
 # What a seed decides; manifest, environment and times hold the clock.
 DECIDED = (
-    "sft/adapter/adapter_model.safetensors", "sft/model/model.safetensors", "sft/metrics.jsonl",
-    "preferences/rankings.jsonl", "reward/adapter/adapter_model.safetensors", "reward/head.safetensors",
-    "reward/reward.json", "reward/metrics.jsonl", "ppo/adapter/adapter_model.safetensors", "ppo/metrics.jsonl",
-    "ppo/evaluations.jsonl", "ppo/rollouts/00001.safetensors", "ppo/rollouts/00002.safetensors",
-    "ppo/model/model.safetensors", "evaluate/replies.jsonl", "evaluate/summary.json",
-)  # fmt: skip
+    "sft/adapter/adapter_model.safetensors",
+    "sft/model/model.safetensors",
+    "sft/metrics.jsonl",
+    "preferences/rankings.jsonl",
+    "reward/adapter/adapter_model.safetensors",
+    "reward/head.safetensors",
+    "reward/reward.json",
+    "reward/metrics.jsonl",
+    "ppo/adapter/adapter_model.safetensors",
+    "ppo/metrics.jsonl",
+    "ppo/evaluations.jsonl",
+    "ppo/rollouts/00001.safetensors",
+    "ppo/rollouts/00002.safetensors",
+    "ppo/model/model.safetensors",
+    "evaluate/replies.jsonl",
+    "evaluate/summary.json",
+)
 
 
 def hashes(folder: Path) -> dict[str, str]:

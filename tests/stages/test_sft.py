@@ -48,9 +48,7 @@ def apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 def with_rows(run: Run, home: Path, rows: list[dict[str, Any]]) -> Run:
     path = write_lines(home / "other.jsonl", rows)
-    return Run(
-        run.folder, run.seed, run.machine, run.model, run.system, run.prompts, read_demonstrations(path)
-    )  # fmt: skip
+    return Run(run.folder, run.seed, run.machine, run.model, run.system, run.prompts, read_demonstrations(path))
 
 
 Make = Callable[..., Run]
@@ -179,9 +177,18 @@ OPTIONS: dict[str, Any] = {
     "lora": {"r": 2, "alpha": 8},
 }
 ELSEWHERE = {
-    "micro_batch_size", "packing", "gradient_checkpointing", "max_length", "too_long", "learn", "evaluate_every",
-    "evaluate_on", "patience", "samples", "sample_tokens",
-}  # fmt: skip
+    "micro_batch_size",
+    "packing",
+    "gradient_checkpointing",
+    "max_length",
+    "too_long",
+    "learn",
+    "evaluate_every",
+    "evaluate_on",
+    "patience",
+    "samples",
+    "sample_tokens",
+}
 
 
 def test_row_28_every_option_is_tried() -> None:
@@ -211,13 +218,16 @@ def test_a_mixture_is_shown_by_kind(tmp_path: Path, tiny_run: Make, capsys: pyte
     run = tiny_run(tmp_path)
     folder, summary = train(run, **ONE, mixture=mixture)
     assert {kind: part["examples"] for kind, part in summary["kinds"].items()} == {
-        "instruction": 8, "domain": 5, "safety": 3
-    }  # fmt: skip
+        "instruction": 8,
+        "domain": 5,
+        "safety": 3,
+    }
     chat = run.chat(run.model)
     lengths = [
         len(chat.prompt_ids(row.prompt.messages)) + len(chat.reply_ids(sft_reply(row.completion)))
-        for row in run.demonstrations if row.prompt.split == "train" and row.prompt.kind == "instruction"
-    ]  # fmt: skip
+        for row in run.demonstrations
+        if row.prompt.split == "train" and row.prompt.kind == "instruction"
+    ]
     assert summary["kinds"]["instruction"]["tokens"] == sum(lengths)
     printed = capsys.readouterr().out
     assert "8 (50.0%), " in printed and "5 (31.2%), " in printed

@@ -31,7 +31,7 @@ from plaudit.run.folder import (
     finished_stages,
     is_among,
     versions,
-)  # fmt: skip
+)
 from plaudit.stages.evaluate import loop as evaluate
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
@@ -56,9 +56,16 @@ NEEDS = {
 }
 # What later stages read of the earlier ones: it is looked at when a run is resumed.
 READ_LATER = (
-    "sft/model", "sft/summary.json", "preferences/rankings.jsonl", "preferences/summary.json", "reward", "ppo/model",
-    "ppo/rewards.json", "ppo/summary.json", "evaluate",
-)  # fmt: skip
+    "sft/model",
+    "sft/summary.json",
+    "preferences/rankings.jsonl",
+    "preferences/summary.json",
+    "reward",
+    "ppo/model",
+    "ppo/rewards.json",
+    "ppo/summary.json",
+    "evaluate",
+)
 NEEDS_WITHOUT_REWARD_MODEL = {**NEEDS, "ppo": ("sft/model/config.json", "sft")}
 
 
@@ -128,15 +135,29 @@ def prepare(
     made_with = _made_with(recipe, machine, prompts, demonstrations, mixed, rankings)
     made_with["machine"]["ranks"] = ranks.count
     return Run(
-        folder, recipe.seed, machine, model, recipe.data.system, tuple(prompts), demonstrations,
-        tuple(rankings) if rankings is not None else None, mixed, recipe.checkpoints, made_with, ranks=ranks,
-    )  # fmt: skip
+        folder,
+        recipe.seed,
+        machine,
+        model,
+        recipe.data.system,
+        tuple(prompts),
+        demonstrations,
+        tuple(rankings) if rankings is not None else None,
+        mixed,
+        recipe.checkpoints,
+        made_with,
+        ranks=ranks,
+    )
 
 
 def _made_with(
-    recipe: Recipe, machine: Machine, prompts: list[Prompt], demonstrations: DemonstrationTable,
-    mixed: dict[Path, DemonstrationTable], rankings: list[Ranking] | None,
-) -> dict[str, Any]:  # fmt: skip
+    recipe: Recipe,
+    machine: Machine,
+    prompts: list[Prompt],
+    demonstrations: DemonstrationTable,
+    mixed: dict[Path, DemonstrationTable],
+    rankings: list[Ranking] | None,
+) -> dict[str, Any]:
     """See `Run.made_with`; rows of data count, not the files they stood in."""
     data = {"prompts": _hash(prompts), "demonstrations": demonstrations.sha256}
     data |= {f"sft.mixture {path}": rows.sha256 for path, rows in mixed.items()}

@@ -138,9 +138,16 @@ class _Sampled:
 
 
 def _sample(
-    config: EvaluateConfig, run: Run, prompts: list[Prompt], source: Path, saver: Saver, log: Metrics, done: int,
-    state: State, advance: Step,
-) -> _Sampled:  # fmt: skip
+    config: EvaluateConfig,
+    run: Run,
+    prompts: list[Prompt],
+    source: Path,
+    saver: Saver,
+    log: Metrics,
+    done: int,
+    state: State,
+    advance: Step,
+) -> _Sampled:
     """Sample from the model in `source`, with the same random numbers for both models."""
     chat = run.chat(run.sft_model)
     model = load_model(str(source), run.machine.dtype, run.machine.device)

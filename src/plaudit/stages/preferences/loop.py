@@ -87,16 +87,25 @@ def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Com
     chat = run.chat(run.sft_model)
     engine = InProcessEngine(
         load_model(str(run.sft_model), run.machine.dtype, run.machine.device),
-        eos_id=chat.eos_id, temperature=config.temperature, batch_rows=config.batch_rows,
-    )  # fmt: skip
+        eos_id=chat.eos_id,
+        temperature=config.temperature,
+        batch_rows=config.batch_rows,
+    )
     total = len(prompts) * config.replies
     ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
     uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), config.max_new_tokens)
     with Saver(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
         found = sample_in_batches(
-            engine, ids, uniforms, config.batch_rows, saver=saver, log=saver.log(f"{CHECKPOINTS}/replies.jsonl"),
-            done=0, state=State(), advance=advance,
-        )  # fmt: skip
+            engine,
+            ids,
+            uniforms,
+            config.batch_rows,
+            saver=saver,
+            log=saver.log(f"{CHECKPOINTS}/replies.jsonl"),
+            done=0,
+            state=State(),
+            advance=advance,
+        )
     engine.close()
     replies = [chat.completion(reply) for reply in found]
     return [(prompt, tuple(replies[i * config.replies : (i + 1) * config.replies])) for i, prompt in enumerate(prompts)]

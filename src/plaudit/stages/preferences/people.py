@@ -104,9 +104,12 @@ def _drafts(config: "PreferencesConfig", run: Run, sample: Sample) -> list[Draft
         identity, replies = stored["replies"][number]
         group = [(Completion(reply["text"], reply["finished"]), "sft") for reply in replies]
         found += rank_draft(
-            prompts[identity], group, _origin(run.folder.path), overlap=config.overlap,
+            prompts[identity],
+            group,
+            _origin(run.folder.path),
+            overlap=config.overlap,
             priority=1 - place / len(order),
-        )  # fmt: skip
+        )
     if not found:
         raise UserError("preferences: of no prompt two replies differ, so there is nothing to rank; raise temperature")
     return found
@@ -131,9 +134,8 @@ def _settle(engine: Engine, ids: set[str], origin: str, overlap: int) -> None:
                 connection.execute(update(item).where(item.c.id == which).values(overlap=overlap))
                 recount(connection, which)
     old = {
-        row.id: -1.0 for row in ledger.items
-        if row.source_file == origin and row.id not in ids and row.priority > -1
-    }  # fmt: skip
+        row.id: -1.0 for row in ledger.items if row.source_file == origin and row.id not in ids and row.priority > -1
+    }
     set_priorities(engine, old)
 
 

@@ -120,9 +120,13 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     found = sources_of(config, run.demonstrations, run.mixed)
     encoder = Encoder(chat, config.max_length, config.too_long, config.learn)
     steps = training_steps(
-        _train_sources(config, found), encoder, seed=run.seed, epochs=config.epochs, size=config.batch_size,
+        _train_sources(config, found),
+        encoder,
+        seed=run.seed,
+        epochs=config.epochs,
+        size=config.batch_size,
         limit=config.max_steps,
-    )  # fmt: skip
+    )
     chosen = held_out_rows([rows for _, rows in found], config.evaluate_on, run.seed)
     held_out = [example for row in chosen if (example := encoder.encode(row)) is not None]
     if not held_out:
@@ -167,9 +171,9 @@ def build(
     base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
     reason = use_packed_attention(base) if config.packing else "sft.packing is false"
     shares = reason is None and prompt_sharing_refused(base) is None and not plain()
-    model = FullModel(base, run.machine.dtype) if full else Roles(
-        base, trained="policy", lora=config.lora, seed=run.seed
-    )  # fmt: skip
+    model = (
+        FullModel(base, run.machine.dtype) if full else Roles(base, trained="policy", lora=config.lora, seed=run.seed)
+    )
     if config.gradient_checkpointing:
         _checkpoint_gradients(base)
     engine = None
@@ -241,9 +245,11 @@ def _pack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR) -> State
     tensors = within("model", trainer.model.trainable()) | within("optimiser", optimiser.tensors())
     tensors |= within("best", trainer.best)
     values = {
-        "schedule": schedule.last_epoch, "evaluations": trainer.evaluations, "without_gain": trainer.without_gain,
+        "schedule": schedule.last_epoch,
+        "evaluations": trainer.evaluations,
+        "without_gain": trainer.without_gain,
         "halvings": trainer.micro.halvings,
-    }  # fmt: skip
+    }
     return State(tensors, values, {"seconds": trainer.seconds})
 
 
