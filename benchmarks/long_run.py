@@ -27,8 +27,10 @@ from plaudit.models.load import load_tokenizer
 from plaudit.records import Message, Prompt
 from plaudit.run.folder import MANIFEST, read_recipe, versions
 from plaudit.run.metrics import read_metrics
-from plaudit.stages.pipeline import prepare, run_pipeline
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.plan import Flags
 from plaudit.stages.preferences import loop as preferences
+from plaudit.stages.prepare import prepare
 from plaudit.stages.recipe import load_recipe
 
 DEMO = Path(preferences.__file__).parents[1] / "recipes" / "demo.yaml"
@@ -123,7 +125,7 @@ def measure(recipe: Path, source: Path, folder: Path, updates: int, overrides: l
         for stage in COPIED:
             shutil.copytree(source / stage, opened.path / stage)
         shutil.copy(source / MANIFEST, opened.path / MANIFEST)
-    run_pipeline(read, stages=("ppo",))
+    run_pipeline(read, Flags(only=("ppo",)))
     held_out = [prompt.id for prompt in prompts if prompt.split == "validation"]
     tokenizer = load_tokenizer(str(folder / "sft" / "model"))
     rows = evaluations_of(read_metrics(folder / "ppo" / "evaluations.jsonl"), held_out, tokenizer)

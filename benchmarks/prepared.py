@@ -13,7 +13,7 @@ import yaml
 from plaudit.data.files import write_rows
 from plaudit.dist.machine import choose_machine
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries, resolve, save_model
-from plaudit.stages.pipeline import prepare
+from plaudit.stages.prepare import prepare
 from plaudit.stages.recipe import Recipe, load_recipe
 from plaudit.train.run import Run
 from task import NEVER, add_never

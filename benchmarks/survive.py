@@ -21,7 +21,7 @@ from typing import Any
 import task
 from plaudit.data.files import sha256
 from plaudit.run.folder import versions
-from plaudit.stages.pipeline import STAGES
+from plaudit.stages.plan import STAGES
 from plaudit.stages.ppo import loop as ppo
 
 DEMO = Path(ppo.__file__).parents[1] / "recipes" / "demo.yaml"

@@ -316,7 +316,7 @@ def test_convert_writes_canonical_rows_and_sets_bad_ones_aside(tmp_path: Path, p
 def test_a_run_sets_bad_rows_aside_and_says_so(
     tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from plaudit.stages.pipeline import prepare
+    from plaudit.stages.prepare import prepare
     from plaudit.stages.recipe import load_recipe
 
     recipe = write_recipe(tmp_path)
@@ -331,7 +331,7 @@ def test_a_run_sets_bad_rows_aside_and_says_so(
 
 
 def test_a_run_takes_pairs_and_other_formats(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
-    from plaudit.stages.pipeline import prepare
+    from plaudit.stages.prepare import prepare
     from plaudit.stages.recipe import load_recipe
 
     recipe = write_recipe(tmp_path)

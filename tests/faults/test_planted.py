@@ -23,6 +23,7 @@ from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
 from plaudit.rollout import inprocess
 from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.plan import Flags
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.recipe import load_recipe
 
@@ -47,7 +48,7 @@ def run_ppo(trained: Path) -> Callable[..., Path]:
         with pytest.MonkeyPatch.context() as patch:
             if fault is not None:
                 fault(patch)
-            return run_pipeline(recipe, stages=("ppo",))
+            return run_pipeline(recipe, Flags(only=("ppo",)))
 
     return run
 

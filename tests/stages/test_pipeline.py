@@ -13,9 +13,10 @@ from plaudit.data.files import read_rankings, sha256
 from plaudit.errors import UserError
 from plaudit.models.load import load_tokenizer
 from plaudit.run.metrics import read_metrics
-from plaudit.stages import pipeline
 from plaudit.stages.evaluate import loop as evaluate
-from plaudit.stages.pipeline import STAGES, run_pipeline
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.plan import STAGES, Flags, plan_of
+from plaudit.stages.prepare import prepare
 from plaudit.stages.recipe import load_recipe
 
 MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -157,7 +158,7 @@ def test_rerunning_is_refused(whole: Path) -> None:
     with pytest.raises(UserError, match="already holds this run; continue it with --resume"):
         run_pipeline(load_recipe(recipe))
     with pytest.raises(UserError, match=r"already holds another run, which differs in ppo.gamma: 1.0 -> 0.9"):
-        run_pipeline(load_recipe(recipe, ["ppo.gamma=0.9"]), resume=True)
+        run_pipeline(load_recipe(recipe, ["ppo.gamma=0.9"]), Flags(resume=True))
     with pytest.raises(UserError, match="already holds another run, which differs in seed: 0 -> 1"):
         run_pipeline(load_recipe(recipe, ["seed=1"]))
     assert hashes(whole) == before
@@ -167,7 +168,7 @@ def test_rerunning_is_refused(whole: Path) -> None:
 def test_resume_skips_what_has_ended(which: str, whole: Path) -> None:
     """Also with the resolved recipe in the run folder, which is a recipe itself and says the same run."""
     before = mtimes(whole, STAGES)
-    assert run_pipeline(load_recipe(whole / which), resume=True) == whole
+    assert run_pipeline(load_recipe(whole / which), Flags(resume=True)) == whole
     assert mtimes(whole, STAGES) == before
     assert (whole / "report.html").is_file()
     assert tuple(json.loads((whole / "manifest.json").read_text())["stages"]) == STAGES
@@ -186,7 +187,7 @@ def test_the_same_seed_gives_the_same_run(whole: Path, trained: Path) -> None:
 
 
 def test_another_seed_gives_another_run(write_recipe: Callable[..., Path], tmp_path: Path, trained: Path) -> None:
-    other = run_pipeline(load_recipe(write_recipe(tmp_path, seed=1)), stages=STAGES[:4])
+    other = run_pipeline(load_recipe(write_recipe(tmp_path, seed=1)), Flags(only=STAGES[:4]))
     for name in DECIDED:
         if not name.startswith("evaluate/"):
             assert sha256(other / name) != sha256(trained / name), name
@@ -240,7 +241,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
             run_pipeline(recipe)
     assert tuple(json.loads((tmp_path / "run/manifest.json").read_text())["stages"]) == STAGES[:4]
     kept = mtimes(tmp_path / "run", STAGES[:4])
-    folder = run_pipeline(recipe, resume=True)
+    folder = run_pipeline(recipe, Flags(resume=True))
     assert mtimes(folder, STAGES[:4]) == kept
     assert not (folder / "evaluate" / "rubbish").exists()
     assert hashes(folder) == hashes(trained)
@@ -271,11 +272,11 @@ def test_peoples_rankings_take_the_place_of_the_annotator(
 
 def test_two_processes_cannot_write_one_run(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path))
-    first = pipeline.prepare(recipe)
+    first = prepare(recipe)
     with first.folder, pytest.raises(UserError, match="in use by another process"):
-        pipeline.prepare(recipe, resume=True)
+        prepare(recipe, plan_of(recipe, set(), set(), Flags(resume=True)))
 
 
 def test_in_bfloat16_every_guard_holds(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    folder = run_pipeline(load_recipe(write_recipe(tmp_path, dtype="bfloat16")), stages=STAGES[:5])
+    folder = run_pipeline(load_recipe(write_recipe(tmp_path, dtype="bfloat16")), Flags(only=STAGES[:5]))
     assert read_metrics(folder / "ppo" / "metrics.jsonl")[0]["kl"] == 0

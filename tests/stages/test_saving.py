@@ -22,7 +22,7 @@ from plaudit.errors import UserError
 from plaudit.run import stopping
 from plaudit.run.metrics import read_metrics
 from plaudit.run.stopping import Interrupted
-from plaudit.stages import pipeline
+from plaudit.stages import prepare
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.sft import loop as sft
@@ -208,8 +208,8 @@ def test_a_vanished_or_changed_input_is_named(going_on: Any) -> None:
 
 
 def test_other_versions_need_inexact(going_on: Any, monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
-    real = pipeline.versions()
-    monkeypatch.setattr(pipeline, "versions", lambda: {**real, "torch": "9.9"})
+    real = prepare.versions()
+    monkeypatch.setattr(prepare, "versions", lambda: {**real, "torch": "9.9"})
     done = going_on.run()
     assert done.code == 2
     assert f"versions.torch: {real['torch']!r} -> '9.9'" in done.err

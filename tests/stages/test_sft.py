@@ -17,7 +17,9 @@ from conftest import TINY, tiny_rows, write_lines
 from plaudit.data.files import read_demonstrations
 from plaudit.errors import UserError
 from plaudit.run.metrics import read_metrics
-from plaudit.stages.pipeline import prepare, run_pipeline
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.plan import Flags
+from plaudit.stages.prepare import prepare
 from plaudit.stages.recipe import load_recipe
 from plaudit.stages.sft import loop as sft
 from plaudit.stages.sft.loop import SFTConfig
@@ -65,7 +67,7 @@ def test_every_shipped_recipe_trains(name: str, tmp_path: Path, tiny_model: Call
     overrides = ["sft.max_steps=3", "sft.evaluate_on=12", "sft.sample_tokens=4", "dtype=float32"]
     with as_file(files("plaudit.recipes")) as home:
         recipe = load_recipe(home / name, [*overrides, f"model={tiny_model()}", f"folder={tmp_path / 'run'}"])
-        run_pipeline(recipe, stages=("sft",))
+        run_pipeline(recipe, Flags(only=("sft",)))
     summary = json.loads((tmp_path / "run" / "sft" / "summary.json").read_text())
     assert summary["layout"] == "packed"
     assert summary["steps"] == 3

@@ -81,24 +81,24 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
-    from plaudit.stages.pipeline import STAGES, run_pipeline
+    from plaudit.stages.pipeline import run_pipeline
+    from plaudit.stages.plan import STAGES, Flags
     from plaudit.stages.recipe import load_recipe
 
     if start is not None and start not in STAGES:
         raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}")
     if inexact and (start is not None or not resume):
         raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
-    stages = () if start is None else STAGES[STAGES.index(start) :]
-    read = load_recipe(recipe, overrides or ())
-    run_pipeline(read, resume=resume and start is None, stages=stages, inexact=inexact)
+    run_pipeline(load_recipe(recipe, overrides or ()), Flags(start=start, resume=resume, inexact=inexact))
 
 
 def _stage_command(name: str, text: str) -> None:
     def command(recipe: RecipePath, overrides: Overrides = None) -> None:
         from plaudit.stages.pipeline import run_pipeline
+        from plaudit.stages.plan import Flags
         from plaudit.stages.recipe import load_recipe
 
-        run_pipeline(load_recipe(recipe, overrides or ()), stages=(name,))
+        run_pipeline(load_recipe(recipe, overrides or ()), Flags(only=(name,)))
 
     app.command(name, help=text)(command)
 

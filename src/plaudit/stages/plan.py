@@ -1,0 +1,117 @@
+"""The plan of a run: which stages, in which order, which of them goes on from a checkpoint. Pure: it reads no file and
+prints nothing; pipeline.py carries it out."""
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from plaudit.errors import UserError
+from plaudit.rewards.config import uses_trained
+from plaudit.stages.recipe import MAY_CHANGE, Recipe
+
+STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
+
+NEEDS = {
+    "preferences": ("sft/model/config.json", "sft"),
+    "reward": ("preferences/rankings.jsonl", "preferences"),
+    "ppo": ("reward/reward.json", "reward"),
+    "evaluate": ("ppo/model/config.json", "ppo"),
+    "report": ("evaluate/summary.json", "evaluate"),
+}
+"""What a stage reads first, and the stage that makes it."""
+
+READ_LATER = (
+    "sft/model",
+    "sft/summary.json",
+    "preferences/rankings.jsonl",
+    "preferences/summary.json",
+    "reward",
+    "ppo/model",
+    "ppo/rewards.json",
+    "ppo/summary.json",
+    "evaluate",
+)
+"""What later stages read of the earlier ones: it is looked at when a run is resumed."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line asked for; nothing of it is a new run from the first stage to the last."""
+
+    start: str | None = None
+    """`--from`: this stage and those after it, again. It wins over `resume`."""
+    only: tuple[str, ...] = ()
+    """`plaudit STAGE`: these stages alone."""
+    resume: bool = False
+    """`--resume`: the stages that have not ended, the first of them from its last checkpoint."""
+    inexact: bool = False
+    """`--inexact`: that checkpoint may be of other code, versions or another machine."""
+
+
+NOTHING_ASKED = Flags()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, in order."""
+
+    stages: tuple[str, ...]
+    from_checkpoint: str | None
+    """The stage among them that goes on from its checkpoint; all others begin anew."""
+    inexact: bool
+    in_old_folder: bool
+    """Whether the run's folder may hold this run already."""
+    checked: tuple[str, ...]
+    """Earlier stages whose outputs must be those they left."""
+    skipped: tuple[str, ...]
+    """Stages that were asked for, and that the recipe has no use for."""
+    may_change: tuple[str, ...]
+    """Keys and sections that may differ from the recipe the folder was made with."""
+    needs: dict[str, tuple[str, str]]
+    """Stage -> the file it reads first, and the stage that makes it."""
+    lines: tuple[str, ...]
+    """What is printed before it starts."""
+
+
+def stages_of(recipe: Recipe) -> tuple[str, ...]:
+    """The stages a recipe needs: without `trained` in ppo.rewards no reward model, and no preferences to train it."""
+    trained = uses_trained(recipe.ppo.rewards)
+    return tuple(name for name in STAGES if trained or name not in ("preferences", "reward"))
+
+
+def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Flags) -> Plan:
+    """What `flags` ask of a run whose stages `finished` have ended and whose stages `checkpoints` have some.
+
+    Only the sections of the stages that begin anew may change, for what they made before is replaced, and in a run that
+    goes on MAY_CHANGE. UserError for a stage that is asked for and that the recipe has no use for.
+    """
+    needed = stages_of(recipe)
+    lines: list[str] = []
+    checked: tuple[str, ...] = ()
+    resume = flags.resume and flags.start is None
+    asked = flags.only or (STAGES[STAGES.index(flags.start) :] if flags.start else STAGES)
+    stages = tuple(name for name in asked if name in needed)
+    if resume:
+        first = next((i for i, name in enumerate(needed) if name not in finished), len(needed) - 1)
+        stages, checked = needed[first:], needed[:first]
+        if checked:
+            lines.append(f"Resuming at {stages[0]}: {', '.join(checked)} had ended")
+    skipped = tuple(name for name in asked if name not in needed)
+    if not stages:
+        raise UserError(f"stage {skipped[0]}: this recipe has no use for it; add `trained: true` to ppo.rewards")
+    if skipped:
+        lines.append(f"Skipping {' and '.join(skipped)}: ppo.rewards has no `trained: true`, so nothing uses them")
+    from_checkpoint = stages[0] if resume and stages[0] in checkpoints else None
+    anew = STAGES[STAGES.index(stages[0]) + (from_checkpoint is not None) :]
+    old = resume or flags.only != () or flags.start is not None
+    needs = NEEDS if needed == STAGES else {**NEEDS, "ppo": NEEDS["preferences"]}
+    return Plan(
+        stages=stages,
+        from_checkpoint=from_checkpoint,
+        inexact=flags.inexact,
+        in_old_folder=old,
+        checked=checked,
+        skipped=skipped,
+        may_change=(*anew, *(MAY_CHANGE if old else ())),
+        needs=needs,
+        lines=tuple(lines),
+    )

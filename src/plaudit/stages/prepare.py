@@ -1,0 +1,191 @@
+"""Before the first stage: everything that can be wrong (data, model, machine, folder) is found in seconds."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plaudit.data.chat import ChatFormat
+from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
+from plaudit.data.formats.rows import BadRow
+from plaudit.data.table import DemonstrationTable
+from plaudit.dist.machine import choose_machine, describe
+from plaudit.dist.ranks import ALONE, Ranks
+from plaudit.errors import UserError
+from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
+from plaudit.records import Message, Prompt, Ranking
+from plaudit.rewards.sources import check_sources
+from plaudit.run.display import console
+from plaudit.run.folder import FollowedFolder, RunFolder, code_sha256, is_among, versions
+from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
+from plaudit.stages.recipe import MAY_CHANGE, Recipe
+from plaudit.stages.sft.loop import sources_of
+from plaudit.train.run import Run
+
+DIVIDED = ("ppo",)
+"""The stages whose work all processes of a run share; the first one does the others."""
+
+
+@dataclass
+class RunData:
+    """The rows of every file that a recipe names."""
+
+    prompts: list[Prompt]
+    demonstrations: DemonstrationTable
+    mixed: dict[Path, DemonstrationTable]
+    rankings: list[Ranking] | None
+    bad: list[BadRow] = field(default_factory=list)
+    """What was set aside, where bad rows do not stop the run."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """By the rows, not by the files they stood in."""
+        found = {"prompts": _rows_sha256(self.prompts), "demonstrations": self.demonstrations.sha256}
+        found |= {f"sft.mixture {path}": rows.sha256 for path, rows in self.mixed.items()}
+        return found | ({} if self.rankings is None else {"rankings": _rows_sha256(self.rankings)})
+
+
+def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> Run:
+    """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); without a
+    plan that of a new run. Of several `ranks` the first checks and opens, the others follow."""
+    plan = plan or plan_of(recipe, set(), set(), NOTHING_ASKED)
+    quiet_libraries()
+    data = read_data(recipe)
+    machine = choose_machine(recipe.dtype)
+    model = resolve(recipe.model)
+    check_readable(model)
+    ChatFormat(load_tokenizer(model), recipe.data.system)
+    if "ppo" in plan.stages:
+        recipe.ppo.check_ranks(ranks.count)
+    if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
+        check_sources(recipe.ppo.rewards, machine)
+    recipe = recipe.model_copy(update={"folder": recipe.run_folder})
+    need_mb = _needed_mb(model, recipe.reward.members)
+    folder = _open(recipe, plan, need_mb) if ranks.first else FollowedFolder(recipe.run_folder)
+    console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
+    if ranks.count > 1:
+        console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
+    if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
+        console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
+    if data.bad and ranks.first:
+        aside = folder.path / "data" / "quarantine.jsonl"
+        write_rows(aside, (row.as_json() for row in data.bad))
+        console.print(f"{len(data.bad)} bad rows set aside in {aside}", soft_wrap=True)
+    made_with = {
+        "recipe": _must_match(recipe.model_dump(mode="json")),
+        "data": data.hashes,
+        "code": code_sha256(),
+        "versions": versions(),
+        "machine": {**describe(machine), "ranks": ranks.count},
+    }
+    return Run(
+        folder=folder,
+        seed=recipe.seed,
+        machine=machine,
+        model=model,
+        system=recipe.data.system,
+        prompts=tuple(data.prompts),
+        demonstrations=data.demonstrations,
+        rankings=None if data.rankings is None else tuple(data.rankings),
+        mixed=data.mixed,
+        checkpoints=recipe.checkpoints,
+        made_with=made_with,
+        ranks=ranks,
+    )
+
+
+def _open(recipe: Recipe, plan: Plan, need_mb: float) -> RunFolder:
+    resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return RunFolder.open(
+        recipe.run_folder, resolved, resume=plan.in_old_folder, may_change=plan.may_change, need_mb=need_mb
+    )
+
+
+def read_data(recipe: Recipe) -> RunData:
+    """Every file of the recipe, read and checked: splits, sources of the mixture, no held-out prompt in training."""
+    bad: list[BadRow] = []
+    prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts_format, bad))
+    demonstrations = read_demonstrations(recipe.data.demonstrations, _reading(recipe, recipe.data.format, bad))
+    mixed = {
+        path: read_demonstrations(path, _reading(recipe, format, bad))
+        for path, format in {source.path: source.format for source in recipe.sft.mixture}.items()
+        if path is not None
+    }
+    _check_splits(recipe, prompts, demonstrations)
+    sources_of(recipe.sft, demonstrations, mixed)
+    _check_demonstrations_held_out(recipe, prompts, {recipe.data.demonstrations: demonstrations, **mixed})
+    rankings = None
+    if recipe.preferences.rankings:
+        rankings = read_rankings(recipe.preferences.rankings, _reading(recipe, recipe.preferences.format, bad))
+        ranked = [ranking.prompt for ranking in rankings]
+        held_out = {prompt.messages for prompt in [*prompts, *ranked] if prompt.split != "train"}
+        _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, held_out)
+    return RunData(prompts, demonstrations, mixed, rankings, bad)
+
+
+def _reading(recipe: Recipe, format: str | None, bad: list[BadRow]) -> Reading:
+    """How a data file of the recipe is read; what was detected is printed."""
+    kept = bad if recipe.data.on_bad_row == "quarantine" else None
+    return Reading(format, kept, lambda line: console.print(line, soft_wrap=True))
+
+
+def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: DemonstrationTable) -> None:
+    for split in ("train", "validation", "test"):
+        if not any(prompt.split == split for prompt in prompts):
+            raise UserError(
+                f"{recipe.data.prompts}: no prompt has split {split!r}; the run needs train, validation and test"
+            )
+    for trained in (True, False):
+        if not ((demonstrations.splits == "train") == trained).any():
+            missing = "split 'train'" if trained else "split 'validation' or 'test'"
+            raise UserError(f"{recipe.data.demonstrations}: no demonstration has {missing}; SFT needs both")
+
+
+def _check_demonstrations_held_out(
+    recipe: Recipe, prompts: list[Prompt], files: dict[Path, DemonstrationTable]
+) -> None:
+    held_out = {p.messages for p in prompts if p.split != "train"}
+    for rows in files.values():
+        held_out |= {row.prompt.messages for row in rows.where(rows.splits != "train")}
+    for path, rows in files.items():
+        train = rows.where(rows.splits == "train")
+        _check_no_leak("demonstration", path, (row.prompt for row in train), recipe, held_out)
+
+
+def _check_no_leak(
+    what: str, path: Path, used: Iterable[Prompt], recipe: Recipe, held_out: set[tuple[Message, ...]]
+) -> None:
+    """No prompt that the prompts file or one of these rows' files holds out may stand in a row that is trained on."""
+    for prompt in used:
+        if prompt.split == "train" and prompt.messages in held_out:
+            raise UserError(
+                f"{path}: training {what} {prompt.id!r} has a prompt that this file or "
+                f"{recipe.data.prompts} holds out: {prompt.text[:60]!r}; give it split 'test' or remove it"
+            )
+
+
+def _rows_sha256(rows: Sequence[Prompt] | Sequence[Ranking]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row.as_json()).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _must_match(values: Any, key: str = "") -> Any:
+    """A resolved recipe without the keys that may change."""
+    if isinstance(values, list):
+        return [_must_match(value, key) for value in values]
+    if not isinstance(values, dict):
+        return values
+    names = {name: f"{key}.{name}" if key else name for name in values}
+    return {name: _must_match(values[name], whole) for name, whole in names.items() if not is_among(whole, MAY_CHANGE)}
+
+
+def _needed_mb(model: str, members: int) -> float:
+    """The exported models and room for the rest; a Hub model's size is unknown before it is fetched."""
+    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
+    return (3 + members) * weights / 1e6 + 100

@@ -1,0 +1,131 @@
+"""The plan of a run: what every command does, in an empty folder, one that stopped half-way and one that has ended."""
+
+import pytest
+
+from plaudit.errors import UserError
+from plaudit.stages.plan import Flags, Plan, plan_of
+from plaudit.stages.recipe import MAY_CHANGE, Recipe
+
+ALL = "sft preferences reward ppo evaluate report"
+WITHOUT = "sft ppo evaluate report"
+"""Without `trained` nothing uses a reward model."""
+
+
+def recipe(*, trained: bool) -> Recipe:
+    rewards = [{"trained": True}] if trained else [{"function": "a:b"}]
+    data = {"prompts": "p", "demonstrations": "d"}
+    return Recipe.model_validate({"name": "a", "model": "b", "data": data, "ppo": {"rewards": rewards}})
+
+
+def plan(trained: bool, finished: str, checkpoints: str, flags: Flags) -> Plan:
+    return plan_of(recipe(trained=trained), set(finished.split()), set(checkpoints.split()), flags)
+
+
+RUN, RESUME, INEXACT = Flags(), Flags(resume=True), Flags(resume=True, inexact=True)
+
+
+def from_(stage: str, **more: bool) -> Flags:
+    return Flags(start=stage, **more)
+
+
+def only(*stages: str) -> Flags:
+    return Flags(only=stages)
+
+
+def on(stage: str) -> str:
+    """This stage and those after it."""
+    return ALL[ALL.index(stage) :]
+
+
+NEW = [
+    # flags, `trained` pays, finished, with checkpoints, and the stages that run, all of them anew
+    (RUN, True, "", "", ALL),
+    (RUN, True, "sft", "preferences", ALL),
+    (RUN, True, ALL, "", ALL),
+    (RUN, False, "", "", WITHOUT),
+    (from_("sft"), True, ALL, "", ALL),
+    (from_("ppo"), True, ALL, "ppo", on("ppo")),
+    (from_("ppo"), True, "", "", on("ppo")),
+    (from_("report"), True, ALL, "", "report"),
+    (from_("ppo", resume=True), True, "sft", "preferences", on("ppo")),
+    (from_("preferences"), False, ALL, "", on("ppo")),
+    (from_("evaluate"), False, WITHOUT, "", on("evaluate")),
+    (only("sft"), True, "", "", "sft"),
+    (only("reward"), True, "sft preferences", "reward", "reward"),
+    (only("ppo"), False, "sft", "", "ppo"),
+    (only("report"), True, ALL, "", "report"),
+]
+
+
+@pytest.mark.parametrize(("flags", "trained", "finished", "checkpoints", "stages"), NEW)
+def test_a_command_without_resume(flags: Flags, trained: bool, finished: str, checkpoints: str, stages: str) -> None:
+    """What the stages and all after them made is replaced, so their keys may change; in a new run no other may."""
+    made = plan(trained, finished, checkpoints, flags)
+    assert " ".join(made.stages) == stages
+    assert (made.from_checkpoint, made.checked, made.inexact) == (None, (), False)
+    assert made.in_old_folder == (flags != RUN)
+    anew = tuple(on(made.stages[0]).split())
+    assert made.may_change == (anew if flags == RUN else (*anew, *MAY_CHANGE))
+
+
+RESUMED = [
+    # `trained` pays, finished, with checkpoints, and: the stages that run, the one that goes on from its checkpoint
+    (True, "", "", ALL, None),
+    (True, "", "sft", ALL, "sft"),
+    (True, "sft", "", on("preferences"), None),
+    (True, "sft preferences", "reward", on("reward"), "reward"),
+    # Checkpoints of a stage that ended are none to go on from.
+    (True, "sft preferences reward", "sft reward", on("ppo"), None),
+    # A stage that ended behind one that did not was made of what is replaced now.
+    (True, "sft reward", "", on("preferences"), None),
+    (True, ALL, "", "report", None),
+    (False, "sft", "ppo", on("ppo"), "ppo"),
+    (False, "sft", "", on("ppo"), None),
+    (False, WITHOUT, "", "report", None),
+]
+
+
+@pytest.mark.parametrize("flags", [RESUME, INEXACT])
+@pytest.mark.parametrize(("trained", "finished", "checkpoints", "stages", "goes_on"), RESUMED)
+def test_resuming(
+    flags: Flags, trained: bool, finished: str, checkpoints: str, stages: str, goes_on: str | None
+) -> None:
+    """The keys of the stage that goes on may not change; those before it are checked."""
+    made = plan(trained, finished, checkpoints, flags)
+    assert " ".join(made.stages) == stages
+    assert made.from_checkpoint == goes_on
+    whole = ALL if trained else WITHOUT
+    assert " ".join(made.checked) == whole.removesuffix(stages).strip()
+    assert (made.inexact, made.in_old_folder) == (flags == INEXACT, True)
+    anew = on(made.stages[0]).split()
+    assert made.may_change == (*(anew[1:] if goes_on else anew), *MAY_CHANGE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "trained", "finished", "lines"),
+    [
+        (RUN, True, "", ()),
+        (RESUME, True, "", ()),
+        (RESUME, True, "sft preferences", ("Resuming at reward: sft, preferences had ended",)),
+        (from_("ppo"), True, ALL, ()),
+        (from_("ppo"), False, ALL, ()),
+        (only("ppo"), False, "sft", ()),
+        (RUN, False, "", ("Skipping preferences and reward: {}",)),
+        (from_("reward"), False, "", ("Skipping reward: {}",)),
+        (RESUME, False, "sft", ("Resuming at ppo: sft had ended", "Skipping preferences and reward: {}")),
+    ],
+)
+def test_what_it_says(flags: Flags, trained: bool, finished: str, lines: tuple[str, ...]) -> None:
+    why = "ppo.rewards has no `trained: true`, so nothing uses them"
+    assert plan(trained, finished, "", flags).lines == tuple(line.format(why) for line in lines)
+
+
+def test_without_a_reward_model_ppo_starts_from_the_sft_model() -> None:
+    assert plan(True, "", "", RUN).needs["ppo"] == ("reward/reward.json", "reward")
+    assert plan(False, "", "", RUN).needs["ppo"] == ("sft/model/config.json", "sft")
+
+
+@pytest.mark.parametrize("stage", ["preferences", "reward"])
+def test_a_stage_that_the_recipe_has_no_use_for_is_refused(stage: str) -> None:
+    with pytest.raises(UserError, match=rf"stage {stage}: this recipe has no use for it; add `trained: true`"):
+        plan(False, "sft", "", only(stage))
