@@ -29,10 +29,14 @@ def alarms(people: Sequence[Row], agreed: Row, progress: Row) -> list[dict[str, 
     alpha, compared = agreed["alpha"], agreed["pairs"]
     if alpha is not None and compared is not None and compared["n"] >= 5 * LEAST and alpha < LOW_ALPHA:
         found.append(
-            _alarm("warn", None, f"people hardly agree: Krippendorff's alpha is {alpha:.2f}, 0 is chance",
-                   "make the guidelines clearer with examples of hard cases; talk through items people ordered "
-                   "differently; a reward model cannot be better than this")
-        )  # fmt: skip
+            _alarm(
+                "warn",
+                None,
+                f"people hardly agree: Krippendorff's alpha is {alpha:.2f}, 0 is chance",
+                "make the guidelines clearer with examples of hard cases; talk through items people ordered "
+                "differently; a reward model cannot be better than this",
+            )
+        )
     if progress["wanted"] and not agreed["items"] and progress["given"] >= 10 * LEAST:
         wait = progress["wanted"] > progress["items"]  # some items are for more than one person already
         do = "let a second person label" if wait else "set the overlap to 2 or 3"
@@ -88,22 +92,28 @@ def _beside_others(row: Row, people: Sequence[Row], agreed: Row) -> list[dict[st
     found = []
     others, pool = row["others"], agreed["pairs"]
     if _many(others) and pool and others["high"] < pool["share"] and others["share"] < pool["share"] - POSITION_GAP:
-        found.append(_alarm(
-            "warn", row["name"],
-            f"disagrees with the others: {others['share']:.0%} of shared pairs alike, {pool['share']:.0%} among all",
-            "read some of these items together: they may have seen what the others did not, or not read the guidelines",
-        ))  # fmt: skip
+        found.append(
+            _alarm(
+                "warn",
+                row["name"],
+                f"disagrees with the others: {others['share']:.0%} of shared pairs alike, {pool['share']:.0%} among all",
+                "read some of these items together: they may have seen what the others did not, or not read the guidelines",
+            )
+        )
     own = row["longer_wins"]
     rest = [other["longer_wins"] for other in people if other is not row and other["longer_wins"]]
     if _many(own) and len(rest) >= 2:
         usual = median(share["share"] for share in rest)  # so that one person's bias is not everybody else's alarm
         if (own["low"] > usual or own["high"] < usual) and abs(own["share"] - usual) > LENGTH_GAP:
             said = "longer" if own["share"] > usual else "shorter"
-            found.append(_alarm(
-                "warn", row["name"],
-                f"length bias: the longer reply wins {own['share']:.0%} of their pairs, {usual:.0%} with the others",
-                f"remind them that a {said} reply is not better for it; say in the guidelines how long is right",
-            ))  # fmt: skip
+            found.append(
+                _alarm(
+                    "warn",
+                    row["name"],
+                    f"length bias: the longer reply wins {own['share']:.0%} of their pairs, {usual:.0%} with the others",
+                    f"remind them that a {said} reply is not better for it; say in the guidelines how long is right",
+                )
+            )
     return found
 
 

@@ -21,8 +21,13 @@ def upgrade() -> None:
 
 def _where(name: str, table: str, columns: list[object], where: str, *, unique: bool = True) -> None:
     op.create_index(
-        name, table, columns, unique=unique, sqlite_where=sa.text(where), postgresql_where=sa.text(where)  # type: ignore[arg-type]
-    )  # fmt: skip
+        name,
+        table,
+        columns,
+        unique=unique,
+        sqlite_where=sa.text(where),
+        postgresql_where=sa.text(where),  # type: ignore[arg-type]
+    )
 
 
 def _people() -> None:
@@ -82,7 +87,9 @@ def _work() -> None:
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("number", sa.BigInteger, nullable=False, unique=True),
         sa.Column(
-            "task", sa.String(16), sa.CheckConstraint("task IN ('rank', 'write', 'compare')", "task_known"),
+            "task",
+            sa.String(16),
+            sa.CheckConstraint("task IN ('rank', 'write', 'compare')", "task_known"),
             nullable=False,
         ),
         sa.Column("prompt", sa.JSON, nullable=False),
@@ -96,7 +103,7 @@ def _work() -> None:
         sa.Column("free", sa.Integer, sa.CheckConstraint("free >= 0", "free_not_negative"), nullable=False),
         sa.Column("source_file", sa.Text, nullable=False),
         sa.Column("created", sa.Float, nullable=False),
-    )  # fmt: skip
+    )
     _where("item_waiting", "item", [sa.text("priority DESC"), "number"], "free > 0", unique=False)
     op.create_table(
         "lease",
@@ -109,15 +116,19 @@ def _work() -> None:
         sa.Column("served_at", sa.Float, nullable=False),
         sa.Column("expires_at", sa.Float, nullable=False),
         sa.Column(
-            "state", sa.String(16),
-            sa.CheckConstraint("state IN ('open', 'done', 'expired', 'released')", "state_known"), nullable=False,
+            "state",
+            sa.String(16),
+            sa.CheckConstraint("state IN ('open', 'done', 'expired', 'released')", "state_known"),
+            nullable=False,
         ),
         sa.Column(
-            "purpose", sa.String(16),
-            sa.CheckConstraint("purpose IN ('normal', 'consistency', 'gold')", "purpose_known"), nullable=False,
+            "purpose",
+            sa.String(16),
+            sa.CheckConstraint("purpose IN ('normal', 'consistency', 'gold')", "purpose_known"),
+            nullable=False,
         ),
         sa.Column("late", sa.Boolean, nullable=False),
-    )  # fmt: skip
+    )
     _where("lease_slot", "lease", ["item", "slot"], f"slot IS NOT NULL AND {LIVE}")
     _where("lease_once", "lease", ["item", "person"], f"purpose <> 'consistency' AND {LIVE}")
     _where("lease_checked_once", "lease", ["item", "person"], f"purpose = 'consistency' AND {LIVE}")
