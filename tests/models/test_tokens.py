@@ -21,6 +21,7 @@ def test_mask_by_hand() -> None:
     assert tokens.mask_BT.tolist() == [[False, False, True, True, False], [True, True, True, False, False]]
     assert tokens.lengths_B.tolist() == [5, 4]
     assert tokens.prompt_lengths_B.tolist() == [3, 1]
+    assert tokens.replies == [[9, 2], [4, 4, 2]]
     assert tokens.reply_lengths_B.tolist() == tokens.mask_BT.sum(dim=1).tolist() == [2, 3]
 
 

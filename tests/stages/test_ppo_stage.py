@@ -245,8 +245,7 @@ def test_row_22_what_is_trained_on_are_the_sampled_ids(build: Callable[..., Trai
 
     def seen(tokens: Tokens, role: str, *rest: Any) -> Any:
         if torch.is_grad_enabled():
-            for ids, s, e in zip(tokens.tokens_BT.tolist(), tokens.prompt_lengths_B, tokens.lengths_B, strict=True):
-                trained_on.append(tuple(ids[s:e]))
+            trained_on.extend(map(tuple, tokens.replies))
         return forward(tokens, role, *rest)
 
     trainer.engine.generate, trainer.roles.forward = spied, seen  # type: ignore[method-assign]

@@ -56,6 +56,12 @@ class Tokens:
         starts = self.prompt_lengths_B.tolist()
         return [tuple(ids[:start]) for ids, start in zip(self.tokens_BT.tolist(), starts, strict=True)]
 
+    @property
+    def replies(self) -> list[list[int]]:
+        """The ids of every sequence's reply."""
+        starts, ends = self.prompt_lengths_B.tolist(), self.lengths_B.tolist()
+        return [ids[start:end] for ids, start, end in zip(self.tokens_BT.tolist(), starts, ends, strict=True)]
+
     def rows(self, index: Sequence[int]) -> "Tokens":
         """The given rows, as wide as the longest of them: columns that only pad are dropped."""
         rows = torch.as_tensor(index, device=self.tokens_BT.device)
