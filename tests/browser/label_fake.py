@@ -25,7 +25,6 @@ SETTINGS = {
     "lease_minutes": 30.0,
     "consistency_rate": 0.0,
     "gold_rate": 0.1,
-    "reasons": [],
     "flags": ["unsafe"],
 }
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}

@@ -27,7 +27,6 @@ class ProjectRow:
     lease_minutes: float
     consistency_rate: float
     gold_rate: float
-    reasons: tuple[str, ...]
     flags: tuple[str, ...]
 
 
@@ -116,7 +115,6 @@ def project(connection: Connection) -> ProjectRow:
         row.lease_minutes,
         row.consistency_rate,
         row.gold_rate,
-        tuple(row.reasons),
         tuple(row.flags),
     )
 
@@ -217,6 +215,5 @@ def settings_as_json(row: ProjectRow) -> dict[str, Any]:
         "lease_minutes": row.lease_minutes,
         "consistency_rate": row.consistency_rate,
         "gold_rate": row.gold_rate,
-        "reasons": list(row.reasons),
         "flags": list(row.flags),
     }
