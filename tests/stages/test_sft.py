@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, modeling_utils
 from conftest import TINY, tiny_rows, write_lines
 from plaudit.data.files import read_demonstrations
 from plaudit.errors import UserError
+from plaudit.models.kernels import attention
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
@@ -88,7 +89,7 @@ def test_packing_changes_nothing_but_the_layout(tmp_path: Path, tiny_run: Make) 
 def test_a_model_that_cannot_be_packed_is_padded_and_says_so(
     tmp_path: Path, tiny_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sft, "use_packed_attention", lambda model: "its tokens see other examples of the row")
+    monkeypatch.setattr(attention, "use_packed_attention", lambda model: "its tokens see other examples of the row")
     folder, summary = train(tiny_run(tmp_path / "padded"), **ONE)
     assert summary["layout"] == "padded: its tokens see other examples of the row"
     monkeypatch.undo()
@@ -193,6 +194,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.row(28)
 def test_row_28_every_option_is_tried() -> None:
     """A new option must be put on the list, or have a test of its own."""
     assert set(OPTIONS) | ELSEWHERE == set(SFTConfig.model_fields)
@@ -203,6 +205,7 @@ def usual(tiny_run: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return adapter(train(tiny_run(tmp_path_factory.mktemp("usual")), **ONE)[0])
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize(("option", "value"), OPTIONS.items(), ids=list(OPTIONS))
 def test_row_28_an_option_changes_the_adapter(
     option: str, value: object, tmp_path: Path, tiny_run: Make, usual: dict[str, Tensor]

@@ -1,7 +1,7 @@
 """Token sequences as tensors: prompts and replies padded on the right, with their lengths.
 
 Attention is causal, so padding on the right cannot reach a real token: no attention mask is needed and position ids
-are simply 0, 1, 2, ... (correctness.md row 1). Masks come from the lengths (row 2).
+are simply 0, 1, 2, ... (docs/correctness.md, row 1). Masks come from the lengths (row 2).
 
 SFT learns from conversations, where several stretches of a sequence may count: its batches (`Batch`) carry their mask,
 and their sequences may also lie end to end in one row. So may the replies whose scores are read (`ReplyRow`).
