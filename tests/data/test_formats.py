@@ -15,8 +15,8 @@ import pytest
 
 from conftest import write_lines
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings
-from plaudit.data.formats.reader import FORMATS, KINDS, Reader, canonical
 from plaudit.data.formats import rows as containers
+from plaudit.data.formats.reader import FORMATS, KINDS, Reader, canonical
 from plaudit.data.formats.rows import BadRow
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record
