@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from plaudit.cli.main import main as cli
+from plaudit.cli import main as cli
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
 from plaudit.run import stopping
