@@ -11,9 +11,9 @@ from plaudit.dist.machine import peaks, release_memory, start_peaks, use_threads
 from plaudit.dist.ranks import Ranks
 from plaudit.rewards.config import uses_trained
 from plaudit.run.display import console
-from plaudit.run.folder import CHECKPOINTS, finished_stages
+from plaudit.run.folder import CHECKPOINTS, STAGES, finished_stages
 from plaudit.stages.evaluate import loop as evaluate
-from plaudit.stages.plan import NOTHING_ASKED, READ_LATER, STAGES, Flags, Plan, plan_of
+from plaudit.stages.plan import NOTHING_ASKED, READ_LATER, Flags, Plan, plan_of
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.prepare import DIVIDED, prepare
@@ -50,7 +50,7 @@ def _run_stage(name: str, recipe: Recipe, run: Run, plan: Plan) -> None:
     if name in plan.needs:
         run.folder.require(*plan.needs[name])
     resume = name == plan.from_checkpoint
-    run.folder.begin(name, STAGES, resume=resume)
+    run.folder.begin(name, resume=resume)
     started = time.perf_counter()
     start_peaks(run.machine.device)
     run_stage(name, recipe, replace(run, made_with=_of_stage(name, run.made_with), resume=resume, inexact=plan.inexact))

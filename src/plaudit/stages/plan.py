@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
+from plaudit.run.folder import STAGES, needed_stages
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
-
-STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 
 NEEDS = {
     "preferences": ("sft/model/config.json", "sft"),
@@ -72,19 +71,13 @@ class Plan:
     """What is printed before it starts."""
 
 
-def stages_of(recipe: Recipe) -> tuple[str, ...]:
-    """The stages a recipe needs: without `trained` in ppo.rewards no reward model, and no preferences to train it."""
-    trained = uses_trained(recipe.ppo.rewards)
-    return tuple(name for name in STAGES if trained or name not in ("preferences", "reward"))
-
-
 def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Flags) -> Plan:
     """What `flags` ask of a run whose stages `finished` have ended and whose stages `checkpoints` have some.
 
     Only the sections of the stages that begin anew may change, for what they made before is replaced, and in a run that
     goes on MAY_CHANGE. UserError for a stage that is asked for and that the recipe has no use for.
     """
-    needed = stages_of(recipe)
+    needed = needed_stages(uses_trained(recipe.ppo.rewards))
     lines: list[str] = []
     checked: tuple[str, ...] = ()
     resume = flags.resume and flags.start is None

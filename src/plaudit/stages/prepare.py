@@ -1,8 +1,6 @@
 """Before the first stage: everything that can be wrong (data, model, machine, folder) is found in seconds."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import yaml
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.formats.rows import BadRow
+from plaudit.data.hashes import sha256_rows
 from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import choose_machine, describe
 from plaudit.dist.ranks import ALONE, Ranks
@@ -20,7 +19,8 @@ from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries,
 from plaudit.records import Message, Prompt, Ranking
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
-from plaudit.run.folder import FollowedFolder, RunFolder, code_sha256, is_among, versions
+from plaudit.run.folder import FollowedFolder, RunFolder
+from plaudit.run.provenance import code_sha256, is_among, versions
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.sft.loop import sources_of
@@ -44,9 +44,14 @@ class RunData:
     @property
     def hashes(self) -> dict[str, str]:
         """By the rows, not by the files they stood in."""
-        found = {"prompts": _rows_sha256(self.prompts), "demonstrations": self.demonstrations.sha256}
+        found = {
+            "prompts": sha256_rows(prompt.as_json() for prompt in self.prompts),
+            "demonstrations": self.demonstrations.sha256,
+        }
         found |= {f"sft.mixture {path}": rows.sha256 for path, rows in self.mixed.items()}
-        return found | ({} if self.rankings is None else {"rankings": _rows_sha256(self.rankings)})
+        return found | (
+            {} if self.rankings is None else {"rankings": sha256_rows(ranking.as_json() for ranking in self.rankings)}
+        )
 
 
 def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> Run:
@@ -166,13 +171,6 @@ def _check_no_leak(
                 f"{path}: training {what} {prompt.id!r} has a prompt that this file or "
                 f"{recipe.data.prompts} holds out: {prompt.text[:60]!r}; give it split 'test' or remove it"
             )
-
-
-def _rows_sha256(rows: Sequence[Prompt] | Sequence[Ranking]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row.as_json()).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def _must_match(values: Any, key: str = "") -> Any:
