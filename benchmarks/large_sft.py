@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         generate(home, given.rows)
-        sft = {"max_steps": 10, "batch_size": 4, "micro_batch_size": 2, "evaluate_on": 16, "samples": 0}
+        sft = {"max_steps": 10, "batch_size": 4, "micro_batch_size": 2, "samples": 0}
         recipe = {
             "name": "large",
             "model": given.model,

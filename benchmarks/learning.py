@@ -61,25 +61,24 @@ def recipe(seed: int, learning_rate: float) -> dict[str, Any]:
     """The task's settings; what is not named stands at its default."""
     return {
         "seed": seed,
+        "sampling": {"max_new_tokens": task.NEW_TOKENS, "temperature": task.TEMPERATURE},
+        "lora": {"r": task.LORA_R, "alpha": task.LORA_ALPHA},
         "ppo": {
             "updates": task.UPDATES,
             "batch_size": task.BATCH,
             "minibatch_size": task.MINIBATCH,
             "micro_batch_size": task.MICRO_BATCH,
             "epochs": task.EPOCHS,
-            "max_new_tokens": task.NEW_TOKENS,
-            "temperature": task.TEMPERATURE,
             "learning_rate": learning_rate,
             "gamma": task.GAMMA,
             "lam": task.LAM,
             "clip_range": task.CLIP_RANGE,
             "value_coef": task.VALUE_COEF,
             "kl_coef": task.KL_COEF,
-            "whiten_scores": False,
+            "score_scale": "none",
             "missing_eos_penalty": 0.0,  # no reply can end
             "evaluate_every": task.EVALUATE_EVERY,
             "rewards": [{"function": "learning:score", "mean": 0.0, "std": 1.0}],
-            "lora": {"r": task.LORA_R, "alpha": task.LORA_ALPHA},
         },
     }
 
@@ -108,7 +107,9 @@ def measure(model: str, seed: int, learning_rate: float, overrides: list[str], d
             run_stage("ppo", read, run)
         stage = run.folder.path / "ppo"
         lengths = {row["length"] for row in read_metrics(stage / "metrics.jsonl")}
-        assert lengths == {read.ppo.max_new_tokens}, f"replies ended before their limit: mean lengths {lengths}"
+        assert lengths == {read.sampling.of("ppo").max_new_tokens}, (
+            f"replies ended before their limit: mean lengths {lengths}"
+        )
         rows = list(evaluations_of(read_metrics(stage / "evaluations.jsonl"), load_tokenizer(str(home / "model"))))
         times = [sum(row.values()) - row["update"] for row in read_metrics(stage / "times.jsonl")]
         settings = read.ppo.model_dump(mode="json")

@@ -112,7 +112,7 @@ def measure(recipe: Path, source: Path, folder: Path, updates: int, overrides: l
         f"ppo.updates={updates}",
         "ppo.batch_size=16",
         "ppo.minibatch_size=16",
-        "ppo.max_new_tokens=24",
+        "sampling.stages.ppo.max_new_tokens=24",
         f"ppo.rewards={rewards}",
         *overrides,
     ]

@@ -39,21 +39,19 @@ HELD_OUT = 2
 
 def recipe(updates: int, seed: int) -> dict[str, Any]:
     """The workload's settings; what is not named stands at its default."""
-    lora = {"r": task.LORA_R, "alpha": task.LORA_ALPHA}
     return {
         "seed": seed,
-        "reward": {"epochs": 1, "rankings_per_step": 4, "rankings_per_micro_batch": 4, "lora": lora},
+        "sampling": {"max_new_tokens": task.REPLY_TOKENS, "temperature": task.TEMPERATURE},
+        "lora": {"r": task.LORA_R, "alpha": task.LORA_ALPHA},
+        "reward": {"epochs": 1, "rankings_per_step": 4, "rankings_per_micro_batch": 4},
         "ppo": {
             "updates": updates,
             "batch_size": task.BATCH,
             "minibatch_size": task.MINIBATCH,
             "micro_batch_size": task.MICRO_BATCH,
             "epochs": task.EPOCHS,
-            "max_new_tokens": task.REPLY_TOKENS,
-            "temperature": task.TEMPERATURE,
             "learning_rate": task.LEARNING_RATE,
             "evaluate_every": updates,
-            "lora": lora,
         },
     }
 
@@ -98,7 +96,8 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         peak = stage("ppo", home / "recipe.yaml", overrides)
         done = run.folder.path / "ppo"
         lengths = {row["length"] for row in read_metrics(done / "metrics.jsonl")}
-        assert lengths == {read.ppo.max_new_tokens}, f"replies ended before their limit: mean lengths {lengths}"
+        longest = read.sampling.of("ppo").max_new_tokens
+        assert lengths == {longest}, f"replies ended before their limit: mean lengths {lengths}"
         for file in sorted((done / "rollouts").glob("*.safetensors")):
             prompt_lengths = load_file(file)["prompt_lengths_B"]
             assert bool((prompt_lengths == task.PROMPT_TOKENS).all()), f"{file.name}: prompts of {prompt_lengths}"
@@ -107,14 +106,14 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         saves = [row for row in read_metrics(run.folder.path / "saves.jsonl") if row["stage"] == "ppo"]
     updates_s, save_s = [sum(row.values()) for row in times], [row["seconds"] for row in saves]
     settings, machine, source = read.ppo, choose_machine(dtype), resolve(model)
-    tokens = settings.batch_size, task.PROMPT_TOKENS, settings.max_new_tokens, settings.epochs
-    gflop = arithmetic.gflop_of_an_update(source, settings.lora.r, *tokens)
-    rows = task.MICRO_BATCH * (task.PROMPT_TOKENS + settings.max_new_tokens)
+    tokens = settings.batch_size, task.PROMPT_TOKENS, longest, settings.epochs
+    gflop = arithmetic.gflop_of_an_update(source, read.lora.r, *tokens)
+    rows = task.MICRO_BATCH * (task.PROMPT_TOKENS + longest)
     peak_gflops = arithmetic.peak_gflops(source, rows, machine.dtype, machine.device)
     typical = {part: float(np.median([row[part] for row in times[1:] or times])) for part in gflop}
     return {
         "workload": "W-PPO",
-        "what": f"plaudit, {read.ppo.batch_size} replies of {read.ppo.max_new_tokens} tokens",
+        "what": f"plaudit, {read.ppo.batch_size} replies of {read.sampling.of('ppo').max_new_tokens} tokens",
         "overrides": overrides,
         "seconds_per_update": [round(sum(row.values()), 2) for row in times],
         "parts": [{part: round(seconds, 2) for part, seconds in row.items()} for row in times],

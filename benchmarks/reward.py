@@ -28,7 +28,6 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rows, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import choose_machine, peak_rss_mb
-from plaudit.models.config import LoraSettings
 from plaudit.models.kernels import attention
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Completion, Message, Preference, Prompt, Ranking
@@ -69,9 +68,6 @@ def settings(train: list[Ranking], micro: int, share: bool) -> reward.RewardConf
         rankings_per_step=step,
         rankings_per_micro_batch=micro if step % micro == 0 else 1,
         learning_rate=2e-4,
-        warmup_steps=4,
-        max_grad_norm=1.0,
-        lora=LoraSettings(r=16, alpha=32),
     )
 
 

@@ -27,7 +27,11 @@ COSTS = {"seconds": "seconds an update", "peak_rss_mb": "peak memory, MB"}
 def point(model: Path, batch: int, reply: int) -> dict[str, float]:
     """Median seconds of the second and third update, and the stage's peak. A process of its own: a child's peak is at
     least its parent's, so this one must stay small."""
-    overrides = [f"ppo.batch_size={batch}", f"ppo.minibatch_size={batch // 2}", f"ppo.max_new_tokens={reply}"]
+    overrides = [
+        f"ppo.batch_size={batch}",
+        f"ppo.minibatch_size={batch // 2}",
+        f"sampling.stages.ppo.max_new_tokens={reply}",
+    ]
     overrides.append(f"ppo.micro_batch_size={min(task.MICRO_BATCH, batch // 2)}")
     found = bench.run([sys.executable, "ppo.py", "--model", str(model), "--updates", "3", "--json", *overrides])
     return {"seconds": float(np.median(found["seconds_per_update"][1:])), "peak_rss_mb": found["peak_rss_mb"]}

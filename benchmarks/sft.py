@@ -21,6 +21,7 @@ from plaudit.data.examples import Step
 from plaudit.data.files import read_rows
 from plaudit.data.packing import Example
 from plaudit.dist.machine import choose_machine, peak_rss_mb
+from plaudit.models.kernels.attention import Layout
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message
 from plaudit.run.folder import RunFolder
@@ -53,7 +54,6 @@ def measure(
         epochs=1,
         batch_size=BATCH,
         micro_batch_size=micro,
-        packing=packing,
         learning_rate=2e-4,
         max_length=WIDTH,
         learn="all",
@@ -67,10 +67,12 @@ def measure(
     with tempfile.TemporaryDirectory() as home:
         folder = RunFolder.open(Path(home) / "run", f"name: benchmark\nseed: {seed}\n", resume=False)
         run = Run(folder, seed, choose_machine("bfloat16"), source, None, (), ())
+        if not packing:
+            sft.prepare_attention = lambda model: Layout("padded", "--no-packing")
         trainer, layout = sft.build(config, run, chat, held_out, [])
         trainer.shares = trainer.shares and sharing
         with Saver(run, "sft") as saver:
-            sft.train(trainer, steps, saver)
+            sft.optimise(trainer, steps, saver)
     tokens = sum(len(example.ids) for step in steps for example in step.examples)
     return {
         "workload": "W-SFT",

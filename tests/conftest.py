@@ -11,11 +11,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and rich would keep that width for good
 
+import copy
 import json
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,9 +47,10 @@ from plaudit.models.kernels import attention
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
+from plaudit.rollout.config import SamplingConfig
 from plaudit.run.folder import RunFolder
 from plaudit.stages.pipeline import run_pipeline
-from plaudit.stages.recipe import load_recipe
+from plaudit.stages.recipe import Recipe, load_recipe
 from plaudit.train.run import Run
 
 # A folder's own fixtures are plugins: with a second conftest.py, `from conftest import ...` would find that one.
@@ -272,36 +275,52 @@ def stir(model: Roles, seed: int) -> None:
         parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "name": "tiny",
     "seed": 0,
     "dtype": "float32",
     "data": {"prompts": "prompts.jsonl", "demonstrations": "demonstrations.jsonl"},
-    "sft": {"epochs": 6, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 2e-2, "lora": {"r": 4, "alpha": 8}},
-    "preferences": {"train_prompts": 24, "replies": 3, "max_new_tokens": 8},
-    "reward": {
-        "epochs": 2,
-        "rankings_per_step": 4,
-        "rankings_per_micro_batch": 2,
-        "learning_rate": 1e-2,
-        "normalise_on": 32,
-        "lora": {"r": 4, "alpha": 8},
-    },
+    "sampling": {"max_new_tokens": 8},
+    "lora": {"r": 4, "alpha": 8},
+    "optimiser": {"stages": {"ppo": {"warmup_steps": 0}}},
+    "sft": {"epochs": 6, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 2e-2},
+    "preferences": {"train_prompts": 24, "replies": 3},
+    "reward": {"epochs": 2, "rankings_per_step": 4, "rankings_per_micro_batch": 2, "learning_rate": 1e-2},
     "ppo": {
         "updates": 2,
         "batch_size": 4,
         "minibatch_size": 2,
         "micro_batch_size": 1,
-        "max_new_tokens": 8,
-        "warmup_steps": 0,
         "learning_rate": 1e-2,
         "critic_learning_rate": 1e-2,
         "evaluate_every": 1,
         "keep_by": "score",
-        "lora": {"r": 4, "alpha": 8},
     },
-    "evaluate": {"replies": 1, "max_new_tokens": 8},
+    "evaluate": {"replies": 1},
 }
+SHARED_KEYS = {
+    "sampling": ("temperature", "max_new_tokens"),
+    "optimiser": ("schedule", "warmup_steps", "max_grad_norm"),
+}
+
+
+def tiny_stage(stage: str, run: Run, **changes: Any) -> tuple[Any, Run]:
+    """The tiny recipe's settings of a stage and the run as it gets it, both with `changes`: keys of the stage and of
+    the sections that stages share; `lora` is the whole adapter, None full fine-tuning."""
+    values = copy.deepcopy(TINY)
+    values |= {"model": "unused", stage: values[stage] | changes}
+    for section, keys in SHARED_KEYS.items():
+        given = {key: values[stage].pop(key) for key in keys if key in changes}
+        values[section].setdefault("stages", {}).setdefault(stage, {}).update(given)
+    values["sampling"]["stages"].pop("reward", None)
+    values["optimiser"]["stages"].pop("evaluate", None)
+    if "lora" in changes:
+        values["lora"]["stages"] = {stage: values[stage].pop("lora")}
+    recipe = Recipe.model_validate(values)
+    if stage in ("sft", "ppo"):
+        run = replace(run, sampling=recipe.sampling.of(stage))
+    run = replace(run, lora=recipe.lora.of(stage), optimiser=recipe.optimiser.of(stage))
+    return getattr(recipe, stage), run
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -351,6 +370,8 @@ def tiny_run(tiny_model: Callable[..., Path]) -> Callable[..., Run]:
             None,
             tuple(read_prompts(write_lines(home / "prompts.jsonl", prompts))),
             read_demonstrations(write_lines(home / "demonstrations.jsonl", demonstrations)),
+            sampling=SamplingConfig(**TINY["sampling"]),
+            lora=LoraSettings(**TINY["lora"]),
         )
 
     return build

@@ -15,7 +15,7 @@ from plaudit.records import Message
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = ["ppo.updates=2", "ppo.batch_size=4", "ppo.minibatch_size=2", "ppo.micro_batch_size=2", "ppo.epochs=1"]
-SMALL += ["ppo.max_new_tokens=6", "ppo.evaluate_every=1"]
+SMALL += ["sampling.max_new_tokens=6", "ppo.evaluate_every=1"]
 
 
 @pytest.fixture(scope="module")

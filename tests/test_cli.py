@@ -87,8 +87,8 @@ def test_the_embedded_demo_on_a_tiny_model(
     monkeypatch.chdir(tmp_path)
     small = (
         f"model={tiny_model()}", "dtype=float32", "sft.epochs=1", "preferences.train_prompts=8",
-        "preferences.replies=2", "preferences.max_new_tokens=4", "ppo.updates=1", "ppo.batch_size=16",
-        "ppo.max_new_tokens=4", "evaluate.replies=1", "evaluate.max_new_tokens=4",
+        "preferences.replies=2", "sampling.max_new_tokens=4", "ppo.updates=1", "ppo.batch_size=16",
+        "evaluate.replies=1",
     )  # fmt: skip
     done = plaudit("demo", *small)
     assert (done.code, done.err) == (0, "")

@@ -12,11 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from conftest import TINY
+from conftest import tiny_stage
 from plaudit.models.load import load_tokenizer
 from plaudit.run.display import progress
 from plaudit.stages.reward import loop as reward
-from plaudit.stages.reward.config import RewardConfig
 from plaudit.train.run import Run
 from plaudit.view.card.reward_report import reward_report
 
@@ -120,7 +119,7 @@ def test_an_ensemble_names_its_suspects(trained: Path, tiny_run: Callable[..., R
     run = tiny_run(tmp_path, trained)
     shutil.copytree(trained / "preferences", run.folder.path / "preferences", dirs_exist_ok=True)
     with run.folder:
-        reward.run(RewardConfig(**{**TINY["reward"], "members": 2, "aggregate": "min"}), run)
+        reward.run(*tiny_stage("reward", run, members=2, aggregate="min"))
     path = run.folder.path
     own = json.loads((path / "reward/card.json").read_text(encoding="utf-8"))
     card = reward_report(
@@ -182,7 +181,7 @@ def test_a_reward_model_trained_on_a_planted_flaw_is_named_by_its_card(
     run = tiny_run(tmp_path, trained)
     write(run.folder.path / "preferences/rankings.jsonl", planted_rows(end))
     with run.folder:
-        summary = reward.run(RewardConfig(**{**TINY["reward"], "epochs": 6}), run)
+        summary = reward.run(*tiny_stage("reward", run, epochs=6))
     card = json.loads((run.folder.path / "reward/card.json").read_text(encoding="utf-8"))
     alarms = {alarm["kind"]: alarm for alarm in card["alarms"]}
     assert summary["accuracy"] > 0.7  # it has learnt the flaw

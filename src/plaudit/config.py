@@ -1,6 +1,6 @@
 """The strict base of every setting: frozen, no unknown key, no truth value for a number, no NaN."""
 
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -18,3 +18,12 @@ class StrictConfig(BaseModel):
         if isinstance(value, bool) and {int, float} & set(get_args(kinds) or (kinds,)):
             raise ValueError("a number is needed, not a truth value")
         return value
+
+
+Section = TypeVar("Section", bound=StrictConfig)
+
+
+def of_stage(section: Section, otherwise: StrictConfig | None) -> Section:
+    """A section that several stages read, as one of them reads it: with the keys that its own entry gives otherwise."""
+    keys = otherwise.model_dump(exclude_none=True) if otherwise else {}
+    return section.model_copy(update={**keys, "stages": {}})

@@ -346,9 +346,9 @@ def test_a_run_takes_pairs_and_other_formats(tmp_path: Path, write_recipe: Calla
     run = prepare(
         load_recipe(
             recipe,
-            ["data.demonstrations=chat.json", "data.format=messages", "preferences.rankings=pairs.jsonl",
-             "preferences.format=pairs", "preferences.train_prompts=320", "preferences.replies=4",
-             "preferences.max_new_tokens=32"],
+            ["data.demonstrations=chat.json", "preferences.rankings=pairs.jsonl",
+             "data.formats={chat.json: messages, pairs.jsonl: pairs}", "preferences.train_prompts=320",
+             "preferences.replies=4"],
         )
     )  # fmt: skip
     assert [d.completion for d in run.demonstrations] == [row["completion"] for row in rows]

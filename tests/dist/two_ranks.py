@@ -31,6 +31,9 @@ from plaudit.models.load import quiet_libraries
 from plaudit.run.folder import FollowedFolder, RunFolder
 from plaudit.run.stopping import STOP, Interrupted
 from plaudit.stages.ppo import loop as ppo
+from plaudit.models.config import LoraSettings
+from plaudit.rollout.config import SamplingConfig
+from plaudit.train.config import OptimiserConfig
 from plaudit.train.run import Run
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.looks import Keeper
@@ -38,8 +41,8 @@ from plaudit.stages.ppo.looks import Keeper
 SECONDS = 300
 """After which two ranks that hang are ended; they need about fifteen on two idle cores."""
 COMMON = {
-    "updates": 3, "batch_size": 9, "minibatch_size": 3, "micro_batch_size": 1, "epochs": 2, "max_new_tokens": 8,
-    "warmup_steps": 0, "learning_rate": 1e-2, "evaluate_every": 3, "lora": {"r": 4, "alpha": 8},
+    "updates": 3, "batch_size": 9, "minibatch_size": 3, "micro_batch_size": 1, "epochs": 2,
+    "learning_rate": 1e-2, "evaluate_every": 3,
 }  # fmt: skip
 # Nine replies for two ranks; three micro-batches a step, so that the shares are never equal. FUNCTION and MODEL stand
 # for paths that the test knows.
@@ -50,13 +53,13 @@ CASES: dict[str, dict[str, Any]] = {
         "ptx_rows": 5, "length_penalty": 0.05, "entropy_coef": 0.01, "critic_warmup": 1,
     },
     "own critic, running scale": {
-        "critic": "own", "critic_learning_rate": 1e-2, "whiten_scores": False, "running_scale": True, "kl_target": 2.0,
-        "kl_horizon": 9, "missing_eos": "none", "bootstrap": True, "micro_batch_size": None, "micro_batch_tokens": 90,
+        "critic": "own", "critic_learning_rate": 1e-2, "score_scale": "running", "kl_target": 2.0,
+        "kl_horizon": 9, "missing_eos": "bootstrap", "micro_batch_size": None, "micro_batch_tokens": 90,
         "target_kl": 0.02, "sigmoid_centred": True,
     },
     "RLOO, three rewards": {
-        "advantages": "rloo", "replies_per_prompt": 3, "kl_in": "loss", "kl_coef": 0.2,
-        "rewards": [{"trained": True}, {"function": "FUNCTION", "normalise_on": 5}, {"model": "MODEL", "weight": 0.5}],
+        "advantages": "rloo", "replies_per_prompt": 3, "kl_penalty": "loss", "kl_coef": 0.2,
+        "rewards": [{"trained": True}, {"function": "FUNCTION"}, {"model": "MODEL", "weight": 0.5}],
     },
 }  # fmt: skip
 # It looks at all texts of a call, and counts its calls: that it is asked once, for all, is part of the numbers.
@@ -101,7 +104,8 @@ def run_of(home: Path, case: str, ranks: Ranks) -> Run:
         folder = FollowedFolder(path)
     return Run(
         folder, 0, choose_machine("float32"), "unused", None, tuple(read_prompts(home / "prompts.jsonl")),
-        read_demonstrations(home / "demonstrations.jsonl"), ranks=ranks,
+        read_demonstrations(home / "demonstrations.jsonl"), ranks=ranks, sampling=SamplingConfig(max_new_tokens=8),
+        lora=LoraSettings(r=4, alpha=8), optimiser=OptimiserConfig(warmup_steps=0),
     )  # fmt: skip
 
 

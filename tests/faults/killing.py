@@ -29,7 +29,10 @@ from plaudit.cli import main as cli
 from plaudit.rewards import sources as scoring
 from plaudit.rewards.sources import Rewards
 from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.run.folder import RunFolder
 from plaudit.stages import pipeline, recipe
+from plaudit.stages.preferences import loop as preferences
+from plaudit.train import saving
 from plaudit.train.optimiser import MasterAdamW
 
 DISK = ("write", "fsync", "replace", "mkdir", "rmdir", "unlink")
@@ -90,6 +93,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_num_threads = lambda count: None
     assert all(module is not None for module in (pipeline, recipe, scoring))
+    # More batches to die in, and a last checkpoint to compare.
+    preferences.AT_ONCE, saving.KEEP = 32, 1
+    RunFolder.drop_checkpoints = lambda self, name: None
     home = Path(sys.argv[1])
     print(json.dumps({"ready": os.getpid()}), flush=True)
     for line in sys.stdin:

@@ -33,7 +33,7 @@ WHITEN = masked.whiten
 
 SETTINGS = {
     "updates": 4, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3,
-    "evaluate_every": 2, "kl_coef": 0.2, "max_new_tokens": 16,
+    "evaluate_every": 2, "kl_coef": 0.2,
 }  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def run_ppo(trained: Path) -> Callable[..., Path]:
     def run(home: Path, fault: Fault | None = None, **settings: Any) -> Path:
         folder = shutil.copytree(trained, home / "run", ignore=shutil.ignore_patterns(".lock"))
         overrides = [f"ppo.{name}={value}" for name, value in {**SETTINGS, **settings}.items()]
+        overrides.append("sampling.stages.ppo.max_new_tokens=16")
         recipe = load_recipe(trained.parent / "recipe.yaml", [f"folder={folder}", *overrides])
         with pytest.MonkeyPatch.context() as patch:
             if fault is not None:

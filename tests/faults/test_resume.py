@@ -27,15 +27,15 @@ SECONDS = (
 )  # fmt: skip
 PPO = {
     **TINY["ppo"], "updates": 4, "batch_size": 4, "minibatch_size": 2, "micro_batch_size": 1, "epochs": 2,
-    "evaluate_every": 2, "kl_target": 0.5, "kl_horizon": 8, "whiten_scores": False, "running_scale": True,
+    "evaluate_every": 2, "kl_target": 0.5, "kl_horizon": 8, "score_scale": "running",
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {**TINY["sft"], "epochs": 2},
     "reward": {**TINY["reward"], "epochs": 1, "members": 2, "rankings_per_step": 8},
-    "preferences": {**TINY["preferences"], "batch_rows": 32},
+    "preferences": TINY["preferences"],
     "ppo": PPO,
 }
-CHECKPOINTS = {"every_steps": 1, "keep": 1, "keep_finished": True}
+CHECKPOINTS = {"every_steps": 1}
 
 
 class Killer:

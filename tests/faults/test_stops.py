@@ -11,24 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import TINY
+from conftest import tiny_stage
 from plaudit.dist.memory import ran_out
 from plaudit.errors import RunStopped
 from plaudit.models.roles import Roles
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.reward import loop as reward
-from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.sft import loop as sft
-from plaudit.stages.sft.config import SFTConfig
 from plaudit.train.optimiser import MasterAdamW
 from plaudit.train.run import Run
 
-STAGES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "sft": (sft, SFTConfig, {**TINY["sft"], "epochs": 1, "samples": 0}),
-    "reward": (reward, RewardConfig, {**TINY["reward"], "epochs": 1}),
-    "ppo": (ppo, PPOConfig, {**TINY["ppo"], "minibatch_size": 2, "micro_batch_size": 2}),
+STAGES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "sft": (sft.train, {"epochs": 1, "samples": 0}),
+    "reward": (reward.run, {"epochs": 1}),
+    "ppo": (ppo.run, {"minibatch_size": 2, "micro_batch_size": 2}),
 }
 
 
@@ -37,9 +34,9 @@ def stage(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Callab
     """stage("sft", name="a", epochs=2) -> the folder of the stage, run by itself after those before it."""
 
     def call(which: str, name: str = "run", **changes: Any) -> Path:
-        module, config, settings = STAGES[which]
+        module, settings = STAGES[which]
         run = tiny_run(tmp_path / name, trained if which != "sft" else None)
-        module.run(config(**{**settings, **changes}), run)
+        module(*tiny_stage(which, run, **{**settings, **changes}))
         return run.folder.path / which
 
     return call
@@ -227,7 +224,7 @@ def test_in_bfloat16_the_first_ratio_is_still_one(
     """Memory runs out in the first step of an update: the old log-probabilities are computed anew in the smaller
     micro-batches, or the check of the first ratio would stop the run (it allows bf16 no rounding at all)."""
     run = tiny_run(tmp_path, trained, "bfloat16")
-    reward.run(RewardConfig(**TINY["reward"]), run)
+    reward.run(*tiny_stage("reward", run))
     failed = little_memory(monkeypatch, 1, "policy")
     real = ppo.accumulate
 
@@ -239,9 +236,7 @@ def test_in_bfloat16_the_first_ratio_is_still_one(
                 monkeypatch.undo()
 
     monkeypatch.setattr(ppo, "accumulate", once)
-    ppo.run(
-        PPOConfig(**{**TINY["ppo"], "updates": 1, "batch_size": 4, "minibatch_size": 4, "micro_batch_size": 4}), run
-    )
+    ppo.run(*tiny_stage("ppo", run, updates=1, batch_size=4, minibatch_size=4, micro_batch_size=4))
     assert len(failed) == 1
     assert len(read_metrics(run.folder.path / "ppo/memory.jsonl")) == 1
 

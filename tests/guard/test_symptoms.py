@@ -118,7 +118,7 @@ def test_the_sign_of_each_part_of_the_loss_by_hand() -> None:
     # The entropy of the log is that of the batch before the update: what it lost since is no wrong sign.
     assert symptoms(rows(loss=-0.005), ppo=settings) == []
     assert symptoms(rows(loss=0.048), ppo={**settings, "ptx_coef": 0.1}) == []
-    assert symptoms(rows(loss=0.048), ppo={**settings, "kl_in": "loss"}) == []
+    assert symptoms(rows(loss=0.048), ppo={**settings, "kl_penalty": "loss"}) == []
 
 
 def test_looks_tell_of_repetition_a_falling_score_and_a_budget_that_is_spent() -> None:

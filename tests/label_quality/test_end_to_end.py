@@ -11,14 +11,13 @@ import pytest
 from annotators import Browser, served
 from sqlalchemy import Engine
 
-from conftest import TINY
+from conftest import tiny_stage
 from plaudit.data.files import read_rankings
 from plaudit.label.db.database import writing
 from plaudit.label.db.people import make_invite
 from plaudit.label.queue.items import Draft, add_items
 from plaudit.records import Completion, Message
 from plaudit.stages.reward import loop as reward
-from plaudit.stages.reward.config import RewardConfig
 from plaudit.train.run import Run
 
 THINGS = ("a walk", "a cake", "a song", "the rain", "my shed", "the moon", "a train", "tea")
@@ -99,7 +98,7 @@ def test_three_annotators_over_http_train_a_reward_model_that_beats_chance(
     run = tiny_run(tmp_path / "run", trained)
     shutil.rmtree(run.folder.path / "reward")
     shutil.copyfile(tmp_path / "rankings.jsonl", run.folder.path / "preferences" / "rankings.jsonl")
-    summary = reward.run(RewardConfig(**{**TINY["reward"], "epochs": 1}), run)
+    summary = reward.run(*tiny_stage("reward", run, epochs=1))
     assert summary["accuracy_ci"][0] > max(0.55, summary["length_baseline_accuracy"])
     assert summary["rankings_train"] >= 230
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from conftest import CPU, TINY
+from conftest import CPU, tiny_stage
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings
 from plaudit.errors import UserError
@@ -30,7 +30,6 @@ from plaudit.rewards.saved import (
     template_hash,
 )
 from plaudit.stages.reward import loop as reward
-from plaudit.stages.reward.config import RewardConfig
 from plaudit.train.run import Run
 
 
@@ -80,7 +79,7 @@ def test_save_load_merge_export_load(trained: Path) -> None:
 def test_save_load_merge_export_load_in_bfloat16(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> None:
     """bf16: loading gives the very scores; the merge rounds once more, and what that costs is in the summary."""
     run = tiny_run(tmp_path, trained, "bfloat16")
-    summary = reward.run(RewardConfig(**TINY["reward"]), run)
+    summary = reward.run(*tiny_stage("reward", run))
     folder = run.folder.path / "reward"
     adapters, chat = loaded(folder, torch.bfloat16)
     tokens = texts(trained, chat)

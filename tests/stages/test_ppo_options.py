@@ -6,7 +6,7 @@ One parametrised test over all fields of `PPOConfig`: a field that is not listed
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from conftest import TINY
+from conftest import tiny_stage
 from plaudit.errors import UserError
 from plaudit.guard.watch import WatchConfig
 from plaudit.run.metrics import Clock, read_metrics
@@ -26,9 +26,7 @@ from plaudit.stages.ppo.trainer import layout
 from plaudit.train.run import Run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-BASE = {name: value for name, value in TINY["ppo"].items() if name not in ("critic_learning_rate", "keep_by")} | {
-    "updates": 3
-}
+BASE = {"updates": 3, "critic_learning_rate": PPOConfig().critic_learning_rate, "keep_by": None}
 # A score that rises with every call, and one that falls.
 RUNS_AWAY = """
 rising = falling = 0
@@ -62,7 +60,7 @@ def own_reward(**more: Any) -> dict[str, Any]:
 GAMED = {
     "rewards": [{"function": "FILE:paid", "mean": 0.0, "std": 1.0}, own_reward(watch=True)],
     "updates": 5,
-    "whiten_scores": False,
+    "score_scale": "none",
     "kl_budget": 1000.0,
 }
 CASES: dict[str, Case] = {
@@ -73,18 +71,11 @@ CASES: dict[str, Case] = {
     "micro_batch_size": Case({"micro_batch_size": 2}, seen_in="layout"),
     "micro_batch_tokens": Case({"micro_batch_tokens": 120, "micro_batch_size": 8}, seen_in="layout"),
     "epochs": Case({"epochs": 1}),
-    "max_new_tokens": Case({"max_new_tokens": 5}),
-    "temperature": Case({"temperature": 0.8}),
     "learning_rate": Case({"learning_rate": 5e-3}),
     "critic_learning_rate": Case({"critic_learning_rate": 5e-3}),
-    "schedule": Case({"schedule": "linear"}),
-    "warmup_steps": Case({"warmup_steps": 3}),
-    "max_grad_norm": Case({"max_grad_norm": 0.01}),
     "advantages": Case({"advantages": "reinforce_pp"}),
-    "grpo_std": Case({"grpo_std": False}, {"advantages": "grpo", "replies_per_prompt": 2}),
     "gamma": Case({"gamma": 0.9}),
     "lam": Case({"lam": 0.5}),
-    "bootstrap": Case({"bootstrap": True}, {"missing_eos": "none"}),
     "whiten_advantages": Case({"whiten_advantages": False}),
     "clip_range": Case({"clip_range": 0.01}),
     "clip_range_high": Case({"clip_range_high": 0.01}),
@@ -93,19 +84,15 @@ CASES: dict[str, Case] = {
     "value_coef": Case({"value_coef": 0.5}),
     "value_clip": Case({"value_clip": 1e-4}),
     "critic": Case({"critic": "own"}),
-    "value_gradient": Case({"value_gradient": False}),
     "critic_warmup": Case({"critic_warmup": 1}),
     "entropy_coef": Case({"entropy_coef": 0.1}),
     "kl_coef": Case({"kl_coef": 0.5}),
-    "kl_in": Case({"kl_in": "loss"}),
-    "kl_estimator": Case({"kl_estimator": "k3"}),
+    "kl_penalty": Case({"kl_penalty": "k3"}),
     "kl_target": Case({"kl_target": 0.5, "kl_horizon": 10}),
     "kl_horizon": Case({"kl_horizon": 10}, {"kl_target": 0.5}),
     "ptx_coef": Case({"ptx_coef": 1.0}),
     "ptx_rows": Case({"ptx_rows": 2}, {"ptx_coef": 1.0}),
-    "ptx_max_length": Case({"ptx_max_length": 20}, {"ptx_coef": 1.0}),
-    "whiten_scores": Case({"whiten_scores": False}),
-    "running_scale": Case({"running_scale": True}, {"whiten_scores": False}),
+    "score_scale": Case({"score_scale": "running"}),
     "sigmoid_centred": Case({"sigmoid_centred": True}),
     "score_clip": Case({"score_clip": 0.2}),
     "missing_eos": Case({"missing_eos": "replace"}),
@@ -119,8 +106,24 @@ CASES: dict[str, Case] = {
     "watch": Case({"watch": {"enabled": False}}, GAMED, seen_in="run"),
     "rewards": Case({"rewards": [own_reward(), {"trained": True}]}),
     "torch_compile": Case({"torch_compile": True}, seen_in="compiled"),
-    "lora": Case({"lora": {"r": 2, "alpha": 8}}),
 }
+MORE: list[Case] = [
+    # Values of an option that another one's formula hangs on.
+    Case({"advantages": "dr_grpo"}, {"advantages": "grpo", "replies_per_prompt": 2}),
+    Case({"missing_eos": "bootstrap"}, {"missing_eos": "none"}),
+    Case({"critic": "head"}),
+    Case({"score_scale": "none"}),
+    Case({"score_scale": "running"}, {"score_scale": "none"}),
+    Case({"kl_penalty": "loss"}),
+    # What PPO reads of the sections that stages share.
+    Case({"max_new_tokens": 5}),
+    Case({"temperature": 0.8}),
+    Case({"schedule": "linear"}),
+    Case({"warmup_steps": 3}),
+    Case({"max_grad_norm": 0.01}),
+    Case({"lora": {"r": 2, "alpha": 8}}),
+    Case({"max_length": 20}, {"ptx_coef": 1.0}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +134,9 @@ def start(tiny_run: Callable[..., Run], trained: Path, tmp_path_factory: pytest.
         home = tmp_path_factory.mktemp("option")
         (home / "scores.py").write_text(RUNS_AWAY)
         told = json.loads(json.dumps({**BASE, **changes}).replace("FILE", str(home / "scores.py")))
-        return PPOConfig(**told), tiny_run(home, trained)
+        longest = told.pop("max_length", 512)
+        config, run = tiny_stage("ppo", tiny_run(home, trained), **told)
+        return config, replace(run, max_length=longest)
 
     return call
 
@@ -191,6 +196,16 @@ def test_row_28_an_option_changes_something(name: str, training: Any, whole: Any
     """No dead knob. The training of an option: what is logged, or the policy after three updates."""
     case = CASES[name]  # a new option of PPO must be put on the list
     assert name in case.change
+    check(case, training, whole)
+
+
+@pytest.mark.row(28)
+@pytest.mark.parametrize("case", MORE, ids=lambda case: ", ".join(f"{k}={v}" for k, v in case.change.items()))
+def test_row_28_a_value_changes_something(case: Case, training: Any, whole: Any) -> None:
+    check(case, training, whole)
+
+
+def check(case: Case, training: Any, whole: Any) -> None:
     if case.seen_in == "run":
         plain, changed = whole(case.base), whole({**case.base, **case.change})
         assert plain != changed
@@ -225,29 +240,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**CRITIC_FREE, "lam": 0.5}, "lam=0.5 would do nothing beside advantages=rloo: it has no critic"),
     ({**CRITIC_FREE, "value_coef": 0.5}, "value_coef=0.5 would do nothing beside advantages=rloo"),
     ({**CRITIC_FREE, "critic": "own"}, "critic=own would do nothing beside advantages=rloo"),
-    ({**CRITIC_FREE, "value_gradient": False}, "value_gradient=False would do nothing beside advantages=rloo"),
     ({**CRITIC_FREE, "value_clip": 0.2}, "value_clip=0.2 would do nothing beside advantages=rloo"),
     ({**CRITIC_FREE, "critic_warmup": 1}, "critic_warmup=1 would do nothing beside advantages=rloo"),
     ({**CRITIC_FREE, "critic_learning_rate": 1.0}, "critic_learning_rate=1.0 would do nothing beside advantages=rloo"),
-    ({**CRITIC_FREE, "bootstrap": True, "missing_eos": "none"}, "bootstrap=True would do nothing"),
+    ({**CRITIC_FREE, "missing_eos": "bootstrap"}, "missing_eos=bootstrap needs a critic, and advantages=rloo has none"),
     ({**CRITIC_FREE, "gamma": 0.9}, "gamma=0.9 would do nothing beside advantages=rloo: it takes a reply's whole"),
     ({"advantages": "grpo"}, "replies_per_prompt=1 must be at least 2"),
-    ({"grpo_std": False}, "grpo_std=False would do nothing beside advantages=gae"),
     ({"advantages": "reinforce_pp", "whiten_advantages": False}, "whiten_advantages=False would do nothing"),
-    ({"bootstrap": True}, "missing_eos=subtract that it failed: set missing_eos=none"),
     ({"value_coef": 0.0, "value_clip": 0.2}, "value_clip=0.2 would do nothing beside value_coef=0.0"),
-    ({"critic": "own", "value_gradient": False}, "value_gradient=False would do nothing beside critic=own"),
     ({"critic_warmup": 20}, "critic_warmup=20 leaves the policy none of updates=20"),
     ({"target_kl": 0.1, "epochs": 1, "minibatch_size": 32}, "target_kl=0.1 would do nothing: with epochs=1"),
-    ({"kl_coef": 0.0, "kl_in": "loss"}, "kl_in=loss would do nothing beside kl_coef=0.0"),
-    ({"kl_coef": 0.0, "kl_estimator": "k3"}, "kl_estimator=k3 would do nothing beside kl_coef=0.0"),
+    ({"kl_coef": 0.0, "kl_penalty": "k3"}, "kl_penalty=k3 would do nothing beside kl_coef=0.0"),
     ({"kl_coef": 0.0, "kl_target": 6.0}, "kl_target=6.0 would do nothing beside kl_coef=0.0"),
-    ({"kl_in": "loss", "kl_estimator": "k3"}, "kl_estimator=k3 would do nothing beside kl_in=loss"),
     ({"kl_horizon": 5}, "kl_horizon=5 would do nothing beside kl_target=None"),
     ({"kl_target": 6.0, "kl_horizon": 5}, "kl_horizon=5 is less than batch_size=32"),
     ({"ptx_rows": 4}, "ptx_rows=4 would do nothing beside ptx_coef=0.0"),
-    ({"ptx_max_length": 99}, "ptx_max_length=99 would do nothing beside ptx_coef=0.0"),
-    ({"running_scale": True}, "running_scale=true and whiten_scores=true exclude each other"),
     ({"missing_eos": "none", "missing_eos_penalty": 2.0}, "missing_eos_penalty=2.0 would do nothing beside"),
     ({"length_free": 5}, "length_free=5 would do nothing beside length_penalty=0.0"),
     (
@@ -281,7 +288,7 @@ def test_every_option_has_its_effect_on_the_options_page() -> None:
     """All keys but the adapter's, which recipe.md has."""
     page = (DOCS / "ppo-options.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`ppo\.([a-z_]+)(?:\.[a-z_]+)?`", page))
-    told_in_ppo_md = {"updates", "max_new_tokens", "temperature", "torch_compile", "lora"}
+    told_in_ppo_md = {"updates", "torch_compile"}
     assert named | told_in_ppo_md == set(PPOConfig.model_fields)
     assert set(re.findall(r"`ppo\.watch\.([a-z_]+)`", page)) == set(WatchConfig.model_fields)
 
@@ -289,7 +296,7 @@ def test_every_option_has_its_effect_on_the_options_page() -> None:
 def test_the_default_is_accepted_with_every_estimator() -> None:
     for name in ("gae", "reinforce_pp"):
         PPOConfig(advantages=name)
-    for name in ("rloo", "grpo"):
+    for name in ("rloo", "grpo", "dr_grpo"):
         PPOConfig(advantages=name, replies_per_prompt=4)
 
 

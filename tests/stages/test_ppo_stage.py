@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from conftest import TINY, write_lines
+from conftest import TINY, tiny_stage, write_lines
 from plaudit.data.files import read_prompts
+from plaudit.models.config import LoraSettings
 from plaudit.models.heads import load_head
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
@@ -33,6 +34,7 @@ from plaudit.train.run import Run
 
 Load = Callable[[Path], PreTrainedModel]
 OWN = {"critic": "own"}
+LORA = LoraSettings(**TINY["lora"])
 SHARE_OF_E = """
 def share(items):
     return {i["id"]: 3 * i["completion"].count("e") / max(1, len(i["completion"])) for i in items}
@@ -42,12 +44,11 @@ def nothing(items):
 """
 
 
-def config_of(**changes: Any) -> PPOConfig:
+def settings(run: Run, **changes: Any) -> tuple[PPOConfig, Run]:
     """The tiny recipe; an estimator without a critic takes no rate for one."""
-    told = {**TINY["ppo"], **changes}
-    if told.get("advantages", "gae") != "gae":
-        told.pop("critic_learning_rate", None)
-    return PPOConfig(**told)
+    if changes.get("advantages", "gae") != "gae":
+        changes = {"critic_learning_rate": PPOConfig().critic_learning_rate, **changes}
+    return tiny_stage("ppo", run, **changes)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 
     def call(name: str = "run", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained)
-        ppo.run(config_of(**changes), run)
+        ppo.run(*settings(run, **changes))
         return run.folder.path / "ppo"
 
     return call
@@ -66,7 +67,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 def build(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Callable[..., Trainer]:
     """build(gamma=0.9) -> a trainer before its first update."""
     made = iter(range(99))
-    return lambda **changes: ppo._build(config_of(**changes), tiny_run(tmp_path / f"build-{next(made)}", trained))
+    return lambda **changes: ppo._build(*settings(tiny_run(tmp_path / f"build-{next(made)}", trained), **changes))
 
 
 def step(trainer: Trainer, update: int = 0) -> tuple[Any, dict[str, float]]:
@@ -100,7 +101,7 @@ def first_batch(folder: Path, update: int = 1) -> dict[str, Tensor]:
 def test_row_03_the_missing_eos_rule_of_the_recipe(rule: str, run_ppo: Callable[..., Path], trained: Path) -> None:
     contract = json.loads((trained / "reward/reward.json").read_text())
     penalty = {} if rule == "none" else {"missing_eos_penalty": 2.5}
-    saved = first_batch(run_ppo(missing_eos=rule, whiten_scores=False, score_clip=50.0, updates=1, **penalty))
+    saved = first_batch(run_ppo(missing_eos=rule, score_scale="none", score_clip=50.0, updates=1, **penalty))
     assert len(set(saved["finished_B"].tolist())) == 2, "needs a cut and a whole reply"
     for row, columns in spans(saved):
         score = (saved["raw_scores_BM"][row, 0].item() - contract["mean"][0]) / contract["std"][0]
@@ -114,8 +115,8 @@ def test_row_03_the_missing_eos_rule_of_the_recipe(rule: str, run_ppo: Callable[
 
 
 def test_the_length_penalty_is_a_term_of_its_own(run_ppo: Callable[..., Path]) -> None:
-    plain = run_ppo("plain", updates=1, whiten_scores=False, score_clip=50.0)
-    fined = run_ppo("fined", updates=1, whiten_scores=False, score_clip=50.0, length_penalty=0.1, length_free=5)
+    plain = run_ppo("plain", updates=1, score_scale="none", score_clip=50.0)
+    fined = run_ppo("fined", updates=1, score_scale="none", score_clip=50.0, length_penalty=0.1, length_free=5)
     one, other = first_batch(plain), first_batch(fined)
     lengths = (one["lengths_B"] - one["prompt_lengths_B"]).tolist()
     costs = [0.1 * max(0, length - 5) for length in lengths]
@@ -132,8 +133,8 @@ def test_the_length_penalty_is_a_term_of_its_own(run_ppo: Callable[..., Path]) -
 @pytest.mark.row(11)
 def test_row_11_the_running_scale_by_hand_and_the_logged_coefficient(run_ppo: Callable[..., Path]) -> None:
     """The std is that of every score so far, and β·std is what the log says is applied."""
-    folder = run_ppo(whiten_scores=False, running_scale=True, updates=3, missing_eos="none", kl_coef=0.1)
-    plain = run_ppo("plain", whiten_scores=False, updates=1, missing_eos="none", kl_coef=0.1)
+    folder = run_ppo(score_scale="running", updates=3, missing_eos="none", kl_coef=0.1)
+    plain = run_ppo("plain", score_scale="none", updates=1, missing_eos="none", kl_coef=0.1)
     rows, seen = read_metrics(folder / "metrics.jsonl"), np.zeros(0)
     for update, row in enumerate(rows, start=1):
         saved = first_batch(folder, update)
@@ -156,7 +157,7 @@ def test_scores_centred_on_the_reference_reply_by_hand(
     run_ppo: Callable[..., Path], build: Callable[..., Trainer], trained: Path
 ) -> None:
     """σ(r − r_ref), both normalised; one reference reply a prompt, of the SFT model, however often it is asked."""
-    folder = run_ppo(sigmoid_centred=True, whiten_scores=False, missing_eos="none", updates=2, replies_per_prompt=2)
+    folder = run_ppo(sigmoid_centred=True, score_scale="none", missing_eos="none", updates=2, replies_per_prompt=2)
     contract = json.loads((trained / "reward/reward.json").read_text())
     references = [json.loads(line) for line in (folder / "references.jsonl").read_text().splitlines()]
     assert len(references) == 2 * 2 + 6  # two updates of two prompts, and the validation prompts
@@ -208,7 +209,7 @@ def test_row_07_at_any_temperature_the_first_step_is_at_ratio_one(run_ppo: Calla
 
 @pytest.mark.row(17)
 @pytest.mark.parametrize(
-    "changes", [{}, {**OWN, "bootstrap": True, "missing_eos": "none"}, {"advantages": "rloo", "replies_per_prompt": 2}]
+    "changes", [{}, {**OWN, "missing_eos": "bootstrap"}, {"advantages": "rloo", "replies_per_prompt": 2}]
 )
 def test_row_17_every_logged_metric_is_invariant_to_padding(
     changes: dict[str, Any], run_ppo: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
@@ -298,7 +299,7 @@ def test_rows_13_and_30_a_critic_of_its_own_starts_as_the_reward_model_and_boots
 ) -> None:
     """V(s_T) is the reward model's normalised score of the reply; a cut reply's last token is worth it, discounted."""
     contract = json.loads((trained / "reward/reward.json").read_text())
-    folder = run_ppo(**OWN, bootstrap=True, missing_eos="none", gamma=0.9, lam=0.5, updates=1)
+    folder = run_ppo(**OWN, missing_eos="bootstrap", gamma=0.9, lam=0.5, updates=1)
     saved = first_batch(folder)
     scores = [(raw - contract["mean"][0]) / contract["std"][0] for raw in saved["raw_scores_BM"][:, 0].tolist()]
     assert saved["last_values_B"].tolist() == pytest.approx(scores, abs=1e-4)
@@ -326,7 +327,7 @@ def test_row_13_a_longer_limit_after_eos_changes_nothing(build: Callable[..., Tr
     """The replies that ended by themselves are the same under a limit of 8 and of 16."""
     found = []
     for limit in (8, 16):
-        trainer = build(max_new_tokens=limit, whiten_scores=False, whiten_advantages=False, batch_size=8)
+        trainer = build(max_new_tokens=limit, score_scale="none", whiten_advantages=False, batch_size=8)
         batch, _ = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 0), 0, Clock())
         found.append(batch)
     short, long = found
@@ -352,7 +353,7 @@ def tensors_of(trainer: Trainer, part: str) -> bytes:
 
 @pytest.mark.row(19, 20)
 def test_rows_19_and_20_everything_on_and_only_policy_and_critic_move(build: Callable[..., Trainer]) -> None:
-    trainer = build(**OWN, kl_in="loss", ptx_coef=0.5, entropy_coef=0.01, batch_size=8)
+    trainer = build(**OWN, kl_penalty="loss", ptx_coef=0.5, entropy_coef=0.01, batch_size=8)
     before = {part: tensors_of(trainer, part) for part in ("base", "reward")}
     adapters = {name: parameter.detach().clone() for name, parameter in trainer.roles.trainable().items()}
     moving = {parameter.untyped_storage().data_ptr() for parameter in trainer.roles.trainable().values()}
@@ -370,7 +371,7 @@ def test_rows_19_and_20_everything_on_and_only_policy_and_critic_move(build: Cal
 @pytest.mark.row(20)
 @pytest.mark.parametrize(
     ("changes", "reached"),
-    [({"value_gradient": False}, {"value_head"}), ({}, {"value_head", "policy"}), (OWN, {"value_head", "critic"})],
+    [({"critic": "head"}, {"value_head"}), ({}, {"value_head", "policy"}), (OWN, {"value_head", "critic"})],
 )
 def test_row_20_the_value_loss_reaches_what_the_recipe_says(
     changes: dict[str, Any], reached: set[str], build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
@@ -399,12 +400,12 @@ def test_a_critic_of_its_own_is_saved_and_restored(run_ppo: Callable[..., Path],
     tokens = Tokens(saved["tokens_BT"], saved["prompt_lengths_B"], saved["lengths_B"])
     need = frozenset({"values"})
     roles = Roles(
-        load(trained / "sft/model"), trained="policy", lora=config_of().lora, critic=folder / "critic",
+        load(trained / "sft/model"), trained="policy", lora=LORA, critic=folder / "critic",
         reward=[trained / "reward/adapter"],
     )  # fmt: skip
     load_head(roles.value_head, folder / "value_head")
     start = Roles(
-        load(trained / "sft/model"), trained="policy", lora=config_of().lora, critic=trained / "reward/adapter",
+        load(trained / "sft/model"), trained="policy", lora=LORA, critic=trained / "reward/adapter",
         reward=[trained / "reward/adapter"],
     )  # fmt: skip
     load_head(start.score_heads[0], trained / "reward")
@@ -442,7 +443,7 @@ def test_without_a_reward_models_adapter_the_critic_starts_fresh_and_learns(
         assert any(p.any() for name, p in trainer.roles.trainable().items() if "lora_B.critic" in name)
 
 
-@pytest.mark.parametrize("changes", [{}, {"value_gradient": False}, OWN])
+@pytest.mark.parametrize("changes", [{}, {"critic": "head"}, OWN])
 def test_while_the_critic_warms_up_the_policy_stands_still(
     changes: dict[str, Any], build: Callable[..., Trainer]
 ) -> None:
@@ -483,7 +484,7 @@ def test_the_kl_as_a_loss_is_the_one_of_the_formula(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """½(log π − log π_ref)² weighted by the ratio, per token of the step; the reward is left without a KL."""
-    trainer = build(kl_in="loss", kl_coef=0.7, epochs=1, minibatch_size=4, micro_batch_size=4)
+    trainer = build(kl_penalty="loss", kl_coef=0.7, epochs=1, minibatch_size=4, micro_batch_size=4)
     step(trainer)
     batch, about = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 1), 1, Clock())
     assert about["kl_penalty"] == 0 and about["kl"] != 0
@@ -588,7 +589,7 @@ def test_prompts_of_several_turns_are_conversations(
     ]  # fmt: skip
     prompts = tuple(read_prompts(write_lines(tmp_path / "talk.jsonl", rows)))
     object.__setattr__(run, "prompts", prompts)
-    ppo.run(config_of(updates=1), run)
+    ppo.run(*settings(run, updates=1))
     saved, chat = first_batch(run.folder.path / "ppo"), run.chat(run.sft_model)
     used = {tuple(saved["tokens_BT"][i, : saved["prompt_lengths_B"][i]].tolist()) for i in range(4)}
     assert used <= {tuple(chat.prompt_ids(prompt.messages)) for prompt in prompts}
@@ -609,7 +610,7 @@ def test_a_look_by_hand(
         def utility(self, prompt: Any, text: str) -> float:
             return len(text) / 10
 
-    ppo.run(config_of(rewards=told, evaluate_replies=2, missing_eos="none"), run, Taste())  # type: ignore[arg-type]
+    ppo.run(*settings(run, rewards=told, evaluate_replies=2, missing_eos="none"), Taste())  # type: ignore[arg-type]
     folder = run.folder.path / "ppo"
     assert first_batch(folder)["raw_scores_BM"].shape == (4, 1), "a watched source is not asked while training"
     assert all("score_function" not in row for row in read_metrics(folder / "metrics.jsonl"))
@@ -701,7 +702,7 @@ def test_the_watch_stops_a_reward_that_is_gamed_and_an_earlier_policy_is_kept(
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "gae": {},
-    "gae, head alone": {"value_gradient": False},
+    "gae, head alone": {"critic": "head"},
     "gae, own critic": OWN,
     "rloo": {"advantages": "rloo", "replies_per_prompt": 4},
     "grpo": {"advantages": "grpo", "replies_per_prompt": 4},
@@ -720,7 +721,7 @@ def test_proof_b_no_reward_no_movement(
     changes: dict[str, Any], run_ppo: Callable[..., Path], functions: Callable[[str], dict[str, Any]]
 ) -> None:
     """r ≡ 0 through a function, whitening of scores off: what moves is the noise of a critic that starts elsewhere."""
-    told = {"whiten_scores": False, "missing_eos": "none", "batch_size": 8, "minibatch_size": 8, "kl_coef": 0.5}
+    told = {"score_scale": "none", "missing_eos": "none", "batch_size": 8, "minibatch_size": 8, "kl_coef": 0.5}
     told |= {"whiten_advantages": False} if changes.get("advantages") != "reinforce_pp" else {}
     # A critic that starts as the reward model must first learn that nothing is paid.
     told |= {"critic_warmup": 8, "critic_learning_rate": 3e-2, "learning_rate": 2e-3} if changes == OWN else {}

@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from plaudit.errors import UserError
-from plaudit.stages.recipe import Recipe, load_recipe
+from plaudit.stages.recipe import MOVED, Recipe, load_recipe
 
 PLAIN = """\
 name: mine
@@ -109,7 +110,9 @@ def test_the_demo_is_shipped() -> None:
     [
         ("sed: 3\n", 6, "sed", "seed"),
         ("ppo:\n  updates: 3\n  clip_rang: 0.1\n", 8, "ppo.clip_rang", "ppo.clip_range"),
-        ("ppo:\n  lora:\n    alfa: 3\n", 8, "ppo.lora.alfa", "ppo.lora.alpha"),
+        ("lora:\n  alfa: 3\n", 7, "lora.alfa", "lora.alpha"),
+        ("lora:\n  stages:\n    ppo: {alfa: 3}\n", 8, "lora.stages.ppo.alfa", "lora.stages.ppo.alpha"),
+        ("sft:\n  mixture:\n    - {kid: a}\n", 7, "sft.mixture.0.kid", "sft.mixture.0.kind"),
         ("rewards: {}\n", 6, "rewards", "reward"),
         ("reward: {learningrate: 1}\n", 6, "reward.learningrate", "reward.learning_rate"),
     ],
@@ -122,8 +125,8 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_name(
 
 
 def test_an_unknown_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
-    path = put(tmp_path, "ppo: {lora: {zzz: 1}}\n")
-    assert refusal(path) == f"{path}:6: unknown key 'ppo.lora.zzz'; known here: alpha, r, target_modules"
+    path = put(tmp_path, "lora: {zzz: 1}\n")
+    assert refusal(path) == f"{path}:6: unknown key 'lora.zzz'; known here: alpha, r, stages, target_modules"
 
 
 def test_an_unknown_key_in_data_is_named(tmp_path: Path) -> None:
@@ -149,14 +152,17 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ("dtype: float16\n", 6, "dtype", "'float16'"),
         ("ppo:\n  updates: 0\n", 7, "ppo.updates", "0"),
         ("ppo:\n\n  gamma: 1.5\n", 8, "ppo.gamma", "1.5"),
-        ("ppo: {value_gradient: perhaps}\n", 6, "ppo.value_gradient", "'perhaps'"),
+        ("ppo: {torch_compile: perhaps}\n", 6, "ppo.torch_compile", "'perhaps'"),
         ("ppo: {learning_rate: [1]}\n", 6, "ppo.learning_rate", "[1]"),
         ("ppo: {learning_rate: .nan}\n", 6, "ppo.learning_rate", "nan"),
-        ("ppo:\n  lora:\n    r: sixteen\n", 8, "ppo.lora.r", "'sixteen'"),
-        ("ppo:\n  lora:\n    target_modules: 3\n", 8, "ppo.lora.target_modules", "3"),
+        ("lora:\n  stages:\n    sft:\n      r: sixteen\n", 9, "lora.stages.sft.r", "'sixteen'"),
+        ("lora:\n  stages:\n    sfd: {r: 3}\n", 7, "lora.stages", "'sfd'"),
+        ("lora:\n  stages:\n    sft: 3\n", 8, "lora.stages.sft", "3"),
+        ("lora:\n  target_modules: 3\n", 7, "lora.target_modules", "3"),
         ("ppo: 3\n", 6, "ppo", "3"),
         ("preferences: {replies: 1}\n", 6, "preferences.replies", "1"),
-        ("evaluate: {temperature: 0}\n", 6, "evaluate.temperature", "0"),
+        ("sampling: {temperature: 0}\n", 6, "sampling.temperature", "0"),
+        ("sampling: {stages: {ppo: {temperature: 0}}}\n", 6, "sampling.stages.ppo.temperature", "0"),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_line_and_key(
@@ -279,9 +285,9 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, more: str, line: int, name
 
 def test_an_override_wins_and_leaves_its_neighbours(tmp_path: Path) -> None:
     path = put(tmp_path, "seed: 3\nppo: {updates: 3, epochs: 4}\n")
-    recipe = load_recipe(path, ["ppo.updates=9", "seed=5", "sft.lora.r=2", "ppo.value_gradient=true"])
-    assert (recipe.ppo.updates, recipe.ppo.epochs, recipe.seed, recipe.sft.lora.r) == (9, 4, 5, 2)
-    assert recipe.ppo.value_gradient is True
+    recipe = load_recipe(path, ["ppo.updates=9", "seed=5", "lora.r=2", "ppo.torch_compile=true"])
+    assert (recipe.ppo.updates, recipe.ppo.epochs, recipe.seed, recipe.lora.r) == (9, 4, 5, 2)
+    assert recipe.ppo.torch_compile is True
     assert "updates: 3" in path.read_text()
 
 
@@ -292,11 +298,11 @@ def test_the_last_of_two_overrides_wins(tmp_path: Path) -> None:
 def test_an_override_may_hold_an_equals_sign_null_a_list_or_a_section(tmp_path: Path) -> None:
     recipe = load_recipe(
         put(tmp_path),
-        ["data.system=1+1=2 is right", "folder=null", "ppo.lora.target_modules=[q_proj, v_proj]", "sft={epochs: 7}"],
+        ["data.system=1+1=2 is right", "folder=null", "lora.target_modules=[q_proj, v_proj]", "sft={epochs: 7}"],
     )
     assert recipe.data.system == "1+1=2 is right"
     assert recipe.folder is None
-    assert recipe.ppo.lora.target_modules == ["q_proj", "v_proj"]
+    assert recipe.lora.target_modules == ["q_proj", "v_proj"]
     assert recipe.sft.epochs == 7
 
 
@@ -341,11 +347,18 @@ def test_a_bad_override_does_not_blame_a_line_of_the_file(tmp_path: Path, overri
 # --- help ---
 
 
+def inner(annotation: object) -> type[BaseModel] | None:
+    """The settings in a type: its own, or those of a list's or a mapping's items."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := inner(part))), None)
+
+
 def models_of(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for field in model.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from models_of(field.annotation)
+        if section := inner(field.annotation):
+            yield from models_of(section)
 
 
 FIELDS = [
@@ -373,7 +386,14 @@ def test_every_section_explains_itself_and_refuses_what_it_does_not_know(model: 
 def test_all_sections_are_walked() -> None:
     names = {model.__name__ for model in models_of(Recipe)}
     assert names >= {"Recipe", "DataConfig", "SFTConfig", "PreferencesConfig", "RewardConfig", "PPOConfig"}
-    assert names >= {"EvaluateConfig", "LoraSettings"}
+    assert names >= {
+        "EvaluateConfig",
+        "LoraConfig",
+        "LoraOfStage",
+        "SamplingOfStage",
+        "OptimiserOfStage",
+        "RewardSource",
+    }
     assert len(FIELDS) > 60
 
 
@@ -383,3 +403,87 @@ def test_a_copied_recipe_folder_is_the_same_recipe_elsewhere(tmp_path: Path) -> 
         shutil.copytree(home, tmp_path / "copy", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     recipe = load_recipe(tmp_path / "copy" / "demo.yaml")
     assert recipe.data.prompts == (tmp_path / "copy" / "demo" / "prompts.jsonl").resolve()
+
+
+# --- how many keys there are, and those that were ---
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key that can be given a value; what a section says otherwise of one stage (`stages`) is one."""
+    for name, field in model.model_fields.items():
+        section = None if name == "stages" else inner(field.annotation)
+        yield from keys_of(section, f"{prefix}{name}.") if section else [prefix + name]
+
+
+def test_the_keys_stay_few() -> None:
+    assert len(list(keys_of(Recipe))) <= 125
+
+
+def test_no_key_of_before_is_a_key_and_every_new_one_is() -> None:
+    keys = set(keys_of(Recipe))
+    for old, now in MOVED.items():
+        assert old not in keys
+        assert now.startswith("no key any more: ") or now.split(" now")[0].split("=")[0] in keys | {"lora"}, old
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "old", "now"),
+    [
+        ("ppo: {max_new_tokens: 8}\n", 6, "ppo.max_new_tokens", "sampling.max_new_tokens now (for ppo alone sampling"),
+        ("evaluate:\n  temperature: 1\n", 7, "evaluate.temperature", "sampling.temperature now"),
+        ("sft: {lora: null}\n", 6, "sft.lora", "lora now (for sft alone lora.stages.sft)"),
+        ("sft: {mixture: [{format: hh}]}\n", 6, "sft.mixture.0.format", "data.formats now, a mapping {FILE: FORMAT}"),
+        ("sft: {packing: false}\n", 6, "sft.packing", "no key any more: demonstrations share rows"),
+    ],
+)
+def test_a_key_of_before_is_refused_with_its_new_name(tmp_path: Path, more: str, line: int, old: str, now: str) -> None:
+    path = put(tmp_path, more)
+    assert f"{path}:{line}: {old} is {now}" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "now"),
+    [
+        ("ppo.whiten_scores=false", "ppo.whiten_scores is ppo.score_scale now: whiten, running or none"),
+        ("sft.lora.r=2", "sft.lora is lora now (for sft alone lora.stages.sft)"),
+    ],
+)
+def test_so_is_one_on_the_command_line(tmp_path: Path, override: str, now: str) -> None:
+    assert refusal(put(tmp_path), override) == f"override {override!r}: {now}"
+
+
+# --- sections that several stages read ---
+
+
+def test_a_stage_reads_a_shared_section_with_its_own_exceptions(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        put(tmp_path, "sampling: {temperature: 0.7, stages: {evaluate: {max_new_tokens: 64}}}\n"),
+        ["lora.stages.sft=null", "lora.stages.ppo.r=4", "optimiser.stages.ppo={warmup_steps: 0}"],
+    )
+    laws = {stage: recipe.sampling.of(stage) for stage in ("preferences", "ppo", "evaluate")}
+    assert {stage: (law.temperature, law.max_new_tokens) for stage, law in laws.items()} == {
+        "preferences": (0.7, 32),
+        "ppo": (0.7, 32),
+        "evaluate": (0.7, 64),
+    }
+    adapters = [recipe.lora.of(stage) for stage in ("sft", "reward", "ppo")]
+    assert [adapter and (adapter.r, adapter.alpha) for adapter in adapters] == [None, (16, 32), (4, 32)]
+    assert [recipe.optimiser.of(stage).warmup_steps for stage in ("sft", "reward", "ppo")] == [4, 4, 0]
+
+
+def test_the_policy_is_an_adapter(tmp_path: Path) -> None:
+    assert "stages.ppo=null: the policy is an adapter" in refusal(put(tmp_path), "lora.stages.ppo=null")
+
+
+def test_members_of_an_ensemble_are_adapters(tmp_path: Path) -> None:
+    message = refusal(put(tmp_path), "reward.members=2", "lora.stages.reward=null")
+    assert "reward.members=2 are adapters on one base" in message
+
+
+def test_formats_are_of_files_that_the_recipe_names(tmp_path: Path) -> None:
+    recipe = load_recipe(put(tmp_path), ["data.formats={data/prompts.jsonl: prompts}"])
+    assert recipe.data.formats == {recipe.data.prompts: "prompts"}
+    assert "data.formats: other.jsonl is no file of this recipe" in refusal(
+        put(tmp_path), "data.formats={other.jsonl: hh}"
+    )
+    assert "data/prompts.jsonl: must be one of" in refusal(put(tmp_path), "data.formats={data/prompts.jsonl: cvs}")

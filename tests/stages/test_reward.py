@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from conftest import CPU, TINY, write_lines
+from conftest import CPU, tiny_stage, write_lines
 from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.config import LoraSettings
@@ -27,7 +27,6 @@ from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import load_reward_model
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo.loop import PPOConfig
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.training import Example, Trainer, check_rankings, comparisons, encode, rankings_loss
@@ -75,7 +74,7 @@ def train(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Callab
         run = tiny_run(tmp_path / name, trained, dtype)
         shutil.rmtree(run.folder.path / "reward")
         write_lines(run.folder.path / "preferences" / "rankings.jsonl", rankings)
-        return run.folder.path / "reward", reward.run(RewardConfig(**{**TINY["reward"], "epochs": 1, **changes}), run)
+        return run.folder.path / "reward", reward.run(*tiny_stage("reward", run, **{"epochs": 1, **changes}))
 
     return call
 
@@ -348,7 +347,7 @@ def test_ppo_runs_on_a_full_reward_model(
 ) -> None:
     folder, _ = train("full", rows(), dtype, lora=None, learning_rate=1e-3)
     run = tiny_run(tmp_path / "ppo", folder.parent, dtype)
-    ppo.run(PPOConfig(**{**TINY["ppo"], "updates": 1}), run)
+    ppo.run(*tiny_stage("ppo", run, updates=1))
     saved = load_file(run.folder.path / "ppo/rollouts/00001.safetensors")
     judge = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     for row, length in enumerate(saved["lengths_B"].tolist()):
@@ -394,7 +393,7 @@ def test_an_ensemble_through_ppo(
     )
 
     run = tiny_run(tmp_path / "ppo", folder.parent)
-    ppo.run(PPOConfig(**{**TINY["ppo"], "updates": 1, "whiten_scores": False, "missing_eos_penalty": 0}), run)
+    ppo.run(*tiny_stage("ppo", run, updates=1, score_scale="none", missing_eos_penalty=0))
     saved = load_file(run.folder.path / "ppo/rollouts/00001.safetensors")
     judges = [AutoModelForSequenceClassification.from_pretrained(folder / name).eval() for name in ("model", "model_1")]
     for row, length in enumerate(saved["lengths_B"].tolist()):

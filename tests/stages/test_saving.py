@@ -169,7 +169,7 @@ def test_a_changed_key_is_refused_by_name(going_on: Any) -> None:
 
 
 def test_a_key_that_may_change_does_and_so_may_those_of_stages_that_have_not_begun(going_on: Any) -> None:
-    done = going_on.run("checkpoints.keep=1", "evaluate.replies=2")
+    done = going_on.run("checkpoints.every_steps=3", "evaluate.replies=2")
     assert (done.code, done.err) == (0, "")
     assert len(read_metrics(going_on.folder / "evaluate/replies.jsonl")) == 2 * 6
 
@@ -240,14 +240,14 @@ def run_of(tiny_run: Callable[..., Run], home: Path, **checkpoints: Any) -> Run:
     return replace(tiny_run(home), checkpoints=CheckpointConfig(**checkpoints))
 
 
-SFT = SFTConfig(epochs=1, batch_size=8, micro_batch_size=4, samples=0, lora={"r": 4, "alpha": 8})
+SFT = SFTConfig(epochs=1, batch_size=8, micro_batch_size=4, samples=0)
 
 
 def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_is_used(
     tmp_path: Path, tiny_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(tiny_run, tmp_path, every_steps=1, keep=2)
-    summary = sft.run(SFT, run)
+    summary = sft.train(SFT, run)
     whole = {name: sha256(run.folder.path / "sft" / name) for name in ("metrics.jsonl", "model/model.safetensors")}
     saved = run.folder.path / "sft/checkpoints"
     assert [one.name for one in sorted(saved.iterdir())] == ["00000002", "00000003"]
@@ -256,7 +256,7 @@ def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_is_used(
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     capsys.readouterr()
-    again = sft.run(SFT, replace(run, resume=True))
+    again = sft.train(SFT, replace(run, resume=True))
     said = capsys.readouterr().out
     assert "00000003 is not whole" in said
     assert "Resuming sft after step 2" in said

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from conftest import TINY, RewardServer, make_tokenizer
+from conftest import TINY, RewardServer, make_tokenizer, tiny_stage
 from plaudit.algo.rewards import weighted_scores
 from plaudit.data.chat import ChatFormat
 from plaudit.data.hashes import sha256
@@ -244,7 +244,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 
     def call(name: str = "run", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained)
-        ppo.run(PPOConfig(**{**TINY["ppo"], **changes}), run)
+        ppo.run(*tiny_stage("ppo", run, **changes))
         return run.folder.path / "ppo"
 
     return call
@@ -270,7 +270,7 @@ def test_row_28_rewards_change_the_policy(run_ppo: Callable[..., Path], rewards_
     folders = [trained / "ppo"]
     for number, change in enumerate(changes):
         both = [{"trained": True}, {**source, **change}]
-        folders.append(run_ppo(str(number), rewards=both, whiten_scores=False, score_clip=50.0))
+        folders.append(run_ppo(str(number), rewards=both, score_scale="none", score_clip=50.0))
     # The policy after one update, by its second rollout: the kept one may be the SFT model, whatever paid.
     second = [load_file(folder / "rollouts/00002.safetensors")["old_logprobs_BT"] for folder in folders]
     assert len({tuple(logprobs_BT.flatten().tolist()) for logprobs_BT in second}) == 6

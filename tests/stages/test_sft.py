@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, modeling_utils
 
-from conftest import TINY, tiny_rows, write_lines
+from conftest import tiny_rows, tiny_stage, write_lines
 from plaudit.data.files import read_demonstrations
 from plaudit.errors import UserError
 from plaudit.models.kernels import attention
+from plaudit.models.kernels.attention import Layout
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
@@ -36,7 +37,7 @@ TURNS = [
 
 
 def train(run: Run, **changes: Any) -> tuple[Path, dict[str, Any]]:
-    summary = sft.run(SFTConfig.model_validate({**TINY["sft"], "samples": 0, **changes}), run)
+    summary = sft.train(*tiny_stage("sft", run, **{"samples": 0, **changes}))
     return run.folder.path / "sft", summary
 
 
@@ -65,7 +66,7 @@ def shipped() -> list[str]:
 @pytest.mark.parametrize("name", shipped())
 def test_every_shipped_recipe_trains(name: str, tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
     """Built, checked as a run is, and its SFT stage run on a tiny model."""
-    overrides = ["sft.max_steps=3", "sft.evaluate_on=12", "sft.sample_tokens=4", "dtype=float32"]
+    overrides = ["sft.max_steps=3", "sampling.max_new_tokens=4", "dtype=float32"]
     with as_file(files("plaudit.recipes")) as home:
         recipe = load_recipe(home / name, [*overrides, f"model={tiny_model()}", f"folder={tmp_path / 'run'}"])
         run_pipeline(recipe, Flags(only=("sft",)))
@@ -77,10 +78,13 @@ def test_every_shipped_recipe_trains(name: str, tmp_path: Path, tiny_model: Call
     assert all(part["eval_loss_after"] is not None for part in summary["kinds"].values())
 
 
-def test_packing_changes_nothing_but_the_layout(tmp_path: Path, tiny_run: Make) -> None:
+def test_packing_changes_nothing_but_the_layout(
+    tmp_path: Path, tiny_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed, summary = train(tiny_run(tmp_path / "packed"), **ONE)
-    padded, other = train(tiny_run(tmp_path / "padded"), **ONE, packing=False)
-    assert (summary["layout"], other["layout"]) == ("packed", "padded: sft.packing is false")
+    monkeypatch.setattr(sft, "prepare_attention", lambda model: Layout("padded", "the test says so"))
+    padded, other = train(tiny_run(tmp_path / "padded"), **ONE)
+    assert (summary["layout"], other["layout"]) == ("packed", "padded: the test says so")
     assert apart(adapter(packed), adapter(padded)) < 1e-5
     assert summary["eval_loss_after"] == pytest.approx(other["eval_loss_after"], rel=1e-5)
     assert summary["tokens"] == other["tokens"]
@@ -273,7 +277,7 @@ def test_a_run_reads_the_files_of_its_mixture(tmp_path: Path, write_recipe: Call
     recipe = write_recipe(tmp_path)
     rows: list[Any] = [{"instruction": f"More {i}?", "output": "Yes."} for i in range(3)]
     path = write_lines(tmp_path / "more.jsonl", [*rows, {"instruction": "Bad?", "output": 3}])
-    override = "sft.mixture=[{path: more.jsonl, format: alpaca, label: mine}, {}]"
+    override = "sft.mixture=[{path: more.jsonl, label: mine}, {}]"
     run = prepare(load_recipe(recipe, [override, "data.on_bad_row=quarantine", f"folder={tmp_path / 'a'}"]))
     assert [row.completion for row in run.mixed[path]] == ["Yes."] * 3
     assert len((run.folder.path / "data" / "quarantine.jsonl").read_text().splitlines()) == 1
@@ -308,12 +312,12 @@ def test_early_stopping_keeps_the_best(tmp_path: Path, tiny_run: Make) -> None:
 
 
 def test_samples_are_written_at_every_evaluation(tmp_path: Path, tiny_run: Make) -> None:
-    folder, _ = train(tiny_run(tmp_path), epochs=6, samples=3, sample_tokens=5)
+    folder, _ = train(tiny_run(tmp_path), epochs=6, samples=3, max_new_tokens=5)
     rows = read_metrics(folder / "samples.jsonl")
     assert [row["step"] for row in rows] == [step for step in (0, 3, 6, 9, 12, 15, 18) for _ in range(3)]
     assert all(len(row["text"]) < 60 for row in rows)
     assert [row["text"] for row in rows[:3]] != [row["text"] for row in rows[-3:]]
-    again, _ = train(tiny_run(tmp_path / "again"), epochs=6, samples=3, sample_tokens=5)
+    again, _ = train(tiny_run(tmp_path / "again"), epochs=6, samples=3, max_new_tokens=5)
     assert (again / "samples.jsonl").read_bytes() == (folder / "samples.jsonl").read_bytes()
 
 

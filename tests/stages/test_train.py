@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from conftest import TINY, write_lines
+from conftest import TINY, tiny_stage, write_lines
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings
 from plaudit.data.hashes import sha256
@@ -29,9 +29,8 @@ from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo.loop import PPOConfig, Trainer
 from plaudit.stages.reward import loop as reward
-from plaudit.stages.reward.loop import RewardConfig
+from plaudit.stages.reward.loop import NORMALISE_ON
 from plaudit.stages.sft import loop as sft
-from plaudit.stages.sft.loop import SFTConfig
 from plaudit.train.run import Run
 
 Load = Callable[[Path], PreTrainedModel]
@@ -52,7 +51,7 @@ def apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 
 def run_sft(run: Run, **changes: Any) -> tuple[Path, dict[str, Any]]:
-    summary = sft.run(SFTConfig(**{**TINY["sft"], **changes}), run)
+    summary = sft.train(*tiny_stage("sft", run, **changes))
     return run.folder.path / "sft", summary
 
 
@@ -130,7 +129,7 @@ def reward_run(
 ) -> tuple[Path, dict[str, Any]]:
     run = tiny_run(home, trained)
     write_lines(run.folder.path / "preferences" / "rankings.jsonl", rankings)
-    summary = reward.run(RewardConfig(**{**TINY["reward"], **changes}), run)
+    summary = reward.run(*tiny_stage("reward", run, **changes))
     return run.folder.path / "reward", summary
 
 
@@ -219,7 +218,7 @@ def test_the_stored_moments_normalise_the_training_replies(trained: Path, chat_o
     rankings = [r for r in read_rankings(trained / "preferences/rankings.jsonl") if r.prompt.split == "train"]
     replies = [(r.prompt, reply) for r in rankings if r.pairs() for reply in r.replies]
     chat, scores = chat_of(trained / "sft" / "model"), []
-    for prompt, reply in replies[: TINY["reward"]["normalise_on"]]:
+    for prompt, reply in replies[:NORMALISE_ON]:
         ids = [*chat.prompt_ids(prompt.messages), *chat.reply_ids(reply)]
         with torch.no_grad():
             scores.append(model(input_ids=torch.tensor([ids])).logits.item())
@@ -244,8 +243,8 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
     def call(name: str = "run", dtype: str = "float32", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained, dtype)
         if dtype != "float32":  # scores of one format are not those of another
-            reward.run(RewardConfig(**TINY["reward"]), run)
-        ppo.run(PPOConfig(**{**TINY["ppo"], **changes}), run)
+            reward.run(*tiny_stage("reward", run))
+        ppo.run(*tiny_stage("ppo", run, **changes))
         return run.folder.path / "ppo"
 
     return call
@@ -301,7 +300,7 @@ def test_a_rollout_record_from_scratch(trained: Path, load: Load) -> None:
     for update in (1, 2):
         saved = load_file(trained / "ppo" / "rollouts" / f"{update:05d}.safetensors")
         tokens = Tokens(saved["tokens_BT"], saved["prompt_lengths_B"], saved["lengths_B"])
-        ref_BT = plain_logprobs(load(trained / "sft" / "model"), tokens, config.temperature)
+        ref_BT = plain_logprobs(load(trained / "sft" / "model"), tokens, 1.0)
         torch.testing.assert_close(saved["ref_logprobs_BT"], ref_BT, rtol=0, atol=1e-5)
         torch.testing.assert_close(saved["sampler_logprobs_BT"], saved["old_logprobs_BT"], rtol=0, atol=1e-4)
         torch.testing.assert_close(saved["kl_BT"], saved["old_logprobs_BT"] - ref_BT, rtol=0, atol=1e-5)
@@ -427,7 +426,7 @@ def test_no_reward_no_movement(
 ) -> None:
     """Whole-loop proof (b): r ≡ 0, whitening off: every advantage is 0, so not one weight of the policy moves."""
     planted(rewarded(lambda tokens: torch.zeros(len(tokens.lengths_B))))
-    folder = run_ppo(updates=3, whiten_scores=False, whiten_advantages=False, missing_eos_penalty=0.0)
+    folder = run_ppo(updates=3, score_scale="none", whiten_advantages=False, missing_eos_penalty=0.0)
     assert not any(tensor.any() for name, tensor in adapter(folder).items() if "lora_B" in name)
     assert [row["kl"] for row in read_metrics(folder / "evaluations.jsonl")] == [0, 0, 0, 0]
 
@@ -552,7 +551,7 @@ def test_row_21_a_reward_model_of_other_rules_is_refused(
     folder = run.folder.path / "reward"
     replace(RewardContract.load(folder), **{key: value}).save(folder)
     with pytest.raises(UserError, match=f"was trained with {key}="):
-        ppo.run(PPOConfig(**TINY["ppo"]), run)
+        ppo.run(*tiny_stage("ppo", run))
 
 
 @pytest.mark.row(26)
@@ -560,7 +559,7 @@ def test_row_26_a_lost_head_is_refused(tmp_path: Path, tiny_run: Callable[..., R
     run = tiny_run(tmp_path, trained)
     (run.folder.path / "reward" / "head.safetensors").unlink()
     with pytest.raises(UserError, match=r"head\.safetensors is missing"):
-        ppo.run(PPOConfig(**TINY["ppo"]), run)
+        ppo.run(*tiny_stage("ppo", run))
 
 
 # Batches, the policy that is kept, and options.

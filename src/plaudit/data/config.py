@@ -9,13 +9,6 @@ from plaudit.config import StrictConfig
 from plaudit.data.formats.reader import FORMATS
 
 
-def known_format(value: str | None) -> str | None:
-    """A format of rows (data/formats.py) by its name, or None to detect it."""
-    if value is not None and value not in FORMATS:
-        raise ValueError(f"must be one of {', '.join(FORMATS)}")
-    return value
-
-
 class DataConfig(StrictConfig):
     """The run's own files, of any format of data.md; a relative path starts at the recipe's folder."""
 
@@ -23,13 +16,18 @@ class DataConfig(StrictConfig):
     """Prompts: train feeds preferences and PPO, validation picks the policy, test judges it."""
     demonstrations: Path
     """Prompts with ideal replies: SFT trains on split train, the rest gives its held-out loss."""
-    format: str | None = None
-    """Format of the rows of demonstrations (a name of data.md); null detects it and prints what it found."""
-    prompts_format: str | None = None
-    """The same for prompts."""
+    formats: dict[Path, str] = Field({})
+    """Format of the rows (a name of data.md) by file, of any file that the recipe names; where nothing is said it is
+    detected, and printed."""
     on_bad_row: Literal["stop", "quarantine"] = "stop"
     """A bad row of any data file stops the run, or is moved to data/quarantine.jsonl of the run folder and counted."""
     system: str | None = Field(None, min_length=1)
     """System message put before every prompt that has none; null leaves it to the chat template."""
 
-    _formats = field_validator("format", "prompts_format")(known_format)
+    @field_validator("formats")
+    @classmethod
+    def _known(cls, formats: dict[Path, str]) -> dict[Path, str]:
+        for path, name in formats.items():
+            if name not in FORMATS:
+                raise ValueError(f"{path}: must be one of {', '.join(FORMATS)}, found {name!r}")
+        return formats

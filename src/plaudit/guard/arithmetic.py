@@ -92,7 +92,7 @@ def endings(stored: Stored) -> Finding | None:
 def kl(stored: Stored) -> Finding | None:
     """kl_BT is the estimate from the stored log-probabilities, with its sign."""
     mask_BT, kl_BT = stored["mask_BT"], stored["kl_BT"]
-    estimator = stored.ppo.get("kl_estimator", "k1")
+    estimator = stored.ppo.get("kl_penalty", "k1")
     wanted_BT = kl_estimate(stored["old_logprobs_BT"], stored["ref_logprobs_BT"], estimator)
     if not _apart(kl_BT[mask_BT], wanted_BT[mask_BT]):
         return None
@@ -133,7 +133,7 @@ def negative_kl(stored: Stored) -> Finding | None:
         "negative KL", "the policy is less likely to say its own replies than the reference is: they were sampled from "
         "another law than the one that is trained",
         f"update {stored.update}: KL {mean:.3g} ± {error:.2g} nats a reply over {len(kl_B)} replies",
-        "ppo.temperature must be the only change to the sampling; a sampler of your own must not cut its law",
+        "sampling.temperature must be the only change to the sampling; a sampler of your own must not cut its law",
     )  # fmt: skip
 
 
@@ -143,13 +143,17 @@ def sampler(stored: Stored) -> Finding | None:
     if pattern is None:
         return None
     name, says = pattern
-    return stored.fault(name, says, f"over {int(stored['mask_BT'].sum())} tokens", "set one ppo.temperature for both")
+    return stored.fault(
+        name, says, f"over {int(stored['mask_BT'].sum())} tokens", "set one sampling.temperature for both"
+    )
 
 
 def rewards(stored: Stored) -> Finding | None:
     """R_t = −β·kl_t, plus the score at the last reply token and nowhere else (docs/correctness.md, row 3)."""
     rewards_BT, mask_BT, kl_BT = stored["rewards_BT"], stored.lengths_mask_BT, stored["kl_BT"]
-    stated = 0.0 if stored.ppo.get("kl_in") == "loss" else stored.row.get("kl_coef", stored.ppo.get("kl_coef", 0.05))
+    stated = (
+        0.0 if stored.ppo.get("kl_penalty") == "loss" else stored.row.get("kl_coef", stored.ppo.get("kl_coef", 0.05))
+    )
     last_BT = torch.zeros_like(mask_BT)
     last_BT[torch.arange(len(mask_BT)), stored["lengths_B"] - 2] = True
     paid = _coefficient(rewards_BT, kl_BT, mask_BT, last_BT)
@@ -239,8 +243,8 @@ def _estimate(stored: Stored) -> tuple[Tensor, Tensor | None]:
     match ppo.get("advantages", "gae"):
         case "rloo":
             return estimators.rloo(rewards_BT, mask_BT, group_size=group)
-        case "grpo":
-            return estimators.grpo(rewards_BT, mask_BT, group_size=group, scale_std=ppo.get("grpo_std", True))
+        case "grpo" | "dr_grpo":
+            return estimators.grpo(rewards_BT, mask_BT, group_size=group, scale_std=ppo["advantages"] == "grpo")
         case "reinforce_pp":
             return estimators.reinforce_plus_plus(rewards_BT, mask_BT, gamma=gamma)
         case _:
@@ -265,7 +269,7 @@ def _affine(y: Tensor, x: Tensor) -> bool:
 
 def whitened_scores(stored: Stored) -> Finding | None:
     """Scores of mean 0, and of a std of at most 1 (less where its floor held)."""
-    if not stored.ppo.get("whiten_scores", True) or len(stored["scores_B"]) < 2:
+    if stored.ppo.get("score_scale", "whiten") != "whiten" or len(stored["scores_B"]) < 2:
         return None
     mean, std = stored["scores_B"].mean().item(), stored["scores_B"].std(unbiased=False).item()
     if abs(mean) < 1e-3 and std < 1.001:

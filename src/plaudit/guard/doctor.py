@@ -18,7 +18,7 @@ from plaudit.guard import arithmetic
 from plaudit.guard.arithmetic import Stored
 from plaudit.guard.symptoms import CHECKS, Finding, Row, Settings, symptoms
 from plaudit.rollout.stored import read_rollout, stored_rollouts
-from plaudit.run.folder import finished_stages, read_recipe
+from plaudit.run.folder import finished_stages, read_recipe, stage_settings
 from plaudit.run.metrics import read_metrics
 
 ROLLOUTS = 12
@@ -45,7 +45,7 @@ class Examination:
 
 def examine(folder: Path) -> Examination:
     """Look at the run in `folder`; UserError where there is no run, or one whose PPO stage has not logged anything."""
-    recipe = read_recipe(folder)
+    settings = stage_settings(read_recipe(folder), "ppo")
     metrics, evaluations = folder / "ppo/metrics.jsonl", folder / "ppo/evaluations.jsonl"
     rows = read_metrics(metrics) if metrics.is_file() else []
     if not rows:
@@ -54,8 +54,8 @@ def examine(folder: Path) -> Examination:
     files = stored_rollouts(folder)
     chosen = _spread(list(files), ROLLOUTS)
     by_update = {int(row["update"]): row for row in rows}
-    stored = [Stored(n, read_rollout(files[n]), recipe["ppo"], by_update.get(n, {})) for n in chosen]
-    found = [*_frozen_files(folder), *_recomputed(stored), *symptoms(rows, looks, recipe["ppo"])]
+    stored = [Stored(n, read_rollout(files[n]), settings, by_update.get(n, {})) for n in chosen]
+    found = [*_frozen_files(folder), *_recomputed(stored), *symptoms(rows, looks, settings)]
     names = [finding.name for finding in found]
     once = [finding for place, finding in enumerate(found) if finding.name not in names[:place]]
     findings = sorted(once, key=lambda finding: finding.level != "fault")

@@ -96,7 +96,7 @@ def negative_kl(rows: Sequence[Row], ppo: Settings) -> Finding | None:
     return Finding(
         "negative KL", "the policy is less likely to say its own replies than the reference is: they were sampled from "
         "another law than the one that is trained", f"{_seen(rows, 'kl')}, limit {NEGATIVE_KL:g}",
-        "ppo.temperature must be the only change to the sampling; a sampler of your own must not cut its law",
+        "sampling.temperature must be the only change to the sampling; a sampler of your own must not cut its law",
     )  # fmt: skip
 
 
@@ -151,11 +151,11 @@ def no_eos(rows: Sequence[Row], ppo: Settings) -> Finding | None:
     if rows[0]["eos"] < ENDING:
         return Finding(
             "replies do not end", "the SFT model's replies already meet the length limit",
-            evidence, "raise ppo.max_new_tokens, or shorten the demonstrations that SFT learns from",
+            evidence, "raise sampling.max_new_tokens, or shorten the demonstrations that SFT learns from",
         )  # fmt: skip
     return Finding(
         "replies do not end", "the policy has unlearnt to end its turn", evidence,
-        "raise ppo.missing_eos_penalty or ppo.max_new_tokens; look for a mask without the end-of-turn token",
+        "raise ppo.missing_eos_penalty or sampling.max_new_tokens; look for a mask without the end-of-turn token",
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def score_scale(rows: Sequence[Row], ppo: Settings) -> Finding | None:
         return Finding(
             "score scale", "the replies of a batch all score alike: there is nothing left to prefer",
             f"{_seen(rows, 'score_std')}, first {first:.3g}, limit {SPREAD_LEFT:g} of it",
-            "stop earlier (ppo.updates), or raise ppo.kl_coef or ppo.temperature to keep replies apart",
+            "stop earlier (ppo.updates), or raise ppo.kl_coef or sampling.temperature to keep replies apart",
         )  # fmt: skip
     if spread > SPREAD_MOST:
         return Finding(
@@ -253,7 +253,7 @@ def loss_sum(rows: Sequence[Row], ppo: Settings) -> Finding | None:
     value, bonus = ppo.get("value_coef", 0.1), ppo.get("entropy_coef", 0.0)
     warm = rows[ppo.get("critic_warmup", 0) :]
     last = [row for row in warm[-WINDOW:] if {"loss", "l_clip", "l_vf", "entropy"} <= row.keys()]
-    if not last or ppo.get("kl_in") == "loss" or ppo.get("ptx_coef"):
+    if not last or ppo.get("kl_penalty") == "loss" or ppo.get("ptx_coef"):
         return None
 
     def off(value_sign: int, bonus_sign: int) -> float:

@@ -14,9 +14,9 @@ KINDS = ("trained", "function", "endpoint", "model")
 # Which settings a kind of source reads, beside its own key and weight.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "trained": (),
-    "function": ("mean", "std", "normalise_on"),
-    "endpoint": ("mean", "std", "normalise_on", "timeout", "retries", "batch_size", "auth_env"),
-    "model": ("mean", "std", "normalise_on", "batch_size"),
+    "function": ("mean", "std"),
+    "endpoint": ("mean", "std", "timeout", "retries", "batch_size", "auth_env"),
+    "model": ("mean", "std", "batch_size"),
 }
 
 
@@ -37,8 +37,6 @@ class RewardSource(StrictConfig):
     """Mean of its raw scores, subtracted; null measures it (with std)."""
     std: float | None = Field(None, gt=0)
     """Standard deviation of its raw scores, divided by; null measures it (with mean)."""
-    normalise_on: int = Field(64, ge=2)
-    """Training prompts whose SFT replies measure mean and std."""
     timeout: float = Field(30.0, gt=0)
     """Seconds an endpoint may take for one request."""
     retries: int = Field(3, ge=0)
@@ -64,7 +62,6 @@ class RewardSource(StrictConfig):
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std are given together, or neither")
         used = {given[0], "watch", *SETTINGS[given[0]]} | (set() if self.watch else {"weight"})
-        used -= {"normalise_on"} if self.mean is not None else set()
         fields = type(self).model_fields
         dead = [name for name, field in fields.items() if name not in used and getattr(self, name) != field.default]
         if dead:

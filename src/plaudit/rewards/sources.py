@@ -34,6 +34,8 @@ from plaudit.run.display import console
 
 REWARDS = "rewards.json"
 MOMENTS = ("mean", "std")
+NORMALISE_ON = 64
+"""Training prompts whose SFT replies measure mean and std of a source that states none."""
 
 
 def check_sources(sources: Sequence[RewardSource], machine: Machine) -> None:
@@ -154,12 +156,12 @@ class Rewards:
         source scores all replies alike: its std would be 0.
         """
         pairs = list(zip(self.names, self.sources, strict=True))
-        unknown = [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
+        unknown = [name for name, source in pairs if not source.trained and name not in self.moments]
         if unknown:
-            prompts = list(train[: max(source.normalise_on for _, source in unknown)])
+            prompts = list(train[:NORMALISE_ON])
             items = score_items(chat, prompts, sample(prompts))
-            for name, source in unknown:
-                self.moments[name] = self._measured(name, items[: source.normalise_on])
+            for name in unknown:
+                self.moments[name] = self._measured(name, items)
         rows = []
         for name, source in pairs if self.told else []:
             row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
@@ -174,7 +176,7 @@ class Rewards:
         if np.ptp(raw) <= 1e-6 * max(1.0, float(np.abs(raw).max())):
             raise UserError(
                 f"ppo.rewards, {called}: it gives all {len(raw)} replies of the SFT model the score {raw[0]:g}, so "
-                "there is no std to divide by; raise normalise_on, or state mean and std"
+                "there is no std to divide by; state mean and std"
             )
         mean, std = float(raw.mean()), float(raw.std())
         console.print(f"{called}: mean {mean:.4g}, std {std:.4g} over {len(raw)} SFT replies", soft_wrap=True)

@@ -218,6 +218,17 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def stage_settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Of a resolved recipe: the section of a stage, with what the sections that stages share say for it."""
+    found: dict[str, Any] = {}
+    for shared in (recipe.get("sampling", {}), recipe.get("optimiser", {})):
+        otherwise = shared.get("stages", {}).get(stage, {})
+        given = {key: value for key, value in otherwise.items() if value is not None}
+        found |= {**shared, **given}
+    found.pop("stages", None)
+    return {**found, **recipe[stage]}
+
+
 def free_folder(path: Path) -> Path:
     """`path`, or the first of path-2, path-3, ... that does not exist yet."""
     candidate, number = path, 2

@@ -85,7 +85,7 @@ def read_run(folder: Path) -> tuple[Recipe, list[Prompt]]:
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
     recipe = load_recipe(folder / RECIPE)
-    return recipe, read_prompts(recipe.data.prompts, Reading(recipe.data.prompts_format))
+    return recipe, read_prompts(recipe.data.prompts, Reading(recipe.data.formats.get(recipe.data.prompts)))
 
 
 def _voices(folder: Path, sampling: Sampling) -> list[Voice]:

@@ -17,7 +17,7 @@ from plaudit.stages.plan import NOTHING_ASKED, READ_LATER, Flags, Plan, plan_of
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.prepare import DIVIDED, prepare
-from plaudit.stages.recipe import Recipe
+from plaudit.stages.recipe import SHARED, Recipe
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.sft import loop as sft
 from plaudit.train.run import Run
@@ -53,32 +53,40 @@ def _run_stage(name: str, recipe: Recipe, run: Run, plan: Plan) -> None:
     run.folder.begin(name, resume=resume)
     started = time.perf_counter()
     start_peaks(run.machine.device)
-    run_stage(name, recipe, replace(run, made_with=_of_stage(name, run.made_with), resume=resume, inexact=plan.inexact))
+    own = replace(run, made_with=_of_stage(name, run.made_with), resume=resume, inexact=plan.inexact)
+    run_stage(name, recipe, own)
     run.folder.end(name, time.perf_counter() - started, peaks(run.machine.device))
-    if not recipe.checkpoints.keep_finished:
-        run.folder.drop_checkpoints(name)
+    run.folder.drop_checkpoints(name)
     release_memory()
 
 
 def _of_stage(name: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage is made with: not the sections of those after it."""
+    """What a stage is made with: not the sections of those after it, nor what the shared sections say of them."""
     later = STAGES[STAGES.index(name) + 1 :]
-    return {**made_with, "recipe": {key: value for key, value in made_with["recipe"].items() if key not in later}}
+    sections = {key: value for key, value in made_with["recipe"].items() if key not in later}
+    for shared in SHARED:
+        stages = {stage: own for stage, own in sections[shared]["stages"].items() if stage not in later}
+        sections[shared] = {**sections[shared], "stages": stages}
+    return {**made_with, "recipe": sections}
 
 
 def run_stage(name: str, recipe: Recipe, run: Run) -> None:
-    """One stage, by name."""
+    """One stage, by name, with what the shared sections say for it."""
+    sampling, lora, optimiser = recipe.sampling.of, recipe.lora.of, recipe.optimiser.of
     match name:
         case "sft":
-            sft.run(recipe.sft, run)
+            run = replace(run, sampling=sampling("sft"), lora=lora("sft"), optimiser=optimiser("sft"))
+            sft.train(recipe.sft, run)
         case "preferences":
-            preferences.run(recipe.preferences, run)
+            preferences.collect(recipe.preferences, replace(run, sampling=sampling("preferences")))
         case "reward":
-            reward.run(recipe.reward, run)
+            reward.run(recipe.reward, replace(run, lora=lora("reward"), optimiser=optimiser("reward")))
         case "ppo":
-            ppo.run(recipe.ppo, run, _gold(recipe))
+            run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
+            ppo.run(recipe.ppo, replace(run, max_length=recipe.sft.max_length), _gold(recipe))
         case "evaluate":
-            evaluate.run(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
+            run = replace(run, sampling=sampling("evaluate"))
+            evaluate.compare(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
         case "report":
             report.run(run)
 

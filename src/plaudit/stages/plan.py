@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
 from plaudit.run.folder import STAGES, needed_stages
-from plaudit.stages.recipe import MAY_CHANGE, Recipe
+from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
 NEEDS = {
     "preferences": ("sft/model/config.json", "sft"),
@@ -104,7 +104,13 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
         in_old_folder=old,
         checked=checked,
         skipped=skipped,
-        may_change=(*anew, *(MAY_CHANGE if old else ())),
+        may_change=(*anew, *_shared_keys(anew), *(MAY_CHANGE if old else ())),
         needs=needs,
         lines=tuple(lines),
     )
+
+
+def _shared_keys(anew: tuple[str, ...]) -> list[str]:
+    """Of the sections that several stages read: whole where all of these begin anew, else what they say of those."""
+    keys = [section for section, stages in SHARED.items() if set(stages) <= set(anew)]
+    return keys + [f"{section}.stages.{name}" for section, stages in SHARED.items() for name in stages if name in anew]

@@ -113,11 +113,11 @@ def _open(recipe: Recipe, plan: Plan, need_mb: float) -> RunFolder:
 def read_data(recipe: Recipe) -> RunData:
     """Every file of the recipe, read and checked: splits, sources of the mixture, no held-out prompt in training."""
     bad: list[BadRow] = []
-    prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts_format, bad))
-    demonstrations = read_demonstrations(recipe.data.demonstrations, _reading(recipe, recipe.data.format, bad))
+    prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts, bad))
+    demonstrations = read_demonstrations(recipe.data.demonstrations, _reading(recipe, recipe.data.demonstrations, bad))
     mixed = {
-        path: read_demonstrations(path, _reading(recipe, format, bad))
-        for path, format in {source.path: source.format for source in recipe.sft.mixture}.items()
+        path: read_demonstrations(path, _reading(recipe, path, bad))
+        for path in dict.fromkeys(source.path for source in recipe.sft.mixture)
         if path is not None
     }
     _check_splits(recipe, prompts, demonstrations)
@@ -125,17 +125,17 @@ def read_data(recipe: Recipe) -> RunData:
     _check_demonstrations_held_out(recipe, prompts, {recipe.data.demonstrations: demonstrations, **mixed})
     rankings = None
     if recipe.preferences.rankings:
-        rankings = read_rankings(recipe.preferences.rankings, _reading(recipe, recipe.preferences.format, bad))
+        rankings = read_rankings(recipe.preferences.rankings, _reading(recipe, recipe.preferences.rankings, bad))
         ranked = [ranking.prompt for ranking in rankings]
         held_out = {prompt.messages for prompt in [*prompts, *ranked] if prompt.split != "train"}
         _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, held_out)
     return RunData(prompts, demonstrations, mixed, rankings, bad)
 
 
-def _reading(recipe: Recipe, format: str | None, bad: list[BadRow]) -> Reading:
+def _reading(recipe: Recipe, path: Path, bad: list[BadRow]) -> Reading:
     """How a data file of the recipe is read; what was detected is printed."""
     kept = bad if recipe.data.on_bad_row == "quarantine" else None
-    return Reading(format, kept, lambda line: console.print(line, soft_wrap=True))
+    return Reading(recipe.data.formats.get(path), kept, lambda line: console.print(line, soft_wrap=True))
 
 
 def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: DemonstrationTable) -> None:

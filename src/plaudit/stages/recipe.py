@@ -5,23 +5,26 @@ nearest valid name.
 """
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from plaudit.config import StrictConfig
 from plaudit.data.config import DataConfig
 from plaudit.data.formats.rows import is_hub
 from plaudit.errors import UserError
+from plaudit.models.config import LoraConfig
+from plaudit.rollout.config import SamplingConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.preferences.config import PreferencesConfig
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.sft.config import SFTConfig
-from plaudit.train.config import CheckpointConfig
+from plaudit.train.config import CheckpointConfig, OptimiserConfig
 
 
 class Recipe(StrictConfig):
@@ -39,6 +42,12 @@ class Recipe(StrictConfig):
     """Format of the frozen base: auto takes bfloat16 where the hardware multiplies it, else float32."""
     data: DataConfig
     """The run's own files."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How replies are sampled, in every stage that samples."""
+    lora: LoraConfig = LoraConfig()
+    """The adapters on the shared base."""
+    optimiser: OptimiserConfig = OptimiserConfig()
+    """What AdamW does alike in every stage that trains."""
     sft: SFTConfig = SFTConfig()
     """Supervised fine-tuning."""
     preferences: PreferencesConfig = PreferencesConfig()
@@ -52,6 +61,24 @@ class Recipe(StrictConfig):
     checkpoints: CheckpointConfig = CheckpointConfig()
     """How often a running stage saves itself."""
 
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Recipe":
+        if self.reward.members > 1 and self.lora.of("reward") is None:
+            raise ValueError(
+                f"reward.members={self.reward.members} are adapters on one base; full fine-tuning "
+                "(lora.stages.reward=null) has one"
+            )
+        for path in self.data.formats:
+            if path not in self.files:
+                raise ValueError(f"data.formats: {path} is no file of this recipe ({', '.join(map(str, self.files))})")
+        return self
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file of data that it names."""
+        named = [source.path for source in self.sft.mixture] + [self.preferences.rankings]
+        return [self.data.prompts, self.data.demonstrations, *(path for path in named if path is not None)]
+
     @property
     def run_folder(self) -> Path:
         return self.folder or Path("runs") / self.name
@@ -63,8 +90,7 @@ MAY_CHANGE = {
     "checkpoints": "when is saved, not what",
     "data.prompts": "a place: the rows must be the same",
     "data.demonstrations": "a place: the rows must be the same",
-    "data.format": "how a file is read: the rows must be the same",
-    "data.prompts_format": "how a file is read: the rows must be the same",
+    "data.formats": "how a file is read: the rows must be the same",
     "sft.micro_batch_size": "memory; the sums round otherwise",
     "sft.gradient_checkpointing": "memory",
     "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
@@ -75,6 +101,56 @@ MAY_CHANGE = {
     "ppo.rewards.auth_env": "where an endpoint's key is",
 }
 """Keys that may change while a stage is resumed, and why; every other one must be what its checkpoint was made with."""
+
+SHARED = {
+    "sampling": ("preferences", "ppo", "evaluate"),
+    "lora": ("sft", "reward", "ppo"),
+    "optimiser": ("sft", "reward", "ppo"),
+}
+"""Sections that several stages read. SFT samples too, but only for people to read."""
+
+
+def _moved() -> dict[str, str]:
+    """Keys of before -> what they are now."""
+    found = {}
+    for section, stages, keys in (
+        ("sampling", ("preferences", "ppo", "evaluate"), ("temperature", "max_new_tokens")),
+        ("optimiser", ("sft", "reward", "ppo"), ("schedule", "warmup_steps", "max_grad_norm")),
+    ):
+        for stage, key in itertools.product(stages, keys):
+            found[f"{stage}.{key}"] = f"{section}.{key} now (for {stage} alone {section}.stages.{stage}.{key})"
+    del found["reward.schedule"]
+    found |= {
+        f"{stage}.lora": f"lora now (for {stage} alone lora.stages.{stage})" for stage in ("sft", "reward", "ppo")
+    }
+    formats = ("data.format", "data.prompts_format", "preferences.format", "sft.mixture.format")
+    found |= dict.fromkeys(formats, "data.formats now, a mapping {FILE: FORMAT}")
+    return found
+
+
+MOVED = _moved() | {
+    "sft.sample_tokens": "sampling.max_new_tokens now (for sft alone sampling.stages.sft.max_new_tokens)",
+    "sft.packing": "no key any more: demonstrations share rows wherever the model can",
+    "sft.evaluate_on": "no key any more: the held-out loss is over at most 1000 demonstrations",
+    "preferences.batch_rows": "no key any more: 64 replies are sampled at once",
+    "reward.layout": "no key any more: replies share rows and prompts wherever the model can",
+    "reward.evaluate_on": "no key any more: the held-out loss is over at most 100 rankings",
+    "reward.normalise_on": "no key any more: 256 replies give the mean and the std of the scores",
+    "reward.aggregate_k": "reward.aggregate_strength now",
+    "reward.aggregate_beta": "reward.aggregate_strength now",
+    "ppo.grpo_std": "ppo.advantages=dr_grpo now, where it was false",
+    "ppo.value_gradient": "ppo.critic=head now, where it was false",
+    "ppo.bootstrap": "ppo.missing_eos=bootstrap now, where it was true",
+    "ppo.whiten_scores": "ppo.score_scale now: whiten, running or none",
+    "ppo.running_scale": "ppo.score_scale now: whiten, running or none",
+    "ppo.ptx_max_length": "sft.max_length now",
+    "ppo.rewards.normalise_on": "no key any more: the SFT replies to 64 training prompts measure mean and std",
+    "ppo.kl_in": "ppo.kl_penalty now: k1, k2 or k3 in the reward, or loss",
+    "ppo.kl_estimator": "ppo.kl_penalty now: k1, k2 or k3 in the reward, or loss",
+    "checkpoints.keep_finished": "no key any more: those of a stage that ended are deleted",
+    "checkpoints.keep": "no key any more: the last two stay",
+}
+"""Keys of before, which are refused, and what they are now."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -105,9 +181,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         explained = dict.fromkeys(_explain(path, places, item) for item in error.errors())
         raise UserError("; ".join(explained)) from error
     home = path.resolve().parent
-    data = recipe.data.model_copy(
-        update={name: _located(home, getattr(recipe.data, name)) for name in ("prompts", "demonstrations")}
-    )
+    paths = {name: _located(home, getattr(recipe.data, name)) for name in ("prompts", "demonstrations")}
+    formats = {_located(home, path): name for path, name in recipe.data.formats.items()}
+    data = recipe.data.model_copy(update={**paths, "formats": formats})
     rankings = recipe.preferences.rankings
     database = recipe.preferences.database
     chosen = recipe.preferences.model_copy(
@@ -173,12 +249,14 @@ def _explain(path: Path, places: dict[str, str], item: Any) -> str:
     loc = [str(part) for part in item["loc"]]
     if item["type"] == "extra_forbidden":
         name = ".".join(loc)
+        if moved := MOVED.get(".".join(part for part in loc if not part.isdigit())):
+            return f"{_place(path, places, name)}: {name} is {moved}"
         known = sorted(_fields(loc[:-1]))
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else f"known here: {_shortened(known)}"
         return f"{_place(path, places, name)}: unknown key {name!r}; {hint}"
     # Where a value may have several types, pydantic ends the location with the type it tried.
-    while len(loc) > 1 and loc[-1] not in _fields(loc[:-1]) and not (loc[-1].isdigit() and _fields(loc)):
+    while len(loc) > 1 and loc[-1] not in _fields(loc[:-1]) and not _fields(loc):
         loc.pop()
     name = ".".join(loc)
     place = _place(path, places, name)
@@ -195,6 +273,8 @@ def _explain(path: Path, places: dict[str, str], item: Any) -> str:
 
 def _place(path: Path, places: dict[str, str], name: str) -> str:
     """Where a key was given: its line, the override that holds it, or the line of the section around it."""
+    if name and (below := next((key for key in places if key.startswith(f"{name}.")), None)) and name not in places:
+        return places[below]
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         if (key := ".".join(parts[:length])) in places:
@@ -205,13 +285,20 @@ def _place(path: Path, places: dict[str, str], name: str) -> str:
 def _fields(loc: Sequence[str]) -> set[str]:
     """Names of the keys below a dotted place of the recipe."""
     model: type[BaseModel] = Recipe
+    inside = False  # a list or a mapping, whose items have keys of their own
     for part in loc:
-        if part.isdigit():  # an item of a list: its keys are those of the list's type
+        if inside:
+            inside = False
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *get_args(annotation)]
+        inside = get_origin(annotation) in (list, dict)
+        options = [
+            annotation,
+            *get_args(annotation),
+            *(one for inner in get_args(annotation) for one in get_args(inner)),
+        ]
         found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
         if found is None:
             return set()
         model = found
-    return set(model.model_fields)
+    return set() if inside else set(model.model_fields)

@@ -10,11 +10,13 @@ from plaudit.data.files import write_json
 from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import Machine
 from plaudit.dist.ranks import ALONE, Ranks
+from plaudit.models.config import LoraSettings
 from plaudit.models.load import load_tokenizer
 from plaudit.records import Prompt, Ranking
+from plaudit.rollout.config import SamplingConfig
 from plaudit.run.display import stage_table
 from plaudit.run.folder import RunFolder
-from plaudit.train.config import CheckpointConfig
+from plaudit.train.config import CheckpointConfig, OptimiserConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Run:
     mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
     """Other files of demonstrations that sft.mixture names."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """As the stage that is running samples."""
+    lora: LoraSettings | None = field(default_factory=LoraSettings)
+    """The adapter it trains; None is full fine-tuning."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """As it trains."""
+    max_length: int = 512
+    """Longest demonstration in tokens, where PPO mixes some in."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
     """What results depend on and a checkpoint must have been made with: recipe, data, code, versions, machine."""
     resume: bool = False

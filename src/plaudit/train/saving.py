@@ -42,6 +42,8 @@ SAVES = "saves.jsonl"
 STATE, TIMES, TENSORS = "state.json", "times.json", "tensors-{:04d}.safetensors"
 TENSOR_BYTES = 1 << 28
 """Tensors go into files of about this size, so that saving needs no second copy of all of them in memory."""
+KEEP = 2
+"""Checkpoints of the running stage that stay; while a new one is written there is one more."""
 SHARE = 50
 """By the clock a stage saves at most every so many times the seconds that its last save took."""
 INEXACT = ("code", "versions", "machine")
@@ -90,7 +92,7 @@ class Saver:
         self._logs: dict[str, tuple[Metrics, bool]] = {}
         self._starts: dict[str, int] = {}
         self._open = ExitStack()
-        self._checkpoints = Checkpoints(self._run / stage / CHECKPOINTS, self._config.keep, _say)
+        self._checkpoints = Checkpoints(self._run / stage / CHECKPOINTS, KEEP, _say)
         if ranks.first and run.resume:
             self._checkpoints.clear()  # a stage whose last step is saved saves no more, and would leave it
         elif ranks.first:

@@ -77,7 +77,7 @@ def _judged(state: State) -> Judged | None:
     return Judged(replies=replies, ids=state.values["ids"], gold=arrays.pop("gold", None), **arrays)
 
 
-def run(
+def compare(
     config: EvaluateConfig, run: Run, annotator: Annotator | None, paid_by: Sequence[RewardSource] = ()
 ) -> dict[str, Any]:
     """Sample, judge, compare; `annotator` gives the gold score (None when people ranked), and `paid_by` is what PPO was
@@ -151,8 +151,8 @@ def _sample(
     """Sample from the model in `source`, with the same random numbers for both models."""
     chat = run.chat(run.sft_model)
     model = load_model(str(source), run.machine.dtype, run.machine.device)
-    engine = InProcessEngine(model, eos_id=chat.eos_id, temperature=config.temperature, batch_rows=SAMPLED)
-    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), config.max_new_tokens)
+    engine = InProcessEngine(model, eos_id=chat.eos_id, temperature=run.sampling.temperature, batch_rows=SAMPLED)
+    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), run.sampling.max_new_tokens)
     prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
     ids = sample_in_batches(
         engine, prompt_ids, uniforms, SAMPLED, saver=saver, log=log, done=done, state=state, advance=advance
@@ -162,7 +162,9 @@ def _sample(
         pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, run.machine.device)
         for i in range(0, len(ids), ROWS)
     ]
-    return _Sampled(ids, batches, _sums([plain_logprobs(model, tokens, config.temperature) for tokens in batches]))
+    return _Sampled(
+        ids, batches, _sums([plain_logprobs(model, tokens, run.sampling.temperature) for tokens in batches])
+    )
 
 
 def _judge(
@@ -177,7 +179,7 @@ def _judge(
     """Measure a model's replies."""
     chat, ids, batches = run.chat(run.sft_model), sampled.ids, sampled.batches
     reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
-    ref = _sums([plain_logprobs(reference, tokens, config.temperature) for tokens in batches])
+    ref = _sums([plain_logprobs(reference, tokens, run.sampling.temperature) for tokens in batches])
     ref_nll = -_sums([plain_logprobs(reference, tokens, 1.0) for tokens in batches])
     proxy = _proxy(run, chat, rewards, reference, prompts, batches, advance)
     replies = [chat.completion(reply) for reply in ids]

@@ -11,13 +11,11 @@ from plaudit.algo.names import KLEstimator, MissingEos
 from plaudit.config import StrictConfig
 from plaudit.errors import UserError
 from plaudit.guard.watch import WatchConfig
-from plaudit.models.config import LoraSettings
 from plaudit.rewards.config import RewardSource
-from plaudit.train.config import Schedule
 
-Advantages = Literal["gae", "rloo", "grpo", "reinforce_pp"]
-GROUPS: tuple[Advantages, ...] = ("rloo", "grpo")
-CRITIC = ("critic", "value_gradient", "critic_warmup", "critic_learning_rate", "value_coef", "value_clip")
+Advantages = Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce_pp"]
+GROUPS: tuple[Advantages, ...] = ("rloo", "grpo", "dr_grpo")
+CRITIC = ("critic", "critic_warmup", "critic_learning_rate", "value_coef", "value_clip")
 
 
 class PPOConfig(StrictConfig):
@@ -37,30 +35,17 @@ class PPOConfig(StrictConfig):
     """In its place a budget of tokens, padding included; a longer reply goes alone. Changes memory, not the result."""
     epochs: int = Field(2, ge=1)
     """Passes over an update's replies."""
-    max_new_tokens: int = Field(32, ge=1)
-    """Longest reply in tokens, its end-of-turn token included."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; log-probabilities are taken at the same one."""
     learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate of AdamW for the policy's adapter."""
     critic_learning_rate: float = Field(1e-3, gt=0)
     """The same for the critic: the value head, and its adapter where it has one of its own."""
-    schedule: Schedule = "cosine"
-    """After the warm-up the rates fall to a tenth of their peak on a half cosine or a line, or they stay."""
-    warmup_steps: int = Field(4, ge=0)
-    """Optimiser steps of linear warm-up."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient is scaled down to this norm."""
     advantages: Advantages = "gae"
-    """Estimator: gae has a critic; rloo, grpo and reinforce_pp (REINFORCE++) have none."""
-    grpo_std: bool = True
-    """Whether grpo divides by the std of its group; false is Dr. GRPO."""
+    """Estimator: gae has a critic; rloo, grpo, dr_grpo (grpo without dividing by the std of its group) and reinforce_pp
+    (REINFORCE++) have none."""
     gamma: float = Field(1.0, gt=0, le=1)
     """γ: discount per token."""
     lam: float = Field(0.95, ge=0, le=1)
     """λ: GAE's trade of bias (0) against variance (1)."""
-    bootstrap: bool = False
-    """Whether a reply that the limit cut is worth V(s_T) beyond its last token; needs missing_eos=none."""
     whiten_advantages: bool | None = None
     """Advantages of an update to mean 0, std 1 over its reply tokens; null: with gae. reinforce_pp always does it."""
     clip_range: float = Field(0.2, gt=0)
@@ -75,20 +60,18 @@ class PPOConfig(StrictConfig):
     """c1: weight of the value loss."""
     value_clip: float | None = Field(None, gt=0)
     """How far a value may move from its old one before its gradient is cut off; null is no limit."""
-    critic: Literal["policy", "own"] = "policy"
-    """A value head on the policy, or an adapter of its own that starts as the run's reward model, where it has one."""
-    value_gradient: bool = True
-    """Whether the value loss reaches the policy's trunk; false trains the value head alone."""
+    critic: Literal["policy", "head", "own"] = "policy"
+    """A value head on the policy whose loss reaches the policy's trunk (policy) or trains the head alone (head), or an
+    adapter of its own that starts as the run's reward model, where it has one (own)."""
     critic_warmup: int = Field(0, ge=0)
     """Updates at the start in which the critic learns and the policy stands still."""
     entropy_coef: float = Field(0.0, ge=0)
     """c2: weight of the entropy bonus."""
     kl_coef: float = Field(0.05, ge=0)
     """β: KL penalty per token, in units of the whitened score."""
-    kl_in: Literal["reward", "loss"] = "reward"
-    """Where the penalty stands: in the reward of each token, or as a loss of its own (see ppo-maths.md)."""
-    kl_estimator: KLEstimator = "k1"
-    """Estimate of the KL in the reward: k1 has the KL's gradient; k2 and k3 are never negative."""
+    kl_penalty: KLEstimator | Literal["loss"] = "k1"
+    """The penalty in the reward of each token by an estimate of the KL (k1 has the KL's gradient; k2 and k3 are never
+    negative), or as a loss of its own with the KL's gradient (loss; see ppo-maths.md)."""
     kl_target: float | None = Field(None, gt=0)
     """KL in nats a reply that β is moved towards, update by update; null leaves β at kl_coef."""
     kl_horizon: int = Field(10_000, ge=1)
@@ -97,18 +80,16 @@ class PPOConfig(StrictConfig):
     """Weight of the SFT loss on demonstrations that is added to each step (PTX)."""
     ptx_rows: int = Field(8, ge=1)
     """Demonstrations in one step of it."""
-    ptx_max_length: int = Field(512, ge=8)
-    """Longest demonstration in tokens: the start of a longer one is cut."""
-    whiten_scores: bool = True
-    """Scores of a batch to mean 0, std 1 (the std floored at a quarter of its first value)."""
-    running_scale: bool = False
-    """Scores divided by their running std instead, without a shift; needs whiten_scores=false."""
+    score_scale: Literal["whiten", "running", "none"] = "whiten"
+    """Scores of a batch to mean 0, std 1 (whiten; the std floored at a quarter of its first value), or divided by their
+    running std without a shift (running), or as they are."""
     sigmoid_centred: bool = False
     """Each score becomes σ(score − score of the SFT model's reply to the prompt), sampled once before training."""
     score_clip: float = Field(5.0, gt=0)
     """Scores are held in ± this before they are whitened."""
-    missing_eos: MissingEos = "subtract"
-    """What a reply that never ended meets: the penalty is subtracted from its score, replaces it, or neither."""
+    missing_eos: MissingEos | Literal["bootstrap"] = "subtract"
+    """What a reply that never ended meets: the penalty is subtracted from its score, replaces it, or neither (none); or
+    neither, and it is worth V(s_T) beyond its last token, as one that the limit cut (bootstrap; needs a critic)."""
     missing_eos_penalty: float = Field(1.0, ge=0)
     """The size of that penalty, in units of the normalised score."""
     length_penalty: float = Field(0.0, ge=0)
@@ -131,12 +112,20 @@ class PPOConfig(StrictConfig):
     """What the policy is paid by, a weighted sum; empty is the run's own reward model alone."""
     torch_compile: bool = False
     """Whether the passes over the replies are compiled (torch.compile): faster, after a slower start."""
-    lora: LoraSettings = LoraSettings()
-    """The policy's adapter on the shared base."""
 
     @property
     def has_critic(self) -> bool:
         return self.advantages == "gae"
+
+    @property
+    def kl_estimator(self) -> KLEstimator:
+        """The estimate that is logged, and is the penalty where that is in the reward."""
+        return "k1" if self.kl_penalty == "loss" else self.kl_penalty
+
+    @property
+    def bootstrap(self) -> bool:
+        """Whether a reply that the limit cut is worth V(s_T) beyond its last token."""
+        return self.missing_eos == "bootstrap"
 
     @property
     def whitens_advantages(self) -> bool:
@@ -188,7 +177,9 @@ class PPOConfig(StrictConfig):
     def _estimator(self) -> "PPOConfig":
         name = self.advantages
         if not self.has_critic:
-            self._refuse((*CRITIC, "lam", "bootstrap"), "advantages", "it has no critic")
+            self._refuse((*CRITIC, "lam"), "advantages", "it has no critic")
+            if self.bootstrap:
+                raise ValueError(f"missing_eos=bootstrap needs a critic, and advantages={name} has none")
         if name in GROUPS:
             self._refuse(("gamma",), "advantages", "it takes a reply's whole return")
             if self.replies_per_prompt < 2:
@@ -196,23 +187,14 @@ class PPOConfig(StrictConfig):
                     f"advantages={name} compares the replies to one prompt: replies_per_prompt="
                     f"{self.replies_per_prompt} must be at least 2"
                 )
-        if name != "grpo":
-            self._refuse(("grpo_std",), "advantages", "it belongs to grpo")
         if name == "reinforce_pp":
             self._refuse(("whiten_advantages",), "advantages", "whitening is part of it")
-        if self.bootstrap and self.missing_eos != "none":
-            raise ValueError(
-                f"bootstrap=true says that a cut reply would have gone on, missing_eos={self.missing_eos} that it "
-                "failed: set missing_eos=none"
-            )
         return self
 
     @model_validator(mode="after")
     def _critic(self) -> "PPOConfig":
         if self.has_critic and self.value_coef == 0:
             self._refuse(tuple(name for name in CRITIC if name != "value_coef"), "value_coef", "no critic learns")
-        if self.critic == "own":
-            self._refuse(("value_gradient",), "critic", "its adapter always learns from the value loss")
         if self.critic_warmup >= self.updates:
             raise ValueError(f"critic_warmup={self.critic_warmup} leaves the policy none of updates={self.updates}")
         if self.target_kl is not None and self.steps_per_update == 1:
@@ -225,22 +207,18 @@ class PPOConfig(StrictConfig):
     @model_validator(mode="after")
     def _penalties(self) -> "PPOConfig":
         if self.kl_coef == 0:
-            self._refuse(("kl_in", "kl_estimator", "kl_target", "kl_horizon"), "kl_coef", "there is no KL penalty")
-        if self.kl_in == "loss":
-            self._refuse(("kl_estimator",), "kl_in", "the loss is the one with the KL's gradient")
+            self._refuse(("kl_penalty", "kl_target", "kl_horizon"), "kl_coef", "there is no KL penalty")
         if self.kl_target is None:
             self._refuse(("kl_horizon",), "kl_target", "β does not move")
         elif self.kl_horizon < self.batch_size:
             raise ValueError(f"kl_horizon={self.kl_horizon} is less than batch_size={self.batch_size}")
         if self.ptx_coef == 0:
-            self._refuse(("ptx_rows", "ptx_max_length"), "ptx_coef", "no demonstration is mixed in")
+            self._refuse(("ptx_rows",), "ptx_coef", "no demonstration is mixed in")
         return self
 
     @model_validator(mode="after")
     def _scores(self) -> "PPOConfig":
-        if self.running_scale and self.whiten_scores:
-            raise ValueError("running_scale=true and whiten_scores=true exclude each other: give whiten_scores=false")
-        if self.missing_eos == "none" and self.missing_eos_penalty != 0:
+        if self.missing_eos in ("none", "bootstrap") and self.missing_eos_penalty != 0:
             self._refuse(("missing_eos_penalty",), "missing_eos", "no reply is penalised")
         if self.length_penalty == 0:
             self._refuse(("length_free",), "length_penalty", "no token costs anything")

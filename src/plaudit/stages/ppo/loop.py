@@ -110,7 +110,7 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
             release_memory()
             seconds.append(sum(clock.seconds.values()))
             note = f"score {about_batch['score']:+.2f}  KL {kl:.1f}  length {about_batch['length']:.0f}"
-            symptom = latest(rows, config.model_dump())
+            symptom = latest(rows, {**trainer.run.optimiser.model_dump(), **config.model_dump()})
             advance(note if symptom is None else f"{note}  doctor: {symptom}")
 
     checks.at_end()
@@ -144,12 +144,12 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     roles = Roles(
         base,
         trained="policy",
-        lora=config.lora,
+        lora=run.lora,
         seed=run.seed,
         reward=files.adapters if files else [],
-        critic=_critic_start(config, files),
-        value_gradient=config.value_gradient and config.critic == "policy",
-        temperature=config.temperature,
+        critic=_critic_start(config, run.lora, files),
+        value_gradient=config.critic == "policy",
+        temperature=run.sampling.temperature,
     )
     reward = files.attach(roles, machine.dtype, machine.device) if files else None
     # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
@@ -165,16 +165,18 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     engine = InProcessEngine(
         load_model(source, machine.dtype, machine.device),
         eos_id=chat.eos_id,
-        temperature=config.temperature,
+        temperature=run.sampling.temperature,
     )
     return _trainer(config, run, chat, rewards, roles, reward, engine)
 
 
-def _critic_start(config: PPOConfig, files: RewardFiles | None) -> Path | LoraSettings | None:
+def _critic_start(
+    config: PPOConfig, lora: LoraSettings | None, files: RewardFiles | None
+) -> Path | LoraSettings | None:
     """What a critic of its own starts from: the trained reward model's adapter; where there is none, a fresh one."""
     if config.critic != "own":
         return None
-    return files.adapters[0] if files is not None and files.adapters else config.lora
+    return files.adapters[0] if files is not None and files.adapters else lora
 
 
 def _trainer(
@@ -193,7 +195,7 @@ def _trainer(
     optimiser = MasterAdamW(groups, betas=(0.9, 0.95), eps=1e-5)
     steps = config.updates * config.steps_per_update
     starts = [config.critic_warmup * config.steps_per_update]
-    schedule = schedule_of(optimiser, steps, config.warmup_steps, config.schedule, starts)
+    schedule = schedule_of(optimiser, steps, run.optimiser.warmup_steps, run.optimiser.schedule, starts)
     controller = reward_maths.KLController(config.kl_coef, config.kl_target, config.kl_horizon)
     scorer, contract = (reward.model, reward.contract) if reward else (None, None)
     demonstrations = _demonstrations(config, run, chat) if config.ptx_coef else []
@@ -205,11 +207,11 @@ def _trainer(
 
 def _demonstrations(config: PPOConfig, run: Run, chat: ChatFormat) -> list[Example]:
     """The training demonstrations that PTX mixes in, as tokens."""
-    encoder = Encoder(chat, config.ptx_max_length, "left_truncate")
+    encoder = Encoder(chat, run.max_length, "left_truncate")
     train = run.demonstrations.where(run.demonstrations.splits == "train")
     found = [example for example in map(encoder.encode, train) if example is not None]
     if not found:
-        raise UserError(f"every training demonstration's reply is longer than ppo.ptx_max_length={encoder.max_length}")
+        raise UserError(f"every training demonstration's reply is longer than sft.max_length={encoder.max_length}")
     return found
 
 
@@ -252,7 +254,7 @@ def rollout(
     scores_B, scale = clipped_and_scaled(config, trainer.numbers, earned_B)
     kl_BT = reward_maths.kl_estimate(old_logprobs_BT, ref_logprobs_BT, config.kl_estimator)
     coef = trainer.numbers.controller.coef
-    in_reward = coef if config.kl_in == "reward" else 0.0
+    in_reward = coef if config.kl_penalty != "loss" else 0.0
     rewards_BT = reward_maths.token_rewards(scores_B, kl_BT, mask_BT, in_reward)
     bootstrap_B = None if last_values_B is None else torch.where(finished_B, 0.0, last_values_B)
     advantages_BT, returns_BT = advantages(config, rewards_BT, values_BT, mask_BT, bootstrap_B)
@@ -313,8 +315,8 @@ def advantages(
             )
         case "rloo":
             advantages_BT, _ = estimators.rloo(rewards_BT, mask_BT, group_size=config.replies_per_prompt)
-        case "grpo":
-            group, scale_std = config.replies_per_prompt, config.grpo_std
+        case "grpo" | "dr_grpo":
+            group, scale_std = config.replies_per_prompt, config.advantages == "grpo"
             advantages_BT, _ = estimators.grpo(rewards_BT, mask_BT, group_size=group, scale_std=scale_std)
         case "reinforce_pp":
             advantages_BT, _ = estimators.reinforce_plus_plus(rewards_BT, mask_BT, gamma=config.gamma)
@@ -346,7 +348,9 @@ def update_policy(trainer: Trainer, batch: RolloutBatch, update: int, clock: Clo
                 trainer.roles.zero_grad(set_to_none=True)
                 break
             terms["learning_rate"] = float(trainer.schedule.get_last_lr()[0])
-            terms["grad_norm"] = optimiser_step(trainer.optimiser, trainer.schedule, config.max_grad_norm, where)
+            terms["grad_norm"] = optimiser_step(
+                trainer.optimiser, trainer.schedule, trainer.run.optimiser.max_grad_norm, where
+            )
             steps.append(terms)
         for _ in range(len(order) - len(steps)):
             trainer.schedule.step()  # the rate depends on the update, not on how early those before it ended

@@ -68,7 +68,8 @@ def earned(
             if name in trainer.rewards.weights
         }
         total_B = trainer.rewards.paid(centred)
-    total_B = rewards.penalise_missing_eos(total_B, finished_B, config.missing_eos_penalty, config.missing_eos)
+    rule = "none" if config.missing_eos == "bootstrap" else config.missing_eos
+    total_B = rewards.penalise_missing_eos(total_B, finished_B, config.missing_eos_penalty, rule)
     if config.length_penalty == 0:
         return total_B, {}
     penalty_B = rewards.length_penalty(tokens.reply_lengths_B, config.length_penalty, config.length_free)
@@ -78,12 +79,12 @@ def earned(
 def clipped_and_scaled(config: PPOConfig, numbers: Numbers, earned_B: Tensor) -> tuple[Tensor, float]:
     """The scores that enter the rewards, [B], and the std they were divided by; moves the numbers it depends on."""
     scores_B = rewards.clip_scores(earned_B, config.score_clip)
-    if config.whiten_scores:
+    if config.score_scale == "whiten":
         floor = 0.0 if numbers.first_std is None else numbers.first_std / 4
         scores_B, used = rewards.whiten_scores(scores_B, floor)
         numbers.first_std = used.item() if numbers.first_std is None else numbers.first_std
         return scores_B, used.item()
-    if config.running_scale:
+    if config.score_scale == "running":
         everyone_B = torch.ones_like(scores_B, dtype=torch.bool)
         numbers.running = rewards.update_scale(numbers.running, moments_of(scores_B, everyone_B))
         return rewards.scale_scores(scores_B, numbers.running)

@@ -53,7 +53,7 @@ def accumulate(
             entropy_coef=0.0 if warming else config.entropy_coef,
         )
         loss, found = terms.loss, {name: value.item() for name, value in vars(terms).items()}
-        if config.kl_in == "loss" and not warming:
+        if config.kl_penalty == "loss" and not warming:
             kl = kl_loss(
                 logprobs_BT=output.logprobs_BT,
                 old_logprobs_BT=old_logprobs_BT,

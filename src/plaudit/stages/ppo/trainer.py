@@ -85,7 +85,7 @@ def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) 
     Every rank samples its share of the replies; their random numbers are their own wherever they are sampled.
     """
     prompt_ids = [trainer.chat.prompt_ids(prompt.messages) for prompt in prompts]
-    mine, longest = trainer.ranks.share(range(len(prompts))), trainer.config.max_new_tokens
+    mine, longest = trainer.ranks.share(range(len(prompts))), trainer.run.sampling.max_new_tokens
     uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
     trainer.engine.load_weights(trainer.roles.merged_weights("policy"))
     sampled = all_replies(trainer, mine, trainer.engine.generate([prompt_ids[i] for i in mine], uniforms), len(prompts))
@@ -98,7 +98,7 @@ def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) 
 def all_replies(trainer: Trainer, rows: Sequence[int], sampled: Sequence[Sampled], count: int) -> list[Sampled]:
     """The `count` replies of all ranks, in the order of their rows; this rank has `sampled` those of `rows`."""
     lengths_B = torch.zeros(count, dtype=torch.int64)
-    ids_BN = torch.zeros(count, trainer.config.max_new_tokens, dtype=torch.int64)
+    ids_BN = torch.zeros(count, trainer.run.sampling.max_new_tokens, dtype=torch.int64)
     logprobs_BN = torch.zeros(ids_BN.shape, dtype=torch.float64)
     for row, reply in zip(rows, sampled, strict=True):
         here = (row, slice(len(reply.ids)))

@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from plaudit.config import StrictConfig
-from plaudit.data.config import known_format
 
 HUMAN_ONLY = ("labels", "overlap", "database")
 
@@ -20,8 +19,6 @@ class PreferencesConfig(StrictConfig):
 
     rankings: Path | None = None
     """Rankings or pairs by people, of any format of data.md; null samples and simulates."""
-    format: str | None = None
-    """Format of the rows of rankings (a name of data.md); null detects it and prints what it found."""
     annotator: Literal["simulated", "human"] = "simulated"
     """Who ranks what is sampled: a program, or people on the labelling page, for whom the run waits (labelling.md)."""
     labels: int | None = Field(None, ge=1)
@@ -35,18 +32,10 @@ class PreferencesConfig(StrictConfig):
     """How many prompts of split train get replies (all held-out prompts do too, to test the reward model)."""
     replies: int = Field(4, ge=2)
     """K: replies a prompt, ranked against each other."""
-    max_new_tokens: int = Field(32, ge=1)
-    """Longest reply in tokens, its end-of-turn token included."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature."""
     noise: float = Field(0.1, ge=0)
     """Std of the Gaussian noise the simulated annotator adds to its utility, which lies in [−2, 1]."""
     tie_margin: float = Field(0.1, ge=0)
     """The simulated annotator gives replies within this of the best of their group its rank."""
-    batch_rows: int = Field(64, ge=1)
-    """Replies sampled at once. Changes speed and memory, not what is sampled (beyond rounding)."""
-
-    _format = field_validator("format")(known_format)
 
     @field_validator("database")
     @classmethod
@@ -59,9 +48,7 @@ class PreferencesConfig(StrictConfig):
     def _nothing_dead(self) -> "PreferencesConfig":
         fields = type(self).model_fields
         changed = {name for name, field in fields.items() if getattr(self, name) != field.default}
-        if self.rankings is None and self.format is not None:
-            raise ValueError(f"format={self.format} without rankings would do nothing")
-        if self.rankings is not None and (dead := [n for n in fields if n in changed - {"rankings", "format"}]):
+        if self.rankings is not None and (dead := [n for n in fields if n in changed - {"rankings"}]):
             raise ValueError(f"nothing is sampled with rankings={self.rankings}: {', '.join(dead)} would do nothing")
         unused = HUMAN_ONLY if self.annotator == "simulated" else SIMULATED_ONLY
         if dead := [name for name in unused if name in changed]:

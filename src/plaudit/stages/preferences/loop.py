@@ -28,6 +28,9 @@ from plaudit.train.run import Run
 from plaudit.train.sampling import sample_in_batches
 from plaudit.train.saving import Saver, State
 
+AT_ONCE = 64
+"""Replies sampled at once: it changes speed and memory, not what is sampled (beyond rounding)."""
+
 
 def annotator_of(config: PreferencesConfig, seed: int) -> Annotator | None:
     """The simulated annotator, whose utility is the gold score; None when people ranked."""
@@ -35,7 +38,7 @@ def annotator_of(config: PreferencesConfig, seed: int) -> Annotator | None:
     return None if people else simulated_annotator(config.noise, config.tie_margin, seed)
 
 
-def run(config: PreferencesConfig, run: Run) -> dict[str, Any]:
+def collect(config: PreferencesConfig, run: Run) -> dict[str, Any]:
     """Sample, rank, write; returns the summary."""
     annotator = annotator_of(config, run.seed)
     rankings, said = _rankings(config, run, annotator)
@@ -88,18 +91,18 @@ def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Com
     engine = InProcessEngine(
         load_model(str(run.sft_model), run.machine.dtype, run.machine.device),
         eos_id=chat.eos_id,
-        temperature=config.temperature,
-        batch_rows=config.batch_rows,
+        temperature=run.sampling.temperature,
+        batch_rows=AT_ONCE,
     )
     total = len(prompts) * config.replies
     ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
-    uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), config.max_new_tokens)
+    uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), run.sampling.max_new_tokens)
     with Saver(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
         found = sample_in_batches(
             engine,
             ids,
             uniforms,
-            config.batch_rows,
+            AT_ONCE,
             saver=saver,
             log=saver.log(f"{CHECKPOINTS}/replies.jsonl"),
             done=0,

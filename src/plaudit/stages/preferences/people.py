@@ -86,7 +86,8 @@ def _drafts(config: "PreferencesConfig", run: Run, sample: Sample) -> list[Draft
     """The items, from what was sampled before where that still holds."""
     path = run.folder.path / "label" / SAMPLED
     model = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
-    settings = (config.train_prompts, config.replies, config.max_new_tokens, config.temperature, run.seed, run.system)
+    law = (run.sampling.max_new_tokens, run.sampling.temperature)
+    settings = (config.train_prompts, config.replies, *law, run.seed, run.system)
     name = digest([settings, sorted(model.items()), [(p.id, p.messages, p.split) for p in run.prompts]])
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if stored.get("sampling") != name:

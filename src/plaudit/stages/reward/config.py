@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from plaudit.config import StrictConfig
-from plaudit.models.config import LoraSettings
 
 
 class RewardConfig(StrictConfig):
@@ -31,26 +30,25 @@ class RewardConfig(StrictConfig):
     """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW for adapter and head; cosine to a tenth of it."""
-    warmup_steps: int = Field(4, ge=0)
-    """Optimiser steps of linear warm-up."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient is scaled down to this norm."""
     evaluate_every: int | None = Field(None, ge=1)
     """Optimiser steps between two held-out losses; null is after each epoch. Start and end are always evaluated."""
-    evaluate_on: int = Field(100, ge=1)
-    """Held-out rankings in such a loss at most; of more, a seeded choice. The test at the end takes all."""
-    normalise_on: int = Field(256, ge=2)
-    """Replies of the training rankings whose scores get mean 0 and std 1."""
     members: int = Field(1, ge=1)
     """M: reward models trained, each with its own adapter, start and data order; time and scoring cost M times."""
     aggregate: Literal["mean", "min", "mean_minus_std", "pessimistic", "weight_averaged"] = "mean"
     """One score of M: a rule over the members' normalised scores, or one model with the mean of their weights."""
-    aggregate_k: float = Field(1.0, ge=0)
-    """k of mean_minus_std: mean − k·std of the members."""
-    aggregate_beta: float = Field(1.0, gt=0)
-    """β of pessimistic: −β·log mean exp(−r/β); small leans to the min, large to the mean."""
-    lora: LoraSettings | None = LoraSettings()
-    """The reward model's own adapter on the shared base; null trains every weight of a copy (full fine-tuning)."""
+    aggregate_strength: float = Field(1.0, ge=0)
+    """Of mean_minus_std k in mean − k·std of the members; of pessimistic β in −β·log mean exp(−r/β), which leans to the
+    min where it is small and to the mean where it is large."""
+
+    @property
+    def aggregate_k(self) -> float:
+        """k of mean_minus_std."""
+        return self.aggregate_strength if self.aggregate == "mean_minus_std" else 1.0
+
+    @property
+    def aggregate_beta(self) -> float:
+        """β of pessimistic."""
+        return self.aggregate_strength if self.aggregate == "pessimistic" else 1.0
 
     @model_validator(mode="after")
     def _no_dead_option(self) -> "RewardConfig":
@@ -67,10 +65,11 @@ class RewardConfig(StrictConfig):
             raise ValueError("soft_labels and margin_coef exclude each other: a margin is for a side that surely won")
         if self.members == 1 and self.aggregate != "mean":
             raise ValueError(f"aggregate={self.aggregate} makes one of several members; members is 1")
-        if self.aggregate_k != 1.0 and self.aggregate != "mean_minus_std":
-            raise ValueError(f"aggregate_k={self.aggregate_k} belongs to aggregate=mean_minus_std")
-        if self.aggregate_beta != 1.0 and self.aggregate != "pessimistic":
-            raise ValueError(f"aggregate_beta={self.aggregate_beta} belongs to aggregate=pessimistic")
-        if self.lora is None and self.members > 1:
-            raise ValueError(f"members={self.members} are adapters on one base; full fine-tuning (lora=null) has one")
+        if self.aggregate_strength != 1.0 and self.aggregate not in ("mean_minus_std", "pessimistic"):
+            raise ValueError(
+                f"aggregate_strength={self.aggregate_strength} belongs to aggregate=mean_minus_std and "
+                f"aggregate=pessimistic, and does nothing with aggregate={self.aggregate}"
+            )
+        if self.aggregate == "pessimistic" and self.aggregate_strength == 0:
+            raise ValueError("aggregate_strength=0: β of aggregate=pessimistic must be above 0")
         return self

@@ -68,6 +68,11 @@ from plaudit.view.card.table import print_alarms
 ROWS = 32
 """Replies scored at once."""
 
+EVALUATE_ON = 100
+"""Held-out rankings in a held-out loss at most; of more, a seeded choice. The test at the end takes all."""
+NORMALISE_ON = 256
+"""Replies of the training rankings whose scores get mean 0 and std 1: the std is then known to about 5 %."""
+
 
 def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     """Train, save, normalise, test on held-out prompts; returns the summary."""
@@ -146,17 +151,17 @@ def held_out_scores(test: Sequence[Ranking], raw_BM: Tensor) -> list[dict[str, A
 
 
 def build(config: RewardConfig, run: Run, chat: ChatFormat, train: list[Ranking], test: list[Ranking]) -> Trainer:
-    full = config.lora is None
+    full = run.lora is None
     base = load_model(str(run.sft_model), torch.float32 if full else run.machine.dtype, run.machine.device)
     model: Roles | FullReward
-    if config.lora is None:
+    if run.lora is None:
         model = FullReward(base, run.machine.dtype, learns=True)
     else:
-        model = Roles(base, trained="reward", lora=config.lora, seed=run.seed, members=config.members)
+        model = Roles(base, trained="reward", lora=run.lora, seed=run.seed, members=config.members)
     layout = prepare_attention(base)
-    held_out = encode(config, chat, _chosen(test, config.evaluate_on, run.seed))
+    held_out = encode(config, chat, _chosen(test, EVALUATE_ON, run.seed))
     micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
-    return Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out, micro)
+    return Trainer(config, run.optimiser, run.seed, chat, model, layout, encode(config, chat, train), held_out, micro)
 
 
 def _chosen(rankings: list[Ranking], most: int, seed: int) -> list[Ranking]:
@@ -187,7 +192,7 @@ def save(config: RewardConfig, run: Run, trainer: Trainer, folder: Path) -> None
 
 def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
     """What `save` wrote, as every later stage will have it."""
-    if config.lora is None:
+    if run.lora is None:
         return load_merged(folder / "model", run.machine.dtype, run.machine.device)
     members = 1 if config.aggregate == "weight_averaged" else config.members
     base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
@@ -225,7 +230,7 @@ def describe(
 
     And the temperatures of the members by themselves.
     """
-    reference = [(r.prompt, reply) for r in train for reply in r.replies][: config.normalise_on]
+    reference = [(r.prompt, reply) for r in train for reply in r.replies][:NORMALISE_ON]
     contract = reward_contract(chat, score_replies(model, chat, reference, label="Normalising"))
     aggregate: Aggregation
     match config.aggregate:
@@ -238,7 +243,7 @@ def describe(
     contract = replace(
         contract, aggregate=aggregate, k=config.aggregate_k, beta=config.aggregate_beta,
         dtype=run.machine.dtype_name, golden=golden_scores(model, chat),
-        model=None if config.lora is not None else "model",
+        model=None if run.lora is not None else "model",
     )  # fmt: skip
     # On the validation split where it has pairs, so that the test split still judges the confidence.
     calibrating = [r for r in test if r.prompt.split == "validation"] or test

@@ -34,6 +34,7 @@ from plaudit.models.tokens import pack_replies, pad_right
 from plaudit.records import Ranking
 from plaudit.run.display import progress
 from plaudit.stages.reward.config import RewardConfig
+from plaudit.train.config import OptimiserConfig
 from plaudit.train.micro_batches import MicroBatches, batch_kept
 from plaudit.train.optimiser import MasterAdamW, move_schedule, optimiser_step, schedule_of
 from plaudit.train.saving import Saver, State, load_parameters, within
@@ -107,6 +108,7 @@ class Trainer:
     """What the loop holds."""
 
     config: RewardConfig
+    optimiser: OptimiserConfig
     seed: int
     chat: ChatFormat
     model: Roles | FullReward
@@ -191,7 +193,7 @@ def train_member(trainer: Trainer, member: int, saver: Saver) -> None:
     )
     per_epoch = -(-len(trainer.train) // config.rankings_per_step)
     steps = config.epochs * per_epoch
-    schedule = schedule_of(optimiser, steps, config.warmup_steps, "cosine")
+    schedule = schedule_of(optimiser, steps, trainer.optimiser.warmup_steps, trainer.optimiser.schedule)
     stream = "reward" if member == 0 else f"reward/{member}"
     title = "Reward model" if config.members == 1 else f"Reward model {member + 1} of {config.members}"
     metrics = saver.log("metrics.jsonl")
@@ -217,7 +219,7 @@ def train_member(trainer: Trainer, member: int, saver: Saver) -> None:
             with batch_kept(metrics.path.parent, where, partial(_as_rows, examples)):
                 loss, accuracy = _accumulate(trainer, examples, member, log_nu, where)
                 row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
-                row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+                row["grad_norm"] = optimiser_step(optimiser, schedule, trainer.optimiser.max_grad_norm, where)
             trainer.seconds[member] += time.perf_counter() - started
             every = config.evaluate_every or per_epoch
             if number % every == 0 or number == steps:

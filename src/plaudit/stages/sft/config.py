@@ -1,14 +1,11 @@
 """SFT's settings. What would do nothing beside another setting is refused, with both values named."""
 
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from plaudit.config import StrictConfig
-from plaudit.data.config import known_format
 from plaudit.data.examples import Learn, TooLong
-from plaudit.models.config import LoraSettings
 
 
 class SourceConfig(StrictConfig):
@@ -16,8 +13,6 @@ class SourceConfig(StrictConfig):
 
     path: Path | None = None
     """Its file; null is data.demonstrations."""
-    format: str | None = None
-    """Format of the file's rows (a name of data.md); null detects it and prints what it found."""
     kind: str | None = Field(None, min_length=1)
     """Take the rows of this kind only; null takes all."""
     label: str | None = Field(None, min_length=1)
@@ -29,12 +24,8 @@ class SourceConfig(StrictConfig):
     repeat: int = Field(1, ge=1)
     """How often an epoch may go through its rows."""
 
-    _format = field_validator("format")(known_format)
-
     @model_validator(mode="after")
     def _nothing_dead(self) -> "SourceConfig":
-        if self.format is not None and self.path is None:
-            raise ValueError(f"format={self.format} without path would do nothing")
         if self.weight is not None and self.rows is not None:
             raise ValueError(f"weight={self.weight} and rows={self.rows} exclude each other; give one")
         return self
@@ -53,18 +44,10 @@ class SFTConfig(StrictConfig):
     """Demonstrations in one optimiser step."""
     micro_batch_size: int = Field(8, ge=1)
     """Demonstrations in one forward and backward pass; must divide batch_size. Changes memory, not the result."""
-    packing: bool = True
-    """Demonstrations of a micro-batch share one row without padding, unseen by each other. Changes speed only."""
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """After the warm-up the rate falls to a tenth of its peak on a half cosine or a line, or it stays."""
-    warmup_steps: int = Field(4, ge=0)
-    """Optimiser steps of linear warm-up."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decay of matrices; biases and norms are spared."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """The gradient is scaled down to this norm."""
     max_length: int = Field(512, ge=8)
     """Longest conversation in tokens."""
     too_long: TooLong = "refuse"
@@ -75,16 +58,10 @@ class SFTConfig(StrictConfig):
     """Recompute activations in the backward pass: less memory, one more forward pass."""
     evaluate_every: int | None = Field(None, ge=1)
     """Optimiser steps between two held-out losses; null is after each epoch. The end is always evaluated."""
-    evaluate_on: int = Field(1000, ge=1)
-    """Held-out demonstrations at most; of more, a seeded choice."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a lower held-out loss; null never stops early."""
     samples: int = Field(2, ge=0)
     """Held-out prompts that are answered at every evaluation, for people to read."""
-    sample_tokens: int = Field(48, ge=1)
-    """Longest such reply in tokens."""
-    lora: LoraSettings | None = LoraSettings()
-    """The adapter that is trained and merged; null trains every weight (full fine-tuning)."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "SFTConfig":

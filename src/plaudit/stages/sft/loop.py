@@ -31,7 +31,7 @@ from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite, check_unchanged, digest, fingerprint
 from plaudit.models.full import FullModel
-from plaudit.models.kernels.attention import Layout, prepare_attention
+from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.fused import plain
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import load_model, save_model
@@ -47,6 +47,8 @@ from plaudit.train.optimiser import MasterAdamW, move_schedule, optimiser_step, 
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver, State, load_parameters, within
 
+EVALUATE_ON = 1000
+"""Held-out demonstrations in a held-out loss at most; of more, a seeded choice: enough to see it move."""
 Sources = list[tuple[str, DemonstrationTable]]
 """(name, rows of every split) of each source of the mixture."""
 
@@ -114,7 +116,7 @@ class Trainer:
         return loss
 
 
-def run(config: SFTConfig, run: Run) -> dict[str, Any]:
+def train(config: SFTConfig, run: Run) -> dict[str, Any]:
     """Train, keep the best, merge, save; returns the summary."""
     chat = run.chat(run.model)
     found = sources_of(config, run.demonstrations, run.mixed)
@@ -127,7 +129,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
         size=config.batch_size,
         limit=config.max_steps,
     )
-    chosen = held_out_rows([rows for _, rows in found], config.evaluate_on, run.seed)
+    chosen = held_out_rows([rows for _, rows in found], EVALUATE_ON, run.seed)
     held_out = [example for row in chosen if (example := encoder.encode(row)) is not None]
     if not held_out:
         raise UserError(f"every held-out demonstration is longer than sft.max_length={config.max_length}; raise it")
@@ -136,7 +138,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     trainable = _learning(trainer.model)
     folder = run.folder.stage("sft")
     with Saver(run, "sft", {"base": digest(frozen)}) as saver:
-        done = train(trainer, steps, saver)
+        done = optimise(trainer, steps, saver)
     if isinstance(trainer.model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
     trainer.model.load_adapter_state(trainer.best)
@@ -167,19 +169,17 @@ def build(
     config: SFTConfig, run: Run, chat: ChatFormat, held_out: list[Example], prompts: list[Demonstration]
 ) -> tuple[Trainer, str]:
     """The trainer, and the layout of its rows in words."""
-    full = config.lora is None
+    full = run.lora is None
     base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
-    layout = prepare_attention(base) if config.packing else Layout("padded", "sft.packing is false")
+    layout = prepare_attention(base)
     shares = layout.kind == "shared" and not plain()
-    model = (
-        FullModel(base, run.machine.dtype) if full else Roles(base, trained="policy", lora=config.lora, seed=run.seed)
-    )
+    model = FullModel(base, run.machine.dtype) if full else Roles(base, trained="policy", lora=run.lora, seed=run.seed)
     if config.gradient_checkpointing:
         _checkpoint_gradients(base)
     engine = None
     if config.samples:
         copy = load_model(run.model, run.machine.dtype, run.machine.device)
-        engine = InProcessEngine(copy, eos_id=chat.eos_id)
+        engine = InProcessEngine(copy, eos_id=chat.eos_id, temperature=run.sampling.temperature)
     words = "packed" if layout.packs else str(layout)
     micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
     shown = prompts[: config.samples]
@@ -199,7 +199,7 @@ def _learning(model: Roles | FullModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.trainable().items() if "value_head" not in name}
 
 
-def train(trainer: Trainer, steps: list[Step], saver: Saver) -> int:
+def optimise(trainer: Trainer, steps: list[Step], saver: Saver) -> int:
     """The loop; returns the optimiser steps that were done."""
     config = trainer.config
     learning = _learning(trainer.model).values()
@@ -208,7 +208,7 @@ def train(trainer: Trainer, steps: list[Step], saver: Saver) -> int:
     optimiser = MasterAdamW(
         [{"params": part, "lr": config.learning_rate, "weight_decay": decay} for decay, part in parts.items() if part]
     )
-    schedule = schedule_of(optimiser, len(steps), config.warmup_steps, config.schedule)
+    schedule = schedule_of(optimiser, len(steps), trainer.run.optimiser.warmup_steps, trainer.run.optimiser.schedule)
     metrics, samples = saver.log("metrics.jsonl"), saver.log("samples.jsonl")
     number = saver.step
     with progress("SFT", len(steps), "step") as advance:
@@ -225,7 +225,7 @@ def train(trainer: Trainer, steps: list[Step], saver: Saver) -> int:
                 loss = _accumulate(trainer, step.examples, where)
                 row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
                 row["tokens"] = sum(len(example.ids) for example in step.examples)
-                row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
+                row["grad_norm"] = optimiser_step(optimiser, schedule, trainer.run.optimiser.max_grad_norm, where)
             trainer.seconds += time.perf_counter() - started
             due = step.ends_epoch if config.evaluate_every is None else number % config.evaluate_every == 0
             if due or number == len(steps):
@@ -307,11 +307,13 @@ def _evaluate(trainer: Trainer, step: int, samples: Metrics) -> dict[str, Any]:
 
 
 def _sample(trainer: Trainer, step: int, samples: Metrics) -> None:
-    """One reply to each sample prompt at temperature 1, with the same random numbers every time."""
+    """One reply to each sample prompt, with the same random numbers every time."""
     if trainer.engine is None:
         return
     ids = [trainer.chat.prompt_ids(row.prompt.messages) for row in trainer.prompts]
-    uniforms = rng.uniforms(trainer.run.seed, "sft/samples", 0, list(range(len(ids))), trainer.config.sample_tokens)
+    uniforms = rng.uniforms(
+        trainer.run.seed, "sft/samples", 0, list(range(len(ids))), trainer.run.sampling.max_new_tokens
+    )
     trainer.engine.load_weights(trainer.model.merged_weights("policy"))
     for row, sampled in zip(trainer.prompts, trainer.engine.generate(ids, uniforms), strict=True):
         prompt, reply = messages_as_json(row.prompt.messages), trainer.chat.completion(sampled.ids)

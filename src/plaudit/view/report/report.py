@@ -16,7 +16,7 @@ from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
 from plaudit.guard.watch import KL_BUDGET
 from plaudit.run.display import console, format_value, stage_table
-from plaudit.run.folder import ENVIRONMENT, RECIPE, needed_stages, read_recipe
+from plaudit.run.folder import ENVIRONMENT, RECIPE, needed_stages, read_recipe, stage_settings
 from plaudit.run.metrics import read_metrics
 from plaudit.run.provenance import versions
 from plaudit.train.run import Run
@@ -117,6 +117,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         "report.html.j2",
         parts=PARTS,
         recipe=recipe,
+        temperature=stage_settings(recipe, "evaluate")["temperature"],
         recipe_yaml=(folder / RECIPE).read_text(encoding="utf-8"),
         environment=environment,
         environment_json=json.dumps(environment, indent=2, ensure_ascii=False),
@@ -137,7 +138,10 @@ def render(run: Run, summary: dict[str, Any]) -> str:
             read_metrics(folder / "sft/metrics.jsonl"), reward_steps, summary.get("reward")
         ),
         ppo_plots=plots.ppo_plots(
-            updates, read_metrics(folder / "ppo/evaluations.jsonl"), recipe["ppo"], summary["ppo"]["kept_update"]
+            updates,
+            read_metrics(folder / "ppo/evaluations.jsonl"),
+            stage_settings(recipe, "ppo"),
+            summary["ppo"]["kept_update"],
         ),
         score_plots=plots.score_plots(replies) + ([plots.kind_plot(kinds)] if kinds else []),
         card=card,
