@@ -10,7 +10,6 @@ Leaves evaluate/replies.jsonl and evaluate/summary.json.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def run(
     policy = run.folder.require("ppo/model", "ppo")
     rewards = Rewards(paid_by, run.machine)
     rewards.load(policy.parent)
-    with Saver(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
+    with Saver.open(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
         sft = _judged(saver.state) if saver.state else None
         if sft is None:
@@ -201,9 +200,9 @@ def _proxy(
     reward = reward_model(run, chat, base) if rewards.trained else None
     found = []
     for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
-        trained, contract = (partial(reward.raw, tokens), reward.contract) if reward else (None, None)
+        trained_BM, contract = (reward.raw(tokens), reward.contract) if reward else (None, None)
         part = prompts[start : start + ROWS]
-        scores = rewards.score(chat, part, tokens, "evaluation", trained, contract)
+        scores = rewards.score(chat, part, tokens, "evaluation", trained_BM=trained_BM, contract=contract)
         found.append(scores.normalised_B.cpu().numpy())
         advance(count=len(part))
     return np.concatenate(found)

@@ -85,7 +85,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     trainer, layout = build(config, run, chat, train, test)
     frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
-    with Saver(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
+    with Saver.open(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
         if saver.state is not None:
             load_members(trainer, saver.state)
         for member in range(len(trainer.log_nus), config.members):
