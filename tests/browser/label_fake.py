@@ -20,7 +20,7 @@ from plaudit.label.web.render import HEADERS, STATIC, markdown_html, page_html, 
 PASSWORD = "a long password"
 SETTINGS = {
     "name": "Kind replies", "guidelines": "Be *fair*.", "overlap": 2, "lease_minutes": 30.0, "consistency_rate": 0.0,
-    "gold_rate": 0.1, "reasons": [], "flags": ["unsafe"],
+    "gold_rate": 0.1, "flags": ["unsafe"],
 }  # fmt: skip
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 

@@ -27,7 +27,6 @@ class ProjectRow:
     lease_minutes: float
     consistency_rate: float
     gold_rate: float
-    reasons: tuple[str, ...]
     flags: tuple[str, ...]
 
 
@@ -111,7 +110,7 @@ def project(connection: Connection) -> ProjectRow:
     row = connection.execute(select(schema.project)).one()
     return ProjectRow(
         row.name, row.guidelines, row.overlap, row.lease_minutes, row.consistency_rate, row.gold_rate,
-        tuple(row.reasons), tuple(row.flags),
+        tuple(row.flags),
     )  # fmt: skip
 
 
@@ -186,6 +185,5 @@ def settings_as_json(row: ProjectRow) -> dict[str, Any]:
     """The project for the admin's browser."""
     return {
         "name": row.name, "guidelines": row.guidelines, "overlap": row.overlap, "lease_minutes": row.lease_minutes,
-        "consistency_rate": row.consistency_rate, "gold_rate": row.gold_rate, "reasons": list(row.reasons),
-        "flags": list(row.flags),
+        "consistency_rate": row.consistency_rate, "gold_rate": row.gold_rate, "flags": list(row.flags),
     }  # fmt: skip

@@ -48,7 +48,6 @@ class ProjectBody(_Body):
     lease_minutes: Annotated[float, Field(gt=0, le=10_080, allow_inf_nan=False)] | None = None
     consistency_rate: Rate | None = None
     gold_rate: Rate | None = None
-    reasons: Annotated[list[Short], Field(max_length=20)] | None = None
     flags: Annotated[list[Short], Field(max_length=20)] | None = None
 
 

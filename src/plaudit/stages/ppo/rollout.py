@@ -198,10 +198,9 @@ def score_references(trainer: Trainer, train: Sequence[Prompt], validation: Sequ
     scores = raw_scores(trainer, prompts, tokens, 0, "PPO, reference replies")
     columns = {name: values.tolist() for name, values in scores.by_source.items()}
     rows = []
-    for i, prompt in enumerate(prompts):
+    for i, (prompt, ids) in enumerate(zip(prompts, tokens.replies, strict=True)):
         trainer.references[prompt.id] = {name: column[i] for name, column in columns.items()}
-        start, end = int(tokens.prompt_lengths_B[i]), int(tokens.lengths_B[i])
-        reply = trainer.chat.completion(tokens.tokens_BT[i, start:end].tolist())
+        reply = trainer.chat.completion(ids)
         rows.append({"id": prompt.id, **reply.as_json(), "scores": trainer.references[prompt.id]})
     write_rows(folder / REFERENCES, rows)
 
@@ -213,9 +212,7 @@ def read_references(folder: Path) -> dict[str, dict[str, float]]:
 
 def as_rows(trainer: Trainer, prompts: Sequence[Prompt], tokens: Tokens) -> list[dict[str, Any]]:
     """What is kept of a rollout that stopped before it was stored: each reply with its prompt and ids."""
-    starts, ends = tokens.prompt_lengths_B.tolist(), tokens.lengths_B.tolist()
-    replies = [ids[s:e] for ids, s, e in zip(tokens.tokens_BT.tolist(), starts, ends, strict=True)]
     return [
         {**prompt.as_json(), **trainer.chat.completion(ids).as_json(), "ids": ids}
-        for prompt, ids in zip(prompts, replies, strict=True)
+        for prompt, ids in zip(prompts, tokens.replies, strict=True)
     ]
