@@ -20,9 +20,9 @@ from typing import Any
 
 import task
 from plaudit import recipes
-from plaudit.data.files import sha256
-from plaudit.run.folder import versions
-from plaudit.stages.pipeline import STAGES
+from plaudit.data.hashes import sha256
+from plaudit.run.folder import STAGES
+from plaudit.run.provenance import versions
 
 DEMO = Path(recipes.__file__).parent / "demo.yaml"
 TIMED = ("times.jsonl", "summary.json")

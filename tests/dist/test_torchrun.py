@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 import plaudit as package
-from plaudit.cli.main import main as cli
+from plaudit.cli import main as cli
 from plaudit.errors import RankLost
 from plaudit.run.folder import finished_stages
 from plaudit.run.metrics import read_metrics
-from plaudit.stages.pipeline import STAGES
+from plaudit.run.folder import STAGES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/distributed.md"
 SECONDS = 300

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from plaudit.cli.main import main as cli
-from plaudit.data.files import sha256
+from plaudit.cli import main as cli
+from plaudit.data.hashes import sha256
 from plaudit.dist.ranks import ALONE
 from plaudit.errors import UserError
 from plaudit.run import stopping
