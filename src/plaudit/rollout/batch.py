@@ -18,7 +18,7 @@ from plaudit.models.tokens import Tokens
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """One update's replies, scored and ready to train on; no tensor of it is ever written to. Without a critic there are
+    """One update's replies, scored and ready to train on; no tensor of it is written to. Without a critic there are
     neither values nor returns."""
 
     tokens: Tokens
