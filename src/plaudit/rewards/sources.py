@@ -168,7 +168,7 @@ class Rewards:
         return [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
 
     def save(self, folder: Path) -> None:
-        """Write what pays, with its moments, to folder/rewards.json; nothing where the run's own reward model is all."""
+        """Write what pays, with its moments, to folder/rewards.json; nothing where only the own reward model does."""
         rows = []
         for name, source in zip(self.names, self.sources, strict=True) if self.told else ():
             row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
