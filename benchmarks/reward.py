@@ -25,13 +25,15 @@ from typing import Any
 
 import pairs as workload
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_rows, sha256, write_json, write_rows
+from plaudit.data.files import read_rows, write_json, write_rows
+from plaudit.data.hashes import sha256
 from plaudit.dist.machine import choose_machine, peak_rss_mb
 from plaudit.models.config import LoraSettings
 from plaudit.models.kernels import attention
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Completion, Message, Preference, Prompt, Ranking
-from plaudit.run.folder import RunFolder, versions
+from plaudit.run.folder import RunFolder
+from plaudit.run.provenance import versions
 from plaudit.stages.reward import loop as reward
 from plaudit.train.run import Run
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from conftest import CPU, TINY, write_lines
-from plaudit.data.files import sha256
+from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.config import LoraSettings
 from plaudit.models.kernels import attention

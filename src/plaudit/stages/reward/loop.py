@@ -30,7 +30,8 @@ from plaudit import rng
 from plaudit.algo.names import Aggregation
 from plaudit.algo.preferences import fit_temperature
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_rankings, sha256, write_json, write_rows
+from plaudit.data.files import read_rankings, write_json, write_rows
+from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_unchanged, digest, fingerprint
