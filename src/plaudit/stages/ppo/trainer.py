@@ -26,13 +26,12 @@ from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
 from plaudit.rewards.contract import RewardContract
-from plaudit.rewards.saved import RewardFiles
+from plaudit.rewards.saved import RewardFiles, trained_reward
 from plaudit.rewards.sources import Rewards, Scores
 from plaudit.rollout.batch import minibatches, per_token
 from plaudit.rollout.engine import Sampled
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.stages.ppo.config import PPOConfig
-from plaudit.stages.reward.loop import trained_reward
 from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.optimiser import MasterAdamW, schedule_of
 from plaudit.train.run import Run
@@ -93,7 +92,7 @@ def build(config: PPOConfig, run: Run) -> Trainer:
     """The four roles on the run's SFT model, the sampling engine with its own copy, the sources that pay."""
     chat = run.chat(run.sft_model)
     rewards = Rewards(config.rewards, run.machine, run.ranks)
-    files = trained_reward(run, chat) if rewards.trained else None
+    files = trained_reward(run.folder, chat) if rewards.trained else None
     source, machine = str(run.sft_model), run.machine
     base = load_model(source, machine.dtype, machine.device)
     roles = Roles(
