@@ -380,10 +380,10 @@ def test_the_report_card_on_its_page_is_what_its_code_prints(monkeypatch: pytest
 
 
 def test_the_alarms_of_the_report_card_are_on_its_page() -> None:
-    """Every kind that card_alarms.py gives a name to, by its source."""
+    """Every kind that view/card/alarms.py gives a name to, by its source."""
     calls = [
         node.args[0].value
-        for node in ast.walk(ast.parse((SRC / "stages/card_alarms.py").read_text(encoding="utf-8")))
+        for node in ast.walk(ast.parse((SRC / "view/card/alarms.py").read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", "") == "_alarm"
         and isinstance(node.args[0], ast.Constant)

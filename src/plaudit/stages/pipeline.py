@@ -39,7 +39,7 @@ from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.sft import loop as sft
 from plaudit.train.run import Run
-from plaudit.view.report import report
+from plaudit.view.report.write import write_report
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 
@@ -286,7 +286,7 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "evaluate":
             evaluate.run(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
         case "report":
-            report.run(run)
+            write_report(run)
 
 
 def _gold(recipe: Recipe) -> Annotator | None:

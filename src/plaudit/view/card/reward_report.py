@@ -27,7 +27,7 @@ from plaudit.rewards.foreign import TextRewardModel, load_text_reward_model
 from plaudit.rewards.saved import load_reward_model
 from plaudit.rewards.scorers import ScoreItem
 from plaudit.run.display import Step
-from plaudit.view.card.card import report_card
+from plaudit.view.card.measures import report_card
 from plaudit.view.card.pairs import Floats
 
 BATCH = 32
