@@ -36,7 +36,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from plaudit.cli.main import main as cli
+from plaudit.cli import main as cli
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts
 from plaudit.dist.machine import choose_machine

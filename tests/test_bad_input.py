@@ -323,6 +323,7 @@ MODELS: dict[str, tuple[Callable[[Desk], None], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.row(32)
 @pytest.mark.parametrize(("spoil", "says"), MODELS.values(), ids=list(MODELS))
 def test_an_unreadable_model(
     spoil: Callable[[Desk], None], says: tuple[str, ...], desk: Desk, plaudit: Plaudit,

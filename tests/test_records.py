@@ -31,6 +31,7 @@ def test_pairs_are_winner_first_and_ties_give_none(ranks: tuple[int, ...], pairs
     assert ranking(*ranks).pairs() == pairs
 
 
+@pytest.mark.row(24)
 def test_row24_a_strict_ranking_of_k_replies_has_k_choose_2_pairs() -> None:
     assert len(ranking(4, 2, 1, 3).pairs()) == 6
     assert len(ranking(*range(1, 10)).pairs()) == 36

@@ -5,7 +5,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
-class StageConfig(BaseModel):
+class StrictConfig(BaseModel):
     """Frozen, refuses unknown keys, and shows a field's docstring as its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -12,7 +12,7 @@ from plaudit.algo.advantages import gae, grpo, reinforce_plus_plus, reward_to_go
 from plaudit.algo.masked import moments_of
 
 NAN = math.nan
-# correctness.md row 12.
+# docs/correctness.md, row 12.
 REWARDS, VALUES = [-0.1, -0.2, 1.0], [0.5, 0.4, 0.3]
 
 
@@ -32,18 +32,21 @@ def close(actual: torch.Tensor, expected: Any) -> None:
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
+@pytest.mark.row(12)
 def test_row_12_gae_known_answer() -> None:
     advantages, returns = run([REWARDS], [VALUES], [[1, 1, 1]], 1.0, 0.95)
     close(advantages, [[0.14675, 0.365, 0.7]])
     close(returns, [[0.64675, 0.765, 1.0]])
 
 
+@pytest.mark.row(12)
 def test_row_12_gamma_below_one_by_hand() -> None:
     """γ = ½, λ = ½: δ = (−.1+.2−.5, −.2+.15−.4, .7) = (−.4, −.45, .7); Â_1 = −.45+.25·.7 = −.275."""
     advantages, _ = run([REWARDS], [VALUES], [[1, 1, 1]], 0.5, 0.5)
     close(advantages, [[-0.4 + 0.25 * -0.275, -0.275, 0.7]])
 
 
+@pytest.mark.row(12)
 def test_row_12_what_lies_outside_the_mask_changes_nothing_even_nan() -> None:
     """The known answer again, behind two prompt columns and before two pads, all of them NaN."""
     wide = [[NAN, NAN, *REWARDS, NAN, NAN]], [[NAN, NAN, *VALUES, NAN, NAN]], [[0, 0, 1, 1, 1, 0, 0]]
@@ -52,6 +55,7 @@ def test_row_12_what_lies_outside_the_mask_changes_nothing_even_nan() -> None:
     close(returns, [[0, 0, 0.64675, 0.765, 1.0, 0, 0]])
 
 
+@pytest.mark.row(12)
 def test_row_12_a_ragged_batch_is_each_row_alone() -> None:
     """Row 0 has a prompt of two columns and two tokens, row 1 no prompt column and the known answer's three."""
     advantages, returns = run(
@@ -73,6 +77,7 @@ rows = st.lists(
 )
 
 
+@pytest.mark.row(12)
 @settings(deadline=None, derandomize=True)
 @given(rows, st.sampled_from([1.0, 0.9, 0.5]))
 def test_row_12_lambda_1_is_reward_to_go_minus_value(row: list[tuple[float, float]], gamma: float) -> None:
@@ -84,6 +89,7 @@ def test_row_12_lambda_1_is_reward_to_go_minus_value(row: list[tuple[float, floa
         assert advantages[0, t].item() == pytest.approx(to_go[t] - value, abs=1e-9)
 
 
+@pytest.mark.row(12)
 @settings(deadline=None, derandomize=True)
 @given(rows, st.sampled_from([1.0, 0.9, 0.5]))
 def test_row_12_lambda_0_is_the_td_error(row: list[tuple[float, float]], gamma: float) -> None:
@@ -94,6 +100,7 @@ def test_row_12_lambda_0_is_the_td_error(row: list[tuple[float, float]], gamma: 
         assert advantages[0, t].item() == pytest.approx(rewards[t] + gamma * following[t] - values[t], abs=1e-9)
 
 
+@pytest.mark.row(12)
 @settings(deadline=None, derandomize=True)
 @given(rows, st.integers(0, 3), st.integers(0, 3))
 def test_row_12_padding_on_either_side_changes_nothing(row: list[tuple[float, float]], left: int, right: int) -> None:
@@ -111,6 +118,7 @@ def test_row_12_padding_on_either_side_changes_nothing(row: list[tuple[float, fl
     assert padded_returns[:, left : left + len(row)].tolist() == plain_returns.tolist()
 
 
+@pytest.mark.row(13)
 def test_row_13_truncation_is_termination_no_value_of_the_cut_state_leaks_in() -> None:
     """A reply that the limit cut: Â of its last token is R − V, whatever the critic says about the column after it."""
     for beyond in (0.0, 100.0, NAN):
@@ -131,6 +139,7 @@ def bootstrapped(gamma: float, lam: float, beyond: list[float]) -> tuple[torch.T
     )
 
 
+@pytest.mark.row(13)
 def test_row_13_with_bootstrap_the_cut_state_is_worth_its_value() -> None:
     """V(s_T) = 4, γ = 1, λ = .95: δ = (−.25, 2 + 4 − .25 = 5.75), Â = (−.25 + .95·5.75, 5.75); row 1 ended: 3 − 1."""
     advantages, returns = bootstrapped(1.0, 0.95, [4.0, 0.0])
@@ -138,17 +147,20 @@ def test_row_13_with_bootstrap_the_cut_state_is_worth_its_value() -> None:
     close(returns, [[0, 5.7125, 6, 0], [0, 3, 0, 0]])
 
 
+@pytest.mark.row(13)
 def test_row_13_the_bootstrapped_value_is_discounted_once_a_token() -> None:
     """γ = ½, λ = 1: returns are 2 + ½·4 = 4 and ½·4 = 2."""
     _, returns = bootstrapped(0.5, 1.0, [4.0, 0.0])
     close(returns, [[0, 2, 4, 0], [0, 3, 0, 0]])
 
 
+@pytest.mark.row(13)
 def test_row_13_a_bootstrap_of_0_is_termination() -> None:
     advantages, _ = bootstrapped(1.0, 0.95, [0.0, 0.0])
     close(advantages, [[0, 0.25 - 0.5 + 0.95 * 1.75, 1.75, 0], [0, 2, 0, 0]])
 
 
+@pytest.mark.row(13)
 def test_row_13_a_reply_that_was_cut_by_an_honest_critic_is_as_good_as_going_on() -> None:
     """Three tokens; cut after two with V(s_2) = what the third would have brought: the first two see no difference."""
     whole, _ = run([[1.0, -1.0, 5.0]], [[0.5, 2.0, 5.0]], [[1, 1, 1]], 1.0, 0.95)
@@ -262,6 +274,7 @@ def test_reinforce_plus_plus_by_hand() -> None:
     close(advantages, [[-1 / math.sqrt(2), -1 / math.sqrt(2)], [math.sqrt(2), 0]])
 
 
+@pytest.mark.row(10)
 def test_row_10_reinforce_plus_plus_over_two_ranks_is_one_batch() -> None:
     rewards, mask = ragged([1, 2, 6, 0, 0, 3])
     whole, _ = reinforce_plus_plus(rewards, mask)

@@ -70,16 +70,19 @@ def check_by_hand(terms: PPOTerms) -> None:
         assert getattr(terms, name).item() == pytest.approx(expected, abs=1e-12), name
 
 
+@pytest.mark.row(16, 17)
 def test_row_16_row_17_ppo_loss_by_hand() -> None:
     """Also row 16: the value loss is the plain square, (3 − 1)² = 4, without ½ and without a clip."""
     check_by_hand(ppo_loss(**Batch().arguments()))
 
 
+@pytest.mark.row(17)
 @pytest.mark.parametrize("junk", [0.5, -7.0, NAN, math.inf])
 def test_row_17_what_is_masked_out_reaches_neither_loss_nor_metrics(junk: float) -> None:
     check_by_hand(ppo_loss(**Batch(junk).arguments()))
 
 
+@pytest.mark.row(17)
 def test_row_17_wider_padding_changes_nothing() -> None:
     arguments = Batch().arguments()
     for name, value in arguments.items():
@@ -136,6 +139,7 @@ def test_at_ratio_1_the_gradient_is_the_plain_policy_gradient_and_nothing_is_cli
     torch.testing.assert_close(gradients(arguments)["logprobs_BT"], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.row(28)
 def test_the_coefficients_weigh_their_own_terms() -> None:
     """No dead knob (row 28): each coefficient, and the clip range, changes the loss by the amount worked by hand."""
     plain = Batch().arguments()
@@ -202,11 +206,13 @@ TOKEN_LOSSES = tensor([[1.0, 1.0, *[NAN] * 6], [2.0] * 8])
 TOKEN_MASK = ~TOKEN_LOSSES.isnan()
 
 
+@pytest.mark.row(14, 15)
 def test_row_14_row_15_the_mean_is_over_all_tokens_of_the_step() -> None:
     """{1, 1} and {2 × 8}: token mean 18/10 = 1.8; not the mean of means 1.5, nor the sequence sum 9."""
     assert language_model_loss(-TOKEN_LOSSES, TOKEN_MASK, 10).item() == pytest.approx(1.8, abs=1e-12)
 
 
+@pytest.mark.row(15)
 @pytest.mark.parametrize(
     ("mean", "count", "per_reply", "expected"),
     [
@@ -237,6 +243,7 @@ def test_row_15_four_means_of_one_ragged_batch(mean: str, count: float, per_repl
     assert terms.l_clip.item() == pytest.approx(expected, abs=1e-12), mean
 
 
+@pytest.mark.row(14)
 def test_row_14_micro_batches_add_up_to_the_global_mean_only_under_the_step_s_count() -> None:
     parts = [(-TOKEN_LOSSES[i : i + 1], TOKEN_MASK[i : i + 1]) for i in range(2)]
     assert sum(language_model_loss(x, m, 10).item() for x, m in parts) == pytest.approx(1.8, abs=1e-12)
@@ -315,6 +322,7 @@ def every_option(out: Tensor, mask: Tensor, part: dict[str, Tensor], count: floa
     )
 
 
+@pytest.mark.row(14)
 @pytest.mark.parametrize("loss", [ppo_part, lm_part, every_option])
 @pytest.mark.parametrize("micro", [1, 2, 3, 4])
 def test_row_14_the_gradient_is_equal_for_any_micro_batch_split_of_ragged_replies(
@@ -323,6 +331,7 @@ def test_row_14_the_gradient_is_equal_for_any_micro_batch_split_of_ragged_replie
     torch.testing.assert_close(split_gradient(micro, loss), split_gradient(8, loss), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.row(15)
 def test_row_15_duplicating_the_batch_changes_nothing() -> None:
     arguments = Batch().arguments()
     doubled = {

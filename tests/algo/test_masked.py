@@ -54,6 +54,7 @@ def test_masked_mean_of_nothing_is_zero_not_nan() -> None:
     assert masked_mean(tensor([NAN, 3]), mask([0, 0])).item() == 0
 
 
+@pytest.mark.row(10)
 def test_row_10_whiten_known_answer_with_the_biased_variance() -> None:
     """1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9)/4 = 5."""
     whitened, std = whiten(tensor([1, 99, 3], [5, 7, -99]), mask([1, 0, 1], [1, 1, 0]))
@@ -62,6 +63,7 @@ def test_row_10_whiten_known_answer_with_the_biased_variance() -> None:
     torch.testing.assert_close(whitened, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.row(10)
 @settings(deadline=None, derandomize=True)
 @given(
     st.lists(st.lists(st.integers(-1000, 1000), min_size=1, max_size=6), min_size=1, max_size=5).filter(
@@ -82,6 +84,7 @@ def test_row_10_whitened_numbers_have_mean_0_and_variance_1_whatever_the_padding
     assert not whitened[~m].any()
 
 
+@pytest.mark.row(10)
 def test_row_10_padding_row_order_and_layout_change_nothing() -> None:
     values = [3.0, -1.0, 0.5, 8.0, 2.0]
     flat, flat_std = whiten(tensor(values), mask([1] * 5))
@@ -94,6 +97,7 @@ def test_row_10_padding_row_order_and_layout_change_nothing() -> None:
     torch.testing.assert_close(moved, flat[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.row(10)
 def test_row_10_whitening_two_halves_apart_is_another_result() -> None:
     """Guards the test above: 0, 2 and 10, 12 apart are ±1 each; together they have mean 6, std √26."""
     whole, _ = whiten(tensor([0, 2, 10, 12]), mask([1] * 4))
@@ -102,17 +106,20 @@ def test_row_10_whitening_two_halves_apart_is_another_result() -> None:
     assert whole[0, 0].item() == pytest.approx(-6 / math.sqrt(26), abs=1e-12)
 
 
+@pytest.mark.row(10)
 def test_row_10_a_mask_of_one_element_is_finite_and_zero() -> None:
     whitened, std = whiten(tensor([NAN, 7, NAN]), mask([0, 1, 0]))
     assert whitened.tolist() == [[0, 0, 0]]
     assert math.isfinite(std.item())
 
 
+@pytest.mark.row(10)
 def test_row_10_an_empty_mask_is_zero() -> None:
     whitened, _ = whiten(tensor([NAN, 7]), mask([0, 0]))
     assert whitened.tolist() == [[0, 0]]
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 5.3, -3.7, 1000.1])
 def test_row_10_equal_numbers_whiten_to_0_and_never_to_their_rounding_errors(value: float, dtype: torch.dtype) -> None:
@@ -148,6 +155,7 @@ def test_moments_by_hand() -> None:
     assert found.variance == 5
 
 
+@pytest.mark.row(10)
 @settings(deadline=None, derandomize=True)
 @given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=12), st.integers(1, 11))
 def test_row_10_whitening_over_ranks_is_whitening_the_whole(values: list[int], at: int) -> None:
@@ -161,6 +169,7 @@ def test_row_10_whitening_over_ranks_is_whitening_the_whole(values: list[int], a
     assert all(own.item() == pytest.approx(std.item(), rel=1e-9) for _, own in apart)
 
 
+@pytest.mark.row(10)
 def test_row_10_a_large_mean_does_not_eat_the_spread() -> None:
     """1000 and 1002 in float32: ±1. Sums of squares in float32 would leave no correct digit of the variance."""
     whitened, std = whiten(torch.tensor([1000.0, 1002.0] * 500), torch.ones(1000, dtype=torch.bool))

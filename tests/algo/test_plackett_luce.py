@@ -134,6 +134,7 @@ def test_plackett_luce_of_many_rankings_is_the_weighted_sum_of_each() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_row23_plackett_luce_is_finite_at_any_difference(dtype: torch.dtype) -> None:
     """{a, b} ≻ c with r_c = 1e4: both choices before c cost 1e4, in either order, so P = 2·e^(−2e4)."""

@@ -58,6 +58,7 @@ def minimum(loss: Callable[[Tensor], Tensor], dimensions: int = 1, steps: int = 
 # --- Bradley-Terry ---
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize(
     ("margin", "loss", "gradient"),
     [
@@ -83,6 +84,7 @@ def test_row23_bradley_terry_is_softplus_of_minus_the_margin(
     assert rejected.grad.item() == pytest.approx(-gradient, abs=1e-7)
 
 
+@pytest.mark.row(24)
 def test_row24_every_ranking_counts_once_however_many_pairs_it_has() -> None:
     """Four replies with equal scores: six pairs of weight 1/6, ln 2 in all. One pair with margin ln 3: ln 4/3."""
     chosen, rejected = tensor([1.0] * 6 + [LN3]), tensor([1.0] * 6 + [0.0])
@@ -90,6 +92,7 @@ def test_row24_every_ranking_counts_once_however_many_pairs_it_has() -> None:
     assert bradley_terry_loss(chosen, rejected, weights).item() == pytest.approx(LN2 + math.log(4 / 3), abs=1e-12)
 
 
+@pytest.mark.row(24)
 def test_row24_the_gradient_of_a_ranking_by_hand() -> None:
     """Three replies a > b > c with equal scores, weight 1/3 a pair: a wins two, b one and loses one, c loses two."""
     scores = torch.zeros(3, dtype=torch.float64, requires_grad=True)
@@ -136,6 +139,7 @@ def test_soft_labels_margins_and_smoothing_by_hand(given: dict[str, Any], loss: 
     torch.testing.assert_close(finite_differences(at, [LN3, 0.0]), tensor([by_chosen, -by_chosen]), rtol=0, atol=1e-8)
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("target", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("difference", [1e4, -1e4])
@@ -296,6 +300,7 @@ def test_davidson_finds_the_scores_and_the_ties_of_counted_outcomes() -> None:
     torch.testing.assert_close(minimum(loss, 2), tensor([2 * LN2, 0.0]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("outcome", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("difference", [1e4, -1e4])

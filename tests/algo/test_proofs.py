@@ -48,6 +48,7 @@ def test_the_enumerated_replies_are_all_of_them(vocabulary: int, length: int) ->
 # --- (c) the gradient ---
 
 
+@pytest.mark.proof("c")
 @pytest.mark.parametrize("beta", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(("vocabulary", "length"), SIZES)
 def test_proof_c_the_first_ppo_gradient_is_the_exact_policy_gradient(vocabulary: int, length: int, beta: float) -> None:
@@ -88,6 +89,7 @@ def grouped_loss(language: Language, logits: Tensor, beta: float, group_size: in
     ).loss
 
 
+@pytest.mark.proof("c")
 @pytest.mark.parametrize("group_size", [2, 3])
 @pytest.mark.parametrize(("vocabulary", "length"), [(3, 1), (3, 2)])
 def test_proof_c_rloo_is_unbiased_for_any_group_size(vocabulary: int, length: int, group_size: int) -> None:
@@ -97,6 +99,7 @@ def test_proof_c_rloo_is_unbiased_for_any_group_size(vocabulary: int, length: in
     torch.testing.assert_close(found, -language.exact_gradient(0.3), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.proof("c")
 def test_proof_c_group_means_without_the_std_shrink_the_gradient_by_one_kth() -> None:
     """Dr. GRPO's baseline holds the reply itself, which costs (K−1)/K of the gradient and turns nothing."""
     language = Language(3, 2, seed=7)
@@ -113,6 +116,7 @@ def test_grpo_with_the_std_follows_another_direction() -> None:
     assert 0.5 < cosine(found, -language.exact_gradient(0.3)) < 0.9999
 
 
+@pytest.mark.proof("c")
 def test_proof_c_rewards_to_go_are_unbiased() -> None:
     language = Language(4, 3, seed=2)
     found = gradient(language.logits, lambda x: grouped_loss(language, x, 0.3, 1, reward_to_go))
@@ -122,12 +126,13 @@ def test_proof_c_rewards_to_go_are_unbiased() -> None:
 # --- (a) the optimum ---
 
 
+@pytest.mark.proof("a")
 @pytest.mark.parametrize("beta", [0.05, 0.2, 1.0])
 @pytest.mark.parametrize("length", [1, 2])
 def test_proof_a_ppo_reaches_the_optimum_of_the_kl_regularised_objective(length: int, beta: float) -> None:
     """Four epochs an update, so the ratio leaves 1 and the clip works. It starts at the reference, 0.1 to 22 nats off.
 
-    correctness.md asks for 0.01 nats; on exact expectations there is no noise, so less than a hundredth of that is due.
+    The optimum is due to 0.01 nats; on exact expectations there is no noise, so less than a hundredth of that is due.
     """
     language = Language(3, length, seed=5)
     star = language.optimum(beta)
@@ -135,6 +140,7 @@ def test_proof_a_ppo_reaches_the_optimum_of_the_kl_regularised_objective(length:
     assert abs(language.kl(enumerated_ppo(language, beta, updates=120), star)) < 1e-4
 
 
+@pytest.mark.proof("a")
 @pytest.mark.parametrize(("beta", "updates"), [(0.05, 700), (0.2, 300), (1.0, 200)])
 def test_proof_a_on_sampled_replies_with_a_critic_that_learns(beta: float, updates: int) -> None:
     """64 replies an update: at the optimum r − β·log(π/π_ref) is one number for all replies, so the noise dies out."""
@@ -147,6 +153,7 @@ def test_proof_a_on_sampled_replies_with_a_critic_that_learns(beta: float, updat
 # --- (b) no reward, no movement ---
 
 
+@pytest.mark.proof("b")
 def test_proof_b_without_a_reward_the_reference_has_no_gradient() -> None:
     language = Language(4, 2, seed=3)
     language.rewards.zero_()
@@ -155,6 +162,7 @@ def test_proof_b_without_a_reward_the_reference_has_no_gradient() -> None:
     assert found.abs().max().item() < 1e-12
 
 
+@pytest.mark.proof("b")
 def test_proof_b_without_a_reward_sampled_updates_with_a_wrong_critic_do_not_move_the_policy() -> None:
     """A critic that starts at random numbers is all the noise there is; the same loop with rewards goes far."""
     language = Language(3, 2, seed=5)
@@ -169,6 +177,7 @@ def test_proof_b_without_a_reward_sampled_updates_with_a_wrong_critic_do_not_mov
 # --- (d) best of n ---
 
 
+@pytest.mark.proof("d")
 @pytest.mark.parametrize(("n", "expected"), [(1, 0.0), (4, 0.6363), (16, 1.8351), (64, 3.1745)])
 def test_proof_d_best_of_n_by_the_formula(n: int, expected: float) -> None:
     assert best_of_n_kl(n) == pytest.approx(expected, abs=5e-5)
@@ -185,6 +194,7 @@ def exact_best_of_n_kl(probabilities: list[float], n: int) -> float:
     return total
 
 
+@pytest.mark.proof("d")
 @pytest.mark.parametrize("n", [4, 16, 64])
 def test_proof_d_the_formula_is_the_limit_without_ties_and_a_bound_with_them(n: int) -> None:
     """Two hundred thousand equally likely replies hardly ever tie; five replies tie all the time."""
@@ -195,6 +205,7 @@ def test_proof_d_the_formula_is_the_limit_without_ties_and_a_bound_with_them(n: 
         assert 0 < exact_best_of_n_kl(law, n) < best_of_n_kl(n)
 
 
+@pytest.mark.proof("d")
 def test_proof_d_best_of_no_replies_is_refused() -> None:
     with pytest.raises(ValueError, match="n=0"):
         best_of_n_kl(0)
@@ -213,8 +224,9 @@ def one_token(policy: Tensor, reference: Tensor) -> Language:
     return language
 
 
+@pytest.mark.row(9)
 def test_row_09_the_kl_as_a_reward_gives_ppo_the_gradient_of_the_kl() -> None:
-    """π = (.2, .3, .5), ref = (.5, .3, .2), r ≡ 0, β = 1: the loss's gradient is ∇KL, from correctness.md."""
+    """π = (.2, .3, .5), ref = (.5, .3, .2), r ≡ 0, β = 1: the loss's gradient is ∇KL (docs/correctness.md, row 9)."""
     language = one_token(PI, REF)
     found = gradient(PI, lambda x: enumerated_loss(language, x, PI, 1.0))
     torch.testing.assert_close(found, GRAD_KL, rtol=0, atol=1e-6)
@@ -232,6 +244,7 @@ def enumerated_kl_loss(language: Language, logits: Tensor, old_logits: Tensor) -
     )
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize("old", [[0.2, 0.3, 0.5], [0.4, 0.4, 0.2], [0.1, 0.8, 0.1]])
 def test_row_09_the_kl_loss_has_the_gradient_of_the_kl_whoever_sampled(old: list[float]) -> None:
     """On-policy in the first row, off-policy below: the ratio weighs it, so later epochs are right too."""
@@ -243,10 +256,12 @@ def test_row_09_the_kl_loss_has_the_gradient_of_the_kl_whoever_sampled(old: list
     assert bool((plain - GRAD_KL).abs().max() < 1e-6) == (old == [0.2, 0.3, 0.5])
 
 
+@pytest.mark.row(9)
 def test_row_09_the_number_of_the_kl_loss_is_k2() -> None:
     assert enumerated_kl_loss(one_token(PI, REF), PI, PI).item() == pytest.approx(0.293856, abs=5e-7)
 
 
+@pytest.mark.row(9)
 def test_row_09_the_kl_loss_holds_the_visited_states_fixed() -> None:
     """Two tokens: its gradient is that of Σ_s d(s)·KL(π(·|s)‖ref(·|s)) with d the old policy's visits, written here
     state by state; that of the KL of whole replies is another one, which KL in the reward gives (proof c)."""
@@ -267,6 +282,7 @@ def test_row_09_the_kl_loss_holds_the_visited_states_fixed() -> None:
     assert cosine(found, gradient(language.logits, whole)) < 0.999
 
 
+@pytest.mark.row(29)
 def test_row_29_a_second_epoch_measures_its_ratio_against_the_frozen_old_policy() -> None:
     """Far beyond the clip on a token whose advantage is positive, nothing pushes on; the sign of the others brings
     them back. One token language, two tokens: π_old = (½, ½), π = (0.9, 0.1), Â = (1, −1): ratios 1.8 and 0.2."""

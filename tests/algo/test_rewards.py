@@ -13,7 +13,7 @@ from plaudit.algo import rewards
 from plaudit.algo.advantages import gae
 from plaudit.algo.masked import Moments, moments_of
 
-# correctness.md row 9: a vocabulary of three, every token enumerated.
+# docs/correctness.md, row 9: a vocabulary of three, every token enumerated.
 PI, REF = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 GRAD_KL = torch.tensor([-0.238236, -0.082466, 0.320702], dtype=torch.float64)
 
@@ -24,11 +24,13 @@ def test_scores_are_normalised_with_the_stored_moments() -> None:
     assert normalised_BM.tolist() == [[-2.0, 0.0], [4.0, 0.5]]
 
 
+@pytest.mark.row(3)
 def test_row_03_a_missing_eos_subtracts_and_does_not_replace() -> None:
     scores = rewards.penalise_missing_eos(torch.tensor([2.0, 2.0, -3.0]), torch.tensor([True, False, False]), 1.5)
     assert scores.tolist() == [2.0, 0.5, -4.5]
 
 
+@pytest.mark.row(3)
 def test_row_03_a_missing_eos_replaces_the_score_or_is_left_alone() -> None:
     """OpenAI's rule: −penalty whatever the score was; and no rule at all."""
     scores, finished = torch.tensor([2.0, 2.0, -3.0]), torch.tensor([True, False, False])
@@ -98,6 +100,7 @@ def test_a_decay_that_is_none_is_refused(decay: float) -> None:
         rewards.update_scale(Moments(), Moments(1, 1, 1), decay)
 
 
+@pytest.mark.row(11)
 def test_row_11_a_running_scale_multiplies_the_kl_coefficient_by_its_std() -> None:
     kl, mask = torch.tensor([[0.5], [1.0]]), torch.ones(2, 1, dtype=torch.bool)
     scores, std = rewards.scale_scores(torch.tensor([0.0, 4.0]), Moments(2, 4, 16))
@@ -158,6 +161,7 @@ def test_more_replies_than_the_horizon_are_refused() -> None:
         rewards.adapt_kl(rewards.KLController(0.1, target=6.0, horizon=50.0), 7.0, 64)
 
 
+@pytest.mark.row(27)
 def test_row_27_states_written_as_json_go_on_as_if_never_stopped() -> None:
     """Bit for bit: the coefficient and the running moments after ten updates, unbroken and saved after every one."""
     generator = torch.Generator().manual_seed(0)
@@ -186,6 +190,7 @@ def test_scores_are_clipped_on_both_sides() -> None:
     assert rewards.clip_scores(torch.tensor([-9.0, -5.0, 0.5, 7.0]), 5.0).tolist() == [-5.0, -5.0, 0.5, 5.0]
 
 
+@pytest.mark.row(10)
 def test_row_10_whitened_scores_by_hand() -> None:
     """0, 4: mean 2, std 2."""
     scores, std = rewards.whiten_scores(torch.tensor([0.0, 4.0]), floor=0.0)
@@ -193,18 +198,21 @@ def test_row_10_whitened_scores_by_hand() -> None:
     assert std.item() == 2.0
 
 
+@pytest.mark.row(11)
 def test_row_11_the_floor_keeps_alike_replies_from_having_their_noise_blown_up() -> None:
     scores, std = rewards.whiten_scores(torch.tensor([0.0, 0.5]), floor=1.0)
     assert std.item() == 1.0
     assert scores.tolist() == [-0.25, 0.25]
 
 
+@pytest.mark.row(11)
 def test_row_11_scores_that_are_all_equal_whiten_to_0() -> None:
     """The first update has no floor yet: 32 replies with one score carry no signal, so none may be made of rounding."""
     scores, _ = rewards.whiten_scores(torch.full((32,), 0.7), floor=0.0)
     assert scores.abs().max().item() < 1e-3
 
 
+@pytest.mark.row(11)
 def test_row_11_whitening_multiplies_the_kl_coefficient_by_the_std() -> None:
     """With σ = 2 and β = 0.1 the rewards, back in score units, carry a KL penalty of β·σ = 0.2 a nat."""
     kl, mask = torch.tensor([[0.5], [1.0]]), torch.ones(2, 1, dtype=torch.bool)
@@ -215,6 +223,7 @@ def test_row_11_whitening_multiplies_the_kl_coefficient_by_the_std() -> None:
     torch.testing.assert_close(in_score_units, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.row(3)
 def test_row_03_the_score_sits_on_the_last_reply_token_and_nowhere_else() -> None:
     nan = math.nan
     out = rewards.token_rewards(
@@ -226,6 +235,7 @@ def test_row_03_the_score_sits_on_the_last_reply_token_and_nowhere_else() -> Non
     assert out.tolist() == [[0.0, -0.5, 11.0, 0.0], [-22.0, 0.0, 0.0, 0.0]]
 
 
+@pytest.mark.row(3)
 def test_row_03_return_at_the_first_token_is_score_minus_beta_times_the_summed_kl() -> None:
     """Three tokens, γ = λ = 1, any critic: 2 − 0.1·(0.3 − 0.1 + 0.5) = 1.93."""
     mask = torch.tensor([[False, True, True, True, False]])
@@ -236,6 +246,7 @@ def test_row_03_return_at_the_first_token_is_score_minus_beta_times_the_summed_k
     assert returns[0, 1].item() == pytest.approx(1.93, abs=1e-12)
 
 
+@pytest.mark.row(13)
 def test_row_13_a_longer_limit_after_eos_changes_nothing() -> None:
     score, kl = torch.tensor([2.0]), torch.tensor([[0.3, 0.5]])
     short = rewards.token_rewards(score, kl, torch.tensor([[True, True]]), 0.1)
@@ -245,6 +256,7 @@ def test_row_13_a_longer_limit_after_eos_changes_nothing() -> None:
     assert longer[:, 2:].tolist() == [[0.0] * 6]
 
 
+@pytest.mark.row(3)
 def test_row_03_a_reply_without_a_token_is_refused() -> None:
     with pytest.raises(AssertionError):
         rewards.token_rewards(
@@ -258,11 +270,13 @@ def test_token_rewards_leave_the_kl_they_were_given_alone() -> None:
     assert kl.tolist() == [[1.0, 2.0]]
 
 
+@pytest.mark.row(9)
 def test_row_09_the_expectation_of_k1_is_the_kl() -> None:
     expected = (PI * rewards.kl_estimate(PI.log(), REF.log())).sum().item()
     assert expected == pytest.approx(0.274887, abs=5e-7)
 
 
+@pytest.mark.row(6)
 def test_row_06_the_expectation_of_k1_is_never_negative() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(200, 2, 5, generator=generator, dtype=torch.float64)
@@ -271,6 +285,7 @@ def test_row_06_the_expectation_of_k1_is_never_negative() -> None:
     assert expected.min().item() > 0
 
 
+@pytest.mark.row(9)
 def test_row_09_k1_as_a_loss_has_no_gradient_in_expectation() -> None:
     logits = PI.log().clone().requires_grad_()
     (PI * rewards.kl_estimate(logits.log_softmax(dim=-1), REF.log())).sum().backward()
@@ -278,6 +293,7 @@ def test_row_09_k1_as_a_loss_has_no_gradient_in_expectation() -> None:
     assert logits.grad.abs().max().item() < 1e-12
 
 
+@pytest.mark.row(9)
 def test_row_09_k1_as_a_reward_gives_the_gradient_of_the_kl() -> None:
     """Score function: Σ π(a)·k1(a)·∇log π(a) = ∇KL."""
     logits = PI.log().clone().requires_grad_()
@@ -295,6 +311,7 @@ def estimates(name: Any) -> torch.Tensor:
     return rewards.kl_estimate(PI.log(), REF.log(), name)
 
 
+@pytest.mark.row(9)
 def test_row_09_the_three_estimates_by_hand() -> None:
     """Of the first token: log .4, ½·log² .4, 2.5 − 1 + log .4."""
     assert estimates("k1")[0].item() == pytest.approx(math.log(0.4), abs=1e-12)
@@ -302,11 +319,13 @@ def test_row_09_the_three_estimates_by_hand() -> None:
     assert estimates("k3")[0].item() == pytest.approx(1.5 + math.log(0.4), abs=1e-12)
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize(("name", "expected"), [("k1", 0.274887), ("k2", 0.293856), ("k3", 0.274887)])
 def test_row_09_expectations_of_the_estimates(name: str, expected: float) -> None:
     assert (PI * estimates(name)).sum().item() == pytest.approx(expected, abs=5e-7)
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -324,6 +343,7 @@ def test_row_09_kl_estimators_as_losses(name: Any, expected: list[float]) -> Non
     assert bool((logits.grad - GRAD_KL).abs().max() < 1e-6) == (name == "k2")
 
 
+@pytest.mark.row(9)
 def test_row_09_the_gradient_of_the_kl_itself() -> None:
     """Guards the number the others are compared with: Σ π·(log π − log ref), differentiated."""
     logits = PI.log().clone().requires_grad_()
@@ -333,6 +353,7 @@ def test_row_09_the_gradient_of_the_kl_itself() -> None:
     torch.testing.assert_close(logits.grad, GRAD_KL, rtol=0, atol=1e-6)
 
 
+@pytest.mark.row(6)
 @pytest.mark.parametrize("name", ["k2", "k3"])
 def test_row_06_k2_and_k3_are_never_negative(name: Any) -> None:
     gap = torch.linspace(-20, 20, 401, dtype=torch.float64)

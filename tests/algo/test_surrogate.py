@@ -92,6 +92,7 @@ def test_a_dual_clip_that_cuts_the_first_step_is_refused(dual_clip: float) -> No
 # --- the value loss ---
 
 
+@pytest.mark.row(16)
 @pytest.mark.parametrize(
     ("value", "old", "target", "clip", "expected", "gradient"),
     [
@@ -114,12 +115,14 @@ def test_row_16_the_value_loss_by_hand(
     assert v.grad.item() == pytest.approx(gradient, abs=1e-12)
 
 
+@pytest.mark.row(16)
 @pytest.mark.parametrize("clip", [0.0, 0.1, 10.0])
 def test_row_16_at_the_old_value_clipped_is_unclipped(clip: float) -> None:
     old, target = tensor([[0.3, -2.0, 5.0]]), tensor([[1.0, 4.0, 5.0]])
     assert torch.equal(value_error(old, target, old, clip), value_error(old, target))
 
 
+@pytest.mark.row(16)
 def test_row_16_a_value_clip_needs_old_values_and_they_need_a_clip() -> None:
     one = tensor([[1.0]])
     for old, clip in ((None, 0.2), (one, None)):
@@ -130,6 +133,7 @@ def test_row_16_a_value_clip_needs_old_values_and_they_need_a_clip() -> None:
 # --- row 8: sampler and trainer ---
 
 
+@pytest.mark.row(8)
 def test_row_08_the_truncated_importance_weight_by_hand() -> None:
     """exp Δ for Δ = ln 1.5, ln 5, −ln 4 and the cap C = 2: 1.5, 2, 0.25."""
     sampler = tensor([[-1.0, -2.0, -0.5]])
@@ -139,12 +143,14 @@ def test_row_08_the_truncated_importance_weight_by_hand() -> None:
     assert not weights.requires_grad
 
 
+@pytest.mark.row(8)
 def test_row_08_the_weight_is_1_where_sampler_and_trainer_agree() -> None:
     logprobs = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)) - 3
     for cap in (1.0, 2.0):
         assert torch.equal(truncated_importance_weight(logprobs, logprobs.clone(), cap), torch.ones(3, 5))
 
 
+@pytest.mark.row(8)
 def test_row_08_the_untruncated_weight_makes_the_expectation_right() -> None:
     """Sampler (½, ¼, ¼), trainer (.2, .3, .5): Σ sampler·weight·x = Σ trainer·x, and a cap of 1.5 falls short of it."""
     sampler, trainer, x = tensor([[0.5, 0.25, 0.25]]), tensor([[0.2, 0.3, 0.5]]), tensor([[1.0, 10.0, 100.0]])
@@ -154,6 +160,7 @@ def test_row_08_the_untruncated_weight_makes_the_expectation_right() -> None:
         assert (sampler * weights * x).sum().item() == pytest.approx(found, abs=1e-9)
 
 
+@pytest.mark.row(8)
 def test_row_08_a_cap_below_1_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cap=0\.5"):
         truncated_importance_weight(tensor([[0.0]]), tensor([[0.0]]), 0.5)
@@ -162,6 +169,7 @@ def test_row_08_a_cap_below_1_is_refused() -> None:
 # --- the KL as a loss: its expectation is in test_proofs.py ---
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize("junk", [0.0, -4.0])
 def test_row_09_the_kl_loss_and_its_gradient_by_hand(junk: float) -> None:
     """Two tokens: log π − log ref = 1 and −2, ratios e^0.5 and 1, weights 1 and ½, count 2.

@@ -19,9 +19,14 @@ from plaudit.label.web.render import HEADERS, STATIC, markdown_html, page_html, 
 
 PASSWORD = "a long password"
 SETTINGS = {
-    "name": "Kind replies", "guidelines": "Be *fair*.", "overlap": 2, "lease_minutes": 30.0, "consistency_rate": 0.0,
-    "gold_rate": 0.1, "flags": ["unsafe"],
-}  # fmt: skip
+    "name": "Kind replies",
+    "guidelines": "Be *fair*.",
+    "overlap": 2,
+    "lease_minutes": 30.0,
+    "consistency_rate": 0.0,
+    "gold_rate": 0.1,
+    "flags": ["unsafe"],
+}
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
@@ -55,19 +60,22 @@ class Fake:
         for number in range(len(self.items)):
             if number not in self.done and f"lease-{number}" not in self.released:
                 return {
-                    "lease": f"lease-{number}", "expires_at": time.time() + self.lease_seconds,
+                    "lease": f"lease-{number}",
+                    "expires_at": time.time() + self.lease_seconds,
                     "item": self.view(number),
-                }  # fmt: skip
+                }
         return None
 
     def view(self, number: int) -> dict[str, Any]:
         item = self.items[number]
         return {
-            "id": f"view-{number}", "task": item["task"], "draft_key": f"draft-{number}",
+            "id": f"view-{number}",
+            "task": item["task"],
+            "draft_key": f"draft-{number}",
             "prompt": [{"role": role, "html": markdown_html(text)} for role, text in item["prompt"]],
             "replies": [{"position": at, "html": reply_html(text)} for at, text in enumerate(item["replies"])],
             "write_text": item["write_text"],
-        }  # fmt: skip
+        }
 
     def keep(self, client: str, number: int, positions: Any, supersedes: int | None) -> tuple[int, dict[str, Any]]:
         known = [label for label in self.labels if label["client_id"] == client]
@@ -78,10 +86,14 @@ class Fake:
             return 200, {"seq": known[0]["seq"], "late": known[0]["late"], "replayed": True}
         earlier = [label["seq"] for label in self.labels if label["number"] == number]
         label = {
-            "seq": len(self.labels) + 1, "client_id": client, "number": number, "positions": positions,
-            "late": self.lease_seconds < 0, "supersedes": supersedes or (earlier[-1] if earlier else None),
+            "seq": len(self.labels) + 1,
+            "client_id": client,
+            "number": number,
+            "positions": positions,
+            "late": self.lease_seconds < 0,
+            "supersedes": supersedes or (earlier[-1] if earlier else None),
             "created": time.time(),
-        }  # fmt: skip
+        }
         self.labels.append(label)
         self.done.add(number)
         return 200, {"seq": label["seq"], "late": label["late"], "replayed": False}
@@ -89,12 +101,12 @@ class Fake:
     def me(self, name: str, token: str) -> dict[str, Any]:
         left = sum(number not in self.done for number in range(len(self.items)))
         return {
-            "name": name, "role": self.role, "csrf": f"csrf-{token}",
+            "name": name,
+            "role": self.role,
+            "csrf": f"csrf-{token}",
             "progress": {"done": len(self.done), "available": left},
-            "project": {
-                "name": "Kind replies", "guidelines_html": markdown_html(self.guidelines), "flags": self.flags
-            },
-        }  # fmt: skip
+            "project": {"name": "Kind replies", "guidelines_html": markdown_html(self.guidelines), "flags": self.flags},
+        }
 
     def history(self, before: int | None) -> dict[str, Any]:
         newest = {label["number"]: label for label in self.labels}

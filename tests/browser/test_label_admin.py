@@ -17,47 +17,123 @@ def share(value: float, spread: float, count: int) -> dict[str, float]:
 
 
 def person(identity: int, name: str, labels: int, **more: Any) -> dict[str, Any]:
-    nothing = ("seconds", "ties", "all_bad", "cannot_judge", "reliability", "too_fast", "earlier_wins",
-               "first_is_best", "longer_wins", "gold", "self", "others", "last")  # fmt: skip
-    return {"id": identity, "name": name, "role": "annotator", "active": True, "labels": labels, "week": 0, "late": 0,
-            "corrected": 0} | dict.fromkeys(nothing) | more  # fmt: skip
+    nothing = (
+        "seconds",
+        "ties",
+        "all_bad",
+        "cannot_judge",
+        "reliability",
+        "too_fast",
+        "earlier_wins",
+        "first_is_best",
+        "longer_wins",
+        "gold",
+        "self",
+        "others",
+        "last",
+    )
+    return (
+        {
+            "id": identity,
+            "name": name,
+            "role": "annotator",
+            "active": True,
+            "labels": labels,
+            "week": 0,
+            "late": 0,
+            "corrected": 0,
+        }
+        | dict.fromkeys(nothing)
+        | more
+    )
 
 
 DASHBOARD: dict[str, Any] = {
-    "name": "Kind replies", "generated": 1764000000.0,
-    "progress": {"items": 1200, "wanted": 3600, "given": 1800, "done": 510, "share": 0.5, "open": 3, "days_left": 2.53,
-                 "tasks": [{"task": "rank", "items": 1200, "wanted": 3600, "given": 1800, "done": 510}]},
+    "name": "Kind replies",
+    "generated": 1764000000.0,
+    "progress": {
+        "items": 1200,
+        "wanted": 3600,
+        "given": 1800,
+        "done": 510,
+        "share": 0.5,
+        "open": 3,
+        "days_left": 2.53,
+        "tasks": [{"task": "rank", "items": 1200, "wanted": 3600, "given": 1800, "done": 510}],
+    },
     "days": [{"day": f"2026-10-{day:02}", "labels": 10 * (day % 4), "people": 1} for day in range(1, 31)],
     "people": [
-        person(2, NASTY, 90, seconds={"p10": 8.0, "median": 21.0, "p90": 60.0}, last=1763999000.0, ties=0.1,
-               gold=share(0.9, 0.06, 20), earlier_wins=share(0.7, 0.05, 300), longer_wins=share(0.5, 0.1, 30)),
+        person(
+            2,
+            NASTY,
+            90,
+            seconds={"p10": 8.0, "median": 21.0, "p90": 60.0},
+            last=1763999000.0,
+            ties=0.1,
+            gold=share(0.9, 0.06, 20),
+            earlier_wins=share(0.7, 0.05, 300),
+            longer_wins=share(0.5, 0.1, 30),
+        ),
         person(3, "cleo", 0, active=False),
         person(1, "ann", 0, role="admin"),
     ],
-    "agreement": {"people": 2, "items": 80, "pairs": share(0.68, 0.05, 300), "best_accuracy": 0.82, "alpha": 0.374,
-                  "alpha_ranks": -0.05, "between": [
-                      {"first": "ann", "second": NASTY, "pairs": 300, "agreement": 0.68, "kappa": 0.35}]},
+    "agreement": {
+        "people": 2,
+        "items": 80,
+        "pairs": share(0.68, 0.05, 300),
+        "best_accuracy": 0.82,
+        "alpha": 0.374,
+        "alpha_ranks": -0.05,
+        "between": [{"first": "ann", "second": NASTY, "pairs": 300, "agreement": 0.68, "kappa": 0.35}],
+    },
     "verdicts": {"ranked": 1790, "all_bad": 2, "cannot_judge": 4, "written": 4},
     "flags": [{"flag": "unsafe", "replies": 3}],
     "alarms": [{"level": "bad", "who": NASTY, "what": "too fast", "do": "talk to them"}],
     "sources": [
-        {"source": "<script>ppo</script>", "strength": 0.4, "low": 0.2, "high": 0.6, "win_rate": 0.6, "win_low": 0.55,
-         "win_high": 0.65, "verdicts": 400},
-        {"source": "sft", "strength": -0.4, "low": -0.6, "high": -0.2, "win_rate": 0.4, "win_low": 0.35,
-         "win_high": 0.45, "verdicts": 400},
+        {
+            "source": "<script>ppo</script>",
+            "strength": 0.4,
+            "low": 0.2,
+            "high": 0.6,
+            "win_rate": 0.6,
+            "win_low": 0.55,
+            "win_high": 0.65,
+            "verdicts": 400,
+        },
+        {
+            "source": "sft",
+            "strength": -0.4,
+            "low": -0.6,
+            "high": -0.2,
+            "win_rate": 0.4,
+            "win_low": 0.35,
+            "win_high": 0.45,
+            "verdicts": 400,
+        },
     ],
-    "compare": {"first": "ppo", "second": "sft", "win_rate": 0.62, "low": 0.52, "high": 0.7, "ties": 0.1,
-                "labels": 100, "prompts": 60},
-}  # fmt: skip
+    "compare": {
+        "first": "ppo",
+        "second": "sft",
+        "win_rate": 0.62,
+        "low": 0.52,
+        "high": 0.7,
+        "ties": 0.1,
+        "labels": 100,
+        "prompts": 60,
+    },
+}
 NOTHING = DASHBOARD | {
-    "progress": dict.fromkeys(("items", "wanted", "given", "done", "open"), 0) | {
-        "share": 0.0, "days_left": None, "tasks": []},
+    "progress": dict.fromkeys(("items", "wanted", "given", "done", "open"), 0)
+    | {"share": 0.0, "days_left": None, "tasks": []},
     "people": [person(1, "ann", 0, role="admin")],
-    "agreement": dict.fromkeys(("pairs", "best_accuracy", "alpha", "alpha_ranks")) | {
-        "people": 0, "items": 0, "between": []},
+    "agreement": dict.fromkeys(("pairs", "best_accuracy", "alpha", "alpha_ranks"))
+    | {"people": 0, "items": 0, "between": []},
     "verdicts": dict.fromkeys(("ranked", "all_bad", "cannot_judge", "written"), 0),
-    "flags": [], "alarms": [], "sources": [], "compare": None,
-}  # fmt: skip
+    "flags": [],
+    "alarms": [],
+    "sources": [],
+    "compare": None,
+}
 
 
 @pytest.fixture
@@ -73,10 +149,16 @@ def test_the_dashboard_says_and_draws_its_numbers(browser: Any, fake: Fake) -> N
         assert tiles == ["1,800 of 3,600", "510 of 1,200", "2.5", "0.37", "68 %"]
         words = page.locator("#dashboard").inner_text()
         for text in (
-            f"{NASTY}: too fast.", "To do: talk to them.", "Krippendorff's alpha is 0.37 on pairs and −0.05 on ranks",
-            "People prefer ppo to sft in 62 % of the comparisons (95 % interval 52 to 70 %", "unsafe (3)", "21 s",
-            "<script>ppo</script>", "0.40 (0.20 to 0.60)", "no reward model can expect more than 82 %",
-        ):  # fmt: skip
+            f"{NASTY}: too fast.",
+            "To do: talk to them.",
+            "Krippendorff's alpha is 0.37 on pairs and −0.05 on ranks",
+            "People prefer ppo to sft in 62 % of the comparisons (95 % interval 52 to 70 %",
+            "unsafe (3)",
+            "21 s",
+            "<script>ppo</script>",
+            "0.40 (0.20 to 0.60)",
+            "no reward model can expect more than 82 %",
+        ):
             assert text in words
         assert "annotator, not here yet" in page.get_by_role("row", name="eve").inner_text()  # newer than the numbers
         assert page.locator(".bars rect.bar").count() == 30

@@ -103,15 +103,25 @@ def test_what_is_sent_is_in_the_contract_and_comes_back(script: Any) -> None:
         " flags: [[], ['unsafe'], []] }, 'rank')",
     )
     assert sent == {
-        "ranks": [2, 1, 2], "verdict": None, "strength": 2, "reason": "r", "flags": [[], ["unsafe"], []], "text": None,
-    }  # fmt: skip
+        "ranks": [2, 1, 2],
+        "verdict": None,
+        "strength": 2,
+        "reason": "r",
+        "flags": [[], ["unsafe"], []],
+        "text": None,
+    }
     again = "m.positionsOf(m.answerOf(p, 3), 'rank')"
     assert script("answer", f"((p) => {again})({{ ...{json.dumps(sent)} }})") == sent
     # Judging is over when it cannot be judged; giving a place says that it can.
     unjudged = "m.judge({ ...m.emptyAnswer(2), places: [1, 2], strength: 3 }, 'cannot_judge')"
     assert script("answer", f"m.positionsOf({unjudged}, 'rank')") == {
-        "ranks": None, "verdict": "cannot_judge", "strength": None, "reason": "", "flags": [[], []], "text": None,
-    }  # fmt: skip
+        "ranks": None,
+        "verdict": "cannot_judge",
+        "strength": None,
+        "reason": "",
+        "flags": [[], []],
+        "text": None,
+    }
     assert script("answer", f"m.withPlaces({unjudged}, [1, null]).verdict") is None
     assert script("answer", "m.judge(m.judge(m.emptyAnswer(2), 'all_bad'), 'all_bad').verdict") is None
 
@@ -130,8 +140,10 @@ def test_undo_goes_back_step_by_step_and_keeps_what_was_typed(script: Any) -> No
         })()""",
     )
     assert found == {
-        "places": [[1, None], [None, None], [None, None]], "reason": "typed", "left": 0,
-    }  # fmt: skip
+        "places": [[1, None], [None, None], [None, None]],
+        "reason": "typed",
+        "left": 0,
+    }
 
 
 DRAFTS = """(() => {
@@ -203,6 +215,12 @@ def test_ids_are_random_uuids(script: Any) -> None:
 
 def test_the_pause_doubles_is_spread_and_ends_at_half_a_minute(script: Any) -> None:
     assert script("server", "[0, 1, 2, 3, 4, 5, 9].map((count) => m.pause(count, 1))") == [
-        1000, 2000, 4000, 8000, 16000, 30000, 30000,
-    ]  # fmt: skip
+        1000,
+        2000,
+        4000,
+        8000,
+        16000,
+        30000,
+        30000,
+    ]
     assert script("server", "[m.pause(3, 0), m.pause(0, 1, 5000)]") == [4000, 5000]

@@ -184,9 +184,13 @@ def test_verdict_strength_flags_and_reason(browser: Any, fake: Fake) -> None:
         page.keyboard.press("Control+Enter")
         wait_for(page, "What is rain?")
     assert fake.labels[0]["positions"] == {
-        "ranks": [1, 4, 3, 2], "verdict": "all_bad", "strength": 3, "reason": "B tells how to burn oneself",
-        "flags": [[], ["unsafe", "too long"], [], []], "text": None,
-    }  # fmt: skip
+        "ranks": [1, 4, 3, 2],
+        "verdict": "all_bad",
+        "strength": 3,
+        "reason": "B tells how to burn oneself",
+        "flags": [[], ["unsafe", "too long"], [], []],
+        "text": None,
+    }
 
 
 def test_keys_in_the_reason_are_text_and_enter_after_a_click_submits(browser: Any, fake: Fake) -> None:
@@ -267,8 +271,9 @@ def test_compare_two_replies(browser: Any, fake: Fake) -> None:
 
 def test_write_and_edit_the_ideal_reply(browser: Any, fake: Fake) -> None:
     fake.items = [
-        rank_item("Explain rain.", task="write", write_text="Rain is watr."), rank_item("And snow?", task="write"),
-    ]  # fmt: skip
+        rank_item("Explain rain.", task="write", write_text="Rain is watr."),
+        rank_item("And snow?", task="write"),
+    ]
     with visitor(browser, fake) as page:
         field = page.get_by_label("Edit this reply until it is the ideal one")
         assert field.input_value() == "Rain is watr."

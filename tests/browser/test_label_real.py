@@ -29,9 +29,14 @@ def draft(number: int, task: str, *replies: str) -> Draft:
     """The sources must never be seen by an annotator's browser."""
     sources = tuple(f"secret-{k}" for k in range(len(replies)))
     return Draft(
-        task=task, messages=(Message("user", f"Question {number}?"),), replies=tuple(map(Completion, replies)),
-        sources=sources, prompt_id=f"secret-{number}", kind="secret-kind", source_file="secret.jsonl",
-    )  # fmt: skip
+        task=task,
+        messages=(Message("user", f"Question {number}?"),),
+        replies=tuple(map(Completion, replies)),
+        sources=sources,
+        prompt_id=f"secret-{number}",
+        kind="secret-kind",
+        source_file="secret.jsonl",
+    )
 
 
 @pytest.fixture

@@ -278,7 +278,8 @@ def test_were_the_sanitiser_broken_the_policy_still_blocks(browser: Any, fake: F
     )
     page.locator("#probe").click()
     assert page.evaluate("[window.taken, getComputedStyle(document.getElementById('probe')).position]") == [
-        None, "static",
-    ]  # fmt: skip
+        None,
+        "static",
+    ]
     assert sum("Content Security Policy" in text for text in told) >= 4
     context.close()

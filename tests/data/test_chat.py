@@ -45,6 +45,7 @@ def test_a_sequence_is_a_prefix_of_the_templates_own_rendering(
     assert tokenizer.decode(chat.prompt_ids(messages)).endswith(f"{START}assistant\n")
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize("reply", REPLIES.values())
 def test_row_21_plain_words_become_the_ids_of_the_whole_rendering(reply: str, tokenizer_of: Make) -> None:
     """Row 21: id for id, tokenising in two parts = tokenising the template's text at once."""
@@ -232,6 +233,7 @@ def test_pad_id_is_the_tokenizers_own_when_it_has_one(tokenizer_of: Make) -> Non
     assert ChatFormat(tokenizer).pad_id == tokenizer.convert_tokens_to_ids(PAD)
 
 
+@pytest.mark.row(2)
 @pytest.mark.parametrize("pad", [EOS, START, None], ids=["pad is eos", "pad is bos", "no pad"])
 def test_row_2_pad_id_is_never_the_end_of_turn(pad: str | None, tokenizer_of: Make) -> None:
     """Row 2: where pad is missing or means something else, a special token that no text contains is taken."""

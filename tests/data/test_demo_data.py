@@ -68,6 +68,7 @@ def test_some_demonstrations_are_held_out_for_the_loss(demonstrations: list[Demo
     assert splits[True] >= 200
 
 
+@pytest.mark.row(25)
 def test_row25_no_held_out_prompt_is_among_the_training_demonstrations(
     prompts: list[Prompt], demonstrations: list[Demonstration]
 ) -> None:
@@ -78,6 +79,7 @@ def test_row25_no_held_out_prompt_is_among_the_training_demonstrations(
     assert len(held_out) >= 64
 
 
+@pytest.mark.row(25)
 def test_row25_no_prompt_differs_from_another_in_capitals_or_punctuation_only(prompts: list[Prompt]) -> None:
     repeated = [text for text, count in Counter(plain(p.text) for p in prompts).items() if count > 1]
     assert repeated == []

@@ -238,6 +238,7 @@ def test_a_duplicate_id_names_both_lines(tmp_path: Path) -> None:
     assert f"{path}:1" in message
 
 
+@pytest.mark.row(25)
 def test_row25_a_prompt_in_two_splits_names_both_lines_and_splits(tmp_path: Path) -> None:
     path = put(
         tmp_path / "a.jsonl",

@@ -56,6 +56,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.row(10, 14)
 @pytest.mark.parametrize("case", two_ranks.CASES)
 def test_two_ranks_leave_the_numbers_of_one(case: str, both: Path) -> None:
     """Metrics, evaluations, kept replies, every tensor of every rollout, and what learnt with its optimiser's state."""

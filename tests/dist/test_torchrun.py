@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import plaudit as package
-from plaudit.cli.main import main as cli
+from plaudit.cli import main as cli
 from plaudit.errors import RankLost
 from plaudit.run.folder import finished_stages
 from plaudit.run.metrics import read_metrics

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plaudit.cli.main import main as cli
+from plaudit.cli import main as cli
 from plaudit.rewards import sources as scoring
 from plaudit.rewards.sources import Rewards
 from plaudit.rollout.inprocess import InProcessEngine

@@ -241,6 +241,7 @@ def test_the_command_says_what_is_wrong_and_fails_for_a_fault(
     assert told["faults"] >= 1 and told["findings"][0]["level"] == "fault"
 
 
+@pytest.mark.row(35)
 @pytest.mark.parametrize(
     ("stage", "file", "name"),
     [
@@ -299,6 +300,7 @@ def cut_law(patch: Patch) -> None:
     patch.setattr(inprocess, "sample", top)
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize(
     ("name", "fault"),
     [

@@ -169,6 +169,7 @@ def kill_all_over(
     return where
 
 
+@pytest.mark.row(27)
 def test_row_27_killed_anywhere_a_run_ends_as_the_unbroken_one(
     killer: Killer, unbroken: tuple[Path, list[str]], tmp_path: Path
 ) -> None:

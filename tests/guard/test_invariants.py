@@ -11,11 +11,13 @@ from plaudit.guard import invariants
 F32, BF16 = torch.float32, torch.bfloat16
 
 
+@pytest.mark.row(7)
 @pytest.mark.parametrize(("largest", "dtype"), [(0.0, F32), (1e-6, F32), (0.0, BF16)])
 def test_row7_a_first_ratio_of_1_passes(largest: float, dtype: torch.dtype) -> None:
     invariants.check_first_ratio(largest, dtype)
 
 
+@pytest.mark.row(7)
 @pytest.mark.parametrize(
     ("largest", "dtype"), [(1.1e-6, F32), (1e-9, BF16), (math.nan, F32), (math.nan, BF16), (math.inf, F32)]
 )
@@ -24,11 +26,13 @@ def test_row7_any_other_first_ratio_stops_the_run_with_its_size(largest: float, 
         invariants.check_first_ratio(largest, dtype)
 
 
+@pytest.mark.row(18)
 def test_row18_a_fresh_policy_that_is_the_reference_passes() -> None:
     invariants.check_fresh_kl(torch.zeros(2, 3), BF16)
     invariants.check_fresh_kl(torch.tensor([[0.0, -9e-7]]), F32)
 
 
+@pytest.mark.row(18)
 @pytest.mark.parametrize("value", [0.01, -0.01, math.nan])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_row18_a_fresh_policy_that_differs_in_one_token_stops_the_run(value: float, dtype: torch.dtype) -> None:
@@ -39,6 +43,7 @@ def test_row18_a_fresh_policy_that_differs_in_one_token_stops_the_run(value: flo
         invariants.check_fresh_kl(torch.tensor([[-value, value]]), dtype)
 
 
+@pytest.mark.row(8)
 def test_row8_the_gap_by_hand() -> None:
     """|Δ| = 0, 1, …, 100 in both signs: mean 50, 99th percentile 99; masked-out columns do not count."""
     delta = torch.arange(101.0) * torch.tensor([1.0, -1.0]).repeat(51)[:101]
@@ -51,17 +56,20 @@ def test_row8_the_gap_by_hand() -> None:
     assert p99 == pytest.approx(99, abs=1e-4)
 
 
+@pytest.mark.row(8)
 def test_row8_where_sampler_and_trainer_agree_the_gap_is_0() -> None:
     same = torch.tensor([[-0.5, -3.0], [-1.0, -0.1]])
     assert invariants.sampler_gap(same, same.clone(), torch.ones(2, 2, dtype=torch.bool)) == (0.0, 0.0)
 
 
+@pytest.mark.row(8)
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_row8_a_gap_within_both_bounds_passes(dtype: torch.dtype) -> None:
     invariants.check_sampler_gap(0.0, 0.0, dtype)
     invariants.check_sampler_gap(*invariants.GAP_BOUND[dtype], dtype)
 
 
+@pytest.mark.row(8)
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize(("which", "name"), [(0, "mean"), (1, "99th percentile")])
 @pytest.mark.parametrize("factor", [1.01, math.nan, math.inf])
@@ -75,7 +83,7 @@ def test_row8_a_gap_beyond_either_bound_stops_the_run_with_its_name(
 
 
 def test_the_stated_bounds_of_float32_are_in_force() -> None:
-    """design.md, "Numbers that must hold": at most 1e-4 between sampler and trainer, 1e-6 for the ratio, in float32."""
+    """The stated bounds: at most 1e-4 between sampler and trainer, 1e-6 for the ratio, in float32."""
     assert max(invariants.GAP_BOUND[F32]) <= 1e-4
     assert invariants.RATIO_TOLERANCE == {F32: 1e-6, BF16: 0.0}
 

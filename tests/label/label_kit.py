@@ -22,9 +22,15 @@ def draft(number: int, *, count: int = 4, **more: Any) -> Draft:
     """Item `number`; its sources are as telling as names can be."""
     texts = tuple(Completion(f"item {number} reply {k}") for k in range(count))
     sources = tuple(f"secret-source-{k}" for k in range(count))
-    more = {"task": "rank", "messages": (Message("user", f"Question {number}?"),), "replies": texts,
-            "sources": sources, "prompt_id": f"secret-prompt-{number}", "kind": "secret-kind",
-            "source_file": "secret-file.jsonl"} | more  # fmt: skip
+    more = {
+        "task": "rank",
+        "messages": (Message("user", f"Question {number}?"),),
+        "replies": texts,
+        "sources": sources,
+        "prompt_id": f"secret-prompt-{number}",
+        "kind": "secret-kind",
+        "source_file": "secret-file.jsonl",
+    } | more
     return Draft(**more)
 
 

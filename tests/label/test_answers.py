@@ -24,9 +24,7 @@ def test_ranks_are_made_dense() -> None:
 
 def test_a_body_has_one_text() -> None:
     body = body_of("compare", [1, 0], FLAGS, {"reason": "é\n", "ranks": [1, 2], "strength": 3})
-    assert canonical(body) == (
-        '{"flags":[[],[]],"ranks":[2,1],"reason":"\\u00e9\\n","strength":3,"verdict":null}'
-    )  # fmt: skip
+    assert canonical(body) == ('{"flags":[[],[]],"ranks":[2,1],"reason":"\\u00e9\\n","strength":3,"verdict":null}')
     # printf '{"a":1}' | sha256sum
     assert hash_of('{"a":1}') == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
 

@@ -14,10 +14,16 @@ from plaudit.label.queue.items import add_items
 @pytest.fixture
 def labelled(world: World) -> Callable[[], tuple[Person, list[str]]]:
     def run() -> tuple[Person, list[str]]:
-        add_items(world.engine, [
-            draft(1), draft(2, gold=(1, 2, 3, 4)), draft(3, task="compare", count=2),
-            draft(4, task="write", replies=(), sources=()), draft(5),
-        ])  # fmt: skip
+        add_items(
+            world.engine,
+            [
+                draft(1),
+                draft(2, gold=(1, 2, 3, 4)),
+                draft(3, task="compare", count=2),
+                draft(4, task="write", replies=(), sources=()),
+                draft(5),
+            ],
+        )
         boss, ann = world.join("boss", "admin"), world.join("ann")
         assert boss.post("/api/admin/project", {"gold_rate": 0.5}).status_code == 200
         texts = [ann.get(path).text for path in ("/", "/history", "/api/me")]
@@ -64,9 +70,9 @@ def test_a_gold_item_looks_like_any_other(world: World) -> None:
 def test_what_is_measured_in_time_does_not_depend_on_the_source(world: World) -> None:
     """Two items that differ in their sources alone give the same bytes but for the lease, and the same statements."""
     texts = {"replies": draft(1).replies, "messages": draft(1).messages}
-    add_items(world.engine, [
-        draft(1, **texts), draft(2, **{**texts, "sources": ("a-much-longer-name-of-a-source" * 9,) * 4})
-    ])  # fmt: skip
+    add_items(
+        world.engine, [draft(1, **texts), draft(2, **{**texts, "sources": ("a-much-longer-name-of-a-source" * 9,) * 4})]
+    )
     ann = world.join("ann")
     statements: list[str] = []
     event.listen(world.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))

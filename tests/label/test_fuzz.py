@@ -47,9 +47,12 @@ def test_no_request_is_a_500(world: World, monkeypatch: pytest.MonkeyPatch) -> N
                 body["lease"] = lease  # half of them get past the first check
             try:
                 answer = boss.browser.request(
-                    parts["method"], parts["url"], params=parts.get("params"), headers=headers,
+                    parts["method"],
+                    parts["url"],
+                    params=parts.get("params"),
+                    headers=headers,
                     **{name: parts[name] for name in ("json", "data", "files") if parts.get(name) is not None},
-                )  # fmt: skip
+                )
             except (UnicodeError, TypeError, ValueError):
                 return  # what a client's library cannot send
             seen[answer.status_code] += 1

@@ -89,9 +89,17 @@ def test_no_text_becomes_more_than_the_allowed_elements(text: str) -> None:
 def test_markdown_is_shown_as_markdown() -> None:
     html = markdown_html("# Title\n\na *b* **c** `d`\ne\n\n- x\n\n3. y\n\n```py\nf(1 < 2)\n```\n\n|h|\n|-|\n|c|\n\n> q")
     for part in (
-        "<h4>Title</h4>", "<em>b</em>", "<strong>c</strong>", "<code>d</code><br>", "<li>x</li>", '<ol start="3">',
-        "<pre><code>f(1 &lt; 2)\n</code></pre>", "<th>h</th>", "<td>c</td>", "<blockquote>",
-    ):  # fmt: skip
+        "<h4>Title</h4>",
+        "<em>b</em>",
+        "<strong>c</strong>",
+        "<code>d</code><br>",
+        "<li>x</li>",
+        '<ol start="3">',
+        "<pre><code>f(1 &lt; 2)\n</code></pre>",
+        "<th>h</th>",
+        "<td>c</td>",
+        "<blockquote>",
+    ):
         assert part in html
     assert '<a href="https://a.example/x?y=1&amp;z" ' in markdown_html("[l](https://a.example/x?y=1&z)")
     assert "<em>[picture, not loaded: a cat http://a.example/cat.png]</em>" in markdown_html(

@@ -27,9 +27,11 @@ def rows_of_the_first_schema(engine: Engine) -> dict[str, list[dict[str, Any]]]:
                 names = ", ".join(f'"{name}"' for name in row)
                 values = {name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in row.items()}
                 marks = ", ".join(
-                    f"CAST(:{name} AS JSON)" if isinstance(row[name], (list, dict)) and engine.dialect.name != "sqlite"
-                    else f":{name}" for name in row
-                )  # fmt: skip
+                    f"CAST(:{name} AS JSON)"
+                    if isinstance(row[name], (list, dict)) and engine.dialect.name != "sqlite"
+                    else f":{name}"
+                    for name in row
+                )
                 connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({marks})"), values)
     return rows
 

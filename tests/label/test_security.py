@@ -82,9 +82,15 @@ def test_a_post_without_this_sessions_token_is_refused(small_world: World, path:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:9999"},
-     {"Origin": "http://[bad"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}],
-)  # fmt: skip
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:9999"},
+        {"Origin": "http://[bad"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
 def test_a_post_from_another_site_is_refused(small_world: World, headers: dict[str, str]) -> None:
     ann = small_world.join("ann")
     answer = ann.browser.post("/api/claim", json={"task": None}, headers={**ann.headers, **headers})
@@ -320,9 +326,19 @@ def test_a_new_link_for_somebody_changes_the_password_and_ends_sessions(small_wo
 
 @pytest.mark.parametrize(
     "body",
-    [{"name": "a\x00b"}, {"name": ""}, {"name": " ann"}, {"name": "x" * 65}, {"name": "<b>"}, 
-     {"name": "ok", "role": "owner"}, {"name": "\ud800"}, {"name": 5}, {"name": "ok", "extra": 1}, {"name": "a\nb"}],
-)  # fmt: skip
+    [
+        {"name": "a\x00b"},
+        {"name": ""},
+        {"name": " ann"},
+        {"name": "x" * 65},
+        {"name": "<b>"},
+        {"name": "ok", "role": "owner"},
+        {"name": "\ud800"},
+        {"name": 5},
+        {"name": "ok", "extra": 1},
+        {"name": "a\nb"},
+    ],
+)
 def test_names_that_nobody_can_have(small_world: World, body: dict[str, Any]) -> None:
     boss = small_world.join("boss", "admin")
     assert boss.post("/api/admin/invite", body).status_code == 422
@@ -352,10 +368,18 @@ def test_behind_https_cookies_are_secure(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/static/../label.html.j2", "/static/..%2flabel.html.j2", "/static/%2e%2e/render.py", "/static//etc/passwd",
-     "/static/....//base.html.j2", "/static/%00", "/static/..\\label.html.j2", "/invite/../../etc/passwd",
-     "/invite/..%2f..%2fetc%2fpasswd"],
-)  # fmt: skip
+    [
+        "/static/../label.html.j2",
+        "/static/..%2flabel.html.j2",
+        "/static/%2e%2e/render.py",
+        "/static//etc/passwd",
+        "/static/....//base.html.j2",
+        "/static/%00",
+        "/static/..\\label.html.j2",
+        "/invite/../../etc/passwd",
+        "/invite/..%2f..%2fetc%2fpasswd",
+    ],
+)
 def test_no_path_leads_out(small_world: World, path: str) -> None:
     answer = small_world.browser().get(path)
     assert answer.status_code in (400, 404) and "extends" not in answer.text and "root:" not in answer.text
@@ -363,10 +387,16 @@ def test_no_path_leads_out(small_world: World, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("query", "field"),
-    [("format=../../etc/passwd", "format"), ("format=rankings%00", "format"), ("annotator=..%2F..%2Fx", "annotator"),
-     ("annotator=%00", "annotator"), ("since=../x", "since"), ("min_agreement=nan", "min_agreement"),
-     ("without_flag=%00", "without_flag")],
-)  # fmt: skip
+    [
+        ("format=../../etc/passwd", "format"),
+        ("format=rankings%00", "format"),
+        ("annotator=..%2F..%2Fx", "annotator"),
+        ("annotator=%00", "annotator"),
+        ("since=../x", "since"),
+        ("min_agreement=nan", "min_agreement"),
+        ("without_flag=%00", "without_flag"),
+    ],
+)
 def test_an_exports_name_and_options_cannot_be_bent(small_world: World, query: str, field: str) -> None:
     boss = small_world.join("boss", "admin")
     answer = boss.get(f"/api/admin/export?{query}")

@@ -28,11 +28,17 @@ CODE = "from plaudit.cli.main import main; main()"
 
 def rankings(path: Path, count: int = 20) -> Path:
     rows = [
-        {"id": f"p{n}", "prompt": f"Question {n}?", "responses": [
-            {"text": f"first {n}", "rank": 1, "source": "sft"}, {"text": f"second {n}", "rank": 2, "source": "ppo"},
-            {"text": f"third {n}", "rank": 2, "source": "ppo", "finished": False}]}
+        {
+            "id": f"p{n}",
+            "prompt": f"Question {n}?",
+            "responses": [
+                {"text": f"first {n}", "rank": 1, "source": "sft"},
+                {"text": f"second {n}", "rank": 2, "source": "ppo"},
+                {"text": f"third {n}", "rank": 2, "source": "ppo", "finished": False},
+            ],
+        }
         for n in range(count)
-    ]  # fmt: skip
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -108,16 +114,25 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = subprocess.run([sys.executable, "-c", CODE, "label", "serve", str(file), "--port", port],
-                              capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, "label", "serve", str(file), "--port", port],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
     assert done.returncode == 2 and "choose another --port" in done.stderr and "Traceback" not in done.stderr
     assert not default_database(file).exists()  # nothing was written before
 
 
 def test_a_file_that_is_not_there_makes_no_database(tmp_path: Path, plaudit: Any) -> None:
     file = rankings(tmp_path / "rankings.jsonl", 1)
-    for words in (("serve", "typo.jsonl"), ("add", "typo.jsonl"), ("import", "typo.jsonl", str(file)),
-                  ("serve", str(file), "--gold", "typo.jsonl")):  # fmt: skip
+    for words in (
+        ("serve", "typo.jsonl"),
+        ("add", "typo.jsonl"),
+        ("import", "typo.jsonl", str(file)),
+        ("serve", str(file), "--gold", "typo.jsonl"),
+    ):
         done = plaudit("label", *words)
         assert done.code == 2 and done.err == "Error: typo.jsonl: no such file or folder\n"
     assert list(tmp_path.iterdir()) == [file]
@@ -281,8 +296,13 @@ def test_without_the_extra_a_command_says_what_to_install(tmp_path: Path) -> Non
         "sys.meta_path.insert(0, Hide())\n"
     )
     for words, code in ((["--help"], 0), (["label", "--help"], 0), (["label", "serve", str(tmp_path / "x.jsonl")], 2)):
-        done = subprocess.run([sys.executable, "-c", hide + CODE, *words], capture_output=True, text=True, check=False,
-                              env={**os.environ, "COLUMNS": "200"})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", hide + CODE, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "200"},
+        )
         assert done.returncode == code, done.stderr
     assert "pip install 'plaudit[label]'" in done.stderr and "fastapi" in done.stderr and "Traceback" not in done.stderr
 

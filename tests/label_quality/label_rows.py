@@ -24,10 +24,18 @@ def item(
         ReplyRow(text, True, source) for text, source in zip(texts, sources or [None] * len(texts), strict=True)
     )
     values: dict[str, Any] = {
-        "number": next(_numbers), "task": "rank", "messages": (Message("user", "Say something."),), "replies": replies,
-        "prompt_id": prompt_id or identity, "kind": "instruction", "split": "train", "gold": None, "priority": 0.0,
-        "overlap": None, "source_file": "",
-    }  # fmt: skip
+        "number": next(_numbers),
+        "task": "rank",
+        "messages": (Message("user", "Say something."),),
+        "replies": replies,
+        "prompt_id": prompt_id or identity,
+        "kind": "instruction",
+        "split": "train",
+        "gold": None,
+        "priority": 0.0,
+        "overlap": None,
+        "source_file": "",
+    }
     return ItemRow(id=identity, **{**values, **changes})
 
 

@@ -35,10 +35,15 @@ def drafts() -> list[Draft]:
         split = "train" if number < 80 else "validation" if number < 100 else "test"
         made.append(
             Draft(
-                "rank", (Message("user", f"Tell me about {THINGS[number % 8]}, {number}."),),
-                tuple(map(Completion, replies)), ("sft",) * 3, prompt_id=f"p{number}", split=split, overlap=3,
+                "rank",
+                (Message("user", f"Tell me about {THINGS[number % 8]}, {number}."),),
+                tuple(map(Completion, replies)),
+                ("sft",) * 3,
+                prompt_id=f"p{number}",
+                split=split,
+                overlap=3,
             )
-        )  # fmt: skip
+        )
     return made
 
 

@@ -13,7 +13,7 @@ import pytest
 from annotators import join, label_next, labelling
 from pydantic import ValidationError
 
-from plaudit.cli.main import main as cli
+from plaudit.cli import main as cli
 from plaudit.data.files import read_prompts, read_rankings
 from plaudit.errors import UserError
 from plaudit.label.db.database import connect, snapshot

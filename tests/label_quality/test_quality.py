@@ -29,8 +29,12 @@ def test_ranks_say_who_is_better_in_every_pair() -> None:
 def test_the_last_correction_stands() -> None:
     one = item("i", ["a", "b"])
     first = label(one, (1, 2), seq=1)
-    rows = [first, label(one, (2, 1), seq=4, supersedes=1), label(one, (1, 1), seq=9, supersedes=4),
-            label(one, (1, 2), seq=5, person=2)]  # fmt: skip
+    rows = [
+        first,
+        label(one, (2, 1), seq=4, supersedes=1),
+        label(one, (1, 1), seq=9, supersedes=4),
+        label(one, (1, 2), seq=5, person=2),
+    ]
     assert [row.seq for row in standing(rows)] == [5, 9]
 
 
@@ -38,8 +42,13 @@ def test_agreement_by_hand() -> None:
     """Item i, three replies, two people: (1, 2, 3) and (1, 3, 2) agree on two of three pairs. Item j: (1, 2) and a tie,
     which is no strict pair. Item k has one label only."""
     i, j, k = item("i", "abc"), item("j", "ab"), item("k", "ab")
-    labels = [label(i, (1, 2, 3)), label(i, (1, 3, 2), person=2), label(j, (1, 2)), label(j, (1, 1), person=2),
-              label(k, (1, 2))]  # fmt: skip
+    labels = [
+        label(i, (1, 2, 3)),
+        label(i, (1, 3, 2), person=2),
+        label(j, (1, 2)),
+        label(j, (1, 1), person=2),
+        label(k, (1, 2)),
+    ]
     found = quality.agreement(labels)
     assert (found["people"], found["items"]) == (2, 2)
     assert found["pairs"]["share"] == pytest.approx(2 / 3)
@@ -49,9 +58,14 @@ def test_agreement_by_hand() -> None:
     assert found["alpha"] == pytest.approx(1 - 0.5 / (1 - 86 / 240), abs=1e-12)
     # Kappa of the same table: observed 1/2; both ways round the first says + 4, − 4, the second + 3, − 3, tie 2.
     assert found["between"] == [
-        {"first": 1, "second": 2, "pairs": 4, "kappa": pytest.approx((0.5 - 24 / 64) / (1 - 24 / 64)),
-         "agreement": pytest.approx(2 / 3)}
-    ]  # fmt: skip
+        {
+            "first": 1,
+            "second": 2,
+            "pairs": 4,
+            "kappa": pytest.approx((0.5 - 24 / 64) / (1 - 24 / 64)),
+            "agreement": pytest.approx(2 / 3),
+        }
+    ]
     assert found["alpha_ranks"] is not None
     assert quality.item_agreement(labels) == {"i": pytest.approx(2 / 3)}
 
@@ -66,8 +80,12 @@ def test_agreement_of_people_who_all_agree_or_never_met() -> None:
 
 def test_labels_that_are_late_or_asked_again_or_gold_do_not_count_as_agreement() -> None:
     i = item("i", "ab")
-    labels = [label(i, (1, 2)), label(i, (2, 1), person=2, late=True), label(i, (2, 1), purpose="consistency"),
-              label(i, (2, 1), person=3, purpose="gold")]  # fmt: skip
+    labels = [
+        label(i, (1, 2)),
+        label(i, (2, 1), person=2, late=True),
+        label(i, (2, 1), purpose="consistency"),
+        label(i, (2, 1), person=3, purpose="gold"),
+    ]
     assert quality.agreement(labels)["items"] == 0
 
 
@@ -159,9 +177,15 @@ def said(
     if habit == "hasty":
         seconds = 0.4
     made = label(
-        of, ranks, who, order=order, seconds=seconds, verdict=verdict, created=NOW - DAY * (number % 5),
+        of,
+        ranks,
+        who,
+        order=order,
+        seconds=seconds,
+        verdict=verdict,
+        created=NOW - DAY * (number % 5),
         purpose="gold" if of.gold else "normal",
-    )  # fmt: skip
+    )
     if habit != "moody" or of.gold:
         return [made]
     again = tuple(int(rank) for rank in rng.permutation(3) + 1)
@@ -197,15 +221,42 @@ def test_sound_people_raise_none(seed: int) -> None:
 def test_the_dashboard_is_json_and_has_the_shape_that_it_documents() -> None:
     found = json.loads(json.dumps(crowd("sound"), allow_nan=False))
     assert set(found) == {
-        "name", "generated", "progress", "days", "people", "agreement", "verdicts", "flags", "alarms", "sources",
+        "name",
+        "generated",
+        "progress",
+        "days",
+        "people",
+        "agreement",
+        "verdicts",
+        "flags",
+        "alarms",
+        "sources",
         "compare",
-    }  # fmt: skip
+    }
     ann = next(row for row in found["people"] if row["name"] == "ann")
     assert set(ann) == {
-        "id", "name", "role", "active", "labels", "week", "late", "corrected", "last", "seconds", "ties", "all_bad",
-        "cannot_judge", "reliability", "too_fast", "earlier_wins", "first_is_best", "longer_wins", "gold", "self",
+        "id",
+        "name",
+        "role",
+        "active",
+        "labels",
+        "week",
+        "late",
+        "corrected",
+        "last",
+        "seconds",
+        "ties",
+        "all_bad",
+        "cannot_judge",
+        "reliability",
+        "too_fast",
+        "earlier_wins",
+        "first_is_best",
+        "longer_wins",
+        "gold",
+        "self",
         "others",
-    }  # fmt: skip
+    }
     assert set(ann["gold"]) == {"share", "low", "high", "n"}
     assert ann["reliability"] > 0.8
     assert {row["first"] for row in found["agreement"]["between"]} <= {"ann", "bo", "cy", "dan"}
@@ -230,8 +281,11 @@ def test_progress_by_hand() -> None:
     labels += [label(g, (1, 2), 1, created=NOW - 60, purpose="gold")]
     found = dashboard(ledger([a, b, c, g], [person(1, "ann"), person(2, "bo")], labels, overlap=2), NOW)["progress"]
     assert {key: found[key] for key in ("items", "wanted", "given", "done")} == {
-        "items": 3, "wanted": 7, "given": 3, "done": 1,
-    }  # fmt: skip
+        "items": 3,
+        "wanted": 7,
+        "given": 3,
+        "done": 1,
+    }
     assert found["days_left"] == pytest.approx(4 / 3)
     assert [row["task"] for row in found["tasks"]] == ["rank", "write"]
 
@@ -257,8 +311,20 @@ def test_the_terminal_shows_every_measure_of_a_person_in_80_columns() -> None:
     for table in people_tables(crowd("sound")["people"]):
         Console(width=80, file=out).print(table)
     shown = out.getvalue()
-    for head in ("s an item", "too fast", "ties", "all bad", "cannot judge", "earlier wins", "first is best",
-                 "longer wins", "gold", "self", "others", "reliability"):  # fmt: skip
+    for head in (
+        "s an item",
+        "too fast",
+        "ties",
+        "all bad",
+        "cannot judge",
+        "earlier wins",
+        "first is best",
+        "longer wins",
+        "gold",
+        "self",
+        "others",
+        "reliability",
+    ):
         assert f" {head} " in shown, shown
 
 

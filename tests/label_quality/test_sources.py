@@ -86,8 +86,11 @@ def test_win_rate_of_ppo_over_sft_by_hand() -> None:
     first = item("i", sources=["sft", "ppo"], prompt_id="p")
     second = item("j", sources=["ppo", "sft"], prompt_id="q")
     said = [
-        label(first, (2, 1)), label(first, (1, 1), person=2), label(second, (1, 2)), label(second, (2, 1), person=2),
-    ]  # fmt: skip
+        label(first, (2, 1)),
+        label(first, (1, 1), person=2),
+        label(second, (1, 2)),
+        label(second, (2, 1), person=2),
+    ]
     found = win_rate([first, second], said, "ppo", "sft")
     assert found is not None
     assert (found["win_rate"], found["ties"], found["labels"], found["prompts"]) == (0.625, 0.25, 4, 2)

@@ -39,15 +39,18 @@ def test_a_ranking_row_by_hand() -> None:
     said = label(one, (1, 2), strength=2)
     assert export(ledger([one], [ANN], [said]), "rankings").rows == [
         {
-            "id": "p1", "kind": "chat", "split": "test",
+            "id": "p1",
+            "kind": "chat",
+            "split": "test",
             "prompt": [{"role": "user", "content": "Say something."}],
             "responses": [
                 {"text": "good", "finished": True, "rank": 1, "source": "sft"},
                 {"text": "bad", "finished": True, "rank": 2, "source": "ppo"},
             ],
-            "strength": 2.0, "annotator": "ann",
+            "strength": 2.0,
+            "annotator": "ann",
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_pairs_and_hh_rows_by_hand() -> None:
@@ -69,8 +72,9 @@ def test_what_hh_cannot_hold_is_left_out_and_counted() -> None:
     found = export(ledger([told, forged, blank], [ANN], [label(one, (1, 2)) for one in (told, forged, blank)]), "hh")
     assert [row["rejected"] for row in found.rows] == ["\n\nHuman: Say something.\n\nAssistant: "]
     assert dict(found.left_out) == {
-        "a system message, which HH cannot hold": 1, "text that HH would read as turns": 1,
-    }  # fmt: skip
+        "a system message, which HH cannot hold": 1,
+        "text that HH would read as turns": 1,
+    }
 
 
 def test_demonstrations_comparisons_and_rankings_do_not_mix() -> None:
@@ -82,8 +86,9 @@ def test_demonstrations_comparisons_and_rankings_do_not_mix() -> None:
     assert [(row["id"], row["completion"]) for row in export(book, "demonstrations").rows] == [("j", "An ideal reply.")]
     assert [row["task"] for row in export(book, "ledger").rows] == ["rank", "write", "compare"]
     assert dict(export(book, "comparisons").left_out) == {
-        "of the task rank (--format rankings, pairs or hh)": 1, "of the task write (--format demonstrations)": 1,
-    }  # fmt: skip
+        "of the task rank (--format rankings, pairs or hh)": 1,
+        "of the task write (--format demonstrations)": 1,
+    }
 
 
 def test_what_is_left_out_and_why() -> None:
@@ -100,8 +105,11 @@ def test_what_is_left_out_and_why() -> None:
     found = export(book, "rankings")
     assert [[reply["rank"] for reply in row["responses"]] for row in found.rows] == [[2, 1]]
     assert dict(found.left_out) == {
-        "corrected since": 1, "came in late": 1, "without ranks": 1, "gold items and consistency checks": 2,
-    }  # fmt: skip
+        "corrected since": 1,
+        "came in late": 1,
+        "without ranks": 1,
+        "gold items and consistency checks": 2,
+    }
     assert len(export(book, "rankings", Filters(late=True)).rows) == 2
     assert [row["seq"] for row in export(book, "ledger").rows] == [1, 2, 3, 4, 5, 6]
 
@@ -111,10 +119,12 @@ def test_filters_by_hand() -> None:
     i, j, k = item("i", "ab"), item("j", "cd"), item("k", "ef")
     day = moment("2026-11-20")
     labels = [
-        label(i, (1, 2), 1, created=day), label(i, (1, 2), 2, created=day + 86400),
-        label(j, (1, 2), 1, created=day), label(j, (2, 1), 2, created=day),
+        label(i, (1, 2), 1, created=day),
+        label(i, (1, 2), 2, created=day + 86400),
+        label(j, (1, 2), 1, created=day),
+        label(j, (2, 1), 2, created=day),
         label(k, (1, 2), 1, created=day + 2 * 86400, flags=(("unsafe",), ())),
-    ]  # fmt: skip
+    ]
     book = ledger([i, j, k], [ANN, BO], labels)
 
     def rows(**given: Any) -> list[tuple[str, str]]:
@@ -136,8 +146,9 @@ def test_a_flagged_reply_leaves_the_ranking_of_the_others() -> None:
     labels = [label(one, (1, 2, 3)), label(one, (2, 1, 3), 2, flags=((), ("untrue",), ()))]
     found = export(ledger([one], [ANN, BO], labels), "rankings", Filters(without_flags=("untrue",)))
     assert [[(r["text"], r["rank"], r["source"]) for r in row["responses"]] for row in found.rows] == [
-        [("a", 1, "x"), ("c", 2, "z")], [("a", 1, "x"), ("c", 2, "z")],
-    ]  # fmt: skip
+        [("a", 1, "x"), ("c", 2, "z")],
+        [("a", 1, "x"), ("c", 2, "z")],
+    ]
     assert dict(found.left_out) == {"replies with such a flag": 2}
 
 
@@ -217,13 +228,21 @@ def rankings_file(draw: st.DrawFn) -> list[dict[str, Any]]:
         sourced = draw(st.booleans())
         replies = []
         for _ in range(count):
-            reply = {"text": draw(st.one_of(TEXT, st.sampled_from(["same", ""]))), "rank": draw(st.integers(1, count)),
-                     "finished": draw(st.booleans())}  # fmt: skip
+            reply = {
+                "text": draw(st.one_of(TEXT, st.sampled_from(["same", ""]))),
+                "rank": draw(st.integers(1, count)),
+                "finished": draw(st.booleans()),
+            }
             if sourced:
                 reply["source"] = draw(st.sampled_from(["sft", "ppo t=0.7"]))
             replies.append(reply)
-        row = {"id": f"p{draw(st.integers(0, 3))}", "kind": "k", "split": draw(st.sampled_from(["train", "test"])),
-               "prompt": draw(st.sampled_from(["Why?", "How?"])), "responses": replies}  # fmt: skip
+        row = {
+            "id": f"p{draw(st.integers(0, 3))}",
+            "kind": "k",
+            "split": draw(st.sampled_from(["train", "test"])),
+            "prompt": draw(st.sampled_from(["Why?", "How?"])),
+            "responses": replies,
+        }
         name = draw(NAME)
         rows.append(row if name is None else {**row, "annotator": name})
         if count == 2 and draw(st.booleans()):
@@ -266,10 +285,15 @@ def test_demonstrations_go_round_too(
 
 def rows_of(count: int, **changes: Any) -> list[dict[str, Any]]:
     return [
-        {"id": f"p{n}", "prompt": f"Question {n}?", "annotator": "ann", **changes,
-         "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}, {"text": "c", "rank": 2}]}
+        {
+            "id": f"p{n}",
+            "prompt": f"Question {n}?",
+            "annotator": "ann",
+            **changes,
+            "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}, {"text": "c", "rank": 2}],
+        }
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def lines_of(rows: Sequence[dict[str, Any]]) -> str:

@@ -20,10 +20,15 @@ from plaudit.label.transfer.import_labels import import_labels
 
 def rows() -> list[dict[str, Any]]:
     return [
-        {"id": f"p{n}", "prompt": f"Question {n}?", "annotator": who,
-         "responses": [{"text": f"a{n}", "rank": 1 + n % 2}, {"text": "b", "rank": 2, "source": None}]}
-        for n in range(6) for who in ("ann", "bo")
-    ]  # fmt: skip
+        {
+            "id": f"p{n}",
+            "prompt": f"Question {n}?",
+            "annotator": who,
+            "responses": [{"text": f"a{n}", "rank": 1 + n % 2}, {"text": "b", "rank": 2, "source": None}],
+        }
+        for n in range(6)
+        for who in ("ann", "bo")
+    ]
 
 
 def exported(connection: Any, format: str) -> str:

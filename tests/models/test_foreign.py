@@ -229,21 +229,25 @@ def refused(folder: Path, *says: str) -> None:
         assert part in str(caught.value), caught.value
 
 
+@pytest.mark.row(26)
 def test_row_26_a_causal_model_is_no_reward_model(tiny_model: TINY) -> None:
     refused(tiny_model(), "tensor 'score.weight' is missing", "shape [1, 32]")
 
 
+@pytest.mark.row(26)
 def test_row_26_a_lost_head_is_refused_by_name(merged: Path) -> None:
     edit(merged, lambda tensors: tensors.pop("score.weight"))
     refused(merged, "tensor 'score.weight' is missing", "transformers would make one up")
 
 
+@pytest.mark.row(26)
 def test_row_26_a_lost_head_of_openrlhf_is_refused_by_its_own_name(merged: Path) -> None:
     openrlhf(merged, "value_head", value_head_prefix="value_head")
     edit(merged, lambda tensors: tensors.pop("value_head.weight"))
     refused(merged, "tensor 'value_head.weight' is missing")
 
 
+@pytest.mark.row(26)
 def test_row_26_an_adapter_without_its_head_is_refused(tiny_model: TINY, tmp_path: Path) -> None:
     """What LoRA without modules_to_save leaves: the base has no head either (trl#1379, LLaMA-Factory#4379)."""
     adapter(tiny_model, tmp_path, modules_to_save=None, task_type=None)

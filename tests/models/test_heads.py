@@ -40,6 +40,7 @@ def test_initial_weights() -> None:
     assert ScalarHead(4, bias=False).bias is None
 
 
+@pytest.mark.row(26)
 def test_row_26_round_trip(tmp_path: Path) -> None:
     head = drawn(bias=True)
     save_head(head, tmp_path / "new")
@@ -49,11 +50,13 @@ def test_row_26_round_trip(tmp_path: Path) -> None:
     assert torch.equal(head.bias, other.bias)
 
 
+@pytest.mark.row(26)
 def test_row_26_a_missing_head_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"head\.safetensors is missing"):
         load_head(ScalarHead(8, bias=False), tmp_path)
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize(
     "tensors",
     [
@@ -103,10 +106,12 @@ def test_missing_contract(tmp_path: Path) -> None:
         RewardContract.load(tmp_path)
 
 
+@pytest.mark.row(21)
 def test_row_21_the_same_rules_pass() -> None:
     CONTRACTED.check(2, "Be kind.", "abc")
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize(
     ("changed", "now"),
     [("eos_id", (3, "Be kind.", "abc")), ("system", (2, None, "abc")), ("template_sha256", (2, "Be kind.", "abd"))],

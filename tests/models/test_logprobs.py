@@ -68,6 +68,7 @@ def test_gradient_when_only_one_output_is_used(one: int) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.row(4)
 def test_row_4_known_conditionals_and_their_gradient() -> None:
     """Row 4: a toy LM whose state s has log p(.|s) in its row; gradient by logits = onehot − softmax at that index."""
     table = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
@@ -82,6 +83,7 @@ def test_row_4_known_conditionals_and_their_gradient() -> None:
     torch.testing.assert_close(logits_NV.grad, torch.tensor([[-0.5, 0.75, -0.25], [-0.1, -0.2, 0.3]]))
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 4.0])
 def test_row_5_probabilities_sum_to_one(temperature: float) -> None:
     """Row 5: at any temperature the exponentials over all targets of one state sum to 1."""

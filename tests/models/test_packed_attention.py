@@ -89,6 +89,7 @@ def check_equal(architecture: str, examples: list[Example], stirred: Callable[..
             torch.testing.assert_close(gradient / scale, expected[key] / scale, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("architecture", MODELS)
 def test_packed_equals_padded_equals_alone(architecture: str, stirred: Callable[..., Roles]) -> None:
     check_equal(architecture, ragged_examples(), stirred, 340)

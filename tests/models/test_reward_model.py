@@ -126,6 +126,7 @@ WEIGHTS = (
 )  # fmt: skip
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_row_26_one_byte_of_a_file_is_refused(name: str, saved: Path) -> None:
     path = saved.parent / name
@@ -136,6 +137,7 @@ def test_row_26_one_byte_of_a_file_is_refused(name: str, saved: Path) -> None:
         loaded(saved)
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_row_26_a_lost_file_is_refused(name: str, saved: Path) -> None:
     (saved.parent / name).unlink()
@@ -143,6 +145,7 @@ def test_row_26_a_lost_file_is_refused(name: str, saved: Path) -> None:
         loaded(saved)
 
 
+@pytest.mark.row(21)
 def test_row_21_another_template_is_refused(saved: Path) -> None:
     """Deleted, a default one would take its place; changed, texts would become other tokens."""
     template = saved.parent / "sft/model/chat_template.jinja"
@@ -158,6 +161,7 @@ def test_row_21_another_template_is_refused(saved: Path) -> None:
         loaded(saved)
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_row_26_a_byte_of_the_export_is_refused(name: str, saved: Path) -> None:
     path = saved / "model" / name
@@ -168,6 +172,7 @@ def test_row_26_a_byte_of_the_export_is_refused(name: str, saved: Path) -> None:
         loaded(saved / "model")
 
 
+@pytest.mark.row(26)
 def test_row_26_the_contract_itself(saved: Path) -> None:
     path = saved / "reward.json"
     text = path.read_text()
@@ -193,6 +198,7 @@ def resigned(folder: Path) -> None:
     replace(contract, files=file_hashes(folder, names), base={}).save(folder)
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize(("scale", "refused"), [(0.0, False), (1.0, True)])
 def test_row_26_the_golden_scores_stand_by_themselves(scale: float, refused: bool, saved: Path) -> None:
     """A head that moves a probe's score by a little more than 1e-4, under checksums that agree."""
@@ -211,6 +217,7 @@ def test_row_26_the_golden_scores_stand_by_themselves(scale: float, refused: boo
         loaded(saved)
 
 
+@pytest.mark.row(26)
 def test_row_26_a_head_that_is_no_number_is_refused(saved: Path) -> None:
     tensors = load_file(saved / "head.safetensors")
     save_file({"weight": torch.full_like(tensors["weight"], torch.nan)}, saved / "head.safetensors")
@@ -219,6 +226,7 @@ def test_row_26_a_head_that_is_no_number_is_refused(saved: Path) -> None:
         loaded(saved)
 
 
+@pytest.mark.row(26)
 def test_row_26_the_adapter_of_another_seed_is_refused(saved: Path) -> None:
     path = saved / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)

@@ -96,12 +96,14 @@ def test_the_order_of_calls_does_not_matter(four: Roles, ragged: Tokens) -> None
     assert torch.equal(four(ragged, "policy", POLICY).logprobs_BT, first)
 
 
+@pytest.mark.row(18)
 def test_row_18_reference_is_the_base_alone(four: Roles, ragged: Tokens, folder: Path, load: Load) -> None:
     assert torch.equal(
         four(ragged, "reference", LOGPROBS).logprobs_BT.detach(), plain_logprobs(load(folder), ragged, 0.7)
     )
 
 
+@pytest.mark.row(18)
 def test_row_18_a_fresh_policy_is_the_reference(folder: Path, load: Load, ragged: Tokens) -> None:
     """Row 18: log-ratio exactly 0 before training."""
     roles = Roles(load(folder), trained="policy", lora=LORA)
@@ -165,6 +167,7 @@ def test_only_the_trained_adapter_and_its_head_learn(
     assert learning() == expected
 
 
+@pytest.mark.row(18, 19)
 def test_rows_18_and_19_training_moves_neither_base_nor_reward(four: Roles, ragged: Tokens) -> None:
     """Rows 18 and 19: after optimiser steps the base's bytes, the reference and the scores are what they were."""
     before = base_hash(four)
@@ -186,6 +189,7 @@ def test_rows_18_and_19_training_moves_neither_base_nor_reward(four: Roles, ragg
     assert (four(ragged, "policy", POLICY).logprobs_BT - policy).abs().max() > 0.01
 
 
+@pytest.mark.row(19)
 def test_row_19_nothing_trained_shares_storage(four: Roles) -> None:
     trained = {parameter.untyped_storage().data_ptr() for parameter in four.trainable().values()}
     rest = {p.untyped_storage().data_ptr() for p in four.parameters() if not p.requires_grad}
@@ -207,6 +211,7 @@ def test_one_copy_of_the_base(four: Roles, folder: Path, load: Load) -> None:
     assert sum(buffers.values()) < 4096, "a second copy of the weights hides in a buffer"
 
 
+@pytest.mark.row(7, 20)
 def test_rows_7_and_20_nothing_is_in_training_mode(four: Roles, ragged: Tokens) -> None:
     assert not any(module.training for module in four.modules())
     for role, need in (("policy", POLICY), ("reference", LOGPROBS), ("reward", SCORES)):
@@ -215,6 +220,7 @@ def test_rows_7_and_20_nothing_is_in_training_mode(four: Roles, ragged: Tokens) 
     assert torch.equal(four(ragged, "policy", POLICY).logprobs_BT, four(ragged, "policy", POLICY).logprobs_BT)
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize("reaches", [False, True])
 def test_row_20_value_gradient(
     reaches: bool, folder: Path, load: Load, stirred: Callable[..., Roles], ragged: Tokens
@@ -227,6 +233,7 @@ def test_row_20_value_gradient(
     assert any(grad is not None and grad.abs().max() > 0 for grad in trunk) == reaches
 
 
+@pytest.mark.row(20)
 def test_row_20_value_gradient_changes_no_value(
     folder: Path, load: Load, stirred: Callable[..., Roles], ragged: Tokens
 ) -> None:
@@ -237,6 +244,7 @@ def test_row_20_value_gradient_changes_no_value(
     assert torch.equal(*values)
 
 
+@pytest.mark.row(31)
 def test_merged_weights_equal_pefts_merge(
     folder: Path, load: Load, stirred: Callable[..., Roles], ragged: Tokens
 ) -> None:
@@ -315,6 +323,7 @@ def test_adapter_state_is_a_copy_and_can_be_put_back(four: Roles, ragged: Tokens
     assert torch.equal(back.values_BT, policy.values_BT)
 
 
+@pytest.mark.row(5)
 def test_row_5_policy_and_reference_share_the_temperature(folder: Path, load: Load, ragged: Tokens) -> None:
     """Row 5: the temperature of the sampler divides the logits of both, and KL stays 0 at the start."""
     roles = Roles(load(folder), trained="policy", lora=LORA, temperature=0.5)
@@ -363,6 +372,7 @@ def test_a_member_learns_by_itself(folder: Path, load: Load, stirred: Callable[.
     assert touched == {name for name in roles.trainable() if ".reward_1." in name or name.startswith("score_heads.1")}
 
 
+@pytest.mark.row(26)
 def test_row_26_a_head_that_was_not_loaded_scores_nothing(
     folder: Path, load: Load, reward_adapter: Path, ragged: Tokens
 ) -> None:

@@ -26,6 +26,7 @@ def by_the_book(architecture: str, ids: list[int]) -> Tensor:
     return torch.stack([q_TV[t - 1, ids[t]] for t in range(len(PROMPT), len(ids))]).float()
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("architecture", MODELS)
 def test_row_1_alone_left_padded_right_padded_and_packed_are_one(architecture: str) -> None:
     """Left padding is the sampler's, beside a prompt that is 0..6 tokens longer; right padding is the trainer's, beside
@@ -62,6 +63,7 @@ def test_row_1_alone_left_padded_right_padded_and_packed_are_one(architecture: s
         torch.testing.assert_close(logprobs, expected, rtol=0, atol=TOLERANCE, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.row(1)
 def test_row_1_the_mistake_itself_is_seen_at_this_tolerance() -> None:
     """Left padding with the mask but without position ids moves every log-prob of a model of absolute positions."""
     ids = [*PROMPT, 12, 99, 200, 31]

@@ -21,6 +21,7 @@ def test_mask_by_hand() -> None:
     assert tokens.mask_BT.tolist() == [[False, False, True, True, False], [True, True, True, False, False]]
     assert tokens.lengths_B.tolist() == [5, 4]
     assert tokens.prompt_lengths_B.tolist() == [3, 1]
+    assert tokens.replies == [[9, 2], [4, 4, 2]]
     assert tokens.reply_lengths_B.tolist() == tokens.mask_BT.sum(dim=1).tolist() == [2, 3]
 
 
@@ -62,6 +63,7 @@ def test_an_empty_prompt_is_refused() -> None:
         pad_right([[]], [[1]], 0, CPU)
 
 
+@pytest.mark.row(1)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_row_1_padding_on_the_right_changes_no_logprob(
     architecture: str, tiny_model: Callable[..., Path], load: Callable[[Path], PreTrainedModel]
@@ -79,6 +81,7 @@ def test_row_1_padding_on_the_right_changes_no_logprob(
         assert not found[0, 5:].any()
 
 
+@pytest.mark.row(2)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_row_2_the_pad_id_is_never_read(
     architecture: str, tiny_model: Callable[..., Path], load: Callable[[Path], PreTrainedModel], ragged: Tokens
@@ -98,6 +101,7 @@ def test_row_2_the_pad_id_is_never_read(
             assert tensor is None or torch.equal(tensor, getattr(other, name)), name
 
 
+@pytest.mark.row(2)
 def test_row_2_a_real_end_of_turn_counts_when_pad_is_the_same_id() -> None:
     tokens = pad_right([[5], [5, 6]], [[7, 2], [2]], 2, CPU)
     assert tokens.mask_BT.tolist() == [[True, True, False], [False, True, False]]

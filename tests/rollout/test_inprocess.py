@@ -116,6 +116,7 @@ def same(found: list[Sampled], expected: list[Sampled]) -> None:
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
+@pytest.mark.row(1, 34)
 def test_row_1_a_reply_does_not_depend_on_its_batch(engine_of: Callable[..., InProcessEngine]) -> None:
     """Row 1: alone = in one batch with longer prompts (left padding) = other batch sizes = another order."""
     together = generate(engine_of(), ALL)
@@ -128,6 +129,7 @@ def test_row_1_a_reply_does_not_depend_on_its_batch(engine_of: Callable[..., InP
     same(generate(engine_of(), shuffled), [together[i] for i in shuffled])
 
 
+@pytest.mark.row(5)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_sampler_and_trainer_agree(
     temperature: float, engine_of: Callable[..., InProcessEngine], load: Callable[[Path], PreTrainedModel], folder: Path
@@ -188,6 +190,7 @@ def test_the_limit_is_the_number_of_draws(engine_of: Callable[..., InProcessEngi
     same(short, [Sampled(reply.ids[:4], reply.logprobs[:4]) for reply in long])
 
 
+@pytest.mark.row(31)
 def test_load_weights_replaces_the_policy(
     engine_of: Callable[..., InProcessEngine], folder: Path, load: Callable[[Path], PreTrainedModel],
     stirred: Callable[..., Roles],
@@ -203,6 +206,7 @@ def test_load_weights_replaces_the_policy(
     assert (per_token([r.logprobs for r in after], tokens) - trainer_BT).abs().max().item() < 1e-4
 
 
+@pytest.mark.row(31)
 def test_loading_twice_does_not_add_up(
     engine_of: Callable[..., InProcessEngine], folder: Path, load: Callable[[Path], PreTrainedModel],
     stirred: Callable[..., Roles],

@@ -119,6 +119,7 @@ def test_preferences_are_the_strict_pairs_of_the_rankings(whole: Path) -> None:
     assert sorted((r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in rows) == sorted(pairs)
 
 
+@pytest.mark.row(21)
 def test_row_21_every_model_keeps_the_chat_template(whole: Path) -> None:
     """Row 21: the exported tokenizers write the same conversation, ids for ids."""
     tokenizers = [load_tokenizer(str(whole / stage / "model")) for stage in ("sft", "reward", "ppo")]

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from plaudit.stages.ppo.loop import PPOConfig
 
 
+@pytest.mark.row(6)
 @pytest.mark.parametrize("key", ["top_k", "top_p", "min_p", "min_new_tokens", "repetition_penalty", "no_repeat_ngram"])
 def test_row_06_no_logits_processor_but_temperature(key: str) -> None:
     """A policy that is sampled under another law than it is trained under farms negative KL."""

@@ -185,6 +185,7 @@ def same_policy(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize("name", PPOConfig.model_fields)
 def test_row_28_an_option_changes_something(name: str, training: Any, whole: Any) -> None:
     """No dead knob. The training of an option: what is logged, or the policy after three updates."""
@@ -206,11 +207,13 @@ def test_row_28_an_option_changes_something(name: str, training: Any, whole: Any
     assert not same_policy(plain, changed)
 
 
+@pytest.mark.row(28)
 def test_row_28_nothing_changed_nothing_changes(training: Any) -> None:
     first, again = training({}), training({"updates": 3})  # two runs of one config
     assert again["rows"] == first["rows"] and same_policy(again, first)
 
 
+@pytest.mark.row(28)
 def test_row_28_every_case_is_an_option() -> None:
     assert set(CASES) == set(PPOConfig.model_fields)
 
@@ -261,6 +264,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize(("told", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
 def test_row_28_what_would_do_nothing_is_refused(told: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:

@@ -1,4 +1,4 @@
-"""The rows of correctness.md in the stage itself: from the files that a run leaves, worked again in plain loops."""
+"""Rows of docs/correctness.md in the stage itself: from the files that a run leaves, worked again in plain loops."""
 
 import hashlib
 import json
@@ -95,6 +95,7 @@ def first_batch(folder: Path, update: int = 1) -> dict[str, Tensor]:
 # --- a score's way ---
 
 
+@pytest.mark.row(3)
 @pytest.mark.parametrize("rule", ["subtract", "replace", "none"])
 def test_row_03_the_missing_eos_rule_of_the_recipe(rule: str, run_ppo: Callable[..., Path], trained: Path) -> None:
     contract = json.loads((trained / "reward/reward.json").read_text())
@@ -128,6 +129,7 @@ def test_the_length_penalty_is_a_term_of_its_own(run_ppo: Callable[..., Path]) -
     assert looked["score"] == pytest.approx(without["score"] - looked["length_penalty"], abs=1e-5)
 
 
+@pytest.mark.row(11)
 def test_row_11_the_running_scale_by_hand_and_the_logged_coefficient(run_ppo: Callable[..., Path]) -> None:
     """The std is that of every score so far, and β·std is what the log says is applied."""
     folder = run_ppo(whiten_scores=False, running_scale=True, updates=3, missing_eos="none", kl_coef=0.1)
@@ -180,6 +182,7 @@ def test_scores_centred_on_the_reference_reply_by_hand(
 # --- law, padding, ids ---
 
 
+@pytest.mark.row(5)
 def test_row_05_old_logprobs_are_those_of_the_sampling_temperature(
     run_ppo: Callable[..., Path], trained: Path, load: Load
 ) -> None:
@@ -196,12 +199,14 @@ def test_row_05_old_logprobs_are_those_of_the_sampling_temperature(
         torch.testing.assert_close(saved["old_entropy_BT"][row, columns], entropy, rtol=0, atol=1e-4)
 
 
+@pytest.mark.row(7)
 def test_row_07_at_any_temperature_the_first_step_is_at_ratio_one(run_ppo: Callable[..., Path]) -> None:
     rows = read_metrics(run_ppo(temperature=0.6, epochs=1, minibatch_size=4, **OWN) / "metrics.jsonl")
     assert [row["clip_fraction"] for row in rows] == [0, 0]
     assert [row["approx_kl"] for row in rows] == pytest.approx([0, 0], abs=1e-9)
 
 
+@pytest.mark.row(17)
 @pytest.mark.parametrize(
     "changes", [{}, {**OWN, "bootstrap": True, "missing_eos": "none"}, {"advantages": "rloo", "replies_per_prompt": 2}]
 )
@@ -229,6 +234,7 @@ def test_row_17_every_logged_metric_is_invariant_to_padding(
                 assert other[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
 
 
+@pytest.mark.row(22)
 def test_row_22_what_is_trained_on_are_the_sampled_ids(build: Callable[..., Trainer]) -> None:
     trainer, drawn, trained_on = build(), [], []
     generate, forward = trainer.engine.generate, trainer.roles.forward
@@ -239,8 +245,7 @@ def test_row_22_what_is_trained_on_are_the_sampled_ids(build: Callable[..., Trai
 
     def seen(tokens: Tokens, role: str, *rest: Any) -> Any:
         if torch.is_grad_enabled():
-            for ids, s, e in zip(tokens.tokens_BT.tolist(), tokens.prompt_lengths_B, tokens.lengths_B, strict=True):
-                trained_on.append(tuple(ids[s:e]))
+            trained_on.extend(map(tuple, tokens.replies))
         return forward(tokens, role, *rest)
 
     trainer.engine.generate, trainer.roles.forward = spied, seen  # type: ignore[method-assign]
@@ -268,6 +273,7 @@ def test_memory_is_one_base_one_copy_and_three_times_what_learns(critic: str, bu
     assert small < base / 2  # else the sums above would say little
 
 
+@pytest.mark.row(29)
 def test_row_29_every_epoch_is_measured_against_the_frozen_old_policy(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +292,7 @@ def test_row_29_every_epoch_is_measured_against_the_frozen_old_policy(
 # --- truncation, the critic ---
 
 
+@pytest.mark.row(13, 30)
 def test_rows_13_and_30_a_critic_of_its_own_starts_as_the_reward_model_and_bootstraps(
     run_ppo: Callable[..., Path], trained: Path, load: Load
 ) -> None:
@@ -314,6 +321,7 @@ def test_rows_13_and_30_a_critic_of_its_own_starts_as_the_reward_model_and_boots
     assert "explained_variance" in read_metrics(folder / "metrics.jsonl")[0]
 
 
+@pytest.mark.row(13)
 def test_row_13_a_longer_limit_after_eos_changes_nothing(build: Callable[..., Trainer]) -> None:
     """The replies that ended by themselves are the same under a limit of 8 and of 16."""
     found = []
@@ -342,6 +350,7 @@ def tensors_of(trainer: Trainer, part: str) -> bytes:
     return digest.digest()
 
 
+@pytest.mark.row(19, 20)
 def test_rows_19_and_20_everything_on_and_only_policy_and_critic_move(build: Callable[..., Trainer]) -> None:
     trainer = build(**OWN, kl_in="loss", ptx_coef=0.5, entropy_coef=0.01, batch_size=8)
     before = {part: tensors_of(trainer, part) for part in ("base", "reward")}
@@ -358,6 +367,7 @@ def test_rows_19_and_20_everything_on_and_only_policy_and_critic_move(build: Cal
         assert any(not torch.equal(now[key], old) for key, old in adapters.items() if name in key), name
 
 
+@pytest.mark.row(20)
 @pytest.mark.parametrize(
     ("changes", "reached"),
     [({"value_gradient": False}, {"value_head"}), ({}, {"value_head", "policy"}), (OWN, {"value_head", "critic"})],
@@ -548,6 +558,7 @@ def test_groups_are_neighbours_and_a_critic_free_estimator_has_no_values(run_ppo
             assert got.tolist() == pytest.approx([own - other] * len(got), abs=1e-5)
 
 
+@pytest.mark.row(14)
 def test_row_14_a_budget_of_tokens_changes_no_result(run_ppo: Callable[..., Path]) -> None:
     small = {"batch_size": 8, "minibatch_size": 8, "learning_rate": 1e-3}
     rows = [
@@ -703,6 +714,7 @@ def paid_by(changes: dict[str, Any], function: dict[str, Any]) -> list[dict[str,
     return [*([{"trained": True, "weight": 1e-9}] if changes == OWN else []), function]
 
 
+@pytest.mark.proof("b")
 @pytest.mark.parametrize("changes", ESTIMATORS.values(), ids=list(ESTIMATORS))
 def test_proof_b_no_reward_no_movement(
     changes: dict[str, Any], run_ppo: Callable[..., Path], functions: Callable[[str], dict[str, Any]]

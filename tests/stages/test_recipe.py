@@ -168,7 +168,9 @@ def test_a_wrong_value_is_shown_with_its_line_and_key(
     assert f"found {value}" in message
 
 
-@pytest.mark.parametrize("key", ["seed", "ppo.updates", "ppo.clip_range"])
+@pytest.mark.parametrize(
+    "key", ["seed", "ppo.updates", "ppo.clip_range", "ppo.watch.patience", "ppo.lora.r", "reward.lora.alpha"]
+)
 def test_a_truth_value_is_not_a_number(tmp_path: Path, key: str) -> None:
     """`seed: yes` is a mistake, not seed 1."""
     message = refusal(put(tmp_path), f"{key}=yes")

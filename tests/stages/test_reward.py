@@ -126,6 +126,7 @@ LOG_NU = torch.tensor(0.3)
 SCORES = torch.tensor([1.0, 0.2, -0.4, 0.5, 2.0], dtype=torch.float64)
 
 
+@pytest.mark.row(24)
 def test_row_24_a_step_of_each_loss_by_hand() -> None:
     """Rankings 1 > 2 = 3 and 2 > 1 of scores (1, 0.2, −0.4) and (0.5, 2): each counts once, whatever its pairs."""
     rankings = (ranking((1, 2, 2)), ranking((2, 1)))
@@ -187,10 +188,12 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+@pytest.mark.row(28)
 def test_row_28_every_option_is_tried() -> None:
     assert {name.partition(":")[0] for name in OPTIONS} | ELSEWHERE == set(RewardConfig.model_fields)
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_row_28_an_option_changes_what_is_learnt(option: str, train: Callable[..., Any]) -> None:
     made, changes = OPTIONS[option]
@@ -198,6 +201,7 @@ def test_row_28_an_option_changes_what_is_learnt(option: str, train: Callable[..
     assert apart(usual, changed) > 1e-6
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -218,6 +222,7 @@ def test_row_28_settings_that_would_do_nothing_are_refused(settings: dict[str, A
         RewardConfig(**settings)
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -421,6 +426,7 @@ def test_the_export_of_an_ensemble_is_its_members(train: Callable[..., Any], tmp
         export_role(folder.parent, "reward", tmp_path / "again")
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize("member", [0, 1])
 def test_row_26_every_member_is_checked(member: int, train: Callable[..., Any]) -> None:
     folder, _ = train("two", rows(), members=2)

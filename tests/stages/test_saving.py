@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from plaudit.cli.main import main as cli
+from plaudit.cli import main as cli
 from plaudit.data.files import sha256
 from plaudit.errors import UserError
 from plaudit.run import stopping
@@ -158,6 +158,7 @@ def test_the_second_control_c_leaves_at_once() -> None:
 # --- what must be the same ---
 
 
+@pytest.mark.row(35)
 def test_a_changed_key_is_refused_by_name(going_on: Any) -> None:
     before = {name: sha256(going_on.folder / name) for name in ("recipe.yaml", "ppo/metrics.jsonl")}
     for override in ("ppo.gamma=0.9", "ppo.updates=3", "seed=1", "sft.epochs=1", "ppo.kl_target=1.0"):
@@ -183,6 +184,7 @@ def test_every_key_that_may_change_is_a_key() -> None:
             fields = inner[0].model_fields if inner else {}
 
 
+@pytest.mark.row(35)
 def test_changed_data_is_refused(going_on: Any, trained: Path, tmp_path: Path) -> None:
     """Another row of the prompts, in a file of the recipe's own format; the same rows from another place will do."""
     rows = (trained.parent / "prompts.jsonl").read_text().splitlines(keepends=True)
@@ -196,6 +198,7 @@ def test_changed_data_is_refused(going_on: Any, trained: Path, tmp_path: Path) -
     assert going_on.run(f"data.prompts={tmp_path / 'moved.jsonl'}").code == 0
 
 
+@pytest.mark.row(35)
 def test_a_vanished_or_changed_input_is_named(going_on: Any) -> None:
     model = going_on.folder / "sft/model/model.safetensors"
     weights = model.read_bytes()

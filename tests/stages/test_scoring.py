@@ -262,6 +262,7 @@ def test_naming_the_own_reward_model_changes_nothing(run_ppo: Callable[..., Path
     }
 
 
+@pytest.mark.row(28)
 def test_row_28_rewards_change_the_policy(run_ppo: Callable[..., Path], rewards_file: str, trained: Path) -> None:
     """The weight, the stated moments and the source itself: none is a dead knob."""
     source = {"function": f"{rewards_file}:length", "mean": 15.0, "std": 10.0}

@@ -184,6 +184,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+@pytest.mark.row(28)
 def test_row_28_every_option_is_tried() -> None:
     """A new option must be put on the list, or have a test of its own."""
     assert set(OPTIONS) | ELSEWHERE == set(SFTConfig.model_fields)
@@ -194,6 +195,7 @@ def usual(tiny_run: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return adapter(train(tiny_run(tmp_path_factory.mktemp("usual")), **ONE)[0])
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize(("option", "value"), OPTIONS.items(), ids=list(OPTIONS))
 def test_row_28_an_option_changes_the_adapter(
     option: str, value: object, tmp_path: Path, tiny_run: Make, usual: dict[str, Tensor]

@@ -91,6 +91,7 @@ def test_sft_loss_by_hand(tmp_path: Path, tiny_run: Callable[..., Run], load: Lo
     assert rows[0]["eval_loss"] == pytest.approx(json.loads((folder / "summary.json").read_text())["eval_loss_before"])
 
 
+@pytest.mark.row(14)
 def test_row_14_sft_does_not_depend_on_the_micro_batches(tmp_path: Path, tiny_run: Callable[..., Run]) -> None:
     """Row 14: micro-batches of 1, 2, 4 or 8 ragged demonstrations give one gradient."""
     adapters, losses = [], []
@@ -145,6 +146,7 @@ def test_the_reward_model_learns_a_separable_preference(
     assert sha256(trained / "sft/model/model.safetensors") == sha256(folder.parent / "sft/model/model.safetensors")
 
 
+@pytest.mark.row(25)
 def test_row_25_swapping_the_columns_gives_the_complement(
     tmp_path: Path, tiny_run: Callable[..., Run], trained: Path
 ) -> None:
@@ -162,6 +164,7 @@ def test_row_25_swapping_the_columns_gives_the_complement(
     assert swapped["length_baseline_accuracy"] == pytest.approx(1 - plain["length_baseline_accuracy"])
 
 
+@pytest.mark.row(24)
 def test_row_24_reward_loss_by_hand(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> None:
     """Row 24: every ranking counts once; its pairs share the weight; ties give no pair."""
     rankings = [ranking for ranking in separable() if ranking["split"] == "train"][:3]
@@ -191,6 +194,7 @@ def test_row_24_reward_loss_by_hand(tmp_path: Path, tiny_run: Callable[..., Run]
     assert read_metrics(folder / "metrics.jsonl")[1]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
 
 
+@pytest.mark.row(14)
 def test_row_14_reward_does_not_depend_on_the_micro_batches(
     tmp_path: Path, tiny_run: Callable[..., Run], trained: Path
 ) -> None:
@@ -287,6 +291,7 @@ def plain_scores(trainer: Trainer) -> None:
     trainer.contract = replace(trainer.contract, mean=(0.0,), std=(1.0,))
 
 
+@pytest.mark.row(3, 11, 22)
 def test_a_rollout_record_from_scratch(trained: Path, load: Load) -> None:
     """Rows 3, 11, 12 and 22: every tensor of a saved batch recomputed from its sampled ids, in plain loops."""
     config = PPOConfig(**TINY["ppo"])
@@ -344,6 +349,7 @@ def test_a_rollout_record_from_scratch(trained: Path, load: Load) -> None:
             assert not saved[name][~saved["mask_BT"]].any(), name
 
 
+@pytest.mark.row(7, 29)
 def test_row_7_the_first_step_of_an_update_is_at_ratio_one(run_ppo: Callable[..., Path]) -> None:
     """Rows 7 and 29: with one step an update nothing leaves ratio 1; a second epoch is against the old log-probs."""
     once = read_metrics(run_ppo("once", updates=3, epochs=1, minibatch_size=4, micro_batch_size=2) / "metrics.jsonl")
@@ -405,6 +411,7 @@ def test_in_bfloat16_packed_rows_are_at_ratio_one(run_ppo: Callable[..., Path]) 
     assert [row["approx_kl"] for row in rows] == [0, 0]
 
 
+@pytest.mark.row(19)
 def test_ppo_touches_neither_the_sft_nor_the_reward_model(run_ppo: Callable[..., Path], trained: Path) -> None:
     """Rows 18 and 19, on disk."""
     home = run_ppo().parent
@@ -413,6 +420,7 @@ def test_ppo_touches_neither_the_sft_nor_the_reward_model(run_ppo: Callable[...,
             assert path.is_dir() or sha256(path) == sha256(home / path.relative_to(trained)), path
 
 
+@pytest.mark.proof("b")
 def test_no_reward_no_movement(
     run_ppo: Callable[..., Path], planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +528,7 @@ def test_a_planted_mistake_stops_the_run(
         run_ppo(evaluate_every=5)
 
 
+@pytest.mark.row(7)
 def test_a_ratio_that_is_not_one_stops_the_run(run_ppo: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 7: old log-probs that the trainer does not reproduce."""
     plain = ppo.update_policy
@@ -533,6 +542,7 @@ def test_a_ratio_that_is_not_one_stops_the_run(run_ppo: Callable[..., Path], mon
         run_ppo()
 
 
+@pytest.mark.row(21)
 @pytest.mark.parametrize(("key", "value"), [("eos_id", 5), ("system", "Be rude."), ("template_sha256", "0")])
 def test_row_21_a_reward_model_of_other_rules_is_refused(
     key: str, value: object, tmp_path: Path, tiny_run: Callable[..., Run], trained: Path
@@ -544,6 +554,7 @@ def test_row_21_a_reward_model_of_other_rules_is_refused(
         ppo.run(PPOConfig(**TINY["ppo"]), run)
 
 
+@pytest.mark.row(26)
 def test_row_26_a_lost_head_is_refused(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> None:
     run = tiny_run(tmp_path, trained)
     (run.folder.path / "reward" / "head.safetensors").unlink()
@@ -554,6 +565,7 @@ def test_row_26_a_lost_head_is_refused(tmp_path: Path, tiny_run: Callable[..., R
 # Batches, the policy that is kept, and options.
 
 
+@pytest.mark.row(14)
 @pytest.mark.parametrize("minibatch", [8, 4], ids=["one step an epoch", "two steps an epoch"])
 def test_row_14_ppo_does_not_depend_on_the_micro_batches(minibatch: int, run_ppo: Callable[..., Path]) -> None:
     """Row 14: "Changes memory, not the result": replies are ragged, and the adapter is one for every split."""

@@ -95,6 +95,7 @@ def test_temperature_mends_a_model_that_is_three_times_too_sure() -> None:
     assert found["temperature"]["ece"] < 0.06
 
 
+@pytest.mark.row(25)
 def test_swapping_columns_gives_exactly_one_minus_the_accuracy() -> None:
     rng = np.random.default_rng(3)
     texts = [("x" * int(a), "y" * int(b)) for a, b in rng.integers(1, 30, (64, 2))]
@@ -118,6 +119,7 @@ def test_the_interval_is_clustered_by_prompt() -> None:
     )
 
 
+@pytest.mark.row(25)
 def test_length_learns_its_direction_on_the_training_pairs() -> None:
     """In training the shorter one won, here the longer one: the baseline is wrong throughout."""
     train = [pair(100 + n, "a", "bbb") for n in range(3)]
@@ -260,6 +262,7 @@ def planted_by_length(rankings: Sequence[Ranking]) -> list[Ranking]:
     return found
 
 
+@pytest.mark.row(25)
 def test_a_planted_length_bias_is_named() -> None:
     rankings = planted_by_length(clean(300)[0])
     lengths = np.array([len(reply.text) for r in rankings for reply in r.replies], dtype=float)
@@ -343,6 +346,7 @@ def several(agreement_of_two: float, seed: int = 0) -> tuple[list[Ranking], list
     return rankings, likelier
 
 
+@pytest.mark.row(25)
 def test_knowing_the_majority_is_above_people_and_knowing_the_labels_is_above_what_is_possible() -> None:
     rankings, likelier = several(0.65)
     taste = [x for best in likelier for _ in "AB" for x in ((1.0, 0.0) if best == 0 else (0.0, 1.0))]

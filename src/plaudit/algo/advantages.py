@@ -30,7 +30,7 @@ def gae(
 
     The mask of a row is one run of True from its first reply token to its last (no gaps). After the last one the
     episode is over and V = 0, also for a reply that the length limit cut: truncation is treated as termination and
-    answered by the missing-EOS rule (correctness.md row 13).
+    answered by the missing-EOS rule (docs/correctness.md, row 13).
 
     With `bootstrap_B` [B] the state after the last token is worth that much: the critic's V(s_T) for a reply that was
     cut, 0 for one that ended. Then the missing-EOS rule should be `none`: a cut reply is not a worse one.

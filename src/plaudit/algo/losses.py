@@ -59,7 +59,7 @@ def value_error(
         max( (V − return)², (clip(V, V_old − ε_v, V_old + ε_v) − return)² )
 
     The clipped form is that of OpenAI's baselines; Andrychowicz et al. 2021 (arXiv:2006.05990) found no gain in it, so
-    it is off by default. `old_values_BT` are the values the returns were computed with (correctness.md row 16).
+    it is off by default. `old_values_BT` are the values the returns were computed with (docs/correctness.md, row 16).
     V = 1, V_old = 0, return 3, ε_v = ½: 6.25, and no gradient, since V has moved far enough for this update.
     """
     assert (old_values_BT is None) == (value_clip is None), "a value clip needs old values, and they a value clip"
@@ -75,7 +75,7 @@ def truncated_importance_weight(logprobs_BT: Tensor, sampler_logprobs_BT: Tensor
 
     For replies that another engine sampled: the same weights, other kernels or precision, so another law (Yao et al.
     2025, "Your efficient RL framework secretly brings you off-policy RL training"; Ionides 2008 for the truncation).
-    `logprobs_BT` are the trainer's before its first step. 1 where both agree (correctness.md row 8). cap = 2 and
+    `logprobs_BT` are the trainer's before its first step. 1 where both agree (docs/correctness.md, row 8). cap = 2 and
     gaps of 0, ln 1.5, ln 5 nats: 1, 1.5, 2.
     """
     assert logprobs_BT.shape == sampler_logprobs_BT.shape, (logprobs_BT.shape, sampler_logprobs_BT.shape)
@@ -150,8 +150,8 @@ def kl_loss(
 
     The gradient of a token is r_t·log(π/π_ref)·∇log π. Under the old policy, which sampled the token, the expectation
     of that is ∇KL in every epoch; without the ratio (sg: its gradient is stopped) only in the first step
-    (correctness.md row 9; Tang and Munos 2025, arXiv:2506.09477). k1 as a loss has no gradient in expectation; k3's is
-    (−.3, 0, .3) where ∇KL is (−.238236, −.082466, .320702).
+    (docs/correctness.md, row 9; Tang and Munos 2025, arXiv:2506.09477). k1 as a loss has no gradient in expectation;
+    k3's is (−.3, 0, .3) where ∇KL is (−.238236, −.082466, .320702).
 
     Two things to know. The number is E[k2] (0.293856 where the KL is 0.274887): log the KL from `kl_estimate`. And the
     states stay fixed: it is Σ_t KL at the states that were visited, and does not see that a token leads to other

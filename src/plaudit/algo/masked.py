@@ -2,7 +2,7 @@
 
 A mask is True where something counts and comes from lengths, never from comparing ids with the pad id. The
 denominator is always passed in: it is the count of the whole update, so a sum over micro-batches or ranks is exact
-(correctness.md rows 10, 14 and 17).
+(docs/correctness.md, rows 10, 14 and 17).
 """
 
 from dataclasses import dataclass

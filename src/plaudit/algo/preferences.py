@@ -2,7 +2,7 @@
 
 Every function takes scores r_θ(x, y) in any order and returns a sum over its rows, each times its weight: pairs of one
 ranking have weight 1 / (its number of pairs) and the caller divides by the rankings of the whole optimiser step, so
-that each ranking counts once however the step was split (correctness.md rows 14 and 24). All of them depend on score
+that each ranking counts once however the step was split (docs/correctness.md, rows 14 and 24). All depend on score
 differences only, except `centring_penalty`, which ties the level down.
 
 Left out: which rows are compared and with what weight (the stage knows), and the regularisation of the scorer.
@@ -44,9 +44,9 @@ def bradley_terry_loss(
     - `label_smoothing` ε: q becomes (1 − ε)·q + ε·(1 − q), the chance that a label is turned round (conservative DPO,
       Mitchell 2023, there for q = 1). ValueError outside 0 ≤ ε < ½.
 
-    The gradient by r_w is −w·(q − σ(Δ)), −w·σ(−Δ) for q = 1. logsigmoid is finite for any difference (correctness.md
-    row 23). With q = 1 and ε = 0 a pair that nothing contradicts has no best Δ: the loss falls for ever as Δ grows.
-    Label smoothing, or votes with a prior, gives it one: log(q/(1 − q)).
+    The gradient by r_w is −w·(q − σ(Δ)), −w·σ(−Δ) for q = 1. logsigmoid is finite for any difference
+    (docs/correctness.md, row 23). With q = 1 and ε = 0 a pair that nothing contradicts has no best Δ:
+    the loss falls for ever as Δ grows. Label smoothing, or votes with a prior, gives it one: log(q/(1 − q)).
     """
     assert chosen_scores.shape == rejected_scores.shape == weights.shape and chosen_scores.dim() == 1
     if not 0 <= label_smoothing < 0.5:

@@ -44,7 +44,7 @@ def weighted_scores(scores: Sequence[Tensor], weights: Sequence[float]) -> Tenso
 
 
 def penalise_missing_eos(scores_B: Tensor, finished_B: Tensor, penalty: float, rule: MissingEos = "subtract") -> Tensor:
-    """What a reply that never ended is worth (correctness.md row 3).
+    """What a reply that never ended is worth (docs/correctness.md, row 3).
 
     - `subtract`: its score − penalty (TRL's convention): a good unfinished reply is still better than a bad one
     - `replace`: −penalty, whatever its score (OpenAI's lm-human-preferences): the reward model, which has seen whole
@@ -118,7 +118,7 @@ def kl_estimate(logprobs_BT: Tensor, ref_logprobs_BT: Tensor, estimator: KLEstim
         k3 = π_ref/π − 1 + k1             unbiased, never negative; one token that the policy made rare can be huge
 
     Estimates, for rewards and logs. As losses their gradients are another matter: k1's vanishes in expectation and
-    k3's is not that of the KL (correctness.md row 9): use `losses.kl_loss`. In the reward, too, only k1 gives the
+    k3's is not that of the KL (docs/correctness.md, row 9): use `losses.kl_loss`. In the reward, too, only k1 gives the
     policy the gradient of the KL.
     """
     log_ratio_BT = logprobs_BT - ref_logprobs_BT
@@ -137,7 +137,7 @@ def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: flo
     """R_t = −β·kl_t at every reply token, plus the score at the last one; zero elsewhere; [B, T].
 
     Ziegler et al. 2019 (arXiv:1909.08593), section 2.2. The last reply token is the last True of the mask: the
-    end-of-turn token when the reply has one (correctness.md row 3).
+    end-of-turn token when the reply has one (docs/correctness.md, row 3).
     """
     assert kl_BT.shape == mask_BT.shape and scores_B.shape == kl_BT.shape[:1], (scores_B.shape, kl_BT.shape)
     rewards_BT = torch.where(mask_BT, -kl_coef * kl_BT, torch.zeros_like(kl_BT))

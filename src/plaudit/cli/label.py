@@ -12,8 +12,16 @@ from plaudit.run.display import console, error_console
 label = typer.Typer(help="The labelling service: people rank, compare and write replies.", no_args_is_help=True)
 
 _NEEDED = (
-    "fastapi", "uvicorn", "sqlalchemy", "alembic", "argon2", "itsdangerous", "python_multipart", "markdown_it", "nh3",
-)  # fmt: skip
+    "fastapi",
+    "uvicorn",
+    "sqlalchemy",
+    "alembic",
+    "argon2",
+    "itsdangerous",
+    "python_multipart",
+    "markdown_it",
+    "nh3",
+)
 
 Source = Annotated[
     Path | None, typer.Argument(metavar="[RUN_OR_FILE]", help="A run's folder, or a data file of any format.")
@@ -90,10 +98,12 @@ def serve(
     for file in (source, gold, guidelines):
         need_file(file)
     settings = {
-        "overlap": overlap, "lease_minutes": lease_minutes, "gold_rate": gold_rate,
+        "overlap": overlap,
+        "lease_minutes": lease_minutes,
+        "gold_rate": gold_rate,
         "consistency_rate": consistency_rate,
         "guidelines": guidelines.read_text(encoding="utf-8") if guidelines else None,
-    }  # fmt: skip
+    }
     with service.listen(place) as listening:
         engine = service.open_project(where, name)
         service.settle(engine, settings)

@@ -2,7 +2,7 @@
 
 A sequence is prompt ids + reply ids + end-of-turn id. The prompt is rendered by the tokenizer's own template with its
 generation prompt; the reply is tokenised by itself, so the ids of a text are the same in SFT, in the reward stage and
-in PPO, whose sampled ids follow the very same prompt ids (correctness.md rows 21 and 22). A template may write more
+in PPO, whose sampled ids follow the same prompt ids (docs/correctness.md, rows 21 and 22). A template may write more
 after the end of the turn (SmolLM2 writes a newline); a sampled reply stops at the end-of-turn token, so that is where
 every reply stops here and where the reward model reads its score.
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 from plaudit.data.formats.reader import FORMATS
 
 
@@ -16,7 +16,7 @@ def known_format(value: str | None) -> str | None:
     return value
 
 
-class DataConfig(StageConfig):
+class DataConfig(StrictConfig):
     """The run's own files, of any format of data.md; a relative path starts at the recipe's folder."""
 
     prompts: Path

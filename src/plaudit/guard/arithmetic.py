@@ -54,7 +54,7 @@ def _apart(a: Tensor, b: Tensor) -> bool:
 
 
 def mask(stored: Stored) -> Finding | None:
-    """True from the first reply token to the last, the end-of-turn token included (correctness.md row 2)."""
+    """True from the first reply token to the last, the end-of-turn token included (docs/correctness.md, row 2)."""
     wanted_BT, mask_BT = stored.lengths_mask_BT, stored["mask_BT"]
     if torch.equal(wanted_BT, mask_BT):
         return None
@@ -108,7 +108,7 @@ def kl(stored: Stored) -> Finding | None:
 
 
 def fresh_reference(stored: Stored) -> Finding | None:
-    """Before the first update the policy is the reference (correctness.md row 18)."""
+    """Before the first update the policy is the reference (docs/correctness.md, row 18)."""
     if stored.update != 1:
         return None
     gap = (stored["old_logprobs_BT"] - stored["ref_logprobs_BT"])[stored["mask_BT"]].abs().max().item()
@@ -147,7 +147,7 @@ def sampler(stored: Stored) -> Finding | None:
 
 
 def rewards(stored: Stored) -> Finding | None:
-    """R_t = −β·kl_t, plus the score at the last reply token and nowhere else (correctness.md row 3)."""
+    """R_t = −β·kl_t, plus the score at the last reply token and nowhere else (docs/correctness.md, row 3)."""
     rewards_BT, mask_BT, kl_BT = stored["rewards_BT"], stored.lengths_mask_BT, stored["kl_BT"]
     stated = 0.0 if stored.ppo.get("kl_in") == "loss" else stored.row.get("kl_coef", stored.ppo.get("kl_coef", 0.05))
     last_BT = torch.zeros_like(mask_BT)

@@ -22,15 +22,15 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from plaudit.config import StrictConfig
 
 Row = Mapping[str, float]
 
 
-class WatchConfig(BaseModel):
+class WatchConfig(StrictConfig):
     """When to stop PPO because its reward is being gamed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     enabled: bool = True
     """Whether the watch may stop the run; the policy that is kept is chosen by the evaluations either way."""

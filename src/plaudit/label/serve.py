@@ -158,10 +158,15 @@ def serve(engine: Engine, place: Place, listening: socket.socket, say: Callable[
     behind = place.proxy or ("127.0.0.1" if place.url else None)
     server = uvicorn.Server(
         uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5,
-            proxy_headers=behind is not None, forwarded_allow_ips=behind,
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+            proxy_headers=behind is not None,
+            forwarded_allow_ips=behind,
         )
-    )  # fmt: skip
+    )
     server.run(sockets=[listening])
 
 

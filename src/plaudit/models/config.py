@@ -1,12 +1,12 @@
 """Settings of an adapter."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from plaudit.config import StrictConfig
 
 
-class LoraSettings(BaseModel):
+class LoraSettings(StrictConfig):
     """A LoRA adapter (Hu et al. 2021, arXiv:2106.09685): W + (alpha/r)·B·A, B starting at zero."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     r: int = Field(16, ge=1)
     """Rank of the update."""

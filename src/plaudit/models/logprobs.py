@@ -91,7 +91,7 @@ def token_logprobs(
     """log π(target) and the entropy of π for N states, both float32 [N], in nats.
 
     `hidden_ND` are last hidden states, `weight_VD` the frozen LM head, `targets_N` token ids. The sampling
-    temperature divides the logits here too, so that sampler and trainer speak of one law (correctness.md row 5).
+    temperature divides the logits here too, so that sampler and trainer speak of one law (docs/correctness.md, row 5).
     """
     assert hidden_ND.shape[0] == targets_N.shape[0] and hidden_ND.shape[1] == weight_VD.shape[1]
     assert not weight_VD.requires_grad, "the LM head is frozen: its gradient is not computed here"

@@ -201,7 +201,7 @@ class Roles(nn.Module):
     @torch.no_grad()
     def start_critic(self, mean: float, std: float) -> None:
         """A critic of its own begins as the reward model: V = (r_θ − mean)/std, the normalised score of its first
-        member, at every state (correctness.md row 30). Call it once the reward model's head is loaded."""
+        member, at every state (docs/correctness.md, row 30). Call it once the reward model's head is loaded."""
         assert "critic" in self.learning
         head = self.score_heads[0].get_parameter("weight")
         assert self.value_head.bias is not None

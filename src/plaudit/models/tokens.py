@@ -1,7 +1,7 @@
 """Token sequences as tensors: prompts and replies padded on the right, with their lengths.
 
 Attention is causal, so padding on the right cannot reach a real token: no attention mask is needed and position ids
-are simply 0, 1, 2, ... (correctness.md row 1). Masks come from the lengths (row 2).
+are simply 0, 1, 2, ... (docs/correctness.md, row 1). Masks come from the lengths (row 2).
 
 SFT learns from conversations, where several stretches of a sequence may count: its batches (`Batch`) carry their mask,
 and their sequences may also lie end to end in one row. So may the replies whose scores are read (`ReplyRow`).
@@ -55,6 +55,12 @@ class Tokens:
         """The ids of every sequence's prompt."""
         starts = self.prompt_lengths_B.tolist()
         return [tuple(ids[:start]) for ids, start in zip(self.tokens_BT.tolist(), starts, strict=True)]
+
+    @property
+    def replies(self) -> list[list[int]]:
+        """The ids of every sequence's reply."""
+        starts, ends = self.prompt_lengths_B.tolist(), self.lengths_B.tolist()
+        return [ids[start:end] for ids, start, end in zip(self.tokens_BT.tolist(), starts, ends, strict=True)]
 
     def rows(self, index: Sequence[int]) -> "Tokens":
         """The given rows, as wide as the longest of them: columns that only pad are dropped."""

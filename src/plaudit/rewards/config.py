@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 
 KINDS = ("trained", "function", "endpoint", "model")
 
@@ -20,7 +20,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-class RewardSource(StageConfig):
+class RewardSource(StrictConfig):
     """One thing PPO is paid by: exactly one of trained, function, endpoint and model."""
 
     trained: bool = False

@@ -2,7 +2,7 @@
 
 `files_of` opens a folder: every file must have the bytes it was saved with, and texts must become the same tokens.
 `RewardFiles.attach` then loads the heads and recomputes the scores of a few fixed texts: they must be those that were
-stored (correctness.md rows 21 and 26). What is missing, damaged or different is a `UserError` with the reason.
+stored (docs/correctness.md, rows 21 and 26). What is missing, damaged or different is a `UserError` with the reason.
 
     files = files_of(folder, chat, sft_model)
     roles = Roles(base, trained="policy", lora=lora, reward=files.adapters)    # beside a policy, on its base

@@ -200,9 +200,7 @@ class Rewards:
 
 def score_items(chat: ChatFormat, prompts: Sequence[Prompt], tokens: Tokens) -> list[ScoreItem]:
     """The text of every reply with its prompt; a prompt that stands twice gives two ids."""
-    starts, ends = tokens.prompt_lengths_B.tolist(), tokens.lengths_B.tolist()
-    replies = [ids[s:e] for ids, s, e in zip(tokens.tokens_BT.tolist(), starts, ends, strict=True)]
     return [
         ScoreItem(f"{prompt.id}#{number}", prompt, chat.completion(ids))
-        for number, (prompt, ids) in enumerate(zip(prompts, replies, strict=True))
+        for number, (prompt, ids) in enumerate(zip(prompts, tokens.replies, strict=True))
     ]

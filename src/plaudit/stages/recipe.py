@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 from plaudit.data.config import DataConfig
 from plaudit.data.formats.rows import is_hub
 from plaudit.errors import UserError
@@ -24,7 +24,7 @@ from plaudit.stages.sft.config import SFTConfig
 from plaudit.train.config import CheckpointConfig
 
 
-class Recipe(StageConfig):
+class Recipe(StrictConfig):
     """One RLHF run from demonstrations to report."""
 
     name: str = Field(min_length=1)

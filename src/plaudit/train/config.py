@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 
 Schedule = Literal["cosine", "linear", "constant"]
 
 
-class CheckpointConfig(StageConfig):
+class CheckpointConfig(StrictConfig):
     """How often a running stage saves itself, so that it can go on after a kill."""
 
     every_minutes: float = Field(0.25, gt=0)

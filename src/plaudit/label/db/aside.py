@@ -31,9 +31,13 @@ def run(database: str, arguments: Sequence[str]) -> tuple[IO[bytes], str]:
         with _at_once:
             done = subprocess.run(
                 [sys.executable, "-c", "from plaudit.cli.main import main; main()", "label", *arguments],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, check=False, timeout=_SECONDS,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                check=False,
+                timeout=_SECONDS,
                 env={**os.environ, DATABASE: database},
-            )  # fmt: skip
+            )
     except subprocess.TimeoutExpired as error:
         raise Busy(f"`plaudit label {arguments[0]}` took more than {_SECONDS} s") from error
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()

@@ -62,14 +62,19 @@ def connect(database: str | Path | URL, *, pool: int = 8) -> Engine:
         own = url.query.get("options", "")
         options = [own] if isinstance(own, str) else list(own)
         for setting in (
-            "synchronous_commit=on", f"statement_timeout={_STATEMENT_SECONDS * 1000}",
-            f"lock_timeout={BUSY_SECONDS * 1000}", "idle_in_transaction_session_timeout=60000",
-        ):  # fmt: skip
+            "synchronous_commit=on",
+            f"statement_timeout={_STATEMENT_SECONDS * 1000}",
+            f"lock_timeout={BUSY_SECONDS * 1000}",
+            "idle_in_transaction_session_timeout=60000",
+        ):
             options.append(f"-c {setting}")
         return create_engine(
-            url, pool_size=pool, max_overflow=0, pool_timeout=BUSY_SECONDS,
+            url,
+            pool_size=pool,
+            max_overflow=0,
+            pool_timeout=BUSY_SECONDS,
             connect_args={"connect_timeout": BUSY_SECONDS, "options": " ".join(options), "application_name": "plaudit"},
-        )  # fmt: skip
+        )
     engine = create_engine(
         url, pool_size=pool, max_overflow=0, pool_timeout=BUSY_SECONDS, connect_args={"timeout": BUSY_SECONDS}
     )
@@ -155,7 +160,16 @@ def ensure_project(engine: Engine, name: str) -> None:
         if connection.execute(select(project.c.id)).first() is None:
             connection.execute(
                 insert(project).values(
-                    id=1, name=name, guidelines=GUIDELINES, overlap=1, lease_minutes=30.0, consistency_rate=0.0,
-                    gold_rate=0.0, reasons=[], flags=list(FLAGS), secret=secrets.token_hex(32), created=time.time(),
+                    id=1,
+                    name=name,
+                    guidelines=GUIDELINES,
+                    overlap=1,
+                    lease_minutes=30.0,
+                    consistency_rate=0.0,
+                    gold_rate=0.0,
+                    reasons=[],
+                    flags=list(FLAGS),
+                    secret=secrets.token_hex(32),
+                    created=time.time(),
                 )
-            )  # fmt: skip
+            )

@@ -42,11 +42,22 @@ class Label:
         body: dict[str, Any] = row.body
         ranks = body.get("ranks")
         return cls(
-            row.seq, row.item, row.person, row.created, row.seconds, row.order,
-            ranks=None if ranks is None else tuple(ranks), verdict=body.get("verdict"), strength=body.get("strength"),
-            reason=body.get("reason", ""), flags=tuple(tuple(own) for own in body.get("flags", ())),
-            text=body.get("text"), late=row.late, supersedes=row.supersedes, purpose=row.purpose,
-        )  # fmt: skip
+            row.seq,
+            row.item,
+            row.person,
+            row.created,
+            row.seconds,
+            row.order,
+            ranks=None if ranks is None else tuple(ranks),
+            verdict=body.get("verdict"),
+            strength=body.get("strength"),
+            reason=body.get("reason", ""),
+            flags=tuple(tuple(own) for own in body.get("flags", ())),
+            text=body.get("text"),
+            late=row.late,
+            supersedes=row.supersedes,
+            purpose=row.purpose,
+        )
 
 
 @dataclass(frozen=True)

@@ -117,10 +117,14 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
     connection.execute(update(invite).where(invite.c.person == identity, invite.c.used.is_(None)).values(used=now))
     connection.execute(
         insert(invite).values(
-            token_hash=digest(token), person=identity, role=role, name=name, created=now,
+            token_hash=digest(token),
+            person=identity,
+            role=role,
+            name=name,
+            created=now,
             expires=now + INVITE_DAYS * _DAY,
         )
-    )  # fmt: skip
+    )
     return token
 
 
@@ -169,10 +173,13 @@ def begin_session(connection: Connection, who: int, now: float | None = None) ->
     connection.execute(delete(session).where(session.c.expires < now))
     connection.execute(
         insert(session).values(
-            token_hash=digest(token), person=who, csrf=secrets.token_urlsafe(32), created=now,
+            token_hash=digest(token),
+            person=who,
+            csrf=secrets.token_urlsafe(32),
+            created=now,
             expires=now + SESSION_DAYS * _DAY,
         )
-    )  # fmt: skip
+    )
     return token
 
 

@@ -109,9 +109,14 @@ def project(connection: Connection) -> ProjectRow:
     """The one project of the database."""
     row = connection.execute(select(schema.project)).one()
     return ProjectRow(
-        row.name, row.guidelines, row.overlap, row.lease_minutes, row.consistency_rate, row.gold_rate,
+        row.name,
+        row.guidelines,
+        row.overlap,
+        row.lease_minutes,
+        row.consistency_rate,
+        row.gold_rate,
         tuple(row.flags),
-    )  # fmt: skip
+    )
 
 
 def people(connection: Connection) -> list[PersonRow]:
@@ -152,11 +157,19 @@ def leases(connection: Connection) -> Iterator[LeaseRow]:
     found = connection.execute(query.execution_options(yield_per=500))
     return (
         LeaseRow(
-            row.id, row.item, row.person, row.task, row.slot, tuple(row.order), row.served_at, row.expires_at,
-            row.state, row.purpose,
+            row.id,
+            row.item,
+            row.person,
+            row.task,
+            row.slot,
+            tuple(row.order),
+            row.served_at,
+            row.expires_at,
+            row.state,
+            row.purpose,
         )
         for row in found
-    )  # fmt: skip
+    )
 
 
 def labels(connection: Connection, *, newest: bool = True) -> Iterator[LabelRow]:
@@ -176,14 +189,31 @@ def labels(connection: Connection, *, newest: bool = True) -> Iterator[LabelRow]
 def label_of(row: Row[Any]) -> LabelRow:
     """A row of `label` with its lease's task and purpose."""
     return LabelRow(
-        row.seq, row.client_id, row.lease, row.item, row.person, row.task, row.purpose, json.loads(row.body),
-        row.body_hash, row.created, row.seconds, tuple(row.order), row.late, row.supersedes,
-    )  # fmt: skip
+        row.seq,
+        row.client_id,
+        row.lease,
+        row.item,
+        row.person,
+        row.task,
+        row.purpose,
+        json.loads(row.body),
+        row.body_hash,
+        row.created,
+        row.seconds,
+        tuple(row.order),
+        row.late,
+        row.supersedes,
+    )
 
 
 def settings_as_json(row: ProjectRow) -> dict[str, Any]:
     """The project for the admin's browser."""
     return {
-        "name": row.name, "guidelines": row.guidelines, "overlap": row.overlap, "lease_minutes": row.lease_minutes,
-        "consistency_rate": row.consistency_rate, "gold_rate": row.gold_rate, "flags": list(row.flags),
-    }  # fmt: skip
+        "name": row.name,
+        "guidelines": row.guidelines,
+        "overlap": row.overlap,
+        "lease_minutes": row.lease_minutes,
+        "consistency_rate": row.consistency_rate,
+        "gold_rate": row.gold_rate,
+        "flags": list(row.flags),
+    }

@@ -121,9 +121,21 @@ def _days(labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
 def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
     measured = person_quality(items, labels)
     nothing = dict.fromkeys(
-        ("seconds", "too_fast", "ties", "all_bad", "cannot_judge", "earlier_wins", "first_is_best", "longer_wins",
-         "gold", "self", "others", "reliability")
-    )  # fmt: skip
+        (
+            "seconds",
+            "too_fast",
+            "ties",
+            "all_bad",
+            "cannot_judge",
+            "earlier_wins",
+            "first_is_best",
+            "longer_wins",
+            "gold",
+            "self",
+            "others",
+            "reliability",
+        )
+    )
     rows = []
     for person in ledger.people:
         own = [label for label in labels if label.person == person.id]

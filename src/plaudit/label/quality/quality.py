@@ -123,8 +123,15 @@ def _between(several: Mapping[Pair, Mapping[int, int]]) -> list[dict[str, Any]]:
     for (one, other), given_both in sorted(answers.items()):
         both = ([s * a for a, _ in given_both for s in (1, -1)], [s * b for _, b in given_both for s in (1, -1)])
         orders = [a == b for a, b in given_both if a and b]
-        rows.append({"first": one, "second": other, "pairs": len(given_both), "kappa": cohen_kappa(*both),
-                     "agreement": float(np.mean(orders)) if orders else None})  # fmt: skip
+        rows.append(
+            {
+                "first": one,
+                "second": other,
+                "pairs": len(given_both),
+                "kappa": cohen_kappa(*both),
+                "agreement": float(np.mean(orders)) if orders else None,
+            }
+        )
     return rows
 
 

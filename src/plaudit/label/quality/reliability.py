@@ -86,8 +86,12 @@ def reliabilities(judged: Mapping[Hashable, Mapping[int, int]]) -> dict[int, flo
     if len(names) < LEAST_ANNOTATORS:
         return {}
     number = {name: i for i, name in enumerate(names)}
-    rows = [(2 * u + side, number[name], int((sign > 0) == (side == 0)))
-            for u, given in enumerate(several) for name, sign in given.items() for side in (0, 1)]  # fmt: skip
+    rows = [
+        (2 * u + side, number[name], int((sign > 0) == (side == 0)))
+        for u, given in enumerate(several)
+        for name, sign in given.items()
+        for side in (0, 1)
+    ]
     table = np.array(rows, dtype=np.int64)
     fitted = dawid_skene(
         table[:, 0], table[:, 1], table[:, 2], right=PRIOR_RIGHT, wrong=PRIOR_WRONG, steps=200, tolerance=1e-6

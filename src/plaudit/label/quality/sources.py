@@ -79,9 +79,17 @@ def source_table(items: Sequence[ItemRow], labels: Sequence[Label], *, seed: int
         of_wins = [share for share, _ in shares[name]]
         low, high = wilson_interval(of_wins, [where for _, where in shares[name]])
         table.append(
-            {"source": name, "strength": float(strength_S[i]), "low": float(low_S[i]), "high": float(high_S[i]),
-             "win_rate": float(np.mean(of_wins)), "win_low": low, "win_high": high, "verdicts": len(of_wins)}
-        )  # fmt: skip
+            {
+                "source": name,
+                "strength": float(strength_S[i]),
+                "low": float(low_S[i]),
+                "high": float(high_S[i]),
+                "win_rate": float(np.mean(of_wins)),
+                "win_low": low,
+                "win_high": high,
+                "verdicts": len(of_wins),
+            }
+        )
     return sorted(table, key=lambda row: (-row["strength"], row["source"]))
 
 

@@ -69,12 +69,21 @@ class Draft:
     def row(self, number: int, overlap: int, now: float) -> dict[str, Any]:
         """The row of the table `item`; gold items have no slots, since everybody gets them."""
         return {
-            "id": self.id, "number": number, "task": self.task, "prompt": messages_as_json(self.messages),
-            "replies": self._replies(), "prompt_id": self.prompt_id, "kind": self.kind, "split": self.split,
-            "gold": list(self.gold) if self.gold is not None else None, "priority": self.priority,
-            "overlap": self.overlap, "free": 0 if self.gold is not None else self.overlap or overlap,
-            "source_file": self.source_file, "created": now,
-        }  # fmt: skip
+            "id": self.id,
+            "number": number,
+            "task": self.task,
+            "prompt": messages_as_json(self.messages),
+            "replies": self._replies(),
+            "prompt_id": self.prompt_id,
+            "kind": self.kind,
+            "split": self.split,
+            "gold": list(self.gold) if self.gold is not None else None,
+            "priority": self.priority,
+            "overlap": self.overlap,
+            "free": 0 if self.gold is not None else self.overlap or overlap,
+            "source_file": self.source_file,
+            "created": now,
+        }
 
 
 def drafts(source: str | Path, *, task: str | None = None, gold: bool = False) -> Iterator[Draft]:
@@ -107,9 +116,16 @@ def _draft(place: str, record: Record, task: str | None, gold: bool, file: str) 
         able = "prompts or demonstrations" if task == "write" else "rows with replies to rank"
         raise UserError(f"{place}: cannot become task {task!r}, which needs {able}")
     return Draft(
-        task, prompt.messages, replies, sources, prompt_id=prompt.id, kind=prompt.kind, split=prompt.split,
-        gold=known, source_file=file,
-    )  # fmt: skip
+        task,
+        prompt.messages,
+        replies,
+        sources,
+        prompt_id=prompt.id,
+        kind=prompt.kind,
+        split=prompt.split,
+        gold=known,
+        source_file=file,
+    )
 
 
 def add_items(engine: Engine, found: Iterable[Draft]) -> tuple[int, int]:
@@ -182,10 +198,18 @@ def rank_draft(
     kept, sources = zip(*distinct.values(), strict=True)
     return [
         Draft(
-            "rank", prompt.messages, tuple(kept), tuple(sources), prompt_id=prompt.id, kind=prompt.kind,
-            split=prompt.split, priority=priority, overlap=overlap, source_file=origin,
+            "rank",
+            prompt.messages,
+            tuple(kept),
+            tuple(sources),
+            prompt_id=prompt.id,
+            kind=prompt.kind,
+            split=prompt.split,
+            priority=priority,
+            overlap=overlap,
+            source_file=origin,
         )
-    ]  # fmt: skip
+    ]
 
 
 def compared(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Draft], int]:
@@ -205,8 +229,14 @@ def compared(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Draft], int]
         if pair[0][0].text != pair[1][0].text:
             drafts.append(
                 Draft(
-                    "compare", prompt.messages, tuple(reply for reply, _ in pair), tuple(name for _, name in pair),
-                    prompt_id=prompt.id, kind=prompt.kind, split=prompt.split, source_file="evaluate",
+                    "compare",
+                    prompt.messages,
+                    tuple(reply for reply, _ in pair),
+                    tuple(name for _, name in pair),
+                    prompt_id=prompt.id,
+                    kind=prompt.kind,
+                    split=prompt.split,
+                    source_file="evaluate",
                 )
-            )  # fmt: skip
+            )
     return drafts, len(rows) - len(drafts)

@@ -72,9 +72,12 @@ def _any_or_task(query: Select[Any]) -> _Queries:
 
 _EARLIEST = select(func.min(lease.c.expires_at)).where(lease.c.state == "open").scalar_subquery()
 _SETTINGS = select(
-    project.c.overlap, project.c.lease_minutes, project.c.consistency_rate, project.c.gold_rate,
+    project.c.overlap,
+    project.c.lease_minutes,
+    project.c.consistency_rate,
+    project.c.gold_rate,
     _EARLIEST.label("earliest"),
-)  # fmt: skip
+)
 _STALE = (
     select(lease.c.id, lease.c.item, lease.c.slot)
     .where(lease.c.state == "open", lease.c.expires_at < bindparam("now"), lease.c.person != bindparam("me"))
@@ -150,11 +153,12 @@ _LEASED = (
 )
 # What the ledger has of this client id and of this lease, newest first.
 _KNOWN = (
-    select(label.c.seq, label.c.client_id, label.c.person, label.c.lease, label.c.body_hash, label.c.late,
-           label.c.seconds)
+    select(
+        label.c.seq, label.c.client_id, label.c.person, label.c.lease, label.c.body_hash, label.c.late, label.c.seconds
+    )
     .where(or_(label.c.client_id == bindparam("client"), label.c.lease == bindparam("which")))
     .order_by(label.c.seq.desc())
-)  # fmt: skip
+)
 _ADD = insert(label).returning(label.c.seq)
 _ADD_CONFLICT = insert(conflict)
 _ANSWERED = (
@@ -192,9 +196,18 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
         uuid.uuid4().hex, chosen.task, order, now + 60 * settings.lease_minutes, chosen.prompt, chosen.replies
     )
     row = {
-        "id": made.lease, "item": chosen.id, "person": me, "task": chosen.task, "slot": slot, "order": order,
-        "served_at": now, "expires_at": made.expires_at, "state": "open", "purpose": purpose, "late": False,
-    }  # fmt: skip
+        "id": made.lease,
+        "item": chosen.id,
+        "person": me,
+        "task": chosen.task,
+        "slot": slot,
+        "order": order,
+        "served_at": now,
+        "expires_at": made.expires_at,
+        "state": "open",
+        "purpose": purpose,
+        "late": False,
+    }
     connection.execute(_SERVE, row)
     return made
 
@@ -287,12 +300,19 @@ def submit(
     last = rows[0] if rows else None
     in_time = held.state == "open" and now <= held.expires_at
     row = {
-        "client_id": client, "lease": which, "item": held.item, "person": me, "body": body, "body_hash": digest,
-        "created": now, "order": held.order, "late": last.late if last is not None else not in_time,
+        "client_id": client,
+        "lease": which,
+        "item": held.item,
+        "person": me,
+        "body": body,
+        "body_hash": digest,
+        "created": now,
+        "order": held.order,
+        "late": last.late if last is not None else not in_time,
         # Of a correction it is still the time from serving to the first answer.
         "seconds": last.seconds if last is not None else max(0.0, now - held.served_at),
         "supersedes": last.seq if last is not None else None,
-    }  # fmt: skip
+    }
     seq = connection.execute(_ADD, row).scalar_one()
     if last is None:
         _answered(connection, held, late=not in_time)

@@ -90,9 +90,15 @@ def _rows(source: str | Path, compare: bool, annotator: str | None) -> Iterator[
 
 def _draft(task: str, prompt: Prompt, replies: tuple[Completion, ...], sources: tuple[str | None, ...]) -> Draft:
     return Draft(
-        task, prompt.messages, replies, sources, prompt_id=prompt.id, kind=prompt.kind, split=prompt.split,
+        task,
+        prompt.messages,
+        replies,
+        sources,
+        prompt_id=prompt.id,
+        kind=prompt.kind,
+        split=prompt.split,
         source_file="import",
-    )  # fmt: skip
+    )
 
 
 def _ranking(place: str, record: Ranking, compare: bool, annotator: str | None) -> _Said:
@@ -131,10 +137,12 @@ def _put(connection: Connection, row: _Said, who: int) -> bool:
         return False
     held = connection.execute(
         select(lease.c.id, lease.c.state).where(
-            lease.c.item == identity, lease.c.person == who, lease.c.purpose == "normal",
+            lease.c.item == identity,
+            lease.c.person == who,
+            lease.c.purpose == "normal",
             lease.c.state.in_(("open", "done")),
         )
-    ).first()  # fmt: skip
+    ).first()
     now = time.time()
     last = None
     if held is None:
@@ -150,10 +158,19 @@ def _put(connection: Connection, row: _Said, who: int) -> bool:
     # No order and no seconds: nobody was shown anything, so neither can be judged.
     connection.execute(
         insert(label).values(
-            client_id=client, lease=which, item=identity, person=who, body=body, body_hash=hash_of(body), created=now,
-            seconds=0.0, order=[], late=False, supersedes=None if last is None else last.seq,
+            client_id=client,
+            lease=which,
+            item=identity,
+            person=who,
+            body=body,
+            body_hash=hash_of(body),
+            created=now,
+            seconds=0.0,
+            order=[],
+            late=False,
+            supersedes=None if last is None else last.seq,
         )
-    )  # fmt: skip
+    )
     return True
 
 
@@ -170,9 +187,18 @@ def _lease(connection: Connection, task: str, identity: str, who: int, now: floa
     which = uuid.uuid4().hex
     connection.execute(
         insert(lease).values(
-            id=which, item=identity, person=who, task=task, slot=left[0] if left else None, order=[], served_at=now,
-            expires_at=now, state="done", purpose="normal", late=False,
+            id=which,
+            item=identity,
+            person=who,
+            task=task,
+            slot=left[0] if left else None,
+            order=[],
+            served_at=now,
+            expires_at=now,
+            state="done",
+            purpose="normal",
+            late=False,
         )
-    )  # fmt: skip
+    )
     recount(connection, identity)
     return which

@@ -37,10 +37,35 @@ HEADERS = {
 LONGEST_MARKDOWN = 50_000
 """Characters: a longer text is shown as it is. Markdown's worst cases grow faster than the text does."""
 
-TAGS = frozenset({
-    "p", "br", "hr", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a",
-    "h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td",
-})  # fmt: skip
+TAGS = frozenset(
+    {
+        "p",
+        "br",
+        "hr",
+        "strong",
+        "em",
+        "s",
+        "code",
+        "pre",
+        "blockquote",
+        "ul",
+        "ol",
+        "li",
+        "a",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }
+)
 SCHEMES = frozenset({"http", "https", "mailto"})
 HEADING_SHIFT = 3  # a reply's own "# Title" stands below the page's headings, or it would upset their order
 

@@ -77,10 +77,8 @@ def me(connection: Connection, who: int) -> dict[str, Any]:
     done, left, holds = (connection.execute(query, {"me": who}).scalar_one() for query in (_DONE, _AVAILABLE, _HOLDS))
     return {
         "progress": {"done": done, "available": left + holds},
-        "project": {
-            "name": found.name, "guidelines_html": _markdown(found.guidelines), "flags": list(found.flags)
-        },
-    }  # fmt: skip
+        "project": {"name": found.name, "guidelines_html": _markdown(found.guidelines), "flags": list(found.flags)},
+    }
 
 
 def history(connection: Connection, who: int, before: int | None) -> dict[str, Any]:
@@ -100,9 +98,12 @@ def history(connection: Connection, who: int, before: int | None) -> dict[str, A
         kept = label_of(row)
         shown.append(
             {
-                "seq": kept.seq, "created": kept.created, "late": kept.late, "corrected": kept.supersedes is not None,
+                "seq": kept.seq,
+                "created": kept.created,
+                "late": kept.late,
+                "corrected": kept.supersedes is not None,
                 "view": view(kept.lease, kept.task, kept.order, row.prompt, row.replies),
                 "positions": positions_of(kept.order, kept.body),
             }
-        )  # fmt: skip
+        )
     return {"labels": shown, "next": shown[-1]["seq"] if len(rows) > PAGE else None}

@@ -1,7 +1,7 @@
 """Decoding step by step: what the in-process engine asks of a model, and the way that every architecture can answer.
 
 A decoder holds the keys and values of a batch of growing rows. Prompts are padded on the left, so that every row's next
-token goes into the same column; a mask and the rows' own position ids undo the padding (correctness.md row 1).
+token goes into the same column; a mask and the rows' own position ids undo the padding (docs/correctness.md, row 1).
 """
 
 from collections.abc import Iterator, Sequence

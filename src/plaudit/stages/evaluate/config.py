@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(StrictConfig):
     """Held-out comparison of SFT and PPO."""
 
     replies: int = Field(2, ge=1)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from plaudit.algo.names import KLEstimator, MissingEos
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 from plaudit.errors import UserError
 from plaudit.guard.watch import WatchConfig
 from plaudit.models.config import LoraSettings
@@ -20,7 +20,7 @@ GROUPS: tuple[Advantages, ...] = ("rloo", "grpo")
 CRITIC = ("critic", "value_gradient", "critic_warmup", "critic_learning_rate", "value_coef", "value_clip")
 
 
-class PPOConfig(StageConfig):
+class PPOConfig(StrictConfig):
     """PPO: a clipped surrogate, a KL penalty, and a critic or an estimator that needs none."""
 
     updates: int = Field(20, ge=1)

@@ -22,7 +22,6 @@ from plaudit.data.files import write_rows
 from plaudit.errors import UserError
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.guard.watch import KL_BUDGET, gain_se
-from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.stages.ppo.scores import earned
 from plaudit.stages.ppo.trainer import Trainer, by_micro_batch, raw_scores, sample
@@ -51,7 +50,7 @@ class Looks:
         policy = by_micro_batch(trainer, tokens, 0, "policy")
         reference = by_micro_batch(trainer, tokens, 0, "reference")
         kl_B = kl_estimate(policy["logprobs_BT"], reference["logprobs_BT"]).sum(dim=1)
-        ids = _replies(tokens)
+        ids = tokens.replies
         texts = [trainer.chat.completion(reply) for reply in ids]
         columns: dict[str, list[float]] = {"score": earned_B.tolist(), "kl": kl_B.tolist()}
         columns |= {f"score_{name}": values_B.tolist() for name, values_B in scores.by_source.items()}
@@ -92,11 +91,6 @@ class Looks:
         """Standard error of the gain since the first look, paired by prompt."""
         by_prompt = np.reshape(values, (-1, many)).mean(axis=1).tolist()
         return gain_se(name, by_prompt, self.first.setdefault(name, by_prompt))
-
-
-def _replies(tokens: Tokens) -> list[list[int]]:
-    starts, ends = tokens.prompt_lengths_B.tolist(), tokens.lengths_B.tolist()
-    return [ids[s:e] for ids, s, e in zip(tokens.tokens_BT.tolist(), starts, ends, strict=True)]
 
 
 def length_correlation(prompts: list[Prompt], scores: list[float], lengths: list[int]) -> float:

@@ -21,7 +21,7 @@ def accumulate(
     rank's max |ratio − 1|."""
     config, roles, numbers = trainer.config, trainer.roles, trainer.numbers
     warming = update < config.critic_warmup
-    # One denominator for the whole step: its reply tokens (correctness.md row 14).
+    # One denominator for the whole step: its reply tokens (docs/correctness.md, row 14).
     count = float(sum(int(batch.tokens.rows(rows).reply_lengths_B.sum()) for rows in minibatch))
     totals: dict[str, float] = {}
     ratio_gap = 0.0

@@ -163,9 +163,7 @@ def raw_scores(
 
 def as_rows(trainer: Trainer, prompts: Sequence[Prompt], tokens: Tokens) -> list[dict[str, Any]]:
     """What is kept of a rollout that stopped before it was stored: each reply with its prompt and ids."""
-    starts, ends = tokens.prompt_lengths_B.tolist(), tokens.lengths_B.tolist()
-    replies = [ids[s:e] for ids, s, e in zip(tokens.tokens_BT.tolist(), starts, ends, strict=True)]
     return [
         {**prompt.as_json(), **trainer.chat.completion(ids).as_json(), "ids": ids}
-        for prompt, ids in zip(prompts, replies, strict=True)
+        for prompt, ids in zip(prompts, tokens.replies, strict=True)
     ]

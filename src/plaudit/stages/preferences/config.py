@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 from plaudit.data.config import known_format
 
 HUMAN_ONLY = ("labels", "overlap", "database")
@@ -15,7 +15,7 @@ HUMAN_ONLY = ("labels", "overlap", "database")
 SIMULATED_ONLY = ("noise", "tie_margin")
 
 
-class PreferencesConfig(StageConfig):
+class PreferencesConfig(StrictConfig):
     """Sampling and ranking of replies."""
 
     rankings: Path | None = None

@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 from plaudit.models.config import LoraSettings
 
 Layout = Literal["shared", "packed", "padded"]
 
 
-class RewardConfig(StageConfig):
+class RewardConfig(StrictConfig):
     """Training of the reward model."""
 
     loss: Literal["pairs", "plackett_luce", "davidson"] = "pairs"

@@ -1,7 +1,7 @@
 """How the reward model learns: the comparisons in a ranking, their loss, and the optimiser steps of one member.
 
-All comparisons of a ranking are in one step, and every ranking counts once (Ouyang et al. 2022; correctness.md row 24).
-The losses themselves are algo/preferences.py's; what becomes of the trained model is stages/reward.py's.
+All comparisons of a ranking are in one step, and every ranking counts once (Ouyang et al. 2022;
+docs/correctness.md, row 24). The losses are algo/preferences.py's; what becomes of the model is reward/loop.py's.
 """
 
 import time

@@ -5,13 +5,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from plaudit.config import StageConfig
+from plaudit.config import StrictConfig
 from plaudit.data.config import known_format
 from plaudit.data.examples import Learn, TooLong
 from plaudit.models.config import LoraSettings
 
 
-class SourceConfig(StageConfig):
+class SourceConfig(StrictConfig):
     """One source of the mixture."""
 
     path: Path | None = None
@@ -40,7 +40,7 @@ class SourceConfig(StageConfig):
         return self
 
 
-class SFTConfig(StageConfig):
+class SFTConfig(StrictConfig):
     """Supervised fine-tuning."""
 
     mixture: list[SourceConfig] = Field([])

@@ -257,7 +257,7 @@ def _unpack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR, state:
 
 
 def _accumulate(trainer: Trainer, examples: list[Example], where: str) -> float:
-    """Backward over micro-batches, divided by the completion tokens of the whole step (correctness.md row 14)."""
+    """Backward over micro-batches, divided by the completion tokens of the whole step (docs/correctness.md, row 14)."""
     count = sum(example.targets for example in examples)
 
     def backward() -> float:

@@ -1,4 +1,6 @@
-"""The first schema. A copy of its own of what label/schema.py said then: it must never change with that file."""
+"""The first schema. A copy of its own of what label/db/schema.py said then: it must never change with that file."""
+
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,6 +9,9 @@ revision = "0001"
 down_revision = None
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+TASK = "task IN ('rank', 'write', 'compare')"
+STATE = "state IN ('open', 'done', 'expired', 'released')"
+PURPOSE = "purpose IN ('normal', 'consistency', 'gold')"
 ROLE = "role IN ('admin', 'annotator')"
 LIVE = "state IN ('open', 'done')"
 
@@ -19,10 +24,8 @@ def upgrade() -> None:
         _append_only(table)
 
 
-def _where(name: str, table: str, columns: list[object], where: str, *, unique: bool = True) -> None:
-    op.create_index(
-        name, table, columns, unique=unique, sqlite_where=sa.text(where), postgresql_where=sa.text(where)  # type: ignore[arg-type]
-    )  # fmt: skip
+def _where(name: str, table: str, columns: Sequence[str | sa.TextClause], where: str, *, unique: bool = True) -> None:
+    op.create_index(name, table, columns, unique=unique, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
 
 
 def _people() -> None:
@@ -81,10 +84,7 @@ def _work() -> None:
         "item",
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("number", sa.BigInteger, nullable=False, unique=True),
-        sa.Column(
-            "task", sa.String(16), sa.CheckConstraint("task IN ('rank', 'write', 'compare')", "task_known"),
-            nullable=False,
-        ),
+        sa.Column("task", sa.String(16), sa.CheckConstraint(TASK, "task_known"), nullable=False),
         sa.Column("prompt", sa.JSON, nullable=False),
         sa.Column("replies", sa.JSON, nullable=False),
         sa.Column("prompt_id", sa.Text, nullable=False),
@@ -96,7 +96,7 @@ def _work() -> None:
         sa.Column("free", sa.Integer, sa.CheckConstraint("free >= 0", "free_not_negative"), nullable=False),
         sa.Column("source_file", sa.Text, nullable=False),
         sa.Column("created", sa.Float, nullable=False),
-    )  # fmt: skip
+    )
     _where("item_waiting", "item", [sa.text("priority DESC"), "number"], "free > 0", unique=False)
     op.create_table(
         "lease",
@@ -108,16 +108,10 @@ def _work() -> None:
         sa.Column("order", sa.JSON, nullable=False),
         sa.Column("served_at", sa.Float, nullable=False),
         sa.Column("expires_at", sa.Float, nullable=False),
-        sa.Column(
-            "state", sa.String(16),
-            sa.CheckConstraint("state IN ('open', 'done', 'expired', 'released')", "state_known"), nullable=False,
-        ),
-        sa.Column(
-            "purpose", sa.String(16),
-            sa.CheckConstraint("purpose IN ('normal', 'consistency', 'gold')", "purpose_known"), nullable=False,
-        ),
+        sa.Column("state", sa.String(16), sa.CheckConstraint(STATE, "state_known"), nullable=False),
+        sa.Column("purpose", sa.String(16), sa.CheckConstraint(PURPOSE, "purpose_known"), nullable=False),
         sa.Column("late", sa.Boolean, nullable=False),
-    )  # fmt: skip
+    )
     _where("lease_slot", "lease", ["item", "slot"], f"slot IS NOT NULL AND {LIVE}")
     _where("lease_once", "lease", ["item", "person"], f"purpose <> 'consistency' AND {LIVE}")
     _where("lease_checked_once", "lease", ["item", "person"], f"purpose = 'consistency' AND {LIVE}")
