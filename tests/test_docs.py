@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import re
+import runpy
 import shlex
 import shutil
 import threading
@@ -293,6 +294,20 @@ def test_the_three_token_example_has_the_librarys_numbers() -> None:
     advantages, returns = gae(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma=1.0, lam=0.95)
     torch.testing.assert_close(advantages, numbers("Â"), rtol=0, atol=1e-12)
     torch.testing.assert_close(returns, numbers(r"returns = Â \+ V"), rtol=0, atol=1e-12)
+
+
+# --- PPO by hand ---
+
+
+def test_ppo_by_hand_is_short_and_its_score_rises(capsys: pytest.CaptureFixture[str]) -> None:
+    """The page that a newcomer runs first."""
+    script = DOCS / "ppo_by_hand.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 150
+    means = runpy.run_path(str(script))["main"]()
+    assert len(means) == 10 and means[-1] > 2 * means[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert [f"score {mean:.3f}" in line for mean, line in zip(means, lines, strict=True)] == [True] * 10
+    assert "KL  0.00" in lines[0], "a fresh policy is the reference"
 
 
 # --- links and examples ---
