@@ -28,8 +28,10 @@ from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.rewards.config import RewardSource, names_of, uses_trained
 from plaudit.rewards.contract import CONTRACT, RewardContract
-from plaudit.rewards.foreign import TextRewardModel, load_text_reward_model
-from plaudit.rewards.scorers import PROBE, EndpointScorer, FunctionScorer, SavedRewardModel, ScoreItem, Scorer
+from plaudit.rewards.foreign import ForeignRewardModel, load_foreign
+from plaudit.rewards.saved import load_reward_model
+from plaudit.rewards.score import PROBE, ScoreItem, Scorer
+from plaudit.rewards.scorers import EndpointScorer, FunctionScorer
 from plaudit.run.display import console
 
 REWARDS = "rewards.json"
@@ -50,14 +52,12 @@ def _scorer(source: RewardSource, machine: Machine) -> Scorer:
     if source.function is not None:
         return FunctionScorer(source.function)
     if source.endpoint is not None:
-        return EndpointScorer(
-            source.endpoint, timeout=source.timeout, retries=source.retries, batch_size=source.batch_size,
-            auth_env=source.auth_env,
-        )  # fmt: skip
+        named = {name: getattr(source, name) for name in ("timeout", "retries", "batch_size", "auth_env")}
+        return EndpointScorer(source.endpoint, **named)
     assert source.model is not None
-    ours = (Path(source.model) / CONTRACT).is_file()
-    load = SavedRewardModel if ours else load_text_reward_model
-    return load(source.model, dtype=machine.dtype, device=machine.device, batch_size=source.batch_size)
+    if (Path(source.model) / CONTRACT).is_file():
+        return load_reward_model(Path(source.model), machine.dtype, machine.device, source.batch_size)
+    return load_foreign(source.model, machine.dtype, machine.device, source.batch_size)
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ class Rewards:
         # A model reads each text by itself; what a function or an endpoint does with its texts is its own affair.
         whole = isinstance(scorer, FunctionScorer | EndpointScorer)
         mine = self.ranks.share(everyone) if not whole else everyone if self.ranks.first else ()
-        before = scorer.changed if isinstance(scorer, TextRewardModel) else 0
+        before = scorer.changed if isinstance(scorer, ForeignRewardModel) else 0
         scores = scorer.score([items[i] for i in mine]) if mine else {}
-        changed = scorer.changed - before if isinstance(scorer, TextRewardModel) else 0
+        changed = scorer.changed - before if isinstance(scorer, ForeignRewardModel) else 0
         scores_B = torch.zeros(len(items))
         scores_B[list(mine)] = torch.tensor([scores[items[i].id] for i in mine])
         found = self.ranks.total({"scores": scores_B, "changed": torch.tensor(changed)})
-        if isinstance(scorer, TextRewardModel):
+        if isinstance(scorer, ForeignRewardModel):
             metrics[f"text_changed_{name}"] = found["changed"].item() / len(items)
         return found["scores"]
 

@@ -45,7 +45,7 @@ from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
-from plaudit.rewards.saved import RewardFiles, RewardModel
+from plaudit.rewards.saved import RewardFiles, RewardModel, trained_reward
 from plaudit.rewards.sources import Rewards, Scores
 from plaudit.rollout.batch import RolloutBatch
 from plaudit.rollout.inprocess import InProcessEngine
@@ -58,7 +58,6 @@ from plaudit.stages.ppo.scores import clipped_and_scaled, earned, picked, score_
 from plaudit.stages.ppo.state import forget_later, pack, unpack
 from plaudit.stages.ppo.step import accumulate, gather_new_logprobs
 from plaudit.stages.ppo.trainer import Numbers, Trainer, as_rows, by_micro_batch, layout, raw_scores, sample
-from plaudit.stages.reward.loop import trained_reward
 from plaudit.train.micro_batches import MicroBatches, batch_kept
 from plaudit.train.optimiser import MasterAdamW, optimiser_step, schedule_of
 from plaudit.train.run import Run
@@ -138,7 +137,7 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
 def _build(config: PPOConfig, run: Run) -> Trainer:
     chat = run.chat(run.sft_model)
     rewards = Rewards(config.rewards, run.machine, run.ranks)
-    files = trained_reward(run, chat) if rewards.trained else None
+    files = trained_reward(run.folder, chat) if rewards.trained else None
     source, machine = str(run.sft_model), run.machine
     base = load_model(source, machine.dtype, machine.device)
     roles = Roles(
