@@ -71,7 +71,7 @@ def measure(
             sft.prepare_attention = lambda model: Layout("padded", "--no-packing")
         trainer, layout = sft.build(config, run, chat, held_out, [])
         trainer.shares = trainer.shares and sharing
-        with Saver(run, "sft") as saver:
+        with Saver.open(run, "sft") as saver:
             sft.optimise(trainer, steps, saver)
     tokens = sum(len(example.ids) for step in steps for example in step.examples)
     return {

@@ -180,17 +180,20 @@ OPTIONS: dict[str, tuple[Callable[[], Rows], dict[str, Any]]] = {
     "learning_rate": (rows, {"learning_rate": 1e-3}),
     "warmup_steps": (rows, {"warmup_steps": 0}),
     "max_grad_norm": (rows, {"max_grad_norm": 1e-6}),
+    "schedule": (rows, {"schedule": "constant", "epochs": 2}),
     "lora": (rows, {"lora": {"r": 4, "alpha": 4}}),
 }
+SHARED = {"warmup_steps", "max_grad_norm", "schedule", "lora"}
+"""What it reads of the sections that stages share."""
 ELSEWHERE = {
-    *("rankings_per_micro_batch", "evaluate_every", "evaluate_on", "normalise_on"),
-    *("members", "aggregate", "aggregate_k", "aggregate_beta"),
+    *("rankings_per_micro_batch", "evaluate_every"),
+    *("members", "aggregate", "aggregate_strength"),
 }
 
 
 @pytest.mark.row(28)
 def test_row_28_every_option_is_tried() -> None:
-    assert {name.partition(":")[0] for name in OPTIONS} | ELSEWHERE == set(RewardConfig.model_fields)
+    assert {name.partition(":")[0] for name in OPTIONS} | ELSEWHERE == set(RewardConfig.model_fields) | SHARED
 
 
 @pytest.mark.row(28)
@@ -211,9 +214,8 @@ def test_row_28_an_option_changes_what_is_learnt(option: str, train: Callable[..
         ({"loss": "plackett_luce", "margin_coef": 1.0}, "margin_coef=1.0 belongs to loss=pairs"),
         ({"soft_labels": True, "margin_coef": 1.0}, "exclude each other"),
         ({"aggregate": "min"}, "aggregate=min makes one of several members"),
-        ({"members": 2, "aggregate_k": 2.0}, "belongs to aggregate=mean_minus_std"),
-        ({"members": 2, "aggregate_beta": 2.0}, "belongs to aggregate=pessimistic"),
-        ({"members": 2, "lora": None}, "full fine-tuning"),
+        ({"members": 2, "aggregate_strength": 2.0}, "belongs to aggregate=mean_minus_std and aggregate=pessimistic"),
+        ({"members": 2, "aggregate": "pessimistic", "aggregate_strength": 0.0}, "must be above 0"),
         ({"label_smoothing": 0.5}, "less than 0.5"),
     ],
 )
@@ -287,7 +289,7 @@ def test_a_model_that_cannot_share_is_packed_and_says_why(
 
 
 def test_held_out_loss_and_accuracy_during_training(train: Callable[..., Any]) -> None:
-    folder, _ = train("run", rows(), epochs=3, evaluate_every=2, evaluate_on=4)
+    folder, _ = train("run", rows(), epochs=3, evaluate_every=2)
     logged = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in logged] == list(range(10))
     assert [row["step"] for row in logged if "eval_loss" in row] == [0, 2, 4, 6, 8, 9]
@@ -300,7 +302,7 @@ def test_the_held_out_loss_is_that_of_the_held_out_rankings(train: Callable[...,
     """After the last step: the exported model, scored by plain transformers."""
     folder, _ = train("run", rows())
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
-    _, chat = load_reward_model(folder, torch.float32, CPU)
+    chat = load_reward_model(folder, torch.float32, CPU).chat
     losses, right, pairs = [], 0, 0
     for row in (row for row in rows() if row["split"] != "train"):
         scores = []
@@ -335,7 +337,8 @@ def test_full_fine_tuning(train: Callable[..., Any], trained: Path) -> None:
     changed = {name for name in after if name in before and not torch.equal(before[name], after[name])}
     assert {"model.embed_tokens.weight", "model.norm.weight"} <= changed
     assert summary["trainable_parameters"] == sum(tensor.numel() for tensor in after.values())
-    one, chat = load_reward_model(folder, torch.float32, CPU)
+    one = load_reward_model(folder, torch.float32, CPU)
+    chat = one.chat
     plain = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     tokens = pad_right([chat.prompt_ids((Message("user", "Hi?"),))], [chat.reply_ids(Completion("No."))], 3, CPU)
     torch.testing.assert_close(one.raw(tokens), plain(tokens.tokens_BT).logits, rtol=1e-5, atol=1e-5)
@@ -347,7 +350,7 @@ def test_ppo_runs_on_a_full_reward_model(
 ) -> None:
     folder, _ = train("full", rows(), dtype, lora=None, learning_rate=1e-3)
     run = tiny_run(tmp_path / "ppo", folder.parent, dtype)
-    ppo.run(*tiny_stage("ppo", run, updates=1))
+    ppo.train(*tiny_stage("ppo", run, updates=1))
     saved = load_file(run.folder.path / "ppo/rollouts/00001.safetensors")
     judge = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     for row, length in enumerate(saved["lengths_B"].tolist()):
@@ -376,7 +379,7 @@ def test_an_ensemble_through_ppo(
     train: Callable[..., Any], tmp_path: Path, tiny_run: Callable[..., Run], trained: Path
 ) -> None:
     """Each member is stored, exported, normalised and golden by itself; PPO pays their aggregate."""
-    folder, summary = train("two", rows(), members=2, aggregate="pessimistic", aggregate_beta=0.5)
+    folder, summary = train("two", rows(), members=2, aggregate="pessimistic", aggregate_strength=0.5)
     alone, _ = train("one", rows())
     assert apart(weights(folder), weights(alone)) == 0, "the first member is the model it would be alone"
     first, second = weights(folder), weights(folder, "_1")
@@ -393,7 +396,7 @@ def test_an_ensemble_through_ppo(
     )
 
     run = tiny_run(tmp_path / "ppo", folder.parent)
-    ppo.run(*tiny_stage("ppo", run, updates=1, score_scale="none", missing_eos_penalty=0))
+    ppo.train(*tiny_stage("ppo", run, updates=1, score_scale="none", missing_eos_penalty=0))
     saved = load_file(run.folder.path / "ppo/rollouts/00001.safetensors")
     judges = [AutoModelForSequenceClassification.from_pretrained(folder / name).eval() for name in ("model", "model_1")]
     for row, length in enumerate(saved["lengths_B"].tolist()):
@@ -428,7 +431,7 @@ def test_the_export_of_an_ensemble_is_its_members(train: Callable[..., Any], tmp
     folder, _ = train("two", rows(), members=2)
     export_role(folder.parent, "reward", tmp_path / "out")
     for member, name in enumerate(("model", "model_1")):
-        exported = load_reward_model(tmp_path / "out" / f"member_{member}", torch.float32, CPU)[0]
+        exported = load_reward_model(tmp_path / "out" / f"member_{member}", torch.float32, CPU)
         assert exported.contract == RewardContract.load(folder / name)
     weights_of = folder / "model_1" / "model.safetensors"
     weights_of.write_bytes(weights_of.read_bytes()[:-1] + b"!")
@@ -475,7 +478,7 @@ def test_a_weight_average(
         torch.testing.assert_close(weight, torch.stack([one[name] for one in merged]).mean(dim=0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(load_file(folder / "head.safetensors")["weight"], torch.stack(heads).mean(dim=0))
     assert (heads[0] - heads[1]).abs().max() > 1e-4
-    contract = load_reward_model(folder, torch.float32, CPU)[0].contract
+    contract = load_reward_model(folder, torch.float32, CPU).contract
     assert (contract.aggregate, len(contract.mean)) == ("mean", 1)
 
 
@@ -485,12 +488,13 @@ def test_a_weight_average(
 def test_the_temperature_is_of_normalised_validation_margins(train: Callable[..., Any]) -> None:
     """It maximises the likelihood of the validation pairs under Platt's targets; raw scores are as they were."""
     folder, summary = train("run", rows(), epochs=4)
-    model, chat = load_reward_model(folder, torch.float32, CPU)
+    model = load_reward_model(folder, torch.float32, CPU)
+    chat = model.chat
     margins = []
     for row in (row for row in rows() if row["split"] == "validation"):
         prompt = chat.prompt_ids((Message("user", row["prompt"]),))
         replies = [chat.reply_ids(Completion(response["text"])) for response in row["responses"]]
-        scores = model.scores(pad_right([prompt] * 3, replies, 3, CPU)).tolist()
+        scores = model.contract.normalised(model.raw(pad_right([prompt] * 3, replies, 3, CPU))).tolist()
         ranks = [response["rank"] for response in row["responses"]]
         margins += [scores[i] - scores[j] for i in range(3) for j in range(3) if ranks[i] < ranks[j]]
     q = (len(margins) + 1) / (len(margins) + 2)

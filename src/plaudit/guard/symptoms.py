@@ -145,7 +145,7 @@ def entropy(rows: Sequence[Row], ppo: Settings) -> Finding | None:
 def no_eos(rows: Sequence[Row], ppo: Settings) -> Finding | None:
     """Not asked where cut replies are meant: the missing-EOS rule is none."""
     ending = _last(rows, "eos")
-    if ending is None or ending >= ENDING or ppo.get("missing_eos") == "none":
+    if ending is None or ending >= ENDING or ppo.get("missing_eos") in ("none", "bootstrap"):
         return None
     evidence = f"{_seen(rows, 'eos')}, first {rows[0]['eos']:.3g}, limit {ENDING:g}"
     if rows[0]["eos"] < ENDING:

@@ -21,7 +21,7 @@ from plaudit.stages.recipe import SHARED, Recipe
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.sft import loop as sft
 from plaudit.train.run import Run
-from plaudit.view.report import report
+from plaudit.view.report.write import write_report
 
 
 def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
@@ -83,12 +83,12 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
             reward.run(recipe.reward, replace(run, lora=lora("reward"), optimiser=optimiser("reward")))
         case "ppo":
             run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
-            ppo.run(recipe.ppo, replace(run, max_length=recipe.sft.max_length), _gold(recipe))
+            ppo.train(recipe.ppo, replace(run, max_length=recipe.sft.max_length), _gold(recipe))
         case "evaluate":
             run = replace(run, sampling=sampling("evaluate"))
             evaluate.compare(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
         case "report":
-            report.run(run)
+            write_report(run)
 
 
 def _gold(recipe: Recipe) -> Annotator | None:

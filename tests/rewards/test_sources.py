@@ -20,11 +20,12 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.tokens import pad_right
+from plaudit.rewards import sources as sources_module
 from plaudit.rewards.config import RewardSource, names_of, uses_trained
 from plaudit.rewards.sources import Rewards, score_items
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo.loop import PPOConfig
+from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.recipe import load_recipe
 from plaudit.train.run import Run
 
@@ -73,7 +74,6 @@ def rewards_file(tmp_path: Path) -> str:
         ({"trained": True, "weight": 0}, "weight=0 would leave the source without effect"),
         ({"function": "a:b", "mean": 1.0}, "mean and std are given together"),
         ({"function": "a:b", "mean": 0.0, "std": 0.0}, "greater than 0"),
-        ({"function": "a:b", "mean": 0.0, "std": 1.0, "normalise_on": 8}, "normalise_on would do nothing"),
         ({"trained": True, "mean": 0.0, "std": 1.0}, "mean, std would do nothing for this trained source"),
         ({"function": "a:b", "timeout": 3.0}, "timeout would do nothing for this function source"),
         ({"model": "m", "auth_env": "X", "retries": 1}, "retries, auth_env would do nothing for this model source"),
@@ -175,22 +175,22 @@ def test_two_sources_are_normalised_and_weighed_by_hand(function: str, batch: An
     )
 
 
-def test_moments_are_measured_on_sft_replies_and_kept(batch: Any, rewards_file: str, tmp_path: Path) -> None:
+def test_moments_are_measured_on_sft_replies_and_kept(
+    batch: Any, rewards_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_module, "NORMALISE_ON", 3)
     run, chat, prompts, tokens, texts = batch
-    asked: list[int] = []
-
-    def sample(few: list[Any]) -> Any:
-        asked.append(len(few))
-        return tokens.rows(list(range(len(few))))
-
     sources = [
-        RewardSource(function=f"{rewards_file}:length", normalise_on=3),
+        RewardSource(function=f"{rewards_file}:length"),
         RewardSource(function=f"{rewards_file}:letters", mean=0.0, std=1.0),
         RewardSource(trained=True),
     ]
     rewards = Rewards(sources, run.machine)
-    rewards.prepare(chat, prompts, sample, tmp_path)
-    assert asked == [3]
+    few = rewards.measured_on(prompts)
+    assert few == list(prompts[:3])
+    rewards.measure(chat, few, tokens.rows([0, 1, 2]))
+    assert rewards.measured_on(prompts) == []
+    rewards.save(tmp_path)
     lengths = [len(text) for text in texts[:3]]
     wanted = {"function": (np.mean(lengths), np.std(lengths)), "function_2": (0.0, 1.0)}
     assert rewards.moments == {name: pytest.approx(pair) for name, pair in wanted.items()}
@@ -203,9 +203,9 @@ def test_moments_are_measured_on_sft_replies_and_kept(batch: Any, rewards_file: 
 
 def test_a_source_that_scores_all_alike_is_refused(batch: Any, rewards_file: str, tmp_path: Path) -> None:
     run, chat, prompts, tokens, _ = batch
-    rewards = Rewards([RewardSource(function=f"{rewards_file}:alike", normalise_on=4)], run.machine)
+    rewards = Rewards([RewardSource(function=f"{rewards_file}:alike")], run.machine)
     with pytest.raises(UserError, match=r"rewards\.py:alike: it gives all 4 replies of the SFT model the score 7"):
-        rewards.prepare(chat, prompts, lambda few: tokens, tmp_path)
+        rewards.measure(chat, prompts, tokens)
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 
     def call(name: str = "run", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained)
-        ppo.run(*tiny_stage("ppo", run, **changes))
+        ppo.train(*tiny_stage("ppo", run, **changes))
         return run.folder.path / "ppo"
 
     return call
@@ -303,8 +303,7 @@ def test_ppo_needs_no_reward_model_for_a_function(
     run = tiny_run(tmp_path / "run", trained)
     shutil.rmtree(run.folder.path / "reward")
     shutil.rmtree(run.folder.path / "preferences")
-    config = PPOConfig(**TINY["ppo"], rewards=[{"function": f"{rewards_file}:length", "normalise_on": 6}])
-    ppo.run(config, run)
+    ppo.train(*tiny_stage("ppo", run, rewards=[{"function": f"{rewards_file}:length"}]))
     rows = read_metrics(run.folder.path / "ppo/metrics.jsonl")
     assert all(np.isfinite(row["score_function"]) for row in rows)
     saved = json.loads((run.folder.path / "ppo/rewards.json").read_text())["sources"][0]
@@ -321,7 +320,7 @@ def test_ppo_learns_from_a_function(run_ppo: Callable[..., Path], tmp_path: Path
         "    return {i['id']: i['completion'].count('e') / max(1, len(i['completion'])) for i in items}\n"
     )
     folder = run_ppo(
-        rewards=[{"function": f"{tmp_path / 'e.py'}:share", "normalise_on": 24}], updates=15, batch_size=24,
+        rewards=[{"function": f"{tmp_path / 'e.py'}:share"}], updates=15, batch_size=24,
         minibatch_size=12, micro_batch_size=12, missing_eos_penalty=0.0, kl_coef=0.01, evaluate_every=15, kl_budget=100,
     )  # fmt: skip
     before, after = (row["score_function"] for row in read_metrics(folder / "evaluations.jsonl"))
@@ -331,7 +330,7 @@ def test_ppo_learns_from_a_function(run_ppo: Callable[..., Path], tmp_path: Path
 def test_a_reward_that_fails_stops_the_run(run_ppo: Callable[..., Path], rewards_file: str) -> None:
     """Moments, first look, first update, then the judge goes home: no score of 0 takes its place."""
     with pytest.raises(RunStopped, match=r"rewards\.py:fails_later raised ConnectionError: the judge went home"):
-        run_ppo(rewards=[{"function": f"{rewards_file}:fails_later", "normalise_on": 6}], updates=3)
+        run_ppo(rewards=[{"function": f"{rewards_file}:fails_later"}], updates=3)
 
 
 # --- the whole pipeline ---
@@ -345,7 +344,7 @@ def test_a_run_paid_by_an_endpoint_needs_no_preferences(
     write_recipe: WriteRecipe, tmp_path: Path, plaudit: Plaudit, reward_server: RewardServer
 ) -> None:
     """sft, ppo, evaluate, report; the proxy of evaluation is the endpoint's score by the moments PPO used."""
-    recipe = without_reward_model(write_recipe, tmp_path, {"endpoint": reward_server.url, "normalise_on": 6})
+    recipe = without_reward_model(write_recipe, tmp_path, {"endpoint": reward_server.url})
     done = plaudit("run", recipe)
     assert done.code == 0, done.err
     assert "Skipping preferences and reward: ppo.rewards has no `trained: true`" in done.out
@@ -371,7 +370,7 @@ def test_a_run_paid_by_an_endpoint_needs_no_preferences(
 def test_a_stage_nothing_uses_is_refused_and_from_goes_past_it(
     write_recipe: WriteRecipe, tmp_path: Path, plaudit: Plaudit, rewards_file: str
 ) -> None:
-    source = {"function": f"{rewards_file}:length", "normalise_on": 6}
+    source = {"function": f"{rewards_file}:length"}
     recipe = without_reward_model(write_recipe, tmp_path, source)
     assert plaudit("sft", recipe).code == 0
     refused = plaudit("reward", recipe)
