@@ -476,7 +476,7 @@ def home(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(home: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Path:
     """That directory, as it was made, as the working directory; the run's recipe holds its path, so it is not moved."""
     shutil.rmtree(home)
     shutil.copytree(home.with_name("fresh"), home)
