@@ -33,7 +33,7 @@ from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
 from plaudit.guard import invariants
 from plaudit.guard.doctor import latest
-from plaudit.guard.invariants import digest
+from plaudit.guard.invariants import joint_fingerprint
 from plaudit.guard.watch import verdict
 from plaudit.models.config import LoraSettings
 from plaudit.models.export import export_policy
@@ -73,7 +73,7 @@ def run(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict
     checks, stopped, seconds = RunChecks(trainer), None, list[float]()
     looks = Looks(trainer, validation, annotator, folder)
     keeper = Keeper(config.keep_by, config.watch.patience, config.kl_budget)
-    saver = Saver(run, "ppo", {what: digest(found) for what, found in checks.before.items()}, trainer.ranks)
+    saver = Saver(run, "ppo", {what: joint_fingerprint(found) for what, found in checks.before.items()}, trainer.ranks)
     if saver.state is not None:
         seconds = unpack(saver.state, trainer, looks, keeper)
     else:
