@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from plaudit.guard.watch import KL_BUDGET
+from plaudit.guard.limits import KL_BUDGET
 from plaudit.view.text import number, percent
 
 # Drawn in these, shown in the page's variable of the same name; colour-blind safe by hue and by lightness.

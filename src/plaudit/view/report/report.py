@@ -14,7 +14,7 @@ import numpy as np
 
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
-from plaudit.guard.watch import KL_BUDGET
+from plaudit.guard.limits import KL_BUDGET
 from plaudit.run.display import console, format_value, stage_table
 from plaudit.run.folder import ENVIRONMENT, RECIPE, needed_stages, read_recipe
 from plaudit.run.metrics import read_metrics
