@@ -14,13 +14,13 @@ import uvicorn
 from label_page import DESKTOP, PHONE, order, watched
 from sqlalchemy import select
 
-from plaudit.label.db.database import snapshot, writing
-from plaudit.label.db.people import make_invite
+from plaudit.label.db.database import open_project, snapshot, writing
 from plaudit.label.db.schema import label, lease
+from plaudit.label.people import make_invite
 from plaudit.label.queue.items import Draft, add_items
-from plaudit.label.serve import open_project, settle
+from plaudit.label.queue.leases import settle
 from plaudit.label.web.app import create_app
-from plaudit.records import Completion, Message
+from plaudit.records import Completion, Message, Prompt
 
 PASSWORD = "a long password"
 
@@ -30,11 +30,9 @@ def draft(number: int, task: str, *replies: str) -> Draft:
     sources = tuple(f"secret-{k}" for k in range(len(replies)))
     return Draft(
         task=task,
-        messages=(Message("user", f"Question {number}?"),),
+        prompt=Prompt(f"secret-{number}", (Message("user", f"Question {number}?"),), "secret-kind", "train"),
         replies=tuple(map(Completion, replies)),
         sources=sources,
-        prompt_id=f"secret-{number}",
-        kind="secret-kind",
         source_file="secret.jsonl",
     )
 
@@ -43,7 +41,8 @@ def draft(number: int, task: str, *replies: str) -> Draft:
 def service(tmp_path: Path) -> Iterator[SimpleNamespace]:
     """The real application on SQLite, on a port of this machine, with one item of each task."""
     engine = open_project(tmp_path / "labels.sqlite", "Kind replies")
-    settle(engine, {"guidelines": "Be **fair**."})
+    with writing(engine) as connection:
+        settle(connection, {"guidelines": "Be **fair**."})
     add_items(
         engine, [draft(1, "rank", "one", "two", "three"), draft(2, "compare", "left", "right"), draft(3, "write", "x")]
     )

@@ -38,10 +38,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plaudit.label.db.ledger import Label, Ledger, standing
-from plaudit.label.db.store import ItemRow
+from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
+from plaudit.label.quality.agreement import agreement, ranked
 from plaudit.label.quality.alarms import alarms
-from plaudit.label.quality.quality import agreement, person_quality, ranked
+from plaudit.label.quality.annotator import MEASURES, person_quality
 from plaudit.label.quality.sources import source_table, win_rate
 
 DAYS = 30
@@ -57,7 +57,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     for row in agreed["between"]:
         row["first"], row["second"] = names[row["first"]], names[row["second"]]
     people = _people(ledger, items, labels, now)
-    comparing = [label for label in ranked(labels, "normal") if items[label.item].task == "compare"]
+    comparing = [label for label in ranked(labels) if items[label.item].task == "compare"]
     progress = _progress(ledger, labels, now)
     return {
         "name": ledger.name,
@@ -69,7 +69,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
         "verdicts": _verdicts(labels),
         "flags": _flags(labels),
         "alarms": alarms(people, agreed, progress),
-        "sources": source_table(ledger.items, ranked(labels, "normal")),
+        "sources": source_table(ledger.items, ranked(labels)),
         "compare": win_rate(ledger.items, comparing, "ppo", "sft"),
     }
 
@@ -120,22 +120,6 @@ def _days(labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
 
 def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
     measured = person_quality(items, labels)
-    nothing = dict.fromkeys(
-        (
-            "seconds",
-            "too_fast",
-            "ties",
-            "all_bad",
-            "cannot_judge",
-            "earlier_wins",
-            "first_is_best",
-            "longer_wins",
-            "gold",
-            "self",
-            "others",
-            "reliability",
-        )
-    )
     rows = []
     for person in ledger.people:
         own = [label for label in labels if label.person == person.id]
@@ -150,7 +134,7 @@ def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], 
                 "late": sum(label.late for label in own),
                 "corrected": sum(label.supersedes is not None for label in own),
                 "last": max((label.created for label in own), default=None),
-                **measured.get(person.id, nothing),
+                **measured.get(person.id, dict.fromkeys(MEASURES)),
             }
         )
     return sorted(rows, key=lambda row: (-row["labels"], row["name"]))

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit.label.queue import queue
-from plaudit.label.queue.queue import Conflict, Stored
+from plaudit.label.queue import leases
+from plaudit.label.queue.leases import Conflict, Stored
 from plaudit.label.web import views
 from plaudit.label.web.service import Refused, authorised, service_of
 
@@ -52,14 +52,14 @@ def get_me(request: Request) -> dict[str, Any]:
 @router.post("/claim")
 def post_claim(request: Request, body: ClaimBody) -> Any:
     caller = authorised(request)
-    claimed = service_of(request).write(lambda connection: queue.claim(connection, caller.id, body.task))
+    claimed = service_of(request).write(lambda connection: leases.claim(connection, caller.id, body.task))
     return Response(status_code=204) if claimed is None else views.claimed_view(claimed)
 
 
 @router.post("/release")
 def post_release(request: Request, body: ReleaseBody) -> dict[str, Any]:
     caller = authorised(request)
-    service_of(request).write(lambda connection: queue.release(connection, caller.id, body.lease))
+    service_of(request).write(lambda connection: leases.release(connection, caller.id, body.lease))
     return {"released": True}
 
 
@@ -68,7 +68,7 @@ def post_submit(request: Request, body: SubmitBody) -> dict[str, Any]:
     caller = authorised(request)
     return _stored(
         service_of(request).write(
-            lambda connection: queue.submit(connection, caller.id, body.lease, body.client_id, body.positions)
+            lambda connection: leases.submit(connection, caller.id, body.lease, body.client_id, body.positions)
         )
     )
 
@@ -78,7 +78,7 @@ def post_correct(request: Request, body: CorrectBody) -> dict[str, Any]:
     caller = authorised(request)
     return _stored(
         service_of(request).write(
-            lambda connection: queue.correct(connection, caller.id, body.seq, body.client_id, body.positions)
+            lambda connection: leases.correct(connection, caller.id, body.seq, body.client_id, body.positions)
         )
     )
 

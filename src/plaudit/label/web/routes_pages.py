@@ -16,7 +16,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from itsdangerous import BadSignature, TimestampSigner
 
 from plaudit.errors import UserError
-from plaudit.label.db import people, store
+from plaudit.label import people
+from plaudit.label.db import ledger
 from plaudit.label.web.render import page_html
 from plaudit.label.web.service import COOKIE, LOGIN_COOKIE, Service, address_of, authorised, caller_of, service_of
 
@@ -131,7 +132,7 @@ def _invite_form(request: Request, token: str, name: str, error: str | None = No
 
 
 def _project(request: Request) -> str:
-    return service_of(request).read(store.project).name
+    return service_of(request).read(ledger.project).name
 
 
 def _form(

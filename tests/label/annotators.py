@@ -18,7 +18,7 @@ from sqlalchemy import Engine, insert
 
 from plaudit.label.db.database import connect, writing
 from plaudit.label.db.schema import person
-from plaudit.label.queue import queue
+from plaudit.label.queue import leases
 from plaudit.label.web.app import create_app
 
 Judge = Callable[[list[str]], dict[str, Any]]
@@ -35,11 +35,11 @@ def join(engine: Engine, name: str) -> int:
 def label_next(engine: Engine, who: int, judge: Judge, task: str | None = None) -> bool:
     """Claim and submit one item; False when nothing is left."""
     with writing(engine) as connection:
-        claimed = queue.claim(connection, who, task)
+        claimed = leases.claim(connection, who, task)
         if claimed is None:
             return False
         shown = [claimed.replies[reply]["text"] for reply in claimed.order]
-        queue.submit(connection, who, claimed.lease, str(uuid.uuid4()), judge(shown))
+        leases.submit(connection, who, claimed.lease, str(uuid.uuid4()), judge(shown))
         return True
 
 
