@@ -25,8 +25,8 @@ import numpy as np
 import task
 from plaudit.dist.machine import peak_rss_mb
 from plaudit.models.load import load_tokenizer
-from plaudit.run.folder import versions
 from plaudit.run.metrics import read_metrics
+from plaudit.run.provenance import versions
 from plaudit.stages.pipeline import run_stage
 from prepared import begin
 

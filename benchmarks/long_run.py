@@ -25,8 +25,9 @@ from plaudit.errors import UserError
 from plaudit.guard.monitors import repeated_trigrams
 from plaudit.models.load import load_tokenizer
 from plaudit.records import Message, Prompt
-from plaudit.run.folder import MANIFEST, read_recipe, versions
+from plaudit.run.folder import MANIFEST, read_recipe
 from plaudit.run.metrics import read_metrics
+from plaudit.run.provenance import versions
 from plaudit.stages.pipeline import prepare, run_pipeline
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.recipe import load_recipe

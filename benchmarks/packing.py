@@ -23,7 +23,7 @@ from plaudit.models.kernels.attention import prompt_sharing_refused, use_packed_
 from plaudit.models.load import load_model, quiet_libraries, resolve
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pack_tokens, pad_right
-from plaudit.run.folder import versions
+from plaudit.run.provenance import versions
 
 ROWS = task.MICRO_BATCH
 NEED = frozenset({"logprobs", "values"})

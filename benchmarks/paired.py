@@ -19,7 +19,7 @@ import numpy as np
 
 import pairs as workload
 from plaudit.algo.statistics import bootstrap_interval
-from plaudit.data.files import sha256
+from plaudit.data.hashes import sha256
 
 
 def verdicts(path: Path, digest: str, count: int) -> list[float]:

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import Reading, read_rankings, sha256, write_rows
+from plaudit.data.files import Reading, read_rankings, write_rows
 from plaudit.data.formats.rows import BadRow
+from plaudit.data.hashes import sha256
 from plaudit.models.load import load_tokenizer, resolve
 from plaudit.records import Message, Preference, preferences_of
 

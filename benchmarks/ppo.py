@@ -30,8 +30,8 @@ import task
 from plaudit.data.files import write_rows
 from plaudit.dist.machine import choose_machine
 from plaudit.models.load import load_tokenizer, resolve
-from plaudit.run.folder import versions
 from plaudit.run.metrics import read_metrics
+from plaudit.run.provenance import versions
 from prepared import begin
 
 HELD_OUT = 2

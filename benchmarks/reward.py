@@ -25,12 +25,15 @@ from typing import Any
 
 import pairs as workload
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_rows, sha256, write_json, write_rows
+from plaudit.data.files import read_rows, write_json, write_rows
+from plaudit.data.hashes import sha256
 from plaudit.dist.machine import choose_machine, peak_rss_mb
 from plaudit.models.config import LoraSettings
+from plaudit.models.kernels import attention
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Completion, Message, Preference, Prompt, Ranking
-from plaudit.run.folder import RunFolder, versions
+from plaudit.run.folder import RunFolder
+from plaudit.run.provenance import versions
 from plaudit.stages.reward import loop as reward
 from plaudit.train.run import Run
 
@@ -62,10 +65,14 @@ def settings(train: list[Ranking], micro: int, share: bool) -> reward.RewardConf
     pairs = sum(len(ranking.pairs()) for ranking in train)
     step = max(1, round(BATCH * len(train) / pairs)) if share else BATCH
     return reward.RewardConfig(
-        epochs=1, rankings_per_step=step, rankings_per_micro_batch=micro if step % micro == 0 else 1,
-        layout="shared" if share else "packed", learning_rate=2e-4, warmup_steps=4, max_grad_norm=1.0,
+        epochs=1,
+        rankings_per_step=step,
+        rankings_per_micro_batch=micro if step % micro == 0 else 1,
+        learning_rate=2e-4,
+        warmup_steps=4,
+        max_grad_norm=1.0,
         lora=LoraSettings(r=16, alpha=32),
-    )  # fmt: skip
+    )
 
 
 def read(source: str, data: Path, limit: int | None) -> workload.Pairs:
@@ -92,6 +99,8 @@ def measure(
     given = read(source, data, limit)
     train = by_prompt(given.train) if share else as_rankings(given.train, "train")
     config = settings(train, micro, share)
+    if not share:  # each reply gets its prompt
+        attention.prompt_sharing_refused = lambda model: "one ranking a pair"
     with tempfile.TemporaryDirectory() as home:
         folder = RunFolder.open(Path(home) / "run", f"name: benchmark\nseed: {seed}\n", resume=False)
         (folder.stage("sft") / "model").symlink_to(Path(source).resolve())

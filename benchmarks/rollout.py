@@ -26,7 +26,7 @@ from plaudit.models.config import LoraSettings
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.roles import Roles
 from plaudit.rollout.inprocess import InProcessEngine
-from plaudit.run.folder import versions
+from plaudit.run.provenance import versions
 
 NO_END = -1
 

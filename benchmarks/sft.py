@@ -23,7 +23,8 @@ from plaudit.data.packing import Example
 from plaudit.dist.machine import choose_machine, peak_rss_mb
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message
-from plaudit.run.folder import RunFolder, versions
+from plaudit.run.folder import RunFolder
+from plaudit.run.provenance import versions
 from plaudit.stages.sft import loop as sft
 from plaudit.stages.sft.config import SFTConfig
 from plaudit.train.run import Run

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import task
-from plaudit.data.files import sha256
-from plaudit.run.folder import versions
-from plaudit.stages.pipeline import STAGES
+from plaudit.data.hashes import sha256
+from plaudit.run.folder import STAGES
+from plaudit.run.provenance import versions
 from plaudit.stages.ppo import loop as ppo
 
 DEMO = Path(ppo.__file__).parents[1] / "recipes" / "demo.yaml"

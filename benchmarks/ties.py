@@ -40,7 +40,7 @@ from torch import Tensor
 
 from plaudit.algo.preferences import bradley_terry_loss, davidson_loss, plackett_luce_loss
 from plaudit.algo.statistics import bootstrap_interval
-from plaudit.run.folder import versions
+from plaudit.run.provenance import versions
 
 TRAIN, HELD_OUT, K = 200, 1000, 4
 FEATURES = 20

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from plaudit.data.files import sha256
+from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped
 from plaudit.stages import pipeline
 from plaudit.view import chat

@@ -1,7 +1,6 @@
 """JSONL in and out: every mistake is named with its place, field and value; a file is written whole or not at all."""
 
 import gzip
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -428,13 +427,40 @@ def test_the_file_appears_in_one_step(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
-def test_the_hash_is_that_of_the_bytes(tmp_path: Path, size: int) -> None:
-    data = bytes(i % 251 for i in range(size))
-    (tmp_path / "a").write_bytes(data)
-    assert files.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+# --- folders ---
 
 
-def test_the_hash_of_nothing_is_the_published_one(tmp_path: Path) -> None:
-    (tmp_path / "a").touch()
-    assert files.sha256(tmp_path / "a").startswith("e3b0c44298fc1c149afbf4c8996fb924")
+def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    with files.whole_folder(tmp_path / "model") as part:
+        (part / "new").touch()
+        assert names(tmp_path / "model") == ["old"]
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["new"]
+
+
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    with pytest.raises(FileNotFoundError), files.whole_folder(tmp_path / "model") as part:
+        (part / "new" / "file").touch()
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["old"]
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    rename = Path.replace
+
+    def fails(source: Path, target: Path) -> Path:
+        if ".part" in source.name:
+            raise OSError("the disk fails")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="the disk fails"), files.whole_folder(tmp_path / "model") as part:
+        (part / "new").touch()
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["old"]

@@ -16,7 +16,7 @@ from plaudit.cli import main as cli
 from plaudit.errors import RankLost
 from plaudit.run.folder import finished_stages
 from plaudit.run.metrics import read_metrics
-from plaudit.stages.pipeline import STAGES
+from plaudit.run.folder import STAGES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/distributed.md"
 SECONDS = 300

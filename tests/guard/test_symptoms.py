@@ -1,6 +1,5 @@
 """Symptoms from rows that are set by hand: each is named beyond its limit and not before it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +143,6 @@ def test_the_watch_speaks_through_the_doctor_also_when_it_may_not_stop_the_run()
 
 def test_columns_that_are_absent_are_not_looked_at() -> None:
     assert symptoms([{"update": i} for i in range(20)]) == []
-
-
-def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
-    log = tmp_path / "metrics.jsonl"
-    log.write_text(json.dumps({"update": 1}) + "\n" + '{"update": 2, "sco')
-    assert doctor.read_rows(log) == [{"update": 1}]
-    assert doctor.read_rows(tmp_path / "none.jsonl") == []
 
 
 def test_a_folder_without_a_run_or_without_updates_is_said_to_be_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ import pytest
 import yaml
 
 from plaudit.errors import UserError
-from plaudit.run import folder as folder_module
-from plaudit.run.folder import RunFolder, environment, free_folder, read_recipe, versions
+from plaudit.run.folder import RunFolder, free_folder, read_recipe
+from plaudit.run.provenance import environment, versions
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 RECIPE: dict[str, Any] = {
@@ -278,7 +279,7 @@ def test_a_stage_that_begins_forgets_itself_and_all_later_ones(run: RunFolder) -
     for name in ("summary.json", "report.html"):
         (run.path / name).write_text("old")
     before = run.finished()
-    run.begin("reward", STAGES)
+    run.begin("reward")
     assert run.finished() == {name: before[name] for name in ("sft", "preferences")}
     for stage in ("sft", "preferences"):
         assert (run.path / stage / "inner" / "result.txt").read_text() == f"made by {stage}"
@@ -290,7 +291,7 @@ def test_a_stage_that_begins_forgets_itself_and_all_later_ones(run: RunFolder) -
 def test_what_a_stopped_stage_left_is_gone_when_it_begins_again(run: RunFolder) -> None:
     (run.stage("sft") / "half").write_text("x")
     assert "sft" not in run.finished()
-    run.begin("sft", STAGES)
+    run.begin("sft")
     assert list(run.stage("sft").iterdir()) == []
 
 
@@ -301,20 +302,20 @@ def test_a_stage_that_goes_on_keeps_its_files_but_not_halves_of_files(run: RunFo
     (stage / "inner" / "half.json.part").write_text("x")
     (stage / "model.part-123").mkdir()
     (stage / "model.part-123" / "weights.part").write_text("x")
-    run.begin("preferences", STAGES, resume=True)
+    run.begin("preferences", resume=True)
     assert list(run.finished()) == ["sft"]
     left = sorted(str(one.relative_to(stage)) for one in stage.rglob("*"))
     assert left == ["checkpoints", "checkpoints/00000001", "inner", "inner/result.txt"]
     run.end("preferences", 1.0, {})
     assert list(run.finished()["preferences"]["files"]) == ["preferences/inner/result.txt"]
     run.drop_checkpoints("preferences")
-    run.begin("preferences", STAGES, resume=True)
+    run.begin("preferences", resume=True)
     assert not stage.exists(), "without a checkpoint it begins anew"
 
 
 def test_a_stage_stopped_between_begin_and_end_is_not_in_the_manifest(run: RunFolder) -> None:
     fill(run, "sft", "preferences")
-    run.begin("preferences", STAGES)
+    run.begin("preferences")
     (run.stage("preferences") / "rankings.jsonl").write_text("x")
     assert list(run.finished()) == ["sft"]
 
@@ -355,5 +356,5 @@ def test_an_environment_without_git_says_so(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment()["git"] is None
-    monkeypatch.setattr(folder_module.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     assert environment()["git"] is None

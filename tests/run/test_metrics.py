@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plaudit.data.files import write_rows
 from plaudit.errors import UserError
 from plaudit.run.metrics import Metrics, read_metrics
 
@@ -26,6 +27,17 @@ def test_a_row_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
         for step in range(3):
             metrics.log(step=step)
             assert [row["step"] for row in read_metrics(tmp_path / "m.jsonl")] == list(range(step + 1))
+
+
+def test_a_log_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(json.dumps({"update": 1}) + "\n" + '{"update": 2, "sco')
+    assert read_metrics(log) == [{"update": 1}]
+
+
+def test_a_line_separator_inside_a_reply_ends_no_line(tmp_path: Path) -> None:
+    write_rows(tmp_path / "replies.jsonl", [{"sft": "a\u2028b\u0085c"}, {"sft": "d"}])
+    assert [row["sft"] for row in read_metrics(tmp_path / "replies.jsonl")] == ["a\u2028b\u0085c", "d"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])

@@ -9,13 +9,15 @@ import pytest
 import yaml
 
 from conftest import TINY
-from plaudit.data.files import read_rankings, sha256
+from plaudit.data.files import read_rankings
+from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
 from plaudit.models.load import load_tokenizer
+from plaudit.run.folder import STAGES
 from plaudit.run.metrics import read_metrics
 from plaudit.stages import pipeline
 from plaudit.stages.evaluate import loop as evaluate
-from plaudit.stages.pipeline import STAGES, run_pipeline
+from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import load_recipe
 
 MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

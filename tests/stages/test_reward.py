@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from conftest import CPU, TINY, write_lines
-from plaudit.data.files import sha256
+from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.config import LoraSettings
 from plaudit.models.kernels import attention
+from plaudit.models.kernels.attention import Layout
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message, Prompt, Ranking
@@ -183,9 +184,9 @@ OPTIONS: dict[str, tuple[Callable[[], Rows], dict[str, Any]]] = {
     "lora": (rows, {"lora": {"r": 4, "alpha": 4}}),
 }
 ELSEWHERE = {
-    "rankings_per_micro_batch", "layout", "evaluate_every", "evaluate_on", "normalise_on", "members", "aggregate",
-    "aggregate_k", "aggregate_beta",
-}  # fmt: skip
+    *("rankings_per_micro_batch", "evaluate_every", "evaluate_on", "normalise_on"),
+    *("members", "aggregate", "aggregate_k", "aggregate_beta"),
+}
 
 
 @pytest.mark.row(28)
@@ -247,13 +248,23 @@ def test_a_tie_too_large_for_plackett_luce_is_refused() -> None:
 # Layouts.
 
 
+def _prepared(model: PreTrainedModel, layout: Layout) -> Layout:
+    """What a model gets that allows no more than `layout`."""
+    if layout.packs:
+        assert attention.prepare_attention(model).kind == "shared"
+    return layout
+
+
 @pytest.mark.parametrize("loss", ["pairs", "davidson", "plackett_luce"])
-def test_the_layout_does_not_change_the_result(loss: str, train: Callable[..., Any]) -> None:
+def test_the_layout_does_not_change_the_result(
+    loss: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = {}
-    for layout in ("padded", "packed", "shared"):
-        folder, summary = train(layout, rows(), layout=layout, loss=loss, learning_rate=1e-3)
-        assert summary["layout"] == layout
-        found[layout] = weights(folder)
+    for layout in (Layout("padded"), Layout("packed"), Layout("shared")):
+        monkeypatch.setattr(reward, "prepare_attention", lambda model, layout=layout: _prepared(model, layout))
+        folder, summary = train(layout.kind, rows(), loss=loss, learning_rate=1e-3)
+        assert summary["layout"] == layout.kind
+        found[layout.kind] = weights(folder)
     assert apart(found["padded"], found["packed"]) < 1e-5
     assert apart(found["padded"], found["shared"]) < 1e-5
 
@@ -261,14 +272,14 @@ def test_the_layout_does_not_change_the_result(loss: str, train: Callable[..., A
 def test_a_model_that_cannot_pack_is_padded_and_says_why(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reward, "use_packed_attention", lambda model: "its tokens see other examples of the row")
+    monkeypatch.setattr(attention, "use_packed_attention", lambda model: "its tokens see other examples of the row")
     assert train("run", rows())[1]["layout"] == "padded: its tokens see other examples of the row"
 
 
 def test_a_model_that_cannot_share_is_packed_and_says_why(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reward, "prompt_sharing_refused", lambda model: "a reply comes out otherwise")
+    monkeypatch.setattr(attention, "prompt_sharing_refused", lambda model: "a reply comes out otherwise")
     assert train("run", rows())[1]["layout"] == "packed: a reply comes out otherwise"
     assert attention.PACKED  # the layout before it did go through the packed attention
 
@@ -443,9 +454,9 @@ def test_a_weight_average(
     plain_save, plain_build = reward.save, reward.build
 
     def build(*arguments: Any) -> Any:
-        trainer, layout = plain_build(*arguments)
+        trainer = plain_build(*arguments)
         starts.append([head.weight.clone() for head in trainer.model.score_heads])
-        return trainer, layout
+        return trainer
 
     def save(config: RewardConfig, run: Run, trainer: Trainer, folder: Path) -> None:
         names = ("reward", "reward_1", "reward_2")

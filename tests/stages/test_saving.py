@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from plaudit.cli import main as cli
-from plaudit.data.files import sha256
+from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
 from plaudit.run import stopping
 from plaudit.run.metrics import read_metrics

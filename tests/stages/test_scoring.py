@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from conftest import TINY, RewardServer, make_tokenizer
 from plaudit.algo.rewards import weighted_scores
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import sha256
+from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.tokens import pad_right
 from plaudit.rewards.config import RewardSource, names_of, uses_trained

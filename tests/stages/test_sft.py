@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, modeling_utils
 from conftest import TINY, tiny_rows, write_lines
 from plaudit.data.files import read_demonstrations
 from plaudit.errors import UserError
+from plaudit.models.kernels import attention
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.pipeline import prepare, run_pipeline
 from plaudit.stages.recipe import load_recipe
@@ -88,7 +89,7 @@ def test_packing_changes_nothing_but_the_layout(tmp_path: Path, tiny_run: Make) 
 def test_a_model_that_cannot_be_packed_is_padded_and_says_so(
     tmp_path: Path, tiny_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sft, "use_packed_attention", lambda model: "its tokens see other examples of the row")
+    monkeypatch.setattr(attention, "use_packed_attention", lambda model: "its tokens see other examples of the row")
     folder, summary = train(tiny_run(tmp_path / "padded"), **ONE)
     assert summary["layout"] == "padded: its tokens see other examples of the row"
     monkeypatch.undo()

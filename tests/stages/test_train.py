@@ -17,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from conftest import TINY, write_lines
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_rankings, sha256
+from plaudit.data.files import read_rankings
+from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.kernels.fused import plain
 from plaudit.models.roles import PACKED_BELOW, RoleOutput, plain_logprobs

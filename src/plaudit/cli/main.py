@@ -81,7 +81,8 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
-    from plaudit.stages.pipeline import STAGES, run_pipeline
+    from plaudit.run.folder import STAGES
+    from plaudit.stages.pipeline import run_pipeline
     from plaudit.stages.recipe import load_recipe
 
     if start is not None and start not in STAGES:
@@ -165,7 +166,7 @@ def data_convert(
     on_bad_row: Annotated[str, typer.Option(help="stop, or quarantine: set bad rows aside.")] = "stop",
 ) -> None:
     """Write the rows as canonical JSON lines."""
-    from plaudit.data.formats.convert import convert
+    from plaudit.data.convert import convert
 
     if on_bad_row not in ("stop", "quarantine"):
         raise UserError(f"--on-bad-row {on_bad_row!r}: write stop or quarantine")

@@ -4,13 +4,14 @@ Reads prompts, demonstrations and rankings, of any format (data/formats.py) in a
 writes JSON lines, whole or not at all.
 """
 
-import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from plaudit.data.formats.reader import Reader, prompt_of
 from plaudit.data.formats.rows import BadRow, json_lines
@@ -91,20 +92,62 @@ def read_rankings(path: Path, reading: Reading = _STRICT) -> list[Ranking]:
     return [record for record in records if isinstance(record, Ranking)]
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is at `path` when the block has ended, flushed to disk, replacing what was there; an error leaves
+    what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder, empty at first, that is at `path` when the block has ended, replacing what was there; an error leaves
+    what was there."""
+    part, gone = path.with_name(f"{path.name}.part-{os.getpid()}"), path.with_name(path.name + ".gone")
+    for old in (part, gone):
+        shutil.rmtree(old, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            path.replace(gone)  # at no moment is there a half-deleted folder of this name
+        part.replace(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        if gone.exists() and not path.exists():
+            gone.replace(path)
+        raise
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def clear_halves(folder: Path) -> None:
+    """Delete what a killed process left half-written or half-deleted in a folder and below."""
+    for one in sorted([*folder.rglob("*.part*"), *folder.rglob("*.gone")]):
+        if one.is_dir():
+            shutil.rmtree(one)
+        else:
+            one.unlink(missing_ok=True)  # it may have gone with its folder
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, as `write_bytes` does."""
+    """Write a file whole or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as handle:
+    """Write a file whole or not at all."""
+    with whole_file(path) as handle:
         handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,14 +155,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One JSON object a line, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """One JSON object a line, whole or not at all."""
+    with whole_file(path) as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

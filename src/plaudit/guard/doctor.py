@@ -8,19 +8,18 @@ in arithmetic.py; what needs the model is checked inside the run (invariants.py)
     plaudit doctor RUN
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from plaudit.data.files import sha256
+from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
 from plaudit.guard import arithmetic
 from plaudit.guard.arithmetic import Stored
 from plaudit.guard.symptoms import CHECKS, Finding, Row, Settings, symptoms
 from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.run.folder import finished_stages, read_recipe
+from plaudit.run.metrics import read_metrics
 
 ROLLOUTS = 12
 """Updates whose rollout is recomputed: the first, the last, and others evenly between."""
@@ -47,11 +46,11 @@ class Examination:
 def examine(folder: Path) -> Examination:
     """Look at the run in `folder`; UserError where there is no run, or one whose PPO stage has not logged anything."""
     recipe = read_recipe(folder)
-    metrics = folder / "ppo/metrics.jsonl"
-    rows = read_rows(metrics)
+    metrics, evaluations = folder / "ppo/metrics.jsonl", folder / "ppo/evaluations.jsonl"
+    rows = read_metrics(metrics) if metrics.is_file() else []
     if not rows:
         raise UserError(f"{metrics} is missing or empty: PPO has not finished an update here; there is nothing to see")
-    looks = read_rows(folder / "ppo/evaluations.jsonl")
+    looks = read_metrics(evaluations) if evaluations.is_file() else []
     files = stored_rollouts(folder)
     chosen = _spread(list(files), ROLLOUTS)
     by_update = {int(row["update"]): row for row in rows}
@@ -72,14 +71,6 @@ def latest(rows: Sequence[Row], ppo: Settings | None = None) -> str | None:
         if found is not None:
             return f"{found.name}: {found.change}"
     return None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log that may still be written to: a last line without its end is not read yet."""
-    if not path.is_file():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _spread(updates: Sequence[int], count: int) -> list[int]:

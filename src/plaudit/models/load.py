@@ -8,7 +8,6 @@ import contextlib
 import io
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from plaudit.data.cache import cache_folder
-from plaudit.data.files import sha256
+from plaudit.data.files import whole_folder
+from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
 from plaudit.run.display import console
 
@@ -213,11 +213,6 @@ def _check_plain_logits(config: Any, source: str) -> None:
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """A Hugging Face checkpoint (safetensors, config, tokenizer with its chat template), whole or not at all."""
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    try:
+    with whole_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

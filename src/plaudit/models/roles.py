@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit import rng
+from plaudit.data.files import whole_folder
 from plaudit.errors import UserError
 from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
@@ -249,13 +250,12 @@ class Roles(nn.Module):
         if isinstance(config.target_modules, set):
             # A set of texts has another order in every process, and the file would have it too.
             config.target_modules = sorted(config.target_modules)
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        self.peft.save_pretrained(str(part), selected_adapters=[name])
-        shutil.rmtree(folder, ignore_errors=True)
-        # PEFT puts a named adapter into a folder of that name.
-        (part / name).replace(folder)
-        shutil.rmtree(part)
+        with whole_folder(folder) as part:
+            # PEFT puts a named adapter into a folder of that name, beside a model card.
+            self.peft.save_pretrained(str(part / "peft"), selected_adapters=[name])
+            for file in sorted((part / "peft" / name).iterdir()):
+                file.replace(part / file.name)
+            shutil.rmtree(part / "peft")
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The frozen base's own tensors, by name: neither adapters nor heads."""

@@ -6,7 +6,6 @@ models whose heads come from linear probing.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plaudit.data.files import write_json
+from plaudit.data.files import whole_folder, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,13 +32,9 @@ def average_adapters(folders: Sequence[Path], to: Path) -> None:
         joined[name] = torch.cat([member[name] for member in members], dim=0 if kind == "lora_A" else 1).contiguous()
     assert not config["use_rslora"] and not config["rank_pattern"] and not config["alpha_pattern"]
     config["r"] *= len(members)
-    part = to.with_name(to.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file(joined, part / WEIGHTS, metadata={"format": "pt"})
-    write_json(part / CONFIG, config)
-    shutil.rmtree(to, ignore_errors=True)
-    part.replace(to)
+    with whole_folder(to) as part:
+        save_file(joined, part / WEIGHTS, metadata={"format": "pt"})
+        write_json(part / CONFIG, config)
 
 
 def average_heads(heads: Sequence[Tensor]) -> Tensor:

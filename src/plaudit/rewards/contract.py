@@ -1,10 +1,8 @@
 """What a saved reward model was trained with."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from plaudit.algo.ensembles import aggregate
 from plaudit.algo.names import Aggregation
 from plaudit.algo.rewards import normalise
 from plaudit.data.files import write_json
+from plaudit.data.hashes import sha256_json
 from plaudit.errors import UserError
 
 CONTRACT = "reward.json"
@@ -60,7 +59,7 @@ class RewardContract:
 
     def save(self, folder: Path) -> None:
         values = asdict(self)
-        write_json(folder / CONTRACT, {**values, "sha256": _digest(values)})
+        write_json(folder / CONTRACT, {**values, "sha256": sha256_json(values, ensure_ascii=False)})
 
     @classmethod
     def load(cls, folder: Path) -> "RewardContract":
@@ -77,7 +76,7 @@ class RewardContract:
         if not isinstance(values, dict) or values.keys() != names | {"sha256"}:
             odd = sorted((names | {"sha256"}) ^ set(values))
             raise UserError(f"{path}: not of this version of Plaudit (fields {', '.join(odd)} differ); {again}")
-        if values.pop("sha256") != _digest(values):
+        if values.pop("sha256") != sha256_json(values, ensure_ascii=False):
             raise UserError(f"{path}: its contents are not those that were saved (their SHA-256 differs); {again}")
         golden = tuple(tuple(row) for row in values["golden"])
         listed = {name: tuple(values[name]) for name in ("mean", "std")}
@@ -93,8 +92,3 @@ class RewardContract:
                     f"the reward model was trained with {name}={getattr(self, name)!r}, this run uses {value!r}; "
                     "its scores would mean something else: use the same tokenizer and system prompt, or train it again"
                 )
-
-
-def _digest(values: dict[str, Any]) -> str:
-    """SHA-256 of a contract's values, whatever their order in the file."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

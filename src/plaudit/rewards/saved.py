@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import sha256
+from plaudit.data.hashes import sha256, sha256_json
 from plaudit.errors import UserError
 from plaudit.models.full import FullReward
 from plaudit.models.heads import HEAD, head_file, load_head
@@ -187,7 +187,7 @@ def _sha256(path: Path) -> str:
     except ValueError as error:
         raise UserError(f"{path}: damaged: not JSON ({error}); copy it again") from error
     values.pop("base_model_name_or_path", None)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return sha256_json(values)
 
 
 def weights_and_rules(folder: Path) -> list[str]:

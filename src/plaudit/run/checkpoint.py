@@ -2,10 +2,10 @@
 
     STAGE/checkpoints/00012/  state.json  tensors-0000.safetensors  ...  manifest.json
 
-A checkpoint is written into a fresh folder `00012.part`: every file is flushed to disk, the manifest with their SHA-256
-comes last, then the folder is renamed and its parent flushed. So a folder with a final name is whole unless the disk
-changed it later, and that is found: `newest` hashes every file, names what is torn and takes the one before it. Old
-checkpoints go only after the new one is whole. What is in the files belongs to whoever saves them.
+A checkpoint is written into a fresh folder under another name: every file is flushed to disk, the manifest with their
+SHA-256 comes last, then the folder is renamed and its parent flushed. So a folder with a final name is whole unless the
+disk changed it later, and that is found: `newest` hashes every file, names what is torn and takes the one before it.
+Old checkpoints go only after the new one is whole. What is in the files belongs to whoever saves them.
 """
 
 import hashlib
@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from plaudit.data.files import clear_halves, whole_folder
+from plaudit.data.hashes import sha256, sha256_json
 
 MANIFEST = "manifest.json"
 BLOCK = 1 << 20
@@ -64,36 +67,24 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete what an earlier attempt left half-written or half-deleted."""
-        for one in self.folder.iterdir() if self.folder.is_dir() else ():
-            if one.name.endswith((".part", ".gone")):
-                shutil.rmtree(one)
+        clear_halves(self.folder)
 
     def save(self, step: int, files: Iterable[tuple[str, bytes]]) -> Written:
         """Write a checkpoint of (name, contents); OSError when that fails, and all that were whole before still are."""
         started = time.perf_counter()
-        final = self._path(step)
-        part = final.with_name(final.name + ".part")
-        if not self.folder.is_dir():
-            self.folder.mkdir(parents=True)
         self.clear()
-        try:
+        # What has this step's name already was torn, or is of this very step.
+        with whole_folder(self._path(step)) as part:
             size = self._write(part, step, files)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)  # a full disk gets back what the attempt took
-            raise
-        if final.exists():  # of an attempt that was torn, or of this very step
-            self._drop(step)
-        os.replace(part, final)
         _flush_folder(self.folder)
         self._torn.discard(step)
         kept = sorted(s for s in self._steps() if s <= step and s not in self._torn)[-self.keep :]
         for old in self._steps():
             if old not in kept:
                 self._drop(old)
-        return Written(final, size, time.perf_counter() - started)
+        return Written(self._path(step), size, time.perf_counter() - started)
 
     def _write(self, part: Path, step: int, files: Iterable[tuple[str, bytes]]) -> int:
-        part.mkdir()
         listed: dict[str, dict[str, Any]] = {}
         for name, contents in files:
             assert name != MANIFEST and name not in listed, name
@@ -120,7 +111,7 @@ class Checkpoints:
         for name, entry in listed.items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if _sha256(path / name) != entry["sha256"]:
+            if sha256(path / name) != entry["sha256"]:
                 return f"the SHA-256 of {name} is not the manifest's"
         return Checkpoint(step, path, tuple(listed))
 
@@ -144,8 +135,7 @@ class Checkpoints:
 def _manifest(step: int, listed: dict[str, dict[str, Any]]) -> bytes:
     """One spelling for one content, so that comparing bytes finds any change; its own SHA-256 is in it."""
     body = {"files": listed, "step": step}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1) + "\n").encode()
+    return (json.dumps({**body, "sha256": sha256_json(body)}, sort_keys=True, indent=1) + "\n").encode()
 
 
 def _write_file(path: Path, contents: bytes) -> None:
@@ -165,8 +155,3 @@ def _flush_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -9,17 +9,11 @@ own (stages/saving.py); they go when it has ended.
 """
 
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +21,21 @@ from typing import IO, Any
 
 import yaml
 
-from plaudit.data.files import sha256, write_json, write_text
+from plaudit.data.files import clear_halves, write_json, write_text
+from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
+from plaudit.run.provenance import differences, environment, is_among
 
 RECIPE, ENVIRONMENT, MANIFEST, LOCK = "recipe.yaml", "environment.json", "manifest.json", ".lock"
 SUMMARY, REPORT = "summary.json", "report.html"
 CHECKPOINTS = "checkpoints"
-PACKAGES = ("plaudit", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
+STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
+"""In the order of the work."""
+
+
+def needed_stages(trained: bool) -> tuple[str, ...]:
+    """The stages of a run: where no trained reward model pays PPO (`trained` false), none makes one."""
+    return tuple(stage for stage in STAGES if trained or stage not in ("preferences", "reward"))
 
 
 @dataclass
@@ -114,15 +116,15 @@ class RunFolder:
         "peak_gpu_mb" where a GPU computed."""
         return finished_stages(self.path)
 
-    def begin(self, name: str, order: tuple[str, ...], *, resume: bool = False) -> None:
+    def begin(self, name: str, *, resume: bool = False) -> None:
         """Forget this stage and those after it, whose inputs it is about to replace, and delete what they left; with
         `resume` the stage's own folder stays where it has checkpoints."""
-        later = order[order.index(name) :]
+        later = STAGES[STAGES.index(name) :]
         kept = {stage: entry for stage, entry in self.finished().items() if stage not in later}
         write_json(self.path / MANIFEST, {"stages": kept})
         for stage in later:
             if resume and stage == name and self.has_checkpoints(name):
-                _clear_halves(self.path / stage)
+                clear_halves(self.path / stage)
             else:
                 shutil.rmtree(self.path / stage, ignore_errors=True)
         for file in (SUMMARY, REPORT):
@@ -159,15 +161,6 @@ class RunFolder:
         write_json(self.path / MANIFEST, {"stages": {**self.finished(), name: entry}})
 
 
-def _clear_halves(folder: Path) -> None:
-    """Delete what a killed process left half-written: everything is written as NAME.part... and then renamed."""
-    for one in sorted(folder.rglob("*.part*")):
-        if one.is_dir():
-            shutil.rmtree(one)
-        else:
-            one.unlink(missing_ok=True)  # it may have gone with its folder
-
-
 class FollowedFolder(RunFolder):
     """The folder of a run as its other processes see it: the first one alone writes to it.
 
@@ -187,7 +180,7 @@ class FollowedFolder(RunFolder):
         folder.mkdir(exist_ok=True)
         return folder
 
-    def begin(self, name: str, order: tuple[str, ...], *, resume: bool = False) -> None:
+    def begin(self, name: str, *, resume: bool = False) -> None:
         """The first process does it."""
 
     def drop_checkpoints(self, name: str) -> None:
@@ -211,26 +204,6 @@ def _take_lock(lock: IO[str], path: Path) -> None:
     lock.flush()
 
 
-def differences(old: Any, new: Any, key: str = "") -> dict[str, str]:
-    """Dotted key -> "key: old -> new" of every place where two nested values differ; key[i] in lists of one length."""
-    found: dict[str, str] = {}
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(name for name in new if name not in old)]:
-            found |= differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, (one, other) in enumerate(zip(old, new, strict=True)):
-            found |= differences(one, other, f"{key}[{place}]")
-        return found
-    return {} if old == new else {key: f"{key}: {old!r} -> {new!r}"}
-
-
-def is_among(key: str, names: Iterable[str]) -> bool:
-    """Whether a key of `differences` is one of `names` or stands below one; a name says nothing of places in lists."""
-    plain = re.sub(r"\[\d+\]", "", key)
-    return any(plain == name or plain.startswith(f"{name}.") for name in names)
-
-
 def finished_stages(folder: Path) -> dict[str, Any]:
     """See `RunFolder.finished`; empty for a folder that is not there yet."""
     manifest = folder / MANIFEST
@@ -251,37 +224,3 @@ def free_folder(path: Path) -> Path:
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
     return candidate
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        found[package] = importlib.metadata.version(package)
-    return found
-
-
-def code_sha256() -> str:
-    """Hash of Plaudit's own source files: a version number says less while it is being worked on."""
-    home = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(home.rglob("*.py")):
-        digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
-
-
-def environment() -> dict[str, Any]:
-    """What the run ran on: versions, machine, command, git revision of the working directory where there is one."""
-    git = (
-        subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        if shutil.which("git")
-        else None
-    )
-    return {
-        "versions": versions(),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": git.stdout.strip() if git and git.returncode == 0 else None,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }

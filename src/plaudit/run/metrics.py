@@ -57,7 +57,10 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The rows of a log that may still be written to: a last line without its end is not read yet."""
+    # Not splitlines, which also ends a line at the line separators that a reply may hold.
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.split("\n") if line]
 
 
 class Clock:

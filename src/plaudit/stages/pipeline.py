@@ -1,7 +1,5 @@
 """The stages strung together. What can be wrong (data, model, folder) is found before the first starts."""
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +12,7 @@ from plaudit.data.annotator import Annotator
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.formats.rows import BadRow
+from plaudit.data.hashes import sha256_rows
 from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import Machine, choose_machine, describe, peaks, release_memory, start_peaks, use_threads
 from plaudit.dist.ranks import ALONE, Ranks
@@ -23,15 +22,8 @@ from plaudit.records import Message, Prompt, Ranking
 from plaudit.rewards.config import uses_trained
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
-from plaudit.run.folder import (
-    CHECKPOINTS,
-    FollowedFolder,
-    RunFolder,
-    code_sha256,
-    finished_stages,
-    is_among,
-    versions,
-)  # fmt: skip
+from plaudit.run.folder import CHECKPOINTS, STAGES, FollowedFolder, RunFolder, finished_stages, needed_stages
+from plaudit.run.provenance import code_sha256, is_among, versions
 from plaudit.stages.evaluate import loop as evaluate
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
@@ -40,8 +32,6 @@ from plaudit.stages.reward import loop as reward
 from plaudit.stages.sft import loop as sft
 from plaudit.train.run import Run
 from plaudit.view.report import report
-
-STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 
 # The stages whose work all processes of a run share; the first one does the others.
 DIVIDED = ("ppo",)
@@ -64,9 +54,7 @@ NEEDS_WITHOUT_REWARD_MODEL = {**NEEDS, "ppo": ("sft/model/config.json", "sft")}
 
 def stages_of(recipe: Recipe) -> tuple[str, ...]:
     """The stages a recipe needs: without `trained` in ppo.rewards no reward model, and no preferences to train it."""
-    if uses_trained(recipe.ppo.rewards):
-        return STAGES
-    return tuple(name for name in STAGES if name not in ("preferences", "reward"))
+    return needed_stages(uses_trained(recipe.ppo.rewards))
 
 
 def prepare(
@@ -138,9 +126,9 @@ def _made_with(
     mixed: dict[Path, DemonstrationTable], rankings: list[Ranking] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """See `Run.made_with`; rows of data count, not the files they stood in."""
-    data = {"prompts": _hash(prompts), "demonstrations": demonstrations.sha256}
+    data = {"prompts": sha256_rows(prompt.as_json() for prompt in prompts), "demonstrations": demonstrations.sha256}
     data |= {f"sft.mixture {path}": rows.sha256 for path, rows in mixed.items()}
-    data |= {} if rankings is None else {"rankings": _hash(rankings)}
+    data |= {} if rankings is None else {"rankings": sha256_rows(ranking.as_json() for ranking in rankings)}
     return {
         "recipe": _must_match(recipe.model_dump(mode="json")),
         "data": data,
@@ -148,13 +136,6 @@ def _made_with(
         "versions": versions(),
         "machine": describe(machine),
     }
-
-
-def _hash(rows: Sequence[Prompt] | Sequence[Ranking]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row.as_json()).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def _must_match(values: Any, key: str = "") -> Any:
@@ -253,7 +234,7 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
                 if name in needs:
                     run.folder.require(*needs[name])
                 goes_on = resume and name == stages[0]
-                run.folder.begin(name, STAGES, resume=goes_on)
+                run.folder.begin(name, resume=goes_on)
                 started = time.perf_counter()
                 start_peaks(run.machine.device)
                 made_with = _of_stage(name, run.made_with)

@@ -30,8 +30,9 @@ from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.run.checkpoint import Checkpoint, Checkpoints
 from plaudit.run.display import console
-from plaudit.run.folder import CHECKPOINTS, RECIPE, differences
+from plaudit.run.folder import CHECKPOINTS, RECIPE
 from plaudit.run.metrics import Metrics
+from plaudit.run.provenance import differences
 from plaudit.run.stopping import STOP, Interrupted
 from plaudit.train.micro_batches import STOPPED
 from plaudit.train.run import Run

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from plaudit.data.files import whole_folder
 from plaudit.errors import UserError
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import check_files
@@ -21,11 +22,9 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
         sources += sorted(sources[0].parent.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))
         for source in sources:
             check_files(source, RewardContract.load(source))
-    part = to.with_name(to.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    for member, source in enumerate(sources):
-        shutil.copytree(source, part if len(sources) == 1 else part / f"member_{member}")
-    part.replace(to)
+    with whole_folder(to) as part:
+        for member, source in enumerate(sources):
+            shutil.copytree(source, part if len(sources) == 1 else part / f"member_{member}", dirs_exist_ok=True)
     return to
 
 

@@ -11,8 +11,6 @@
 An item's id is a hash of what it says, so importing a file twice changes nothing.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from sqlalchemy import Connection, Engine, bindparam, func, insert, select, upda
 
 from plaudit.data.files import read_rows
 from plaudit.data.formats.reader import Reader
+from plaudit.data.hashes import sha256_json
 from plaudit.errors import UserError
 from plaudit.label.db import schema
 from plaudit.label.db.database import writing
@@ -57,7 +56,7 @@ class Draft:
     def id(self) -> str:
         """24 hex digits of the hash of task, prompt, replies, sources and gold."""
         said = [self.task, messages_as_json(self.prompt.messages), self._replies(), self.gold]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
+        return sha256_json(said)[:24]
 
     def _replies(self) -> list[dict[str, Any]]:
         pairs = zip(self.replies, self.sources, strict=True)

@@ -13,8 +13,9 @@ other means (a state, a convolution), is found out by a probe and is not packed.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,31 @@ from plaudit.models.kernels.short_attention import attend
 PACKED = "plaudit_packed"
 DENSE = {"cpu": 0, "cuda": 4096}
 """Tokens of a packed row up to which one mask serves all its examples: it takes a byte for each pair of tokens."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sequences may lie in a model's rows: several in one without padding, and then a prompt once for all replies
+    behind it; or padded, one a row. `reason` says why not the one before."""
+
+    kind: Literal["shared", "packed", "padded"]
+    reason: str | None = None
+
+    @property
+    def packs(self) -> bool:
+        return self.kind != "padded"
+
+    def __str__(self) -> str:
+        return self.kind if self.reason is None else f"{self.kind}: {self.reason}"
+
+
+def prepare_attention(model: PreTrainedModel) -> Layout:
+    """Switch `model` to `packed_attention` where it can be, and say what that allows."""
+    reason = use_packed_attention(model)
+    if reason is not None:
+        return Layout("padded", reason)
+    reason = prompt_sharing_refused(model)
+    return Layout("shared") if reason is None else Layout("packed", reason)
 
 
 def packed_attention(

@@ -38,7 +38,7 @@ from plaudit.guard.watch import verdict
 from plaudit.models.config import LoraSettings
 from plaudit.models.export import export_policy
 from plaudit.models.heads import save_head
-from plaudit.models.kernels.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
 from plaudit.models.kernels.fused import plain
 from plaudit.models.load import load_model
@@ -154,12 +154,12 @@ def _build(config: PPOConfig, run: Run) -> Trainer:
     reward = files.attach(roles, machine.dtype, machine.device) if files else None
     # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
     # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
-    packs = use_packed_attention(base) is None and prompt_sharing_refused(base) is None
+    rows = prepare_attention(base)
     if config.torch_compile:
         compile_layers(base)
     else:
         # On a GPU padded rows were faster (docs/benchmarks.md).
-        roles.packs = packs and not plain() and machine.device.type == "cpu"
+        roles.packs = rows.kind == "shared" and not plain() and machine.device.type == "cpu"
     if config.critic == "own" and reward is not None and files is not None and files.adapters:
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
     engine = InProcessEngine(

@@ -7,8 +7,6 @@ from pydantic import Field, model_validator
 from plaudit.config import StrictConfig
 from plaudit.models.config import LoraSettings
 
-Layout = Literal["shared", "packed", "padded"]
-
 
 class RewardConfig(StrictConfig):
     """Training of the reward model."""
@@ -31,8 +29,6 @@ class RewardConfig(StrictConfig):
     """Rankings in one optimiser step."""
     rankings_per_micro_batch: int = Field(2, ge=1)
     """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
-    layout: Layout = "shared"
-    """Replies of a micro-batch in one row with each prompt once, in one row, or padded. Changes speed and memory."""
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW for adapter and head; cosine to a tenth of it."""
     warmup_steps: int = Field(4, ge=0)

@@ -30,13 +30,14 @@ from plaudit import rng
 from plaudit.algo.names import Aggregation
 from plaudit.algo.preferences import fit_temperature
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_rankings, sha256, write_json, write_rows
+from plaudit.data.files import read_rankings, write_json, write_rows
+from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_unchanged, digest, fingerprint
 from plaudit.models.full import FullReward
 from plaudit.models.heads import head_file, load_head, save_head
-from plaudit.models.kernels.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
@@ -56,7 +57,7 @@ from plaudit.rewards.saved import (
     weights_and_rules,
 )
 from plaudit.run.display import progress
-from plaudit.stages.reward.config import Layout, RewardConfig
+from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.training import Trainer, check_rankings, comparisons, encode, load_members, train_member
 from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.run import Run
@@ -82,7 +83,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     check_rankings(config, train)
     chat = run.chat(run.sft_model)
     folder = run.folder.stage("reward")
-    trainer, layout = build(config, run, chat, train, test)
+    trainer = build(config, run, chat, train, test)
     frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
     with Saver(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
@@ -90,7 +91,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
             load_members(trainer, saver.state)
         for member in range(len(trainer.log_nus), config.members):
             train_member(trainer, member, saver)
-    log_nus, seconds = tuple(trainer.log_nus), trainer.seconds
+    log_nus, seconds, layout = tuple(trainer.log_nus), trainer.seconds, str(trainer.layout)
     if isinstance(trainer.model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
     save(config, run, trainer, folder)
@@ -144,10 +145,7 @@ def held_out_scores(test: Sequence[Ranking], raw_BM: Tensor) -> list[dict[str, A
     return rows
 
 
-def build(
-    config: RewardConfig, run: Run, chat: ChatFormat, train: list[Ranking], test: list[Ranking]
-) -> tuple[Trainer, str]:
-    """The trainer, and the layout of its rows in words."""
+def build(config: RewardConfig, run: Run, chat: ChatFormat, train: list[Ranking], test: list[Ranking]) -> Trainer:
     full = config.lora is None
     base = load_model(str(run.sft_model), torch.float32 if full else run.machine.dtype, run.machine.device)
     model: Roles | FullReward
@@ -155,16 +153,10 @@ def build(
         model = FullReward(base, run.machine.dtype, learns=True)
     else:
         model = Roles(base, trained="reward", lora=config.lora, seed=run.seed, members=config.members)
-    layout: Layout = config.layout
-    reason = use_packed_attention(base) if layout != "padded" else None
-    if reason is not None:
-        layout = "padded"
-    elif layout == "shared" and (reason := prompt_sharing_refused(base)) is not None:
-        layout = "packed"
+    layout = prepare_attention(base)
     held_out = encode(config, chat, _chosen(test, config.evaluate_on, run.seed))
     micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
-    trainer = Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out, micro)
-    return trainer, layout if reason is None else f"{layout}: {reason}"
+    return Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out, micro)
 
 
 def _chosen(rankings: list[Ranking], most: int, seed: int) -> list[Ranking]:

@@ -28,11 +28,12 @@ from plaudit.data.packing import balanced, by_length
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.full import FullReward
+from plaudit.models.kernels.attention import Layout
 from plaudit.models.roles import Roles, reward_adapter
 from plaudit.models.tokens import pack_replies, pad_right
 from plaudit.records import Ranking
 from plaudit.run.display import progress
-from plaudit.stages.reward.config import Layout, RewardConfig
+from plaudit.stages.reward.config import RewardConfig
 from plaudit.train.micro_batches import MicroBatches, batch_kept
 from plaudit.train.optimiser import MasterAdamW, move_schedule, optimiser_step, schedule_of
 from plaudit.train.saving import Saver, State, load_parameters, within
@@ -122,18 +123,18 @@ class Trainer:
         """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
         cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
         size = self.micro.rows(self.config.rankings_per_micro_batch)
-        groups = by_length(cost, size) if self.layout == "padded" else balanced(cost, size)
+        groups = balanced(cost, size) if self.layout.packs else by_length(cost, size)
         return [[examples[i] for i in group] for group in groups]
 
     def scores(self, examples: Sequence[Example], member: int) -> Tensor:
         """Raw scores [N] of all replies of the examples, in order."""
-        if self.layout == "padded":
+        if not self.layout.packs:
             rows = [(e.prompt, reply) for e in examples for reply in e.replies]
             tokens = pad_right([p for p, _ in rows], [r for _, r in rows], self.chat.pad_id, self.model.device)
             found = self.model(tokens, "reward", frozenset({"scores"}), member=member).scores_BM
         else:
             groups = [(e.prompt, e.replies) for e in examples]
-            row = pack_replies(groups, self.model.device, share=self.layout == "shared")
+            row = pack_replies(groups, self.model.device, share=self.layout.kind == "shared")
             found = self.model(row, "reward", frozenset({"scores"}), member=member).scores_BM
         assert isinstance(found, Tensor)
         return found[:, 0]

@@ -31,7 +31,7 @@ from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite, check_unchanged, digest, fingerprint
 from plaudit.models.full import FullModel
-from plaudit.models.kernels.attention import prompt_sharing_refused, use_packed_attention
+from plaudit.models.kernels.attention import Layout, prepare_attention
 from plaudit.models.kernels.fused import plain
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import load_model, save_model
@@ -165,8 +165,8 @@ def build(
     """The trainer, and the layout of its rows in words."""
     full = config.lora is None
     base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
-    reason = use_packed_attention(base) if config.packing else "sft.packing is false"
-    shares = reason is None and prompt_sharing_refused(base) is None and not plain()
+    layout = prepare_attention(base) if config.packing else Layout("padded", "sft.packing is false")
+    shares = layout.kind == "shared" and not plain()
     model = FullModel(base, run.machine.dtype) if full else Roles(
         base, trained="policy", lora=config.lora, seed=run.seed
     )  # fmt: skip
@@ -176,10 +176,10 @@ def build(
     if config.samples:
         copy = load_model(run.model, run.machine.dtype, run.machine.device)
         engine = InProcessEngine(copy, eos_id=chat.eos_id)
-    layout = "packed" if reason is None else f"padded: {reason}"
+    words = "packed" if layout.packs else str(layout)
     micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
     shown = prompts[: config.samples]
-    return Trainer(config, run, chat, model, reason is None, shares, held_out, shown, engine, micro), layout
+    return Trainer(config, run, chat, model, layout.packs, shares, held_out, shown, engine, micro), words
 
 
 def _checkpoint_gradients(base: PreTrainedModel) -> None:

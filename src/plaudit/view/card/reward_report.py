@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plaudit.data.files import Reading, read_rankings, sha256
+from plaudit.data.files import Reading, read_rankings
 from plaudit.data.formats.rows import is_hub
+from plaudit.data.hashes import sha256
 from plaudit.dist.machine import Machine, choose_machine
 from plaudit.errors import UserError
 from plaudit.models.load import quiet_libraries

@@ -16,8 +16,9 @@ from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
 from plaudit.guard.watch import KL_BUDGET
 from plaudit.run.display import console, format_value, stage_table
-from plaudit.run.folder import ENVIRONMENT, RECIPE, read_recipe, versions
+from plaudit.run.folder import ENVIRONMENT, RECIPE, needed_stages, read_recipe
 from plaudit.run.metrics import read_metrics
+from plaudit.run.provenance import versions
 from plaudit.train.run import Run
 from plaudit.view import plots
 from plaudit.view.card.plots import card_plots
@@ -27,7 +28,6 @@ from plaudit.view.plots import Rows
 from plaudit.view.report.people import compared_by_people
 from plaudit.view.text import interval, number, percent
 
-STAGES = ("sft", "preferences", "reward", "ppo", "evaluate")
 EXAMPLES = 9
 
 
@@ -47,7 +47,7 @@ def stages_of(recipe: dict[str, Any]) -> tuple[str, ...]:
     """The stages that a resolved recipe needs before its report: those of the reward model only where it pays PPO."""
     sources = recipe["ppo"]["rewards"]
     trained = not sources or any(source["trained"] for source in sources)
-    return tuple(stage for stage in STAGES if trained or stage not in ("preferences", "reward"))
+    return tuple(stage for stage in needed_stages(trained) if stage != "report")
 
 
 def gather(run: Run) -> dict[str, Any]:
