@@ -83,7 +83,7 @@ def texts(page: Any) -> list[str]:
 
 def test_an_annotator_from_the_invitation_to_a_correction(browser: Any, service: Any) -> None:
     context = browser.new_context(**DESKTOP)
-    context.set_default_timeout(15000)
+    context.set_default_timeout(60000)
     page = watched(context.new_page())
     seen: list[str] = []
     page.on("response", lambda answer: answer.url.endswith((".js", ".css", ".svg")) or seen.append(_text(answer)))
@@ -149,7 +149,7 @@ def test_the_same_item_on_two_devices(browser: Any, service: Any) -> None:
     pages = []
     for options in (DESKTOP, PHONE):
         context = browser.new_context(**options)
-        context.set_default_timeout(15000)
+        context.set_default_timeout(60000)
         pages.append(watched(context.new_page()))
     first, second = pages
     join(first, service.invited("ann"))
@@ -174,10 +174,10 @@ def test_the_same_item_on_two_devices(browser: Any, service: Any) -> None:
 
 def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service: Any) -> None:
     context = browser.new_context(**DESKTOP)
-    context.set_default_timeout(15000)
+    context.set_default_timeout(60000)
     page = watched(context.new_page())
     join(page, service.invited("mira", "admin"))
-    page.get_by_text("labels given").first.wait_for(timeout=60000)  # computed by a process of its own
+    page.get_by_text("labels given").first.wait_for()  # computed by a process of its own
     page.get_by_label("Name", exact=True).fill("bo")
     page.get_by_role("button", name="Make an invitation link").click()
     page.locator("#invite-link").wait_for()
@@ -189,7 +189,7 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
 
     page.get_by_label("Format").select_option("ledger")
     page.get_by_role("button", name="Export").click()
-    page.get_by_text("There is nothing to export: 0 rows").wait_for(timeout=60000)
+    page.get_by_text("There is nothing to export: 0 rows").wait_for()
 
     other = browser.new_context(**DESKTOP)
     bo = watched(other.new_page())
@@ -198,7 +198,7 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     assert bo.locator("#guidelines strong").inner_text() == "kind"
     assert bo.get_by_role("link", name="Dashboard").count() == 0
     page.get_by_role("button", name="Refresh").click()
-    page.get_by_role("button", name="Disable bo").click(timeout=60000)
+    page.get_by_role("button", name="Disable bo").click()
     wait_for(page, "bo can no longer sign in.")
     bo.get_by_role("button", name="Skip").click()
     wait_for(bo, "You are signed out.")

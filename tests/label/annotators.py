@@ -91,7 +91,7 @@ class Browser:
     """One person's way through the page's own addresses: invite, claim, submit."""
 
     def __init__(self, port: int):
-        self.connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        self.connection = HTTPConnection("127.0.0.1", port, timeout=120)
         self.cookies: dict[str, str] = {}
         self.csrf = ""
 
@@ -118,8 +118,12 @@ class Browser:
         self.csrf = json.loads(self.send("GET", "/api/me")[1])["csrf"]
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        status, text = self.send("POST", path, json.dumps(body).encode())
-        return status, json.loads(text) if text else None
+        """Tried again, as the page does, while the server is too busy."""
+        while True:
+            status, text = self.send("POST", path, json.dumps(body).encode())
+            if status != 503:
+                return status, json.loads(text) if text else None
+            time.sleep(0.5)
 
     def label_all(self, judge: Judge) -> int:
         """How many items there were."""

@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -158,8 +159,4 @@ def _reads_back(made: dict[str, Any], row: dict[str, Any]) -> bool:
     return turns == asked and [reply.text for reply in ranking.replies] == said
 
 
-def _body(order: Sequence[int], flags: Sequence[str], sent: Body) -> Body:
-    return judgement("rank", order, flags, sent)
-
-
-RANK = Kind("rank", _body, sent_of, shown_replies, ("rankings", "pairs", "hh"))
+RANK = Kind("rank", partial(judgement, "rank"), sent_of, shown_replies, ("rankings", "pairs", "hh"))

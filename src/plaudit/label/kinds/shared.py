@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 Format = Literal["rankings", "comparisons", "pairs", "hh", "demonstrations", "ledger"]
 """Formats of an export; `ledger` is of every kind."""
+Aggregate = Literal["mean", "reliability"]
+"""How the rankings of several people become one."""
 MOST_REASON = 5_000
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 Body = dict[str, Any]

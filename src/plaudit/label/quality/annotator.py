@@ -3,8 +3,7 @@
 Shares are as in agreement.py.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,18 @@ from plaudit.label.quality.reliability import reliabilities
 
 WORDS_A_SECOND = 12.0
 """Nobody reads faster: three times the 238 words a minute of silent reading (Brysbaert 2019)."""
-MEASURES = (
-    *("seconds", "too_fast", "ties", "all_bad", "cannot_judge", "earlier_wins", "first_is_best", "longer_wins"),
-    *("gold", "self", "others", "reliability"),
-)
-"""The keys of what `person_quality` says of a person."""
 
 
-def person_quality(items: Mapping[str, ItemRow], labels: Sequence[Label]) -> dict[int, dict[str, Any]]:
-    """Person -> what their labels are like, beside everybody else's; the keys are `MEASURES`."""
+def person_quality(
+    items: Mapping[str, ItemRow], labels: Sequence[Label], people: Iterable[int]
+) -> dict[int, dict[str, Any]]:
+    """Person -> what their labels are like, beside everybody else's; None for whatever there is nothing of."""
     judged = judged_pairs(labels)
     reliable = reliabilities(strict(judged))
-    by_person: dict[int, list[Label]] = defaultdict(list)
-    for label in labels:
-        by_person[label.person].append(label)
-    return {
-        who: {
+    measured = {}
+    for who in people:
+        own = [label for label in labels if label.person == who]
+        measured[who] = {
             **pace(items, own),
             **habits(own),
             "earlier_wins": earlier_wins(own),
@@ -42,8 +37,7 @@ def person_quality(items: Mapping[str, ItemRow], labels: Sequence[Label]) -> dic
             "others": with_others(judged, who),
             "reliability": reliable.get(who),
         }
-        for who, own in sorted(by_person.items())
-    }
+    return measured
 
 
 def pace(items: Mapping[str, ItemRow], own: Sequence[Label]) -> dict[str, Any]:

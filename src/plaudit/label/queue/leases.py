@@ -72,16 +72,18 @@ def _any_or_task(query: Select[Any]) -> _Queries:
     return query, query.where(item.c.task == bindparam("task"))
 
 
-_EARLIEST = select(func.min(lease.c.expires_at)).where(lease.c.state == "open").scalar_subquery()
-_RATES = (project.c.consistency_rate, project.c.gold_rate)
-_SETTINGS = select(project.c.overlap, project.c.lease_minutes, *_RATES, _EARLIEST.label("earliest"))
+_THIS_ITEM, _THIS_LEASE = item.c.id == bindparam("which"), lease.c.id == bindparam("which")
+_MINE, _HOLDS = lease.c.person == bindparam("me"), lease.c.state == "open"
+
+_EARLIEST = select(func.min(lease.c.expires_at)).where(_HOLDS).scalar_subquery().label("earliest")
+_SETTINGS = select(*project.c["overlap", "lease_minutes", "consistency_rate", "gold_rate"], _EARLIEST)
 _STALE = (
     select(lease.c.id, lease.c.item, lease.c.slot)
-    .where(lease.c.state == "open", lease.c.expires_at < bindparam("now"), lease.c.person != bindparam("me"))
+    .where(_HOLDS, lease.c.expires_at < bindparam("now"), ~_MINE)
     .limit(_SWEPT_AT_ONCE)
     .with_for_update(skip_locked=True)
 )
-_END = update(lease).where(lease.c.id == bindparam("which"), lease.c.state == "open").values(state=bindparam("to"))
+_END = update(lease).where(_THIS_LEASE, _HOLDS).values(state=bindparam("to"))
 _TAKEN = select(func.count()).where(lease.c.item == item.c.id, lease.c.slot.is_not(None), LIVE).scalar_subquery()
 
 
@@ -90,30 +92,25 @@ def _at_least_0(number: Any) -> Any:
     return case((number > 0, number), else_=0)
 
 
-_LOCK_ITEM = select(item.c.id).where(item.c.id == bindparam("which")).with_for_update()
-_RECOUNT = (
-    update(item)
-    .where(item.c.id == bindparam("which"))
-    .values(free=_at_least_0(func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery()) - _TAKEN))
-)
-_SHOWN = (item.c.id, item.c.prompt, item.c.replies, item.c.task, item.c.overlap)
+_LOCK_ITEM = select(item.c.id).where(_THIS_ITEM).with_for_update()
+_WANTED = func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery())
+_RECOUNT = update(item).where(_THIS_ITEM).values(free=_at_least_0(_WANTED - _TAKEN))
+_SHOWN = item.c["id", "prompt", "replies", "task", "overlap"]
 _OPEN = _any_or_task(
     select(lease, item.c.prompt, item.c.replies)
     .join(item, item.c.id == lease.c.item)
-    .where(lease.c.person == bindparam("me"), lease.c.state == "open")
+    .where(_MINE, _HOLDS)
     .order_by(lease.c.served_at)
     .limit(1)
     .with_for_update(of=lease)
 )
-_RENEW = update(lease).where(lease.c.id == bindparam("which")).values(expires_at=bindparam("until"))
-# What this person had, but for leases that ran out without an answer: those may come again.
-_HAD = exists().where(
-    lease.c.item == item.c.id, lease.c.person == bindparam("me"), or_(lease.c.state != "expired", lease.c.late)
-)
-_WAITING = select(*_SHOWN).where(item.c.free > 0, ~_HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
+_RENEW = update(lease).where(_THIS_LEASE).values(expires_at=bindparam("until"))
+HAD = exists().where(lease.c.item == item.c.id, _MINE, or_(lease.c.state != "expired", lease.c.late))
+"""What this person had, but for leases that ran out without an answer: those may come again."""
+_WAITING = select(*_SHOWN).where(item.c.free > 0, ~HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
 _NEXT = _any_or_task(_WAITING.with_for_update(of=item, skip_locked=True))
 _NEXT_OF_ALL = _any_or_task(_WAITING.with_for_update(of=item))
-_GOLD = _any_or_task(select(*_SHOWN).where(item.c.gold.is_not(None), ~_HAD).order_by(item.c.number).limit(1))
+_GOLD = _any_or_task(select(*_SHOWN).where(item.c.gold.is_not(None), ~HAD).order_by(item.c.number).limit(1))
 _other = lease.alias()
 # A check of consistency is of something that the person answered, and then at least so many others.
 _WHILE_AGO = (
@@ -124,29 +121,19 @@ _WHILE_AGO = (
     .offset(CHECKED_AFTER)
     .scalar_subquery()
 )
+_CHECKED = exists().where(
+    _other.c.item == item.c.id, _other.c.person == bindparam("me"), _other.c.purpose == "consistency"
+)
 _AGAIN = _any_or_task(
     select(*_SHOWN)
     .join(lease, lease.c.item == item.c.id)
-    .where(
-        lease.c.person == bindparam("me"),
-        lease.c.purpose == "normal",
-        lease.c.state == "done",
-        lease.c.served_at <= _WHILE_AGO,
-        ~exists().where(
-            _other.c.item == item.c.id, _other.c.person == bindparam("me"), _other.c.purpose == "consistency"
-        ),
-    )
+    .where(_MINE, lease.c.purpose == "normal", lease.c.state == "done", lease.c.served_at <= _WHILE_AGO, ~_CHECKED)
     .order_by(lease.c.served_at)
     .limit(1)
 )
 SLOTS = select(lease.c.slot).where(lease.c.item == bindparam("which"), lease.c.slot.is_not(None), LIVE)
-_TAKE = update(item).where(item.c.id == bindparam("which")).values(free=item.c.free - 1)
-_LEASED = (
-    select(lease, project.c.flags)
-    .join(project, project.c.id == 1)
-    .where(lease.c.id == bindparam("which"))
-    .with_for_update(of=lease)
-)
+_TAKE = update(item).where(_THIS_ITEM).values(free=item.c.free - 1)
+_LEASED = select(lease, project.c.flags).join(project, project.c.id == 1).where(_THIS_LEASE).with_for_update(of=lease)
 # What the ledger has of this client id and of this lease, newest first.
 _KNOWN = (
     select(*label.c["seq", "client_id", "person", "lease", "body_hash", "late", "seconds"])
@@ -154,9 +141,7 @@ _KNOWN = (
     .order_by(label.c.seq.desc())
 )
 _ADD = insert(label).returning(label.c.seq)
-_ANSWERED = (
-    update(lease).where(lease.c.id == bindparam("which")).values(state=bindparam("to"), late=bindparam("is_late"))
-)
+_ANSWERED = update(lease).where(_THIS_LEASE).values(state=bindparam("to"), late=bindparam("is_late"))
 _LEASE_OF = select(label.c.lease).where(label.c.seq == bindparam("number"), label.c.person == bindparam("me"))
 
 

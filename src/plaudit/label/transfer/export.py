@@ -19,20 +19,19 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from plaudit.errors import UserError
 from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
 from plaudit.label.kinds import KINDS
 from plaudit.label.kinds.rank import dense, labelled_ranking, ranking_of, rows_of
-from plaudit.label.kinds.shared import Format
+from plaudit.label.kinds.shared import Aggregate, Format
 from plaudit.label.kinds.write import demonstration_row
 from plaudit.label.quality.agreement import item_agreement, judged_pairs, middle_ranks, strict
 from plaudit.label.quality.reliability import log_odds, mean_ranks, reliabilities
 from plaudit.records import Ranking
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-Aggregate = Literal["mean", "reliability"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
 _KIND_OF = {format: kind for kind in KINDS.values() for format in kind.formats}
 _NOT_NAMED = "(not named"

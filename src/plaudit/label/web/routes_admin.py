@@ -1,6 +1,6 @@
 """What the admin's page calls: people, invites, settings, numbers, export. Every route asks for the role."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from plaudit.label import people
 from plaudit.label.db import ledger
-from plaudit.label.kinds.shared import Format
+from plaudit.label.kinds.shared import Aggregate, Format
 from plaudit.label.queue import leases
 from plaudit.label.web import aside
 from plaudit.label.web.routes_annotator import BIGGEST
@@ -61,14 +61,14 @@ def get_people(request: Request) -> dict[str, Any]:
 def post_invite(request: Request, body: InviteBody) -> dict[str, str]:
     authorised(request, "admin")
     service = service_of(request)
-    token = service.write(lambda connection: people.make_invite(connection, body.name, body.role))
+    token = service.write(people.make_invite, body.name, body.role)
     return {"link": f"{service.url}/invite/{token}"}
 
 
 @router.post("/person/{who}")
 def post_person(request: Request, who: Annotated[int, Path(ge=1, le=BIGGEST)], body: PersonBody) -> dict[str, bool]:
     caller = authorised(request, "admin")
-    if not service_of(request).write(lambda connection: people.set_active(connection, who, body.active, caller.id)):
+    if not service_of(request).write(people.set_active, who, body.active, caller.id):
         raise Refused(404, f"nobody has the id {who}", "see /api/admin/people")
     return {"active": body.active}
 
@@ -90,7 +90,7 @@ def get_export(
     min_agreement: Rate | None = None,
     without_flag: Annotated[list[Flag] | None, Query(max_length=20)] = None,
     late: bool = False,
-    aggregate: Literal["mean", "reliability"] | None = None,
+    aggregate: Aggregate | None = None,
 ) -> Response:
     """One consistent moment of the ledger, as a file. Its name is ours alone: no part of it comes from the request."""
     authorised(request, "admin")

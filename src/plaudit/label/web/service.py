@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,6 +28,7 @@ from plaudit.label.queue.leases import NotYours
 from plaudit.label.web.aside import Remembered
 
 COOKIE, LOGIN_COOKIE = "plaudit_session", "plaudit_login"
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -54,16 +55,16 @@ class Service:
             secret = connection.execute(select(project.c.secret)).scalar_one()
         return cls(engine, Writer(engine), url.startswith("https://"), url.rstrip("/"), secret)
 
-    def read(self, job: Callable[[Connection], T]) -> T:
+    def read(self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
         """The result of a job that does not write."""
         # One statement needs no transaction, and PostgreSQL asks two more round trips for one.
         options = {"isolation_level": "AUTOCOMMIT"} if self.engine.dialect.name == "postgresql" else {}
         with self.engine.connect().execution_options(**options) as connection:
-            return job(connection)
+            return job(connection, *args, **more)
 
-    def write(self, job: Callable[[Connection], T]) -> T:
+    def write(self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
         """The job's result, after its commit."""
-        return self.writer.run(job)
+        return self.writer.run(lambda connection: job(connection, *args, **more))
 
 
 class Refused(Exception):
@@ -75,15 +76,15 @@ class Refused(Exception):
 
 
 def service_of(request: Request) -> Service:
-    found = request.app.state.service
-    assert isinstance(found, Service)
-    return found
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
 
 
 def caller_of(request: Request) -> Caller | None:
     """Who calls, by the session cookie; None for nobody."""
     token = request.cookies.get(COOKIE)
-    return service_of(request).read(lambda connection: people.caller_of(connection, token)) if token else None
+    return service_of(request).read(people.caller_of, token) if token else None
 
 
 def authorised(request: Request, role: str | None = None) -> Caller:
@@ -117,17 +118,17 @@ _API = "see docs/label-api.md"
 
 def install_errors(app: FastAPI) -> None:
     """Every exception that a caller or the database can cause becomes an answer in JSON."""
-    for kind, told in _ANSWERS.items():
-        app.add_exception_handler(kind, _handler(told))
+    for kind, answer in _ANSWERS.items():
+        app.add_exception_handler(kind, _handler(answer))
 
 
 Answer = tuple[int, dict[str, Any], Mapping[str, str] | None]
 """Status, body, headers."""
 
 
-def _handler(told: Callable[[Any], Answer]) -> Callable[[Request, Exception], JSONResponse]:
+def _handler(answer: Callable[[Any], Answer]) -> Callable[[Request, Exception], JSONResponse]:
     def handle(_: Request, error: Exception) -> JSONResponse:
-        status, body, headers = told(error)
+        status, body, headers = answer(error)
         return JSONResponse(body, status, headers)
 
     return handle

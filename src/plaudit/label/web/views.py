@@ -12,42 +12,26 @@ from sqlalchemy import Connection, bindparam, exists, func, or_, select
 
 from plaudit.label.db.schema import item, label, lease, project
 from plaudit.label.kinds import KINDS
-from plaudit.label.queue.leases import Claimed
+from plaudit.label.queue.leases import HAD, Claimed
 from plaudit.label.web.render import markdown_html, reply_html
 
 PAGE = 20
 _KEPT_LENGTH = 8_000  # characters; longer texts are rendered each time, so that the cache stays small
-_had = lease.alias()
-_AVAILABLE = (
-    select(func.count())
-    .select_from(item)
-    .where(
-        item.c.free > 0,
-        ~exists().where(
-            _had.c.item == item.c.id, _had.c.person == bindparam("me"), or_(_had.c.state != "expired", _had.c.late)
-        ),
-    )
-)
+_AVAILABLE = select(func.count()).select_from(item).where(item.c.free > 0, ~HAD)
 _DONE = select(func.count()).where(lease.c.person == bindparam("me"), or_(lease.c.state == "done", lease.c.late))
 _HOLDS = select(func.count()).where(lease.c.person == bindparam("me"), lease.c.state == "open")
 
 
-@lru_cache(maxsize=1024)
-def _kept_reply(text: str, ended: bool) -> str:
-    return reply_html(text, ended)
-
-
-@lru_cache(maxsize=512)
-def _kept_markdown(text: str) -> str:
-    return markdown_html(text)
+_kept_reply = lru_cache(maxsize=1024)(reply_html)
+_kept_markdown = lru_cache(maxsize=512)(markdown_html)
 
 
 def _reply(text: str, ended: bool) -> str:
-    return _kept_reply(text, ended) if len(text) <= _KEPT_LENGTH else reply_html(text, ended)
+    return (_kept_reply if len(text) <= _KEPT_LENGTH else reply_html)(text, ended)
 
 
 def _markdown(text: str) -> str:
-    return _kept_markdown(text) if len(text) <= _KEPT_LENGTH else markdown_html(text)
+    return (_kept_markdown if len(text) <= _KEPT_LENGTH else markdown_html)(text)
 
 
 def view(
