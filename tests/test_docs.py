@@ -506,8 +506,8 @@ def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypat
     for name in ("rankings.jsonl", "more.jsonl", "gold.jsonl"):
         shutil.copy(here / "runs/demo/preferences/rankings.jsonl", here / name)
     # All of `label serve` but the port and the serving itself.
-    monkeypatch.setattr("plaudit.label.serve.listen", contextlib.nullcontext)
-    monkeypatch.setattr("plaudit.label.serve.serve", lambda *_: None)
+    monkeypatch.setattr("plaudit.label.web.serve.listen", contextlib.nullcontext)
+    monkeypatch.setattr("plaudit.label.web.serve.serve", lambda *_: None)
     for words in commands(page):
         if words[0] == "make":
             check_make(words[1:])
