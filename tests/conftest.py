@@ -360,7 +360,7 @@ def plaudit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A label database with its schema and project, and nothing else."""
-    from plaudit.label.serve import open_project
+    from plaudit.label.db.database import open_project
 
     path = tmp_path_factory.mktemp("labels") / "labels.sqlite"
     open_project(path).dispose()

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from conftest import TINY
 from plaudit.algo.rewards import adapt_kl
 from plaudit.errors import UserError
-from plaudit.guard.watch import WatchConfig
+from plaudit.guard.limits import WatchConfig
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo.config import PPOConfig
