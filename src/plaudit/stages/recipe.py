@@ -148,6 +148,8 @@ MOVED = _moved() | {
     "ppo.kl_in": "ppo.kl_penalty now: k1, k2 or k3 in the reward, or loss",
     "ppo.kl_estimator": "ppo.kl_penalty now: k1, k2 or k3 in the reward, or loss",
     "checkpoints.keep_finished": "no key any more: those of a stage that ended are deleted",
+    "ppo.watch.tolerance": "no key any more: a change beyond 2 standard errors counts",
+    "ppo.watch.smallest_change": "no key any more: a change of 0.02 counts",
     "checkpoints.keep": "no key any more: the last two stay",
 }
 """Keys of before, which are refused, and what they are now."""
