@@ -263,7 +263,7 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "reward":
             reward.run(recipe.reward, run)
         case "ppo":
-            ppo.run(recipe.ppo, run, _gold(recipe))
+            ppo.train(recipe.ppo, run, _gold(recipe))
         case "evaluate":
             evaluate.run(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
         case "report":
