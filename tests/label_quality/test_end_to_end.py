@@ -99,7 +99,7 @@ def test_three_annotators_over_http_train_a_reward_model_that_beats_chance(
     run = tiny_run(tmp_path / "run", trained)
     shutil.rmtree(run.folder.path / "reward")
     shutil.copyfile(tmp_path / "rankings.jsonl", run.folder.path / "preferences" / "rankings.jsonl")
-    summary = reward.run(RewardConfig(**{**TINY["reward"], "epochs": 1}), run)
+    summary = reward.train(RewardConfig(**{**TINY["reward"], "epochs": 1}), run)
     assert summary["accuracy_ci"][0] > max(0.55, summary["length_baseline_accuracy"])
     assert summary["rankings_train"] >= 230
 

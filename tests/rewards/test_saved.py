@@ -79,7 +79,7 @@ def test_save_load_merge_export_load(trained: Path) -> None:
 def test_save_load_merge_export_load_in_bfloat16(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> None:
     """bf16: loading gives the very scores; the merge rounds once more, and what that costs is in the summary."""
     run = tiny_run(tmp_path, trained, "bfloat16")
-    summary = reward.run(RewardConfig(**TINY["reward"]), run)
+    summary = reward.train(RewardConfig(**TINY["reward"]), run)
     folder = run.folder.path / "reward"
     adapters = loaded(folder, torch.bfloat16)
     tokens = texts(trained, adapters.chat)

@@ -130,7 +130,7 @@ def reward_run(
 ) -> tuple[Path, dict[str, Any]]:
     run = tiny_run(home, trained)
     write_lines(run.folder.path / "preferences" / "rankings.jsonl", rankings)
-    summary = reward.run(RewardConfig(**{**TINY["reward"], **changes}), run)
+    summary = reward.train(RewardConfig(**{**TINY["reward"], **changes}), run)
     return run.folder.path / "reward", summary
 
 
@@ -244,7 +244,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
     def call(name: str = "run", dtype: str = "float32", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained, dtype)
         if dtype != "float32":  # scores of one format are not those of another
-            reward.run(RewardConfig(**TINY["reward"]), run)
+            reward.train(RewardConfig(**TINY["reward"]), run)
         ppo.run(PPOConfig(**{**TINY["ppo"], **changes}), run)
         return run.folder.path / "ppo"
 

@@ -99,25 +99,17 @@ class Roles(nn.Module):
         self.learning: tuple[str, ...] = () if trained is None else (trained,)
         if trained == "reward":
             self.learning = tuple(reward_adapter(member) for member in range(members))
-        peft: PeftModel | None = None
+        peft: PreTrainedModel | PeftModel = base
         for name in self.learning:
             assert lora is not None
-            peft = _add_adapter(base if peft is None else peft, name, lora, _seed(seed, name))
+            peft = _add_adapter(peft, name, lora, seed)
         for member, path in enumerate(reward):
-            name = reward_adapter(member)
-            if peft is None:
-                peft = PeftModel.from_pretrained(
-                    base, str(path), adapter_name=name, is_trainable=False, autocast_adapter_dtype=False
-                )
-            else:
-                peft.load_adapter(str(path), name, is_trainable=False, autocast_adapter_dtype=False)
-        assert peft is not None
+            peft = _load_adapter(peft, reward_adapter(member), path)
         if critic is not None:
-            if isinstance(critic, LoraSettings):
-                _add_adapter(peft, "critic", critic, _seed(seed, "critic"))
-            else:
-                peft.load_adapter(str(critic), "critic", is_trainable=True, autocast_adapter_dtype=False)
+            fresh = isinstance(critic, LoraSettings)
+            peft = _add_adapter(peft, "critic", critic, seed) if fresh else _load_adapter(peft, "critic", critic)
             self.learning = (*self.learning, "critic")
+        assert isinstance(peft, PeftModel)
         self.peft = peft
         size, to_load = base.config.get_text_config().hidden_size, trained != "reward"
         self.score_heads = nn.ModuleList(ScalarHead(size, bias=False, to_load=to_load) for _ in range(self.members))
@@ -221,14 +213,6 @@ class Roles(nn.Module):
         """A copy of the trained adapter and heads."""
         return {name: parameter.detach().clone() for name, parameter in self.trainable().items()}
 
-    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `adapter_state` gave."""
-        own = self.trainable()
-        assert own.keys() == state.keys()
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
-
     def merged_weights(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
         """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once."""
         prefix = "base_model.model."
@@ -264,11 +248,6 @@ class Roles(nn.Module):
                 yield name, parameter.detach()
 
 
-def _seed(seed: int, name: str) -> int:
-    """Where an adapter starts."""
-    return int(rng.generator(seed, f"init/{name}").integers(2**31))
-
-
 def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
     """A fresh adapter `name` on a plain model, or beside the adapters that are there."""
     config = LoraConfig(
@@ -276,7 +255,7 @@ def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettin
     )
     with torch.random.fork_rng(devices=[]):
         # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
-        torch.manual_seed(seed)
+        torch.manual_seed(int(rng.generator(seed, f"init/{name}").integers(2**31)))
         if isinstance(model, PeftModel):
             model.add_adapter(name, config, autocast_adapter_dtype=False)
             return model
@@ -284,6 +263,14 @@ def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettin
             return PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
         except ValueError as error:
             raise UserError(f"lora.target_modules={lora.target_modules!r} fits no layer of this model") from error
+
+
+def _load_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
+    """The adapter in a folder as `name`; what learns is set later, for all."""
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
+        return model
+    return PeftModel.from_pretrained(model, str(folder), adapter_name=name, autocast_adapter_dtype=False)
 
 
 def _hidden(model: PreTrainedModel, tokens: Tokens | Batch | ReplyRow, *, packs: bool = False) -> Tensor:
