@@ -27,7 +27,7 @@ from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import load_reward_model
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo.loop import PPOConfig
+from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.training import (
@@ -356,7 +356,7 @@ def test_ppo_runs_on_a_full_reward_model(
 ) -> None:
     folder, _ = train("full", rows(), dtype, lora=None, learning_rate=1e-3)
     run = tiny_run(tmp_path / "ppo", folder.parent, dtype)
-    ppo.run(PPOConfig(**{**TINY["ppo"], "updates": 1}), run)
+    ppo.train(PPOConfig(**{**TINY["ppo"], "updates": 1}), run)
     saved = load_file(run.folder.path / "ppo/rollouts/00001.safetensors")
     judge = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     for row, length in enumerate(saved["lengths_B"].tolist()):
@@ -402,7 +402,7 @@ def test_an_ensemble_through_ppo(
     )
 
     run = tiny_run(tmp_path / "ppo", folder.parent)
-    ppo.run(PPOConfig(**{**TINY["ppo"], "updates": 1, "whiten_scores": False, "missing_eos_penalty": 0}), run)
+    ppo.train(PPOConfig(**{**TINY["ppo"], "updates": 1, "whiten_scores": False, "missing_eos_penalty": 0}), run)
     saved = load_file(run.folder.path / "ppo/rollouts/00001.safetensors")
     judges = [AutoModelForSequenceClassification.from_pretrained(folder / name).eval() for name in ("model", "model_1")]
     for row, length in enumerate(saved["lengths_B"].tolist()):

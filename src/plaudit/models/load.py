@@ -149,7 +149,9 @@ def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrai
 
 def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The sequence classifier with one label of a local folder, in eval mode, every parameter frozen."""
-    return _read(AutoModelForSequenceClassification, source, dtype, num_labels=1).to(device).eval().requires_grad_(False)
+    return (
+        _read(AutoModelForSequenceClassification, source, dtype, num_labels=1).to(device).eval().requires_grad_(False)
+    )
 
 
 def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:

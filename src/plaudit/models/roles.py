@@ -106,8 +106,10 @@ class Roles(nn.Module):
         for member, path in enumerate(reward):
             peft = _load_adapter(peft, reward_adapter(member), path)
         if critic is not None:
-            fresh = isinstance(critic, LoraSettings)
-            peft = _add_adapter(peft, "critic", critic, seed) if fresh else _load_adapter(peft, "critic", critic)
+            if isinstance(critic, LoraSettings):
+                peft = _add_adapter(peft, "critic", critic, seed)
+            else:
+                peft = _load_adapter(peft, "critic", critic)
             self.learning = (*self.learning, "critic")
         assert isinstance(peft, PeftModel)
         self.peft = peft

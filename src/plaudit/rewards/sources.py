@@ -8,7 +8,7 @@ mean and std over replies of the SFT model to training prompts, measured before 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,12 @@ class Rewards:
         prompts: Sequence[Prompt],
         tokens: Tokens,
         where: str,
-        trained: Callable[[], Tensor] | None,
+        *,
+        trained_BM: Tensor | None,
         contract: RewardContract | None,
         watched: bool = False,
     ) -> Scores:
-        """Raw and normalised scores of B replies; `trained` computes the raw ones of the run's own reward model, whose
+        """Raw and normalised scores of B replies; `trained_BM` are the raw ones of the run's own reward model, whose
         rules are `contract`. Foreign sources read the text that the replies' ids spell. With `watched` the sources
         that do not pay are asked too.
 
@@ -114,8 +115,8 @@ class Rewards:
             if source.watch and not watched:
                 continue
             if source.trained:
-                assert trained is not None and contract is not None
-                raw.append(trained())
+                assert trained_BM is not None and contract is not None
+                raw.append(trained_BM)
                 normalised[name] = contract.normalised(raw[-1])
             else:
                 raw.append(self._raw(name, items, metrics)[:, None].to(tokens.tokens_BT.device))
@@ -145,23 +146,31 @@ class Rewards:
             metrics[f"text_changed_{name}"] = found["changed"].item() / len(items)
         return found["scores"]
 
-    def prepare(
-        self, chat: ChatFormat, train: Sequence[Prompt], sample: Callable[[list[Prompt]], Tokens], folder: Path
-    ) -> None:
-        """Measure mean and std of the foreign sources that state none, and write what pays to folder/rewards.json.
+    def asks_trained(self, *, watched: bool = False) -> bool:
+        """Whether `score` needs the scores of the run's own reward model."""
+        return any(source.trained and (watched or not source.watch) for source in self.sources)
 
-        `sample` gives one reply of the SFT model a prompt; the first prompts of `train` are taken. UserError when a
-        source scores all replies alike: its std would be 0.
+    def measured_on(self, train: Sequence[Prompt]) -> list[Prompt]:
+        """The first of the prompts `train`, whose SFT replies measure the sources that state no mean and std."""
+        return list(train[: max((source.normalise_on for _, source in self._unmeasured()), default=0)])
+
+    def measure(self, chat: ChatFormat, prompts: Sequence[Prompt], tokens: Tokens) -> None:
+        """Take mean and std of those sources from one reply of the SFT model to each of `measured_on`.
+
+        UserError when a source scores all replies alike: its std would be 0.
         """
-        pairs = list(zip(self.names, self.sources, strict=True))
-        unknown = [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
-        if unknown:
-            prompts = list(train[: max(source.normalise_on for _, source in unknown)])
-            items = score_items(chat, prompts, sample(prompts))
-            for name, source in unknown:
-                self.moments[name] = self._measured(name, items[: source.normalise_on])
+        items = score_items(chat, prompts, tokens)
+        for name, source in self._unmeasured():
+            self.moments[name] = self._measured(name, items[: source.normalise_on])
+
+    def _unmeasured(self) -> list[tuple[str, RewardSource]]:
+        pairs = zip(self.names, self.sources, strict=True)
+        return [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
+
+    def save(self, folder: Path) -> None:
+        """Write what pays, with its moments, to folder/rewards.json; nothing where only the own reward model does."""
         rows = []
-        for name, source in pairs if self.told else []:
+        for name, source in zip(self.names, self.sources, strict=True) if self.told else ():
             row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
             row |= {"watch": True} if source.watch else {}
             rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
@@ -183,7 +192,7 @@ class Rewards:
         return mean, std
 
     def load(self, folder: Path) -> None:
-        """Take the moments that `prepare` wrote to folder/rewards.json; UserError when they are of other sources."""
+        """Take the moments that `save` wrote to folder/rewards.json; UserError when they are of other sources."""
         path = folder / REWARDS
         rows = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.is_file() else []
         now = [(n, getattr(s, s.kind), s.weight, s.watch) for n, s in zip(self.names, self.sources, strict=True)]

@@ -85,7 +85,7 @@ def run(
     policy = run.folder.require("ppo/model", "ppo")
     rewards = Rewards(paid_by, run.machine)
     rewards.load(policy.parent)
-    with Saver(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
+    with Saver.open(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
         sft = _judged(saver.state) if saver.state else None
         if sft is None:
@@ -198,14 +198,11 @@ def _proxy(
     """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
     files, device = trained_reward(run.folder, chat) if rewards.trained else None, run.machine.device
     reward = files.attach(base, run.machine.dtype, device) if files else None
-
-    def raw() -> Tensor:
-        assert reward is not None
-        return torch.cat([reward.raw(tokens) for tokens in batches])
-
+    trained_BM = torch.cat([reward.raw(tokens) for tokens in batches]) if reward else None
     parts = [(tokens.prompts, tokens.replies) for tokens in batches]
     whole = pad_right([p for ps, _ in parts for p in ps], [r for _, rs in parts for r in rs], chat.pad_id, device)
-    scores = rewards.score(chat, prompts, whole, "evaluation", raw, reward.contract if reward else None)
+    contract = reward.contract if reward else None
+    scores = rewards.score(chat, prompts, whole, "evaluation", trained_BM=trained_BM, contract=contract)
     advance(count=len(prompts))
     return scores.normalised_B.cpu().numpy()
 

@@ -88,7 +88,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     model, layout = training.model, str(training.layout)
     frozen = fingerprint(model.base_tensors()) if isinstance(model, Roles) else {}
     parameters = sum(parameter.numel() for parameter in model.trainable().values())
-    with Saver(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
+    with Saver.open(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
         if saver.state is not None:
             load_members(training, saver.state)
         for member in range(len(training.log_nus), config.members):

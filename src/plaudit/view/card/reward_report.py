@@ -27,7 +27,7 @@ from plaudit.rewards.foreign import load_foreign
 from plaudit.rewards.saved import load_reward_model
 from plaudit.rewards.score import ScoreItem, score_replies
 from plaudit.run.display import Step
-from plaudit.view.card.card import report_card
+from plaudit.view.card.measures import report_card
 from plaudit.view.card.pairs import Floats
 
 Progress = Callable[[int], Any]
