@@ -100,8 +100,10 @@ def test_the_contract_of_a_run(trained: Path, chat_of: Callable[..., ChatFormat]
     assert contract.rankings_sha256 == file_hashes(trained / "preferences", ["rankings.jsonl"])["rankings.jsonl"]
     assert {"model.safetensors", "tokenizer.json", "config.json"} <= contract.base.keys()
     assert contract.files.keys() == {
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "head.safetensors",
-    }  # fmt: skip
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "head.safetensors",
+    }
     # The golden scores are those of the probes, one by one, by plain transformers.
     model = AutoModelForSequenceClassification.from_pretrained(trained / "reward/model").eval()
     assert len(contract.golden) == len(PROBES) >= 4
@@ -120,9 +122,13 @@ def test_the_probes_are_of_every_kind() -> None:
 
 
 WEIGHTS = (
-    "reward/adapter/adapter_model.safetensors", "reward/head.safetensors", "sft/model/model.safetensors",
-    "reward/adapter/adapter_config.json", "sft/model/config.json", "sft/model/tokenizer.json",
-)  # fmt: skip
+    "reward/adapter/adapter_model.safetensors",
+    "reward/head.safetensors",
+    "sft/model/model.safetensors",
+    "reward/adapter/adapter_config.json",
+    "sft/model/config.json",
+    "sft/model/tokenizer.json",
+)
 
 
 @pytest.mark.row(26)

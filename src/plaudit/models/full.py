@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit.models.heads import ScalarHead
-from plaudit.models.roles import Need, Role, RoleOutput, last_hidden, plain_loss
+from plaudit.models.roles import Need, Role, RoleOutput, Roles, last_hidden, plain_loss
 from plaudit.models.tokens import Batch, ReplyRow, Tokens
 
 
@@ -90,3 +90,10 @@ class FullReward(nn.Module):
         for name, parameter in self.base.named_parameters():
             if name.startswith(f"{self.prefix}."):
                 yield name, parameter.detach()
+
+
+def raw_scores(model: Roles | FullReward, tokens: Tokens | ReplyRow, member: int | None = None) -> Tensor:
+    """Scores [B, M] of a reward model, as `Roles.forward` gives them; of one `member` [B, 1]."""
+    scores_BM = model(tokens, "reward", frozenset({"scores"}), member=member).scores_BM
+    assert isinstance(scores_BM, Tensor)
+    return scores_BM

@@ -31,8 +31,8 @@ from plaudit.data.files import whole_folder
 from plaudit.errors import UserError
 from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
+from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
-from plaudit.models.kernels.segments import positions
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
 
@@ -122,7 +122,7 @@ class Roles(nn.Module):
         self.temperature = temperature
         self.packs = False
         """Whether padded tokens are computed in one row where that saves enough, what prompts share once
-        (`tokens.pack_tokens`). For a model that `models.attention` has proven to obey the segments of a row."""
+        (`tokens.pack_tokens`). For a model that `kernels.attention` has proven to obey the segments of a row."""
         self._lora_layers = [module for module in self.peft.modules() if isinstance(module, LoraLayer)]
         self._fix_gradients()
         self.to(base.device)
@@ -276,18 +276,13 @@ def _load_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -
 
 
 def _hidden(model: PreTrainedModel, tokens: Tokens | Batch | ReplyRow, *, packs: bool = False) -> Tensor:
-    trunk = getattr(model, model.base_model_prefix)
-    if packs and isinstance(tokens, Tokens):
+    if not isinstance(tokens, Tokens):
+        return hidden_states(model, tokens.tokens_BT, tokens.segments)
+    if packs:
         row, places_BT = pack_tokens(tokens)
         if row.tokens_BT.numel() < PACKED_BELOW * places_BT.numel():
             return _hidden(model, row)[0, places_BT]
-    if not isinstance(tokens, Tokens) and tokens.segments is not None:
-        # Packed rows: `models.attention` reads the segments, and the stage has checked that this model obeys them.
-        place = positions(tokens.segments, tokens.tokens_BT.device)
-        return trunk(
-            input_ids=tokens.tokens_BT, position_ids=place, segments=tokens.segments, use_cache=False
-        ).last_hidden_state
-    return trunk(input_ids=tokens.tokens_BT, use_cache=False).last_hidden_state
+    return hidden_states(model, tokens.tokens_BT)
 
 
 def last_hidden(model: PreTrainedModel, tokens: Tokens | ReplyRow, *, packs: bool = False) -> Tensor:
@@ -295,9 +290,13 @@ def last_hidden(model: PreTrainedModel, tokens: Tokens | ReplyRow, *, packs: boo
     return _hidden(model, tokens, packs=packs)[tokens.last_B]
 
 
+def _targets(tokens: Tokens | Batch) -> Tensor:
+    """The next token [N] at the mask."""
+    return tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
+
+
 def _batch_loss(model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch) -> Tensor:
-    targets_N = tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
-    return completion_loss(hidden_ND, model.get_output_embeddings().weight, targets_N)
+    return completion_loss(hidden_ND, model.get_output_embeddings().weight, _targets(tokens))
 
 
 def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
@@ -309,10 +308,9 @@ def _reply_logprobs(
     model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """`hidden_ND` are the states at the mask."""
-    mask_BT = tokens.mask_BT
-    targets_N = tokens.tokens_BT.roll(-1, dims=1)[mask_BT]
-    logprobs_N, entropy_N = token_logprobs(hidden_ND, model.get_output_embeddings().weight, targets_N, temperature)
-    return _scatter(logprobs_N, mask_BT), _scatter(entropy_N, mask_BT)
+    weight_VD = model.get_output_embeddings().weight
+    logprobs_N, entropy_N = token_logprobs(hidden_ND, weight_VD, _targets(tokens), temperature)
+    return _scatter(logprobs_N, tokens.mask_BT), _scatter(entropy_N, tokens.mask_BT)
 
 
 @torch.no_grad()

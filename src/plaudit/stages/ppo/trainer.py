@@ -27,7 +27,7 @@ from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import RewardFiles, trained_reward
-from plaudit.rewards.sources import Rewards, Scores
+from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches, per_token
 from plaudit.rollout.engine import Sampled
 from plaudit.rollout.inprocess import InProcessEngine
@@ -58,7 +58,7 @@ class Trainer:
     roles: Roles
     scorer: Roles | FullReward | None
     engine: InProcessEngine
-    rewards: Rewards
+    rewards: RewardSources
     contract: RewardContract | None
     optimiser: MasterAdamW
     schedule: torch.optim.lr_scheduler.LambdaLR
@@ -91,7 +91,7 @@ class Trainer:
 def build(config: PPOConfig, run: Run) -> Trainer:
     """The four roles on the run's SFT model, the sampling engine with its own copy, the sources that pay."""
     chat = run.chat(run.sft_model)
-    rewards = Rewards(config.rewards, run.machine, run.ranks)
+    rewards = RewardSources(config.rewards, run.machine, run.ranks)
     files = trained_reward(run.folder, chat) if rewards.trained else None
     source, machine = str(run.sft_model), run.machine
     base = load_model(source, machine.dtype, machine.device)

@@ -27,7 +27,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.packing import balanced, by_length
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
-from plaudit.models.full import FullReward
+from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.kernels.attention import Layout
 from plaudit.models.roles import Roles, reward_adapter
 from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right
@@ -135,9 +135,7 @@ class RewardTraining:
         else:
             groups = [(e.prompt, e.replies) for e in examples]
             tokens = pack_replies(groups, self.model.device, share=self.layout.kind == "shared")
-        scores_N1 = self.model(tokens, "reward", frozenset({"scores"}), member=member).scores_BM
-        assert isinstance(scores_N1, Tensor)
-        return scores_N1[:, 0]
+        return raw_scores(self.model, tokens, member)[:, 0]
 
 
 def rankings_loss(
