@@ -13,7 +13,7 @@ from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
 from plaudit.models.config import LoraSettings
 from plaudit.models.kernels import attention
-from plaudit.models.kernels.attention import use_packed_attention
+from plaudit.models.kernels.attention import prepare_attention, use_packed_attention
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, Message, Prompt
@@ -211,3 +211,13 @@ def test_lost_positions_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_probe", without_positions)
     reason = use_packed_attention(build("gpt2"))
     assert reason is not None and "otherwise than alone" in reason
+
+
+def test_plain_leaves_attention_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAUDIT_PLAIN", "1")
+    model = build("llama")
+    usual = model.config._attn_implementation
+    assert str(prepare_attention(model)) == "padded: PLAUDIT_PLAIN=1"
+    assert model.config._attn_implementation == usual
+    monkeypatch.delenv("PLAUDIT_PLAIN")
+    assert str(prepare_attention(model)) == "shared"

@@ -20,7 +20,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings
 from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
-from plaudit.models.kernels.fused import plain
+from plaudit.models.kernels.probe import libraries_only
 from plaudit.models.roles import PACKED_BELOW, RoleOutput, plain_logprobs
 from plaudit.models.tokens import Tokens, pack_tokens
 from plaudit.rewards.contract import RewardContract
@@ -393,7 +393,7 @@ def test_replies_that_share_their_prompts_work_train_the_same_policy(
     packed = run_ppo("packed", **SHARING)
     planted(lambda trainer: setattr(trainer.roles, "packs", False))
     padded = run_ppo("padded", **SHARING)
-    assert shares == [not plain()] * 2  # of the second run, before it was switched off
+    assert shares == [not libraries_only()] * 2  # of the second run, before it was switched off
     assert packs(packed)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         for one, other in zip(read_metrics(packed / name), read_metrics(padded / name), strict=True):

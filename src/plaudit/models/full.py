@@ -21,7 +21,7 @@ def _computing_in(dtype: torch.dtype, base: PreTrainedModel) -> torch.autocast:
     return torch.autocast(base.device.type, dtype if low else torch.bfloat16, enabled=low)
 
 
-class FullModel(nn.Module):
+class FullPolicy(nn.Module):
     """The policy of full fine-tuning: the base itself."""
 
     def __init__(self, base: PreTrainedModel, compute: torch.dtype):

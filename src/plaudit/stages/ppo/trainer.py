@@ -20,7 +20,6 @@ from plaudit.models.config import LoraSettings
 from plaudit.models.full import FullReward
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
-from plaudit.models.kernels.fused import plain
 from plaudit.models.load import load_model
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.tokens import Tokens, pad_right
@@ -113,7 +112,7 @@ def build(config: PPOConfig, run: Run) -> Trainer:
         compile_layers(base)
     else:
         # On a GPU padded rows were faster (docs/benchmarks.md).
-        roles.packs = rows.kind == "shared" and not plain() and machine.device.type == "cpu"
+        roles.packs = rows.kind == "shared" and machine.device.type == "cpu"
     if config.critic == "own" and reward is not None and files is not None and files.adapters:
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
     engine = InProcessEngine(
