@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from plaudit.cli.label_sampling import commands as label_commands
+from plaudit.cli.label_transfer import commands as label_commands
 from plaudit.errors import RankLost, RunStopped, UserError
 from plaudit.run.display import console
 from plaudit.run.stopping import Interrupted, signals_heard
