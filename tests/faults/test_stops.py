@@ -26,7 +26,7 @@ from plaudit.train.run import Run
 
 STAGES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "sft": (sft.train, {"epochs": 1, "samples": 0}),
-    "reward": (reward.run, {"epochs": 1}),
+    "reward": (reward.train, {"epochs": 1}),
     "ppo": (ppo.train, {"minibatch_size": 2, "micro_batch_size": 2}),
 }
 
@@ -226,7 +226,7 @@ def test_in_bfloat16_the_first_ratio_is_still_one(
     """Memory runs out in the first step of an update: the old log-probabilities are computed anew in the smaller
     micro-batches, or the check of the first ratio would stop the run (it allows bf16 no rounding at all)."""
     run = tiny_run(tmp_path, trained, "bfloat16")
-    reward.run(*tiny_stage("reward", run))
+    reward.train(*tiny_stage("reward", run))
     failed = little_memory(monkeypatch, 1, "policy")
     real = ppo_update.accumulate
 

@@ -80,7 +80,7 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "preferences":
             preferences.collect(recipe.preferences, replace(run, sampling=sampling("preferences")))
         case "reward":
-            reward.run(recipe.reward, replace(run, lora=lora("reward"), optimiser=optimiser("reward")))
+            reward.train(recipe.reward, replace(run, lora=lora("reward"), optimiser=optimiser("reward")))
         case "ppo":
             run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
             ppo.train(recipe.ppo, replace(run, max_length=recipe.sft.max_length), _gold(recipe))
