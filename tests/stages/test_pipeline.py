@@ -248,7 +248,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "run", stop)
+        patch.setattr(evaluate, "compare", stop)
         with pytest.raises(KeyboardInterrupt):
             run_pipeline(recipe)
     assert tuple(json.loads((tmp_path / "run/manifest.json").read_text())["stages"]) == STAGES[:4]

@@ -183,25 +183,24 @@ OPTIONS: dict[str, Any] = {
     "max_grad_norm": 0.01,
     "lora": {"r": 2, "alpha": 8},
 }
+SHARED = {"schedule", "warmup_steps", "max_grad_norm", "lora"}
+"""What it reads of the sections that stages share."""
 ELSEWHERE = {
     "micro_batch_size",
-    "packing",
     "gradient_checkpointing",
     "max_length",
     "too_long",
     "learn",
     "evaluate_every",
-    "evaluate_on",
     "patience",
     "samples",
-    "sample_tokens",
 }
 
 
 @pytest.mark.row(28)
 def test_row_28_every_option_is_tried() -> None:
     """A new option must be put on the list, or have a test of its own."""
-    assert set(OPTIONS) | ELSEWHERE == set(SFTConfig.model_fields)
+    assert set(OPTIONS) | ELSEWHERE == set(SFTConfig.model_fields) | SHARED
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +277,8 @@ def test_a_run_reads_the_files_of_its_mixture(tmp_path: Path, write_recipe: Call
     rows: list[Any] = [{"instruction": f"More {i}?", "output": "Yes."} for i in range(3)]
     path = write_lines(tmp_path / "more.jsonl", [*rows, {"instruction": "Bad?", "output": 3}])
     override = "sft.mixture=[{path: more.jsonl, label: mine}, {}]"
-    run = prepare(load_recipe(recipe, [override, "data.on_bad_row=quarantine", f"folder={tmp_path / 'a'}"]))
+    formats = "data.formats={more.jsonl: alpaca}"
+    run = prepare(load_recipe(recipe, [override, formats, "data.on_bad_row=quarantine", f"folder={tmp_path / 'a'}"]))
     assert [row.completion for row in run.mixed[path]] == ["Yes."] * 3
     assert len((run.folder.path / "data" / "quarantine.jsonl").read_text().splitlines()) == 1
     with pytest.raises(UserError, match=r"more\.jsonl:4: .*'output'"):
@@ -361,7 +361,8 @@ def test_only_what_a_short_run_needs_is_tokenised(
     made = []
     encode = sft.Encoder.encode
     monkeypatch.setattr(sft.Encoder, "encode", lambda self, item: (made.append(1), encode(self, item))[1])
-    _, summary = train(tiny_run(tmp_path), max_steps=1, batch_size=4, evaluate_on=5)
+    monkeypatch.setattr(sft, "EVALUATE_ON", 5)
+    _, summary = train(tiny_run(tmp_path), max_steps=1, batch_size=4)
     assert len(made) <= 4 + 4 + 5
     assert (summary["steps"], summary["demonstrations_held_out"]) == (1, 5)
 
