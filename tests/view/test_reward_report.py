@@ -124,9 +124,13 @@ def test_an_ensemble_names_its_suspects(trained: Path, tiny_run: Callable[..., R
     path = run.folder.path
     own = json.loads((path / "reward/card.json").read_text(encoding="utf-8"))
     card = reward_report(
-        str(path), str(path / "preferences/rankings.jsonl"), format=None, dtype="auto",
-        progress=lambda total: progress("Scoring", total, "reply"), say=lambda line: None,
-    )  # fmt: skip
+        str(path),
+        str(path / "preferences/rankings.jsonl"),
+        format=None,
+        dtype="auto",
+        progress=lambda total: progress("Scoring", total, "reply"),
+        say=lambda line: None,
+    )
     assert (card["model"]["members"], card["suspects"]["members"], own["suspects"]["members"]) == (2, 2, 2)
     assert card["accuracy"] == own["accuracy"]
     assert card["suspects"]["found"] == own["suspects"]["found"]
