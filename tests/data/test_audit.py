@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit.data.audit import audit as module
-from plaudit.data.audit.audit import LEVELS, Audit, diversity, plain
+from plaudit.data.audit import near as near_module
+from plaudit.data.audit.check import Audit
 from plaudit.data.audit.near import NearDuplicates, Sample
+from plaudit.data.audit.problems import LEVELS
+from plaudit.data.audit.texts import diversity, words_alone
 
 Plaudit = Callable[..., SimpleNamespace]
 REPLY = "Put the kettle on, wait until the water boils, and pour it over the leaves of the tea."
@@ -189,9 +191,9 @@ def test_diversity_by_hand() -> None:
     assert found["distinct_openings"] == 1.0
 
 
-def test_plain_prompts() -> None:
-    assert plain("  What's, the TIME?\n") == "what's the time"
-    assert plain("?!") == "?!"
+def test_the_words_alone_of_prompts() -> None:
+    assert words_alone("  What's, the TIME?\n") == "what's the time"
+    assert words_alone("?!") == "?!"
 
 
 def test_tokens_are_counted_by_what_is_given(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_a_sample_is_everything_until_it_is_full_and_then_even() -> None:
 
 
 def test_sampling_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plaudit: Plaudit) -> None:
-    monkeypatch.setattr(module, "SAMPLE", 50)
+    monkeypatch.setattr(near_module, "SAMPLE", 50)
     path = put(tmp_path / "a.jsonl", *(demonstration(i, id=str(i)) for i in range(100)))
     (file,) = json.loads(plaudit("data", "check", path, "--json").out)["files"]
     assert file["near_sampled"] and 10 <= file["near_of_rows"] <= 50

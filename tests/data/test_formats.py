@@ -471,7 +471,7 @@ def test_a_file_is_streamed(tmp_path: Path) -> None:
 
 
 def test_formats_and_reading_load_no_table_library() -> None:
-    code = "import sys, plaudit.data.audit.audit; print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
+    code = "import sys, plaudit.data.audit.check; print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
 
 

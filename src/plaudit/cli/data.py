@@ -26,7 +26,7 @@ def check(
     format: FormatOption = None,
 ) -> None:
     """Count, measure and find what is wrong. Exit code 1 when there are errors, 0 with warnings or none."""
-    from plaudit.data.audit.audit import Audit
+    from plaudit.data.audit.check import Audit
     from plaudit.view.audit_table import print_report
 
     audit = Audit(_token_counter(tokenizer) if tokenizer else None)

@@ -9,7 +9,7 @@ from plaudit.run.display import console
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """The report of data/audit.py."""
+    """The report of `data.audit.check`."""
     table = Table(title="Data", title_justify="left", title_style="bold")
     table.add_column("")
     columns = [_column(file) for file in report["files"]]
