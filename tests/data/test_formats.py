@@ -15,7 +15,8 @@ import pytest
 
 from conftest import write_lines
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings
-from plaudit.data.formats import rows as containers
+from plaudit.data.formats import json_rows
+from plaudit.data.formats.containers import rows
 from plaudit.data.formats.reader import FORMATS, KINDS, Reader, canonical
 from plaudit.data.formats.rows import BadRow
 from plaudit.errors import UserError
@@ -361,7 +362,7 @@ def write(kind: str, home: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "json.gz", "txt", "csv", "tsv", "parquet"])
 def test_every_container_gives_the_same_rows(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "_CHUNK", 1000)  # rows of a JSON array span blocks
+    monkeypatch.setattr(json_rows, "_CHUNK", 1000)  # rows of a JSON array span blocks
     found, reader = records(write(kind, tmp_path))
     assert found == WANT and reader.format == "prompt-completion"
 
@@ -369,7 +370,7 @@ def test_every_container_gives_the_same_rows(kind: str, tmp_path: Path, monkeypa
 def test_the_places_of_a_json_array_are_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[\n  {"prompt": "a"},\n\n  {"prompt": 3},\n  {"prompt":\n "b"}]\n')
-    assert [row.place for row in containers.rows(path)] == [f"{path}:2", f"{path}:4", f"{path}:5"]
+    assert [row.place for row in rows(path)] == [f"{path}:2", f"{path}:4", f"{path}:5"]
     assert refusal(path).startswith(f"{path}:4: field 'prompt'")
 
 
