@@ -443,15 +443,19 @@ def test_a_folder_is_read_through_datasets_and_its_parts_are_splits(
     put(home / "test.jsonl", {"prompt": "Say 9", "completion": "x"})
     found, reader = records(home)
     assert sorted((r.prompt.text, r.prompt.split) for r in found if isinstance(r, Demonstration)) == [
-        ("Say 0", "train"), ("Say 1", "train"), ("Say 2", "train"), ("Say 9", "test"),
-    ]  # fmt: skip
+        ("Say 0", "train"),
+        ("Say 1", "train"),
+        ("Say 2", "train"),
+        ("Say 9", "test"),
+    ]
     assert reader.rows == 4
 
 
 def test_a_data_set_saved_to_disk_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    datasets.DatasetDict({"train_sft": datasets.Dataset.from_list([{"prompt": P, "completion": "It was boiled."}])}
-    ).save_to_disk(tmp_path / "set")  # fmt: skip
+    datasets.DatasetDict(
+        {"train_sft": datasets.Dataset.from_list([{"prompt": P, "completion": "It was boiled."}])}
+    ).save_to_disk(tmp_path / "set")
     assert records(tmp_path / "set")[0] == [SHOWN]
     datasets.DatasetDict({"extra": datasets.Dataset.from_list([{"prompt": P}])}).save_to_disk(tmp_path / "odd")
     assert "part 'extra' is neither train, validation nor test" in refusal(tmp_path / "odd")
@@ -478,12 +482,14 @@ def test_formats_and_reading_load_no_table_library() -> None:
 
 def test_what_a_ranking_tells_beyond_its_order(tmp_path: Path) -> None:
     row = {
-        "prompt": "Hi", "annotator": "ann", "strength": 2,
+        "prompt": "Hi",
+        "annotator": "ann",
+        "strength": 2,
         "responses": [
             {"text": "a", "rank": 2, "votes": 1, "score": -0.5, "source": "small"},
             {"text": "b", "rank": 1, "votes": 3, "score": 1, "source": "large"},
         ],
-    }  # fmt: skip
+    }
     path = write_lines(tmp_path / "r.jsonl", [row])
     (ranking,) = read_rankings(path)
     assert ranking.votes == (1, 3)

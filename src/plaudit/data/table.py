@@ -38,8 +38,13 @@ class _Stored:
 class DemonstrationTable(Sequence[Demonstration]):
     """A sequence of demonstrations; `kinds` and `splits` hold one entry a row, `keys` tells rows of one file apart."""
 
-    def __init__(self, stored: _Stored, index: npt.NDArray[np.int64], kinds: npt.NDArray[np.object_],
-                 splits: npt.NDArray[np.object_]):  # fmt: skip
+    def __init__(
+        self,
+        stored: _Stored,
+        index: npt.NDArray[np.int64],
+        kinds: npt.NDArray[np.object_],
+        splits: npt.NDArray[np.object_],
+    ):
         self._stored, self._index = stored, index
         self.kinds, self.splits = kinds, splits
 
