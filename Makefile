@@ -9,6 +9,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CODE := src tests benchmarks docs/ppo_by_hand.py
 
 .PHONY: demo test test-plain test-long survive bench lint format clean
 
@@ -36,13 +37,13 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: $(READY)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 # torch goes first and by its pinned version: asked for through a dependency, pip would take the newest CUDA build.
 $(READY): pyproject.toml constraints.txt

@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import re
+import runpy
 import shlex
 import shutil
 import threading
@@ -295,6 +296,20 @@ def test_the_three_token_example_has_the_librarys_numbers() -> None:
     torch.testing.assert_close(returns, numbers(r"returns = Â \+ V"), rtol=0, atol=1e-12)
 
 
+# --- PPO by hand ---
+
+
+def test_ppo_by_hand_is_short_and_its_score_rises(capsys: pytest.CaptureFixture[str]) -> None:
+    """The page that a newcomer runs first."""
+    script = DOCS / "ppo_by_hand.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 150
+    means = runpy.run_path(str(script))["main"]()
+    assert len(means) == 10 and means[-1] > 2 * means[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert [f"score {mean:.3f}" in line for mean, line in zip(means, lines, strict=True)] == [True] * 10
+    assert "KL  0.00" in lines[0], "a fresh policy is the reference"
+
+
 # --- links and examples ---
 
 
@@ -380,10 +395,10 @@ def test_the_report_card_on_its_page_is_what_its_code_prints(monkeypatch: pytest
 
 
 def test_the_alarms_of_the_report_card_are_on_its_page() -> None:
-    """Every kind that card_alarms.py gives a name to, by its source."""
+    """Every kind that view/card/alarms.py gives a name to, by its source."""
     calls = [
         node.args[0].value
-        for node in ast.walk(ast.parse((SRC / "stages/card_alarms.py").read_text(encoding="utf-8")))
+        for node in ast.walk(ast.parse((SRC / "view/card/alarms.py").read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", "") == "_alarm"
         and isinstance(node.args[0], ast.Constant)

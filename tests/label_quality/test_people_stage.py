@@ -21,8 +21,8 @@ from plaudit.label.db.ledger import read
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.label_items import Sampling, sampled
 from plaudit.stages.preferences import loop as preferences
+from plaudit.stages.preferences import people as preferences_people
 from plaudit.stages.preferences.config import PreferencesConfig
-from plaudit.stages.preferences.loop import people as preferences_people
 from plaudit.stages.recipe import load_recipe
 from plaudit.view.report.people import compared_by_people
 

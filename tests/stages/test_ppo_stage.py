@@ -23,10 +23,10 @@ from plaudit.models.tokens import Tokens
 from plaudit.rewards.contract import RewardContract
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo import step as ppo_step
+from plaudit.stages.ppo import trainer as ppo_trainer
 from plaudit.stages.ppo.looks import HELD_OUT, Keeper, length_correlation
 from plaudit.stages.ppo.loop import PPOConfig, Trainer
-from plaudit.stages.ppo.loop import step as ppo_step
-from plaudit.stages.ppo.loop import trainer as ppo_trainer
 from plaudit.stages.ppo.scores import picked
 from plaudit.train.optimiser import schedule_of
 from plaudit.train.run import Run
