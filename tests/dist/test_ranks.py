@@ -170,7 +170,7 @@ def test_alone_nothing_is_changed_or_copied() -> None:
     ALONE.wait()
     assert parameter.grad is gradient
     assert ALONE.total({"x": gradient})["x"] is gradient
-    assert ALONE.told("a") == ["a"]
+    assert ALONE.gathered("a") == ["a"]
     assert ALONE.share([3, 4, 5]) == [3, 4, 5]
     assert ALONE.first
 
