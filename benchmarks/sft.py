@@ -63,7 +63,7 @@ def measure(
         run = Run(folder, seed, choose_machine("bfloat16"), source, None, (), ())
         trainer, layout = sft.build(config, run, chat, held_out, [])
         trainer.shares = trainer.shares and sharing
-        with Saver(run, "sft") as saver:
+        with Saver.open(run, "sft") as saver:
             sft.train(trainer, steps, saver)
     tokens = sum(len(example.ids) for step in steps for example in step.examples)
     return {

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import task
+from plaudit import recipes
 from plaudit.data.hashes import sha256
 from plaudit.run.folder import STAGES
 from plaudit.run.provenance import versions
-from plaudit.stages.ppo import loop as ppo
 
-DEMO = Path(ppo.__file__).parents[1] / "recipes" / "demo.yaml"
+DEMO = Path(recipes.__file__).parent / "demo.yaml"
 TIMED = ("times.jsonl", "summary.json")
 SECONDS = (
     "seconds",

@@ -27,7 +27,7 @@ def test_the_report_stands_alone_and_fits(browser: Any, trained: Path, width: in
 
 
 def test_a_hostile_reply_stays_text(browser: Any, trained: Path, tmp_path: Path) -> None:
-    """The escaping itself is tested in tests/stages/test_report.py; here: were it lost, the policy still blocks."""
+    """The escaping itself is tested in tests/view/test_report.py; here: were it lost, the policy still blocks."""
     text = (trained / "report.html").read_text(encoding="utf-8")
     assert "</h1>" in text
     hostile = tmp_path / "report.html"

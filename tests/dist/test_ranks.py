@@ -181,7 +181,7 @@ def test_another_process_leaves_the_run_folder_alone(tmp_path: Path) -> None:
         assert folder.require("sft", "sft") == tmp_path / "sft"
         own = folder.stage("ppo")
         (own / "metrics.jsonl").write_text("{}\n")
-        folder.begin("sft", ("sft", "ppo"))
+        folder.begin("sft")
         folder.end("ppo", 1.0, {})
     assert not own.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["sft"]

@@ -31,6 +31,7 @@ from plaudit.models.load import quiet_libraries
 from plaudit.run.folder import FollowedFolder, RunFolder
 from plaudit.run.stopping import STOP, Interrupted
 from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo import update as ppo_update
 from plaudit.train.run import Run
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.looks import Keeper
@@ -109,7 +110,7 @@ def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) 
     """A whole PPO stage, or with `resume` the rest of one; what learnt and the optimiser's state are saved as they are at its end, and what was done."""
     trainers: list[Any] = []
     states: list[dict[str, torch.Tensor]] = []
-    done, build, add = {"sampled": 0, "trained": 0}, ppo._build, Keeper.add
+    done, build, add = {"sampled": 0, "trained": 0}, ppo.build, Keeper.add
 
     def spied(*arguments: Any) -> Any:
         trainer = build(*arguments)
@@ -134,8 +135,8 @@ def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) 
     run = replace(run_of(home, case, ranks), resume=resume)
     # Collecting garbage is half the time of a run this small.
     still = patch.object(ppo, "release_memory", lambda: None)
-    with still, patch.object(ppo, "_build", spied), patch.object(Keeper, "add", added), run.folder:
-        ppo.run(config_of(case, home), run)
+    with still, patch.object(ppo, "build", spied), patch.object(Keeper, "add", added), run.folder:
+        ppo.train(config_of(case, home), run)
     (trainer,) = trainers
     groups = trainer.optimiser.state_dict()["state"]
     moments = {f"optimiser.{i}.{name}": value for i, group in groups.items() for name, value in group.items()}
@@ -147,7 +148,7 @@ def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) 
 
 def stop_and_go_on(home: Path, ranks: Ranks) -> None:
     """The second rank alone is sent a signal in the second of three updates: both leave after it; then they resume."""
-    learn = ppo.update_policy
+    learn = ppo.update
 
     def asked(trainer: Any, batch: Any, update: int, clock: Any) -> Any:
         if update == 1 and not ranks.first:
@@ -155,7 +156,7 @@ def stop_and_go_on(home: Path, ranks: Ranks) -> None:
         return learn(trainer, batch, update, clock)
 
     try:
-        with patch.object(ppo, "update_policy", asked):
+        with patch.object(ppo, "update", asked):
             train(home, STOPPED, ranks)
     except Interrupted as stop:
         print(f"left by {stop.signum}: {stop.saved}")
@@ -165,7 +166,7 @@ def stop_and_go_on(home: Path, ranks: Ranks) -> None:
 
 def drift(home: Path, ranks: Ranks) -> None:
     """One number of the second rank's critic is moved after each step; why that ended is in HOME/drift-RANK.txt."""
-    accumulate = ppo.accumulate
+    accumulate = ppo_update.accumulate
 
     def moved(trainer: Any, *rest: Any) -> Any:
         if not ranks.first:
@@ -173,7 +174,7 @@ def drift(home: Path, ranks: Ranks) -> None:
         return accumulate(trainer, *rest)
 
     try:
-        with patch.object(ppo, "accumulate", moved):
+        with patch.object(ppo_update, "accumulate", moved):
             train(home, DRIFT, ranks)
     except RunStopped as stop:
         (home / f"{DRIFT}-{ranks.rank}.txt").write_text(str(stop))

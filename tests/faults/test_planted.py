@@ -24,6 +24,7 @@ from plaudit.models.tokens import Tokens
 from plaudit.rollout import inprocess
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo import rollout as ppo_rollout
 from plaudit.stages.recipe import load_recipe
 
 Patch = pytest.MonkeyPatch
@@ -65,14 +66,14 @@ def trainer_with(change: Callable[[Any], object]) -> Fault:
     """A change to the trainer before its loop starts."""
 
     def plant(patch: Patch) -> None:
-        build = ppo._build
+        build = ppo.build
 
         def changed(*arguments: Any) -> Any:
             trainer = build(*arguments)
             change(trainer)
             return trainer
 
-        patch.setattr(ppo, "_build", changed)
+        patch.setattr(ppo, "build", changed)
 
     return plant
 
@@ -109,7 +110,7 @@ def mask_by_id(eos_id: int) -> Fault:
 
 def other_reference(patch: Patch) -> None:
     """The reference is another model, and nobody checks the KL of the fresh policy."""
-    right = ppo.by_micro_batch
+    right = ppo_rollout.by_micro_batch
 
     def wrong(trainer: Any, tokens: Tokens, update: int, role: str) -> dict[str, Tensor]:
         found = right(trainer, tokens, update, role)
@@ -117,7 +118,7 @@ def other_reference(patch: Patch) -> None:
             found["logprobs_BT"] = found["logprobs_BT"] * 1.1
         return found
 
-    patch.setattr(ppo, "by_micro_batch", wrong)
+    patch.setattr(ppo_rollout, "by_micro_batch", wrong)
     patch.setattr(invariants, "check_fresh_kl", lambda *_: None)
 
 

@@ -17,6 +17,8 @@ from plaudit.errors import RunStopped
 from plaudit.models.roles import Roles
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo import rollout as ppo_rollout
+from plaudit.stages.ppo import update as ppo_update
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward.config import RewardConfig
@@ -141,7 +143,7 @@ def test_a_nan_log_probability_stops_before_anything_is_learnt_and_names_the_rep
     name: str, stage: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One token of one reply of the second update."""
-    real = ppo.by_micro_batch
+    real = ppo_rollout.by_micro_batch
 
     def planted(trainer: Any, tokens: Any, update: int, role: str) -> dict[str, Tensor]:
         found = real(trainer, tokens, update, role)
@@ -151,7 +153,7 @@ def test_a_nan_log_probability_stops_before_anything_is_learnt_and_names_the_rep
         return found
 
     weights = Weights(monkeypatch)
-    monkeypatch.setattr(ppo, "by_micro_batch", planted)
+    monkeypatch.setattr(ppo_rollout, "by_micro_batch", planted)
     with pytest.raises(RunStopped, match="nan") as stop:
         stage("ppo")
     assert len(weights.after) == 1 + 2 * 2
@@ -229,7 +231,7 @@ def test_in_bfloat16_the_first_ratio_is_still_one(
     run = tiny_run(tmp_path, trained, "bfloat16")
     reward.run(RewardConfig(**TINY["reward"]), run)
     failed = little_memory(monkeypatch, 1, "policy")
-    real = ppo.accumulate
+    real = ppo_update.accumulate
 
     def once(*arguments: Any) -> Any:
         try:
@@ -238,8 +240,8 @@ def test_in_bfloat16_the_first_ratio_is_still_one(
             if failed:
                 monkeypatch.undo()
 
-    monkeypatch.setattr(ppo, "accumulate", once)
-    ppo.run(
+    monkeypatch.setattr(ppo_update, "accumulate", once)
+    ppo.train(
         PPOConfig(**{**TINY["ppo"], "updates": 1, "batch_size": 4, "minibatch_size": 4, "micro_batch_size": 4}), run
     )
     assert len(failed) == 1

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from plaudit.stages.ppo.loop import PPOConfig
+from plaudit.stages.ppo.config import PPOConfig
 
 
 @pytest.mark.row(6)

@@ -16,12 +16,13 @@ import yaml
 from pydantic import ValidationError
 
 from conftest import TINY
+from plaudit.algo.rewards import adapt_kl
 from plaudit.errors import UserError
 from plaudit.guard.watch import WatchConfig
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo.loop import PPOConfig
-from plaudit.stages.ppo.scores import picked, score_references
+from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.ppo.rollout import picked, score_references
 from plaudit.stages.ppo.trainer import layout
 from plaudit.train.run import Run
 
@@ -145,15 +146,15 @@ def training(start: Any) -> Callable[..., dict[str, Any]]:
         key = json.dumps(changes, sort_keys=True)
         if key not in known:
             config, run = start(changes)
-            trainer, train, rows = ppo._build(config, run), run.split("train"), []
+            trainer, train, rows = ppo.build(config, run), run.split("train"), []
             folder = run.folder.stage("ppo")
             if config.sigmoid_centred:
                 score_references(trainer, train, run.split("validation"), folder)
             for update in range(3):
-                batch, about = ppo.rollout(trainer, picked(trainer, train, update), update, Clock())
-                rows.append({**about, **ppo.update_policy(trainer, batch, update, Clock())})
+                batch = ppo.rollout(trainer, picked(trainer, train, update), update, Clock())
+                rows.append({**batch.metrics, **ppo.update(trainer, batch, update, Clock())[1]})
                 numbers = trainer.numbers
-                numbers.controller = ppo.reward_maths.adapt_kl(numbers.controller, about["kl"], config.batch_size)
+                numbers.controller = adapt_kl(numbers.controller, batch.metrics["kl"], config.batch_size)
             known[key] = {
                 "rows": rows,
                 "policy": [p.detach().clone() for p in trainer.roles.adapter_parameters("policy")],
@@ -171,7 +172,7 @@ def whole(start: Any) -> Callable[..., dict[str, Any]]:
 
     def call(changes: dict[str, Any]) -> dict[str, Any]:
         config, run = start(changes)
-        summary = ppo.run(config, run)
+        summary = ppo.train(config, run)
         return {
             "looks": read_metrics(run.folder.path / "ppo" / "evaluations.jsonl"),
             "kept": (summary["kept_update"], summary["updates"], summary["stopped"]),
@@ -296,5 +297,5 @@ def test_the_default_is_accepted_with_every_estimator() -> None:
 def test_a_held_out_score_that_is_not_there_is_noticed_before_training(start: Any) -> None:
     config, run = start({"keep_by": "held_out"})
     with pytest.raises(UserError, match=r"ppo\.keep_by=held_out: no score is there that PPO is not paid by"):
-        ppo.run(config, run)
+        ppo.train(config, run)
     assert not list((run.folder.path / "ppo").glob("rollouts/*"))

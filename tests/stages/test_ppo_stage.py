@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +24,12 @@ from plaudit.models.tokens import Tokens
 from plaudit.rewards.contract import RewardContract
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo import step as ppo_step
 from plaudit.stages.ppo import trainer as ppo_trainer
+from plaudit.stages.ppo import update as ppo_update
+from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.looks import HELD_OUT, Keeper, length_correlation
-from plaudit.stages.ppo.loop import PPOConfig, Trainer
-from plaudit.stages.ppo.scores import picked
+from plaudit.stages.ppo.rollout import picked
+from plaudit.stages.ppo.trainer import Trainer, layout
 from plaudit.train.optimiser import schedule_of
 from plaudit.train.run import Run
 
@@ -56,7 +58,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 
     def call(name: str = "run", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained)
-        ppo.run(config_of(**changes), run)
+        ppo.train(config_of(**changes), run)
         return run.folder.path / "ppo"
 
     return call
@@ -66,13 +68,14 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 def build(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Callable[..., Trainer]:
     """build(gamma=0.9) -> a trainer before its first update."""
     made = iter(range(99))
-    return lambda **changes: ppo._build(config_of(**changes), tiny_run(tmp_path / f"build-{next(made)}", trained))
+    return lambda **changes: ppo.build(config_of(**changes), tiny_run(tmp_path / f"build-{next(made)}", trained))
 
 
 def step(trainer: Trainer, update: int = 0) -> tuple[Any, dict[str, float]]:
     """One update: its batch and everything that was logged."""
-    batch, about = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), update), update, Clock())
-    return batch, {**about, **ppo.update_policy(trainer, batch, update, Clock())}
+    batch = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), update), update, Clock())
+    batch, learnt = ppo.update(trainer, batch, update, Clock())
+    return batch, {**batch.metrics, **learnt}
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_scores_centred_on_the_reference_reply_by_hand(
     judge = AutoModelForSequenceClassification.from_pretrained(trained / "reward/model").eval()
     fresh = build()
     prompts = {prompt.id: prompt for prompt in fresh.run.prompts}
-    tokens, _, _ = ppo.sample(fresh, [prompts[row["id"]] for row in references], "ppo/references", 0)
+    tokens, _, _ = ppo_trainer.sample(fresh, [prompts[row["id"]] for row in references], "ppo/references", 0)
     by_ids = {}
     for i, row in enumerate(references):
         ids = tokens.tokens_BT[i, : tokens.lengths_B[i]]
@@ -277,8 +280,8 @@ def test_memory_is_one_base_one_copy_and_three_times_what_learns(critic: str, bu
 def test_row_29_every_epoch_is_measured_against_the_frozen_old_policy(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, calls, loss = build(epochs=3, minibatch_size=4, micro_batch_size=4), [], ppo_step.ppo_loss
-    monkeypatch.setattr(ppo_step, "ppo_loss", lambda **named: calls.append(named) or loss(**named))
+    trainer, calls, loss = build(epochs=3, minibatch_size=4, micro_batch_size=4), [], ppo_update.ppo_loss
+    monkeypatch.setattr(ppo_update, "ppo_loss", lambda **named: calls.append(named) or loss(**named))
     batch, about = step(trainer)
     old = batch.old_logprobs_BT[batch.mask_BT].sort().values
     now = [call["logprobs_BT"].detach()[call["mask_BT"]].sort().values for call in calls]
@@ -287,6 +290,29 @@ def test_row_29_every_epoch_is_measured_against_the_frozen_old_policy(
     assert (now[0] - old).abs().max() < 1e-6
     assert (now[1] - now[0]).abs().max() > 1e-4 < (now[2] - now[1]).abs().max()
     assert about["approx_kl"] > 0
+
+
+def test_an_update_writes_to_no_tensor_of_its_batch(build: Callable[..., Trainer]) -> None:
+    """Neither in an ordinary update nor in one whose old log-probabilities are computed anew in smaller parts."""
+    trainer = build(epochs=2, minibatch_size=4, micro_batch_size=4)
+    batch = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 0), 0, Clock())
+    tensors = [value for value in (*vars(batch).values(), *vars(batch.tokens).values()) if isinstance(value, Tensor)]
+    before = [(tensor.clone(), tensor._version) for tensor in tensors]
+    forward = trainer.roles.forward
+
+    def once(*arguments: Any) -> Any:
+        if trainer.micro.halvings == 0 and torch.is_grad_enabled():
+            raise MemoryError
+        return forward(*arguments)
+
+    trainer.roles.forward = once  # type: ignore[method-assign]
+    trained, _ = ppo.update(trainer, batch, 0, Clock())
+    assert trainer.micro.halvings == 1
+    assert len(tensors) > 12
+    for tensor, (copy, version) in zip(tensors, before, strict=True):
+        assert tensor._version == version and torch.equal(tensor, copy)
+    assert trained.new_logprobs_BT is not None and batch.new_logprobs_BT is None
+    assert not torch.equal(trained.new_logprobs_BT, trained.old_logprobs_BT)
 
 
 # --- truncation, the critic ---
@@ -327,7 +353,7 @@ def test_row_13_a_longer_limit_after_eos_changes_nothing(build: Callable[..., Tr
     found = []
     for limit in (8, 16):
         trainer = build(max_new_tokens=limit, whiten_scores=False, whiten_advantages=False, batch_size=8)
-        batch, _ = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 0), 0, Clock())
+        batch = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 0), 0, Clock())
         found.append(batch)
     short, long = found
     ended = [row for row in range(8) if short.finished_B[row]]
@@ -378,17 +404,17 @@ def test_row_20_the_value_loss_reaches_what_the_recipe_says(
     """The gradient of the value loss alone, and of the rest alone, in the stage's own step."""
     trainer = build(value_coef=1.0, **changes)
     step(trainer)  # B of LoRA starts at 0, and with it A's gradient
-    batch, _ = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 1), 1, Clock())
-    batch.advantages_BT.zero_()
-    parts = ppo.layout(trainer, batch.tokens, 1)
-    ppo_step.accumulate(trainer, batch, parts[0], 1, 0, "here")
+    batch = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 1), 1, Clock())
+    parts, new_BT = layout(trainer, batch.tokens, 1), batch.old_logprobs_BT.clone()
+    batch = replace(batch, advantages_BT=torch.zeros_like(batch.advantages_BT))
+    ppo_update.accumulate(trainer, batch, new_BT, parts[0], 1, 0, "here")
     names = ("value_head", "policy", "critic")
     grads = {n: p.grad for n, p in trainer.roles.trainable().items() if p.grad is not None and p.grad.any()}
     assert {name for name in names if any(name in key for key in grads)} == reached
     trainer.roles.zero_grad()
-    batch.advantages_BT.copy_(torch.where(batch.mask_BT, 1.0, 0.0))
+    batch = replace(batch, advantages_BT=torch.where(batch.mask_BT, 1.0, 0.0))
     object.__setattr__(trainer.config, "value_coef", 0.0)
-    ppo_step.accumulate(trainer, batch, parts[0], 1, 0, "here")
+    ppo_update.accumulate(trainer, batch, new_BT, parts[0], 1, 0, "here")
     grads = {n: p.grad for n, p in trainer.roles.trainable().items() if p.grad is not None and p.grad.any()}
     assert {name for name in names if any(name in key for key in grads)} == {"policy"}
 
@@ -425,11 +451,11 @@ def test_without_a_reward_models_adapter_the_critic_starts_fresh_and_learns(
 ) -> None:
     """No reward model in the run, or a fully fine-tuned one."""
     if not paid_by_a_function:
-        monkeypatch.setattr(ppo.RewardFiles, "adapters", [])
-        monkeypatch.setattr(ppo.RewardFiles, "attach", lambda *_: None)
+        monkeypatch.setattr(ppo_trainer.RewardFiles, "adapters", [])
+        monkeypatch.setattr(ppo_trainer.RewardFiles, "attach", lambda *_: None)
     trainer = build(**OWN, **({"rewards": [functions("share")]} if paid_by_a_function else {}))
     prompts = picked(trainer, trainer.run.split("train"), 0)
-    tokens = ppo.sample(trainer, prompts, "ppo/rollout", 0)[0]
+    tokens = ppo_trainer.sample(trainer, prompts, "ppo/rollout", 0)[0]
     need = frozenset({"values"})
     before = trainer.roles(tokens, "critic", need).values_BT
     assert before is not None and not before.any()
@@ -485,10 +511,11 @@ def test_the_kl_as_a_loss_is_the_one_of_the_formula(
     """½(log π − log π_ref)² weighted by the ratio, per token of the step; the reward is left without a KL."""
     trainer = build(kl_in="loss", kl_coef=0.7, epochs=1, minibatch_size=4, micro_batch_size=4)
     step(trainer)
-    batch, about = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 1), 1, Clock())
+    batch = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 1), 1, Clock())
+    about = batch.metrics
     assert about["kl_penalty"] == 0 and about["kl"] != 0
     assert batch.rewards_BT.sum().item() == pytest.approx(batch.scores_B.sum().item(), abs=1e-5)
-    found = ppo.update_policy(trainer, batch, 1, Clock())
+    found = ppo.update(trainer, batch, 1, Clock())
     gaps = (batch.old_logprobs_BT - batch.ref_logprobs_BT)[batch.mask_BT]
     assert found["kl_loss"] == pytest.approx((0.5 * gaps**2).mean().item(), rel=1e-3)
     assert found["loss"] == pytest.approx(
@@ -588,7 +615,7 @@ def test_prompts_of_several_turns_are_conversations(
     ]  # fmt: skip
     prompts = tuple(read_prompts(write_lines(tmp_path / "talk.jsonl", rows)))
     object.__setattr__(run, "prompts", prompts)
-    ppo.run(config_of(updates=1), run)
+    ppo.train(config_of(updates=1), run)
     saved, chat = first_batch(run.folder.path / "ppo"), run.chat(run.sft_model)
     used = {tuple(saved["tokens_BT"][i, : saved["prompt_lengths_B"][i]].tolist()) for i in range(4)}
     assert used <= {tuple(chat.prompt_ids(prompt.messages)) for prompt in prompts}
@@ -609,7 +636,7 @@ def test_a_look_by_hand(
         def utility(self, prompt: Any, text: str) -> float:
             return len(text) / 10
 
-    ppo.run(config_of(rewards=told, evaluate_replies=2, missing_eos="none"), run, Taste())  # type: ignore[arg-type]
+    ppo.train(config_of(rewards=told, evaluate_replies=2, missing_eos="none"), run, Taste())  # type: ignore[arg-type]
     folder = run.folder.path / "ppo"
     assert first_batch(folder)["raw_scores_BM"].shape == (4, 1), "a watched source is not asked while training"
     assert all("score_function" not in row for row in read_metrics(folder / "metrics.jsonl"))

@@ -27,7 +27,7 @@ from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import load_reward_model
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo.loop import PPOConfig
+from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.training import Example, Trainer, check_rankings, comparisons, encode, rankings_loss
@@ -301,7 +301,7 @@ def test_the_held_out_loss_is_that_of_the_held_out_rankings(train: Callable[...,
     """After the last step: the exported model, scored by plain transformers."""
     folder, _ = train("run", rows())
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
-    _, chat = load_reward_model(folder, torch.float32, CPU)
+    chat = load_reward_model(folder, torch.float32, CPU).chat
     losses, right, pairs = [], 0, 0
     for row in (row for row in rows() if row["split"] != "train"):
         scores = []
@@ -336,7 +336,8 @@ def test_full_fine_tuning(train: Callable[..., Any], trained: Path) -> None:
     changed = {name for name in after if name in before and not torch.equal(before[name], after[name])}
     assert {"model.embed_tokens.weight", "model.norm.weight"} <= changed
     assert summary["trainable_parameters"] == sum(tensor.numel() for tensor in after.values())
-    one, chat = load_reward_model(folder, torch.float32, CPU)
+    one = load_reward_model(folder, torch.float32, CPU)
+    chat = one.chat
     plain = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     tokens = pad_right([chat.prompt_ids((Message("user", "Hi?"),))], [chat.reply_ids(Completion("No."))], 3, CPU)
     torch.testing.assert_close(one.raw(tokens), plain(tokens.tokens_BT).logits, rtol=1e-5, atol=1e-5)
@@ -348,7 +349,7 @@ def test_ppo_runs_on_a_full_reward_model(
 ) -> None:
     folder, _ = train("full", rows(), dtype, lora=None, learning_rate=1e-3)
     run = tiny_run(tmp_path / "ppo", folder.parent, dtype)
-    ppo.run(PPOConfig(**{**TINY["ppo"], "updates": 1}), run)
+    ppo.train(PPOConfig(**{**TINY["ppo"], "updates": 1}), run)
     saved = load_file(run.folder.path / "ppo/rollouts/00001.safetensors")
     judge = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     for row, length in enumerate(saved["lengths_B"].tolist()):
@@ -394,7 +395,7 @@ def test_an_ensemble_through_ppo(
     )
 
     run = tiny_run(tmp_path / "ppo", folder.parent)
-    ppo.run(PPOConfig(**{**TINY["ppo"], "updates": 1, "whiten_scores": False, "missing_eos_penalty": 0}), run)
+    ppo.train(PPOConfig(**{**TINY["ppo"], "updates": 1, "whiten_scores": False, "missing_eos_penalty": 0}), run)
     saved = load_file(run.folder.path / "ppo/rollouts/00001.safetensors")
     judges = [AutoModelForSequenceClassification.from_pretrained(folder / name).eval() for name in ("model", "model_1")]
     for row, length in enumerate(saved["lengths_B"].tolist()):
@@ -429,7 +430,7 @@ def test_the_export_of_an_ensemble_is_its_members(train: Callable[..., Any], tmp
     folder, _ = train("two", rows(), members=2)
     export_role(folder.parent, "reward", tmp_path / "out")
     for member, name in enumerate(("model", "model_1")):
-        exported = load_reward_model(tmp_path / "out" / f"member_{member}", torch.float32, CPU)[0]
+        exported = load_reward_model(tmp_path / "out" / f"member_{member}", torch.float32, CPU)
         assert exported.contract == RewardContract.load(folder / name)
     weights_of = folder / "model_1" / "model.safetensors"
     weights_of.write_bytes(weights_of.read_bytes()[:-1] + b"!")
@@ -476,7 +477,7 @@ def test_a_weight_average(
         torch.testing.assert_close(weight, torch.stack([one[name] for one in merged]).mean(dim=0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(load_file(folder / "head.safetensors")["weight"], torch.stack(heads).mean(dim=0))
     assert (heads[0] - heads[1]).abs().max() > 1e-4
-    contract = load_reward_model(folder, torch.float32, CPU)[0].contract
+    contract = load_reward_model(folder, torch.float32, CPU).contract
     assert (contract.aggregate, len(contract.mean)) == ("mean", 1)
 
 
@@ -486,12 +487,13 @@ def test_a_weight_average(
 def test_the_temperature_is_of_normalised_validation_margins(train: Callable[..., Any]) -> None:
     """It maximises the likelihood of the validation pairs under Platt's targets; raw scores are as they were."""
     folder, summary = train("run", rows(), epochs=4)
-    model, chat = load_reward_model(folder, torch.float32, CPU)
+    model = load_reward_model(folder, torch.float32, CPU)
+    chat = model.chat
     margins = []
     for row in (row for row in rows() if row["split"] == "validation"):
         prompt = chat.prompt_ids((Message("user", row["prompt"]),))
         replies = [chat.reply_ids(Completion(response["text"])) for response in row["responses"]]
-        scores = model.scores(pad_right([prompt] * 3, replies, 3, CPU)).tolist()
+        scores = model.contract.normalised(model.raw(pad_right([prompt] * 3, replies, 3, CPU))).tolist()
         ranks = [response["rank"] for response in row["responses"]]
         margins += [scores[i] - scores[j] for i in range(3) for j in range(3) if ranks[i] < ranks[j]]
     q = (len(margins) + 1) / (len(margins) + 2)

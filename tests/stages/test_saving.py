@@ -18,6 +18,7 @@ import torch
 
 from plaudit.cli import main as cli
 from plaudit.data.hashes import sha256
+from plaudit.dist.ranks import ALONE
 from plaudit.errors import UserError
 from plaudit.run import stopping
 from plaudit.run.metrics import read_metrics
@@ -326,7 +327,7 @@ def test_it_saves_by_minutes_and_by_steps(
     seconds: float,
     saved: list[int],
 ) -> None:
-    with Saver(run_of(tiny_run, tmp_path, **settings), "sft") as saver:
+    with Saver.open(run_of(tiny_run, tmp_path, **settings), "sft") as saver:
         (saver._run / "saves.jsonl").touch()
         assert steps_saved(saver, clock, seconds, 10) == saved
 
@@ -334,7 +335,7 @@ def test_it_saves_by_minutes_and_by_steps(
 def test_by_the_clock_saving_takes_at_most_a_fiftieth_of_the_time(
     tmp_path: Path, tiny_run: Callable[..., Run], clock: Clock
 ) -> None:
-    with Saver(run_of(tiny_run, tmp_path, every_minutes=0.5), "sft") as saver:
+    with Saver.open(run_of(tiny_run, tmp_path, every_minutes=0.5), "sft") as saver:
         clock.now = 30
         saver.checkpoint(1, State)
         saver._cost = 2.0  # what that save is said to have taken
@@ -345,10 +346,10 @@ def test_the_tensors_and_numbers_come_back_exactly(tmp_path: Path, tiny_run: Cal
     run = run_of(tiny_run, tmp_path)
     values = {"a": 0.1 + 0.2, "b": [1e-300, 3, None], "c": {"x": True}}
     tensors = {"x/w": torch.randn(3, 2), "x/b": torch.randn(4).bfloat16(), "y": torch.tensor(7.0)}
-    with Saver(run, "sft", {"base": "abc"}) as saver, pytest.MonkeyPatch.context() as patch:
+    with Saver.open(run, "sft", {"base": "abc"}) as saver, pytest.MonkeyPatch.context() as patch:
         patch.setattr(saving, "TENSOR_BYTES", 10)
         saver.checkpoint(3, lambda: State(tensors, values, {"seconds": 1.5}), last=True)
-    again = Saver(replace(run, resume=True), "sft", {"base": "abc"})
+    again = Saver.open(replace(run, resume=True), "sft", {"base": "abc"})
     assert again.step == 3
     assert again.state is not None
     assert again.state.values == values
@@ -357,14 +358,16 @@ def test_the_tensors_and_numbers_come_back_exactly(tmp_path: Path, tiny_run: Cal
     assert all(torch.equal(t, tensors[name]) for name, t in again.state.tensors.items())
     assert set(again.state.under("x")) == {"w", "b"}
     with pytest.raises(UserError, match=r"was made with inputs\.base: 'abc' -> 'abd'"):
-        Saver(replace(run, resume=True), "sft", {"base": "abd"})
+        Saver.open(replace(run, resume=True), "sft", {"base": "abd"})
 
 
 def test_a_stage_that_begins_anew_forgets_its_checkpoints(tmp_path: Path, tiny_run: Callable[..., Run]) -> None:
     run = run_of(tiny_run, tmp_path)
-    with Saver(run, "sft") as saver:
+    with Saver.open(run, "sft") as saver:
         saver.checkpoint(1, State, last=True)
-    assert Saver(run, "sft").state is None
+    Saver(run, "sft", {}, ALONE)  # to make one deletes nothing
+    assert (run.folder.path / "sft/checkpoints/00000001").is_dir()
+    assert Saver.open(run, "sft").state is None
     assert not (run.folder.path / "sft/checkpoints").exists()
 
 
@@ -373,12 +376,12 @@ def test_what_a_kill_left_half_deleted_goes_even_if_no_step_is_left_to_save(
 ) -> None:
     """Killed after its last save, while an older checkpoint was being deleted."""
     run = tiny_run(tmp_path)
-    with Saver(run, "sft") as saver:
+    with Saver.open(run, "sft") as saver:
         saver.checkpoint(6, State, last=True)
     folder = run.folder.path / "sft/checkpoints"
     for name in ("00000005.gone", "00000007.part"):
         (folder / name).mkdir()
         (folder / name / "state.json").write_text("{}")
-    with Saver(replace(run, resume=True), "sft") as again:
+    with Saver.open(replace(run, resume=True), "sft") as again:
         again.checkpoint(6, State, last=True)
     assert [one.name for one in folder.iterdir()] == ["00000006"]

@@ -27,7 +27,8 @@ from plaudit.rewards.contract import RewardContract
 from plaudit.rollout.batch import minibatches
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo.loop import PPOConfig, Trainer
+from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.ppo.trainer import Trainer
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward.loop import RewardConfig
 from plaudit.stages.sft import loop as sft
@@ -245,7 +246,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
         run = tiny_run(tmp_path / name, trained, dtype)
         if dtype != "float32":  # scores of one format are not those of another
             reward.run(RewardConfig(**TINY["reward"]), run)
-        ppo.run(PPOConfig(**{**TINY["ppo"], **changes}), run)
+        ppo.train(PPOConfig(**{**TINY["ppo"], **changes}), run)
         return run.folder.path / "ppo"
 
     return call
@@ -256,14 +257,14 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trainer], ob
     """planted(change): do `change` to the trainer before PPO's loop starts."""
 
     def plant(change: Callable[[Trainer], object]) -> None:
-        build = ppo._build
+        build = ppo.build
 
         def changed(*arguments: Any) -> Trainer:
             trainer = build(*arguments)
             change(trainer)
             return trainer
 
-        monkeypatch.setattr(ppo, "_build", changed)
+        monkeypatch.setattr(ppo, "build", changed)
 
     return plant
 
@@ -532,13 +533,13 @@ def test_a_planted_mistake_stops_the_run(
 @pytest.mark.row(7)
 def test_a_ratio_that_is_not_one_stops_the_run(run_ppo: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 7: old log-probs that the trainer does not reproduce."""
-    plain = ppo.update_policy
+    plain = ppo.update
 
     def moved(trainer: Trainer, batch: Any, *rest: Any) -> Any:
-        batch.old_logprobs_BT[batch.mask_BT] += 1e-4
-        return plain(trainer, batch, *rest)
+        old_logprobs_BT = torch.where(batch.mask_BT, batch.old_logprobs_BT + 1e-4, 0.0)
+        return plain(trainer, replace(batch, old_logprobs_BT=old_logprobs_BT), *rest)
 
-    monkeypatch.setattr(ppo, "update_policy", moved)
+    monkeypatch.setattr(ppo, "update", moved)
     with pytest.raises(RunStopped, match="before the first step of the update the probability ratio is off by"):
         run_ppo()
 
@@ -552,7 +553,7 @@ def test_row_21_a_reward_model_of_other_rules_is_refused(
     folder = run.folder.path / "reward"
     replace(RewardContract.load(folder), **{key: value}).save(folder)
     with pytest.raises(UserError, match=f"was trained with {key}="):
-        ppo.run(PPOConfig(**TINY["ppo"]), run)
+        ppo.train(PPOConfig(**TINY["ppo"]), run)
 
 
 @pytest.mark.row(26)
@@ -560,7 +561,7 @@ def test_row_26_a_lost_head_is_refused(tmp_path: Path, tiny_run: Callable[..., R
     run = tiny_run(tmp_path, trained)
     (run.folder.path / "reward" / "head.safetensors").unlink()
     with pytest.raises(UserError, match=r"head\.safetensors is missing"):
-        ppo.run(PPOConfig(**TINY["ppo"]), run)
+        ppo.train(PPOConfig(**TINY["ppo"]), run)
 
 
 # Batches, the policy that is kept, and options.

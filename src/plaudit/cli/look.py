@@ -118,8 +118,8 @@ def inspect(
 ) -> None:
     """One reply, token by token: log-probability, ratio, KL, value, reward, advantage, clipped or not."""
     from plaudit.data.files import write_text
-    from plaudit.view.inspect.inspect import inspect_run
     from plaudit.view.inspect.table import print_inspection
+    from plaudit.view.inspect.tokens import inspect_run
 
     found = inspect_run(folder, step, sample)
     print_inspection(found)

@@ -10,7 +10,7 @@ The head is the one tensor NAME.weight of shape [1, hidden]. A checkpoint withou
 transformers would draw one at random and only warn. Text goes through the model's own chat template; typed special
 tokens stay plain text. Padding is on the right and the score's place comes from lengths, so the pad token, EOS or not,
 does not matter. A reply that the length limit cut is shown to the model as if it were whole. What Plaudit saved itself
-is loaded by `models.reward_model`, which checks more.
+is loaded by `rewards.saved`, which checks more.
 """
 
 import json
@@ -30,9 +30,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from plaudit.data.chat import hold, span_ids, special_texts
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.load import load_tokenizer, resolve
+from plaudit.models.roles import last_hidden
+from plaudit.models.tokens import pad_right
 from plaudit.records import Message
 from plaudit.rewards.contract import CONTRACT
-from plaudit.rewards.scorers import ScoreItem
+from plaudit.rewards.score import ROWS, ScoreItem, in_batches, matched, unseen
+from plaudit.run.display import Step
 
 Layout = Literal["huggingface", "openrlhf"]
 SCORE = "score.weight"
@@ -41,7 +44,7 @@ _FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ForeignCheckpoint:
     """What lies in a reward model's folder: enough to load it, found without reading a weight."""
 
     source: str
@@ -56,7 +59,7 @@ class Checkpoint:
     """Moments of raw scores that the checkpoint states (OpenRLHF); they are not applied."""
 
 
-def find_checkpoint(source: str) -> Checkpoint:
+def find_checkpoint(source: str) -> ForeignCheckpoint:
     """What a reward model's folder (or Hub id) holds; UserError when it has no head, no template or no safetensors."""
     folder = Path(source)
     if (folder / "adapter_config.json").is_file():
@@ -126,7 +129,7 @@ def _head_of(source: str, shapes: dict[str, tuple[int, ...]], config: Any) -> st
     return heads[0] if heads else None
 
 
-def _full_checkpoint(source: str, folder: Path) -> Checkpoint:
+def _full_checkpoint(source: str, folder: Path) -> ForeignCheckpoint:
     config = _config(source, folder)
     head = _head_of(source, _folder_shapes(source, folder), config)
     if head is None:
@@ -142,10 +145,10 @@ def _full_checkpoint(source: str, folder: Path) -> Checkpoint:
         )
     foreign = head != SCORE or {"value_head_prefix", "normalize_reward"} & set(stated)
     layout: Layout = "openrlhf" if foreign else "huggingface"
-    return Checkpoint(source, folder, None, folder, head, layout, stated.get("mean"), stated.get("std"))
+    return ForeignCheckpoint(source, folder, None, folder, head, layout, stated.get("mean"), stated.get("std"))
 
 
-def _adapter_checkpoint(source: str, folder: Path) -> Checkpoint:
+def _adapter_checkpoint(source: str, folder: Path) -> ForeignCheckpoint:
     try:
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -170,7 +173,7 @@ def _adapter_checkpoint(source: str, folder: Path) -> Checkpoint:
     if head != SCORE or {"value_head_prefix", "normalize_reward"} & set(config.to_dict()):
         layout = "openrlhf"
     tokenizer = folder if any(folder.glob("tokenizer*")) else base
-    return Checkpoint(source, base, folder, tokenizer, head, layout, None, None)
+    return ForeignCheckpoint(source, base, folder, tokenizer, head, layout, None, None)
 
 
 def _plain(name: str) -> str:
@@ -188,20 +191,19 @@ def _tensor(folder: Path, name: str) -> Tensor | None:
 
 
 @dataclass
-class TextRewardModel:
-    """A reward model that scores texts through its own tokenizer and chat template.
+class ForeignRewardModel:
+    """A reward model made elsewhere: a `Scorer` of texts through its own tokenizer and chat template.
 
-    `scored` replies were scored so far, and `changed` of them did not survive its tokenizer or template: decoded, their
-    ids spell another text than was written.
+    `changed` of the replies so far did not survive its tokenizer or template: decoded, their ids spell another text
+    than was written.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: ForeignCheckpoint
     model: PreTrainedModel
     head_D: Tensor
     """The head's weights, float32 whatever the trunk's format."""
     tokenizer: Any
-    batch_size: int = 16
-    scored: int = 0
+    batch_size: int = ROWS
     changed: int = 0
 
     def __post_init__(self) -> None:
@@ -209,35 +211,21 @@ class TextRewardModel:
         self._special = special_texts(self.tokenizer)
 
     @torch.no_grad()
-    def score(self, items: Sequence[ScoreItem]) -> dict[str, float]:
+    def score(self, items: Sequence[ScoreItem], advance: Step = unseen) -> dict[str, float]:
         """Raw scores: no stored moment is applied. RunStopped when a text is too long or a score not finite."""
         ids = [self.ids(item) for item in items]
-        order = sorted(range(len(items)), key=lambda i: len(ids[i]))
-        scores: dict[str, float] = {}
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            for i, score in zip(rows, self._forward([ids[i] for i in rows]).tolist(), strict=True):
-                scores[items[i].id] = score
-        bad = next((id for id, score in scores.items() if not torch.isfinite(torch.tensor(score))), None)
-        if bad is not None:
-            raise RunStopped(f"{self.name}: the score of {bad!r} is {scores[bad]}; nothing can be learnt from it")
-        return {item.id: scores[item.id] for item in items}
 
-    def _forward(self, ids: list[list[int]]) -> Tensor:
-        width = max(map(len, ids))
-        device = self.model.device
-        # Attention is causal, so what stands on the right of a text cannot reach its score: any id pads.
-        tokens_BT = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)
-        last_B = torch.tensor([len(row) - 1 for row in ids], device=device)
-        trunk = getattr(self.model, self.model.base_model_prefix)
-        hidden_BTD = trunk(input_ids=tokens_BT, use_cache=False).last_hidden_state
-        hidden_BD = hidden_BTD[torch.arange(len(ids), device=device), last_B]
-        return hidden_BD.float() @ self.head_D
+        def score(part: list[int]) -> Tensor:
+            # Attention is causal, so what stands on the right of a text cannot reach its score: any id pads.
+            tokens = pad_right([ids[i] for i in part], [[]] * len(part), 0, self.model.device)
+            return last_hidden(self.model, tokens).float() @ self.head_D[:, None]
+
+        scores_B1 = in_batches([len(row) for row in ids], self.batch_size, score, advance)
+        return matched(self.name, items, dict(zip((item.id for item in items), scores_B1[:, 0].tolist(), strict=True)))
 
     def ids(self, item: ScoreItem) -> list[int]:
         """Token ids of the prompt with its reply, as this model was trained to see them; counts what it changed."""
         ids, survived = self._template_ids(item)
-        self.scored += 1
         self.changed += not survived
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and len(ids) > longest:
@@ -264,9 +252,7 @@ class TextRewardModel:
             raise RunStopped(f"{self.name}: its chat template refuses the turns {roles}: {error}") from error
 
 
-def load_text_reward_model(
-    source: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", batch_size: int = 16
-) -> TextRewardModel:
+def load_foreign(source: str, dtype: torch.dtype, device: torch.device, batch_size: int = ROWS) -> ForeignRewardModel:
     """The reward model in a folder (or under a Hub id) of any layout above, frozen, in eval mode.
 
     UserError that names the tensor when the head or another weight is missing.
@@ -278,12 +264,12 @@ def load_text_reward_model(
         model = _merged(found, model)
     head = head if head is not None else _tensor(found.base, found.head)
     assert head is not None
-    model = model.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False)
+    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     head_D = head[0].float().to(model.device)
-    return TextRewardModel(found, model, head_D, load_tokenizer(str(found.tokenizer)), batch_size)
+    return ForeignRewardModel(found, model, head_D, load_tokenizer(str(found.tokenizer)), batch_size)
 
 
-def _load_trunk(found: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+def _load_trunk(found: ForeignCheckpoint, dtype: torch.dtype) -> PreTrainedModel:
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             found.base, num_labels=1, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
@@ -312,7 +298,7 @@ def _load_trunk(found: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _merged(found: Checkpoint, model: PreTrainedModel) -> PreTrainedModel:
+def _merged(found: ForeignCheckpoint, model: PreTrainedModel) -> PreTrainedModel:
     """The adapter merged into its base, in float32, every tensor of the adapter accounted for."""
     assert found.adapter is not None
     try:

@@ -7,18 +7,19 @@ stored (docs/correctness.md, rows 21 and 26). What is missing, damaged or differ
     files = files_of(folder, chat, sft_model)
     roles = Roles(base, trained="policy", lora=lora, reward=files.adapters)    # beside a policy, on its base
     reward = files.attach(roles, dtype, device)
-    reward, chat = load_reward_model(folder, dtype, device)                    # by itself
-    reward.scores(tokens)                                                      # normalised, one a sequence
+    reward = load_reward_model(folder, dtype, device)                          # by itself
+    reward.score(items)                                                        # normalised, {id: score}
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.hashes import sha256, sha256_json
@@ -27,9 +28,11 @@ from plaudit.models.full import FullReward
 from plaudit.models.heads import HEAD, head_file, load_head
 from plaudit.models.load import load_classifier, load_model, load_tokenizer
 from plaudit.models.roles import Roles
-from plaudit.models.tokens import ReplyRow, Tokens, pad_right
+from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Message
 from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.score import ROWS, ScoreItem, matched, score_replies
+from plaudit.run.folder import RunFolder
 
 PROBES: tuple[tuple[tuple[Message, ...], Completion], ...] = (
     ((Message("user", "How do I boil an egg?"),), Completion("Eight minutes in boiling water, then cold water.")),
@@ -50,20 +53,26 @@ LOW_BOUND = 0.05
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A reward model that was loaded and checked."""
+    """A reward model that Plaudit saved, loaded and checked: by tokens, or by text as a `Scorer`."""
 
+    name: str
     model: Roles | FullReward
     contract: RewardContract
+    chat: ChatFormat
+    batch_size: int = ROWS
+    """Texts in one forward pass."""
 
-    def raw(self, tokens: Tokens | ReplyRow) -> Tensor:
+    def raw(self, tokens: Tokens) -> Tensor:
         """Raw scores of every member, [B, M]."""
         scores_BM = self.model(tokens, "reward", frozenset({"scores"})).scores_BM
         assert isinstance(scores_BM, Tensor)
         return scores_BM
 
-    def scores(self, tokens: Tokens | ReplyRow) -> Tensor:
-        """Normalised, one a sequence: [B]."""
-        return self.contract.normalised(self.raw(tokens))
+    def score(self, items: Sequence[ScoreItem]) -> dict[str, float]:
+        """Normalised by the contract, of an ensemble aggregated as it says."""
+        replies = [(item.prompt, item.completion) for item in items]
+        scores_B = self.contract.normalised(score_replies(self.model, self.chat, replies, rows=self.batch_size))
+        return matched(self.name, items, dict(zip((item.id for item in items), scores_B.tolist(), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -81,20 +90,22 @@ class RewardFiles:
             return []
         return [self.folder / adapter_name(member) for member in range(len(self.contract.mean))]
 
-    def attach(self, roles: Roles | None, dtype: torch.dtype, device: torch.device) -> RewardModel:
-        """The reward model: `roles`, which hold `adapters`, or a merged one of its own, loaded in `dtype`.
+    def attach(
+        self, on: Roles | PreTrainedModel | None, dtype: torch.dtype, device: torch.device, batch_size: int = ROWS
+    ) -> RewardModel:
+        """The reward model: `on`, roles that hold `adapters` or the base that gets them, or a merged one of its own.
 
         UserError when a head is not there or the golden scores come out otherwise.
         """
         if self.contract.model is not None:
             model: Roles | FullReward = load_merged(self.folder / self.contract.model, dtype, device)
         else:
-            assert roles is not None
-            model = roles
+            assert on is not None
+            model = on if isinstance(on, Roles) else Roles(on, reward=self.adapters)
             for member, head in enumerate(model.score_heads):
                 load_head(head, self.folder, member)
         check_golden(model, self.chat, self.contract, self.folder, dtype)
-        return RewardModel(model, self.contract)
+        return RewardModel(f"reward model {self.folder}", model, self.contract, self.chat, batch_size)
 
 
 def files_of(folder: Path, chat: ChatFormat, base: Path | None) -> RewardFiles:
@@ -105,24 +116,25 @@ def files_of(folder: Path, chat: ChatFormat, base: Path | None) -> RewardFiles:
     return RewardFiles(folder, contract, chat)
 
 
-def load_reward_model(
-    folder: Path, dtype: torch.dtype, device: torch.device, *, base: Path | None = None
-) -> tuple[RewardModel, ChatFormat]:
-    """A reward model by itself, and the format of its texts. `folder` is a run's reward folder, or a merged model that
-    Plaudit exported; `base` is the SFT model, by default the one of the run that the folder lies in."""
+def trained_reward(run: RunFolder, chat: ChatFormat) -> RewardFiles:
+    """A run's own reward model, its files and rules checked; UserError when they are not those of its reward stage."""
+    return files_of(run.require("reward/reward.json", "reward").parent, chat, run.require("sft/model", "sft"))
+
+
+def load_reward_model(folder: Path, dtype: torch.dtype, device: torch.device, batch_size: int = ROWS) -> RewardModel:
+    """A reward model by itself. `folder` is a run's reward folder, whose SFT model lies beside it, or a merged model
+    that Plaudit exported."""
     contract = RewardContract.load(folder)
-    if contract.model is None and base is None:
-        base = folder.resolve().parent / "sft" / "model"
-    source = folder / contract.model if contract.model is not None else base
-    assert source is not None
+    base = folder.resolve().parent / "sft" / "model" if contract.model is None else None
+    source = base or folder / (contract.model or "")
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: no model is here; {folder} cannot score without it")
     check_files(folder, contract, base)
     chat = ChatFormat(load_tokenizer(str(source)), contract.system)
     contract.check(chat.eos_id, chat.system, template_hash(chat))
     files = RewardFiles(folder, contract, chat)
-    roles = Roles(load_model(str(source), dtype, device), reward=files.adapters) if files.adapters else None
-    return files.attach(roles, dtype, device), chat
+    model = load_model(str(source), dtype, device) if files.adapters else None
+    return files.attach(model, dtype, device, batch_size)
 
 
 def load_merged(folder: Path, dtype: torch.dtype, device: torch.device) -> FullReward:

@@ -1,111 +1,24 @@
-"""Rewards behind one call: replies with ids in, a score for every id out.
-
-    score(items) -> {id: score}
-
-Here are a Python function, an HTTP endpoint and a reward model that Plaudit saved; those of other trainers are
-`models.foreign`'s. A scorer answers for every id it was asked about, once, with a finite number, or the run stops: a
-reward that fails is never a score of 0. Results are matched by id, never by order.
-"""
+"""Scorers that are not models here: a Python function and an HTTP endpoint, each asked about texts with ids."""
 
 import hashlib
 import importlib
 import importlib.util
 import json
-import math
-import numbers
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import httpx2
-import torch
 
 from plaudit.errors import RunStopped, UserError
-from plaudit.models.tokens import pad_right
-from plaudit.records import Completion, Message, Prompt, messages_as_json
-from plaudit.rewards.saved import load_reward_model
+from plaudit.rewards.score import ScoreItem, matched
 
 LONGEST_WAIT = 30.0
-
-
-@dataclass(frozen=True)
-class ScoreItem:
-    """One reply to be scored; `id` is unique within a call."""
-
-    id: str
-    prompt: Prompt
-    completion: Completion
-
-    def as_json(self) -> dict[str, Any]:
-        """What a function or an endpoint is given: id, prompt (messages), completion (text), finished."""
-        return {
-            "id": self.id,
-            "prompt": messages_as_json(self.prompt.messages),
-            "completion": self.completion.text,
-            "finished": self.completion.finished,
-        }
-
-
-PROBE = ScoreItem(
-    "probe",
-    Prompt("probe", (Message("user", "How do I boil an egg?"),), "probe", "train"),
-    Completion("Boil it for eight minutes."),
-)
-"""What a reward is asked before long work begins."""
-
-
-class Scorer(Protocol):
-    """Anything that scores texts."""
-
-    name: str
-    """What errors call it."""
-
-    def score(self, items: Sequence[ScoreItem]) -> dict[str, float]:
-        """A finite score for the id of every item; RunStopped, with the reason, when there is none."""
-        ...
-
-
-def matched(name: str, items: Sequence[ScoreItem], answer: object) -> dict[str, float]:
-    """`answer` as id -> score, exactly the ids of `items`; RunStopped that names what is wrong with it.
-
-    It is a mapping of ids to scores, or a list of mappings with the keys `id` and `score`.
-    """
-    if isinstance(answer, Mapping):
-        pairs = list(answer.items())
-    elif isinstance(answer, Sequence) and not isinstance(answer, str):
-        bad = next((row for row in answer if not isinstance(row, Mapping) or not {"id", "score"} <= set(row)), None)
-        if bad is not None:
-            raise RunStopped(f"{name}: {str(bad)[:80]!r} is no score; write {{'id': ..., 'score': ...}}")
-        pairs = [(row["id"], row["score"]) for row in answer]
-    else:
-        raise RunStopped(
-            f"{name}: answered {type(answer).__name__} {str(answer)[:80]!r}; it must answer {{id: score}} or a list of "
-            "{'id': ..., 'score': ...}"
-        )
-    asked = {item.id for item in items}
-    assert len(asked) == len(items), "ids of one call are unique"
-    scores: dict[str, float] = {}
-    for number, value in pairs:
-        if number not in asked:
-            raise RunStopped(f"{name}: answered for id {number!r}, which it was not asked about")
-        if number in scores:
-            raise RunStopped(f"{name}: answered twice for id {number!r}")
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise RunStopped(f"{name}: the score of {number!r} is {str(value)[:80]!r}, not a number")
-        if not math.isfinite(value):
-            raise RunStopped(f"{name}: the score of {number!r} is {value}; nothing can be learnt from it")
-        scores[number] = float(value)
-    missing = sorted(asked - scores.keys())
-    if missing:
-        raise RunStopped(
-            f"{name}: gave {len(scores)} scores for {len(items)} replies; there is none for id {missing[0]!r}"
-        )
-    return scores
 
 
 class FunctionScorer:
@@ -232,31 +145,6 @@ class EndpointScorer:
         if not isinstance(answer, dict) or "scores" not in answer:
             raise RunStopped(f"{self.name}: the answer has no key 'scores': {text[:80]!r}")
         return answer["scores"]
-
-
-class SavedRewardModel:
-    """A reward model that Plaudit saved or exported, by text: its files and golden scores are checked as it is loaded.
-
-    Its scores are normalised by its own contract; of an ensemble they are aggregated as it says.
-    """
-
-    def __init__(self, folder: str, *, dtype: torch.dtype, device: torch.device, batch_size: int):
-        """`folder` is a run's reward folder or an exported one; UserError when it is not as it was saved."""
-        self.name = f"reward model {folder}"
-        self.batch_size = batch_size
-        self._reward, self._chat = load_reward_model(Path(folder), dtype, device)
-
-    @torch.no_grad()
-    def score(self, items: Sequence[ScoreItem]) -> dict[str, float]:
-        order = sorted(items, key=lambda item: len(item.prompt.text) + len(item.completion.text))
-        scores: dict[str, float] = {}
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
-            prompts = [self._chat.prompt_ids(item.prompt.messages) for item in part]
-            replies = [self._chat.reply_ids(item.completion) for item in part]
-            tokens = pad_right(prompts, replies, self._chat.pad_id, self._reward.model.device)
-            scores |= zip((item.id for item in part), self._reward.scores(tokens).tolist(), strict=True)
-        return matched(self.name, items, scores)
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

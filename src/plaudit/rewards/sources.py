@@ -8,7 +8,7 @@ mean and std over replies of the SFT model to training prompts, measured before 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.rewards.config import RewardSource, names_of, uses_trained
 from plaudit.rewards.contract import CONTRACT, RewardContract
-from plaudit.rewards.foreign import TextRewardModel, load_text_reward_model
-from plaudit.rewards.scorers import PROBE, EndpointScorer, FunctionScorer, SavedRewardModel, ScoreItem, Scorer
+from plaudit.rewards.foreign import ForeignRewardModel, load_foreign
+from plaudit.rewards.saved import load_reward_model
+from plaudit.rewards.score import PROBE, ScoreItem, Scorer
+from plaudit.rewards.scorers import EndpointScorer, FunctionScorer
 from plaudit.run.display import console
 
 REWARDS = "rewards.json"
@@ -50,14 +52,12 @@ def _scorer(source: RewardSource, machine: Machine) -> Scorer:
     if source.function is not None:
         return FunctionScorer(source.function)
     if source.endpoint is not None:
-        return EndpointScorer(
-            source.endpoint, timeout=source.timeout, retries=source.retries, batch_size=source.batch_size,
-            auth_env=source.auth_env,
-        )  # fmt: skip
+        named = {name: getattr(source, name) for name in ("timeout", "retries", "batch_size", "auth_env")}
+        return EndpointScorer(source.endpoint, **named)
     assert source.model is not None
-    ours = (Path(source.model) / CONTRACT).is_file()
-    load = SavedRewardModel if ours else load_text_reward_model
-    return load(source.model, dtype=machine.dtype, device=machine.device, batch_size=source.batch_size)
+    if (Path(source.model) / CONTRACT).is_file():
+        return load_reward_model(Path(source.model), machine.dtype, machine.device, source.batch_size)
+    return load_foreign(source.model, machine.dtype, machine.device, source.batch_size)
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,12 @@ class Rewards:
         prompts: Sequence[Prompt],
         tokens: Tokens,
         where: str,
-        trained: Callable[[], Tensor] | None,
+        *,
+        trained_BM: Tensor | None,
         contract: RewardContract | None,
         watched: bool = False,
     ) -> Scores:
-        """Raw and normalised scores of B replies; `trained` computes the raw ones of the run's own reward model, whose
+        """Raw and normalised scores of B replies; `trained_BM` are the raw ones of the run's own reward model, whose
         rules are `contract`. Foreign sources read the text that the replies' ids spell. With `watched` the sources
         that do not pay are asked too.
 
@@ -114,8 +115,8 @@ class Rewards:
             if source.watch and not watched:
                 continue
             if source.trained:
-                assert trained is not None and contract is not None
-                raw.append(trained())
+                assert trained_BM is not None and contract is not None
+                raw.append(trained_BM)
                 normalised[name] = contract.normalised(raw[-1])
             else:
                 raw.append(self._raw(name, items, metrics)[:, None].to(tokens.tokens_BT.device))
@@ -135,33 +136,41 @@ class Rewards:
         # A model reads each text by itself; what a function or an endpoint does with its texts is its own affair.
         whole = isinstance(scorer, FunctionScorer | EndpointScorer)
         mine = self.ranks.share(everyone) if not whole else everyone if self.ranks.first else ()
-        before = scorer.changed if isinstance(scorer, TextRewardModel) else 0
+        before = scorer.changed if isinstance(scorer, ForeignRewardModel) else 0
         scores = scorer.score([items[i] for i in mine]) if mine else {}
-        changed = scorer.changed - before if isinstance(scorer, TextRewardModel) else 0
+        changed = scorer.changed - before if isinstance(scorer, ForeignRewardModel) else 0
         scores_B = torch.zeros(len(items))
         scores_B[list(mine)] = torch.tensor([scores[items[i].id] for i in mine])
         found = self.ranks.total({"scores": scores_B, "changed": torch.tensor(changed)})
-        if isinstance(scorer, TextRewardModel):
+        if isinstance(scorer, ForeignRewardModel):
             metrics[f"text_changed_{name}"] = found["changed"].item() / len(items)
         return found["scores"]
 
-    def prepare(
-        self, chat: ChatFormat, train: Sequence[Prompt], sample: Callable[[list[Prompt]], Tokens], folder: Path
-    ) -> None:
-        """Measure mean and std of the foreign sources that state none, and write what pays to folder/rewards.json.
+    def asks_trained(self, *, watched: bool = False) -> bool:
+        """Whether `score` needs the scores of the run's own reward model."""
+        return any(source.trained and (watched or not source.watch) for source in self.sources)
 
-        `sample` gives one reply of the SFT model a prompt; the first prompts of `train` are taken. UserError when a
-        source scores all replies alike: its std would be 0.
+    def measured_on(self, train: Sequence[Prompt]) -> list[Prompt]:
+        """The first of the prompts `train`, whose SFT replies measure the sources that state no mean and std."""
+        return list(train[: max((source.normalise_on for _, source in self._unmeasured()), default=0)])
+
+    def measure(self, chat: ChatFormat, prompts: Sequence[Prompt], tokens: Tokens) -> None:
+        """Take mean and std of those sources from one reply of the SFT model to each of `measured_on`.
+
+        UserError when a source scores all replies alike: its std would be 0.
         """
-        pairs = list(zip(self.names, self.sources, strict=True))
-        unknown = [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
-        if unknown:
-            prompts = list(train[: max(source.normalise_on for _, source in unknown)])
-            items = score_items(chat, prompts, sample(prompts))
-            for name, source in unknown:
-                self.moments[name] = self._measured(name, items[: source.normalise_on])
+        items = score_items(chat, prompts, tokens)
+        for name, source in self._unmeasured():
+            self.moments[name] = self._measured(name, items[: source.normalise_on])
+
+    def _unmeasured(self) -> list[tuple[str, RewardSource]]:
+        pairs = zip(self.names, self.sources, strict=True)
+        return [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
+
+    def save(self, folder: Path) -> None:
+        """Write what pays, with its moments, to folder/rewards.json; nothing where only the own reward model does."""
         rows = []
-        for name, source in pairs if self.told else []:
+        for name, source in zip(self.names, self.sources, strict=True) if self.told else ():
             row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
             row |= {"watch": True} if source.watch else {}
             rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
@@ -183,7 +192,7 @@ class Rewards:
         return mean, std
 
     def load(self, folder: Path) -> None:
-        """Take the moments that `prepare` wrote to folder/rewards.json; UserError when they are of other sources."""
+        """Take the moments that `save` wrote to folder/rewards.json; UserError when they are of other sources."""
         path = folder / REWARDS
         rows = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.is_file() else []
         now = [(n, getattr(s, s.kind), s.weight, s.watch) for n, s in zip(self.names, self.sources, strict=True)]

@@ -4,8 +4,8 @@ B replies, T columns; column t describes state t and action token t+1; per-token
 False. A batch is saved as one safetensors file an update.
 """
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ from plaudit.models.tokens import Tokens
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """One update's replies, scored and ready to train on. Without a critic there are neither values nor returns."""
+    """One update's replies, scored and ready to train on; no tensor of it is written to. Without a critic there are
+    neither values nor returns."""
 
     tokens: Tokens
     finished_B: Tensor
@@ -36,7 +37,9 @@ class RolloutBatch:
     last_values_B: Tensor | None = None
     """V(s_T), the state after the last token, where a cut reply is bootstrapped."""
     new_logprobs_BT: Tensor | None = None
-    """log π_φ in the last pass that trained on the reply: what its last ratio was made of. Filled in by the update."""
+    """log π_φ in the last pass that trained on the reply: what its last ratio was made of; the old ones until then."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the log says of the batch; not saved with it."""
 
     @property
     def mask_BT(self) -> Tensor:
@@ -44,9 +47,11 @@ class RolloutBatch:
 
     def save(self, path: Path) -> None:
         """All tensors that are there, with their glossary names, in one safetensors file, whole or not at all."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokens"}
-        inner = {field.name: getattr(self.tokens, field.name) for field in fields(self.tokens)}
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("tokens", "metrics")}
+        inner = {one.name: getattr(self.tokens, one.name) for one in fields(self.tokens)}
         tensors = {**own, **inner, "mask_BT": self.mask_BT}
+        if self.new_logprobs_BT is None:
+            tensors["new_logprobs_BT"] = self.old_logprobs_BT.clone()  # a file holds no tensor twice
         there = {name: tensor.contiguous().cpu() for name, tensor in tensors.items() if tensor is not None}
         write_bytes(path, save(there))
 

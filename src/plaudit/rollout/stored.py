@@ -10,9 +10,20 @@ from plaudit.errors import UserError
 
 # What every rollout has; values, returns and others are there where the recipe makes them.
 ALWAYS = (
-    "tokens_BT", "prompt_lengths_B", "lengths_B", "mask_BT", "finished_B", "raw_scores_BM", "scores_B", "kl_BT",
-    "old_logprobs_BT", "ref_logprobs_BT", "sampler_logprobs_BT", "rewards_BT", "advantages_BT",
-)  # fmt: skip
+    "tokens_BT",
+    "prompt_lengths_B",
+    "lengths_B",
+    "mask_BT",
+    "finished_B",
+    "raw_scores_BM",
+    "scores_B",
+    "kl_BT",
+    "old_logprobs_BT",
+    "ref_logprobs_BT",
+    "sampler_logprobs_BT",
+    "rewards_BT",
+    "advantages_BT",
+)
 
 
 def stored_rollouts(run: Path) -> dict[int, Path]:

@@ -19,11 +19,11 @@ from plaudit.label.queue.items import Draft, rank_draft
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.saved import load_reward_model
+from plaudit.rewards.score import score_replies
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.folder import RECIPE
 from plaudit.stages.recipe import Recipe, load_recipe
-from plaudit.stages.reward.loop import score_replies
 
 MODELS = {"sft": "sft/model", "ppo": "ppo/model"}
 
@@ -142,13 +142,14 @@ def priorities(folder: Path, ledger: Ledger, by: By) -> dict[str, float]:
     labelled = {label.item for label in standing(ledger.labels)}
     items = [item for item in ledger.items if item.task == "rank" and item.gold is None and item.id not in labelled]
     machine = choose_machine(recipe.dtype)
-    model, chat = load_reward_model(folder / "reward", machine.dtype, machine.device)
+    reward = load_reward_model(folder / "reward", machine.dtype, machine.device)
     texts = [
         (Prompt(item.prompt_id, item.messages, item.kind, item.split), Completion(reply.text, reply.ended))
         for item in items
         for reply in item.replies
     ]
-    raw_BM = score_replies(model.model, chat, texts, label="Scoring").numpy()
+    with progress("Scoring", len(texts), "reply") as advance:
+        raw_BM = score_replies(reward.model, reward.chat, texts, advance).numpy()
     found, first = {}, 0
     for item in items:
         count = len(item.replies)

@@ -31,7 +31,7 @@ from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.sft import loop as sft
 from plaudit.train.run import Run
-from plaudit.view.report import report
+from plaudit.view.report.write import write_report
 
 # The stages whose work all processes of a run share; the first one does the others.
 DIVIDED = ("ppo",)
@@ -263,11 +263,11 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "reward":
             reward.run(recipe.reward, run)
         case "ppo":
-            ppo.run(recipe.ppo, run, _gold(recipe))
+            ppo.train(recipe.ppo, run, _gold(recipe))
         case "evaluate":
             evaluate.run(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
         case "report":
-            report.run(run)
+            write_report(run)
 
 
 def _gold(recipe: Recipe) -> Annotator | None:

@@ -11,9 +11,17 @@ from plaudit.train.saving import Saver, State
 
 
 def sample_in_batches(
-    engine: Engine, prompts: Sequence[Sequence[int]], uniforms: np.ndarray, size: int, *, saver: Saver, log: Metrics,
-    done: int, state: State, advance: Step,
-) -> list[list[int]]:  # fmt: skip
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    uniforms: np.ndarray,
+    size: int,
+    *,
+    saver: Saver,
+    log: Metrics,
+    done: int,
+    state: State,
+    advance: Step,
+) -> list[list[int]]:
     """The ids of one reply a prompt, in order; `size` of like length at a time, and those that `log` has are taken.
 
     `uniforms` as for `Engine.generate`. A checkpoint counts the batches, after `done` steps of the stage; with `log`,

@@ -5,7 +5,7 @@ the place (rng.py), so there is no generator to save. Its logs are cut where the
 with (recipe, data, code, versions, machine) is in it too, and must be the same when the stage goes on: then every later
 bit is. Seconds are apart from the state (times.json), because no two runs share them.
 
-    saver = Saver(run, "sft")
+    saver = Saver.open(run, "sft")
     with saver:
         metrics = saver.log("metrics.jsonl")
         for step in range(saver.step, steps):
@@ -79,27 +79,39 @@ class Saver:
     """The checkpoints and logs of one stage. `state` is what it goes on from, None where it begins; `step` is how many
     steps were done then."""
 
-    def __init__(self, run: Run, stage: str, inputs: Mapping[str, str] | None = None, ranks: Ranks = ALONE):
-        """`inputs` are hashes of what the stage works on, beyond what the run knows. Of several `ranks` that do the
-        stage together all go on from the checkpoint, and the first one writes. UserError when there is a checkpoint
-        that was made with anything else."""
+    def __init__(self, run: Run, stage: str, inputs: Mapping[str, str], ranks: Ranks):
+        """Of a stage that begins; `open` is for one that may go on."""
         self._stage, self._run, self._config, self._ranks = stage, run.folder.path, run.checkpoints, ranks
         self._folder = run.folder.stage(stage)
         # As it comes back from a file: tuples and paths are lists and texts there.
-        self._made_with = json.loads(json.dumps({**run.made_with, "inputs": dict(inputs or {})}))
+        self._made_with = json.loads(json.dumps({**run.made_with, "inputs": dict(inputs)}))
         self._logs: dict[str, tuple[Metrics, bool]] = {}
         self._starts: dict[str, int] = {}
         self._open = ExitStack()
         self._checkpoints = Checkpoints(self._run / stage / CHECKPOINTS, self._config.keep, _say)
-        if ranks.first and run.resume:
-            self._checkpoints.clear()  # a stage whose last step is saved saves no more, and would leave it
-        elif ranks.first:
-            shutil.rmtree(self._run / stage / CHECKPOINTS, ignore_errors=True)
-        (self._folder / STOPPED).unlink(missing_ok=True)
-        found = self._checkpoints.newest() if run.resume else None
-        self.state, self.step = None if found is None else self._restored(found, run), found.step if found else 0
-        self._saved = found.step if found else None
+        self.state: State | None = None
+        self.step = 0
+        self._saved: int | None = None
         self._since, self._cost = time.monotonic(), 0.0
+
+    @classmethod
+    def open(cls, run: Run, stage: str, inputs: Mapping[str, str] | None = None, ranks: Ranks = ALONE) -> "Saver":
+        """Clear away what an earlier try left half-written or is not asked to go on from, and read what it is to.
+
+        `inputs` are hashes of what the stage works on, beyond what the run knows. Of several `ranks` that do the stage
+        together all go on from the checkpoint, and the first one writes. UserError when there is a checkpoint that was
+        made with anything else.
+        """
+        saver = cls(run, stage, inputs or {}, ranks)
+        if ranks.first and run.resume:
+            saver._checkpoints.clear()  # a stage whose last step is saved saves no more, and would leave it
+        elif ranks.first:
+            shutil.rmtree(run.folder.path / stage / CHECKPOINTS, ignore_errors=True)
+        (saver._folder / STOPPED).unlink(missing_ok=True)
+        if run.resume and (newest := saver._checkpoints.newest()) is not None:
+            saver.state, saver.step = saver._restored(newest, run), newest.step
+            saver._saved = newest.step
+        return saver
 
     def __enter__(self) -> "Saver":
         self._open.enter_context(STOP.deferred())

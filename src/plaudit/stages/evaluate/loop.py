@@ -10,7 +10,6 @@ Leaves evaluate/replies.jsonl and evaluate/summary.json.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,17 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_rows
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.models.load import load_model
-from plaudit.models.roles import Roles, plain_logprobs
+from plaudit.models.roles import plain_logprobs
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.config import RewardSource
-from plaudit.rewards.saved import RewardModel
+from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import Rewards
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.run.folder import CHECKPOINTS
 from plaudit.run.metrics import Metrics
 from plaudit.stages.evaluate.config import EvaluateConfig
-from plaudit.stages.reward.loop import trained_reward
 from plaudit.train.run import Run
 from plaudit.train.sampling import sample_in_batches
 from plaudit.train.saving import Saver, State
@@ -87,7 +85,7 @@ def run(
     policy = run.folder.require("ppo/model", "ppo")
     rewards = Rewards(paid_by, run.machine)
     rewards.load(policy.parent)
-    with Saver(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
+    with Saver.open(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
         sft = _judged(saver.state) if saver.state else None
         if sft is None:
@@ -198,22 +196,15 @@ def _proxy(
     advance: Step,
 ) -> np.ndarray:
     """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
-    reward = reward_model(run, chat, base) if rewards.trained else None
-    found = []
-    for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
-        trained, contract = (partial(reward.raw, tokens), reward.contract) if reward else (None, None)
-        part = prompts[start : start + ROWS]
-        scores = rewards.score(chat, part, tokens, "evaluation", trained, contract)
-        found.append(scores.normalised_B.cpu().numpy())
-        advance(count=len(part))
-    return np.concatenate(found)
-
-
-def reward_model(run: Run, chat: ChatFormat, base: PreTrainedModel) -> RewardModel:
-    """The run's reward model, its adapters on the SFT model `base`."""
-    files = trained_reward(run, chat)
-    roles = Roles(base, reward=files.adapters) if files.adapters else None
-    return files.attach(roles, run.machine.dtype, run.machine.device)
+    files, device = trained_reward(run.folder, chat) if rewards.trained else None, run.machine.device
+    reward = files.attach(base, run.machine.dtype, device) if files else None
+    trained_BM = torch.cat([reward.raw(tokens) for tokens in batches]) if reward else None
+    parts = [(tokens.prompts, tokens.replies) for tokens in batches]
+    whole = pad_right([p for ps, _ in parts for p in ps], [r for _, rs in parts for r in rs], chat.pad_id, device)
+    contract = reward.contract if reward else None
+    scores = rewards.score(chat, prompts, whole, "evaluation", trained_BM=trained_BM, contract=contract)
+    advance(count=len(prompts))
+    return scores.normalised_B.cpu().numpy()
 
 
 def _sums(parts: list[Tensor]) -> np.ndarray:

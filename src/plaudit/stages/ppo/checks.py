@@ -23,7 +23,7 @@ class RunChecks:
         """No module is in train mode."""
         invariants.check_modes(self.trainer.roles)
 
-    def before_update(self, batch: RolloutBatch, update: int) -> None:
+    def before_update(self, batch: RolloutBatch, number: int) -> None:
         """One policy and one batch on all ranks; once, that two passes agree and that columns belong to their states.
 
         A value head starts at zero, so a fresh run's values are looked at in its second update.
@@ -32,10 +32,10 @@ class RunChecks:
         if ranks.count > 1:
             found = invariants.fingerprint([*learning, ("the advantages", batch.advantages_BT)])
             invariants.check_ranks_agree([json.loads(text) for text in ranks.gathered(json.dumps(found))])
-        if update == 0:
+        if number == 0:
             row = self._longest(batch)
             invariants.check_repeatable(self._read(row)[0], self._read(row)[0])
-        if update == 1 and int(batch.tokens.reply_lengths_B.max()) >= 3:
+        if number == 1 and int(batch.tokens.reply_lengths_B.max()) >= 3:
             invariants.check_alignment(self._read, self._longest(batch))
 
     def at_end(self) -> None:

@@ -23,7 +23,7 @@ from plaudit.errors import UserError
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.guard.watch import KL_BUDGET, gain_se
 from plaudit.records import Prompt
-from plaudit.stages.ppo.scores import earned
+from plaudit.stages.ppo.rollout import earned
 from plaudit.stages.ppo.trainer import Trainer, by_micro_batch, raw_scores, sample
 
 
@@ -40,7 +40,7 @@ class Looks:
     """Score and held-out score of the first look, one a prompt."""
 
     @torch.no_grad()
-    def look(self, update: int) -> dict[str, float]:
+    def look(self, number: int) -> dict[str, float]:
         """Sample, judge, write; returns the row, which is also the last of `rows`."""
         trainer, many = self.trainer, self.trainer.config.evaluate_replies
         prompts = [prompt for prompt in self.prompts for _ in range(many)]
@@ -58,7 +58,7 @@ class Looks:
             columns["gold"] = [self.annotator.utility(p, reply.text) for p, reply in zip(prompts, texts, strict=True)]
         held_out = self._held_out(columns)
         row = {
-            "update": update,
+            "update": number,
             "score": earned_B.mean().item(),
             "kl": kl_B.mean().item(),
             "entropy": masked_mean(policy["entropy_BT"], tokens.mask_BT).item(),
@@ -78,7 +78,7 @@ class Looks:
             {**prompt.as_json(), **reply.as_json(), **{name: values[i] for name, values in columns.items()}}
             for i, (prompt, reply) in enumerate(zip(prompts, texts, strict=True))
         ]
-        write_rows(self.folder / "validation" / f"{update:05d}.jsonl", written)
+        write_rows(self.folder / "validation" / f"{number:05d}.jsonl", written)
         self.rows.append(row)
         return row
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from plaudit.algo.masked import Moments
 from plaudit.algo.rewards import KLController
 from plaudit.stages.ppo.looks import Keeper, Looks
-from plaudit.stages.ppo.scores import read_references
+from plaudit.stages.ppo.rollout import read_references
 from plaudit.stages.ppo.trainer import Trainer
 from plaudit.train.optimiser import move_schedule
 from plaudit.train.saving import State, load_parameters, within

@@ -1,7 +1,8 @@
-"""What PPO's loop holds, and the calls that its parts share: sampling, one partition, forward passes, raw scores."""
+"""What PPO's loop holds, how it is built, and the passes its parts share: sampling, one partition, forward passes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,20 +12,28 @@ from plaudit import rng
 from plaudit.algo.masked import Moments
 from plaudit.algo.rewards import KLController
 from plaudit.data.chat import ChatFormat
+from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
 from plaudit.dist.ranks import Ranks
+from plaudit.errors import UserError
+from plaudit.models.config import LoraSettings
 from plaudit.models.full import FullReward
+from plaudit.models.kernels.attention import prepare_attention
+from plaudit.models.kernels.compiled import compile_layers
+from plaudit.models.kernels.fused import plain
+from plaudit.models.load import load_model
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
 from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.saved import RewardFiles, trained_reward
 from plaudit.rewards.sources import Rewards, Scores
 from plaudit.rollout.batch import minibatches, per_token
 from plaudit.rollout.engine import Sampled
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.train.micro_batches import MicroBatches
-from plaudit.train.optimiser import MasterAdamW
+from plaudit.train.optimiser import MasterAdamW, schedule_of
 from plaudit.train.run import Run
 
 
@@ -79,6 +88,82 @@ class Trainer:
         return frozenset(own)
 
 
+def build(config: PPOConfig, run: Run) -> Trainer:
+    """The four roles on the run's SFT model, the sampling engine with its own copy, the sources that pay."""
+    chat = run.chat(run.sft_model)
+    rewards = Rewards(config.rewards, run.machine, run.ranks)
+    files = trained_reward(run.folder, chat) if rewards.trained else None
+    source, machine = str(run.sft_model), run.machine
+    base = load_model(source, machine.dtype, machine.device)
+    roles = Roles(
+        base,
+        trained="policy",
+        lora=config.lora,
+        seed=run.seed,
+        reward=files.adapters if files else [],
+        critic=_critic_start(config, files),
+        value_gradient=config.value_gradient and config.critic == "policy",
+        temperature=config.temperature,
+    )
+    reward = files.attach(roles, machine.dtype, machine.device) if files else None
+    # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
+    # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
+    rows = prepare_attention(base)
+    if config.torch_compile:
+        compile_layers(base)
+    else:
+        # On a GPU padded rows were faster (docs/benchmarks.md).
+        roles.packs = rows.kind == "shared" and not plain() and machine.device.type == "cpu"
+    if config.critic == "own" and reward is not None and files is not None and files.adapters:
+        roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
+    engine = InProcessEngine(
+        load_model(source, machine.dtype, machine.device), eos_id=chat.eos_id, temperature=config.temperature
+    )
+    optimiser, schedule = _optimiser(config, roles)
+    return Trainer(
+        config=config,
+        run=run,
+        chat=chat,
+        roles=roles,
+        scorer=reward.model if reward else None,
+        engine=engine,
+        rewards=rewards,
+        contract=reward.contract if reward else None,
+        optimiser=optimiser,
+        schedule=schedule,
+        numbers=Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon)),
+        micro=MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1),
+        demonstrations=_demonstrations(config, run, chat) if config.ptx_coef else [],
+    )
+
+
+def _critic_start(config: PPOConfig, files: RewardFiles | None) -> Path | LoraSettings | None:
+    """What a critic of its own starts from: the trained reward model's adapter; where there is none, a fresh one."""
+    if config.critic != "own":
+        return None
+    return files.adapters[0] if files is not None and files.adapters else config.lora
+
+
+def _optimiser(config: PPOConfig, roles: Roles) -> tuple[MasterAdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW over the policy and, at a rate of its own, the critic; and the schedule of both."""
+    critic = [*roles.adapter_parameters("critic"), *roles.value_head.parameters()]
+    groups: list[dict[str, Any]] = [{"params": roles.adapter_parameters("policy"), "lr": config.learning_rate}]
+    groups += [{"params": critic, "lr": config.critic_learning_rate}] if config.has_critic else []
+    optimiser = MasterAdamW(groups, betas=(0.9, 0.95), eps=1e-5)
+    steps, starts = config.updates * config.steps_per_update, [config.critic_warmup * config.steps_per_update]
+    return optimiser, schedule_of(optimiser, steps, config.warmup_steps, config.schedule, starts)
+
+
+def _demonstrations(config: PPOConfig, run: Run, chat: ChatFormat) -> list[Example]:
+    """The training demonstrations that PTX mixes in, as tokens."""
+    encoder = Encoder(chat, config.ptx_max_length, "left_truncate")
+    train = run.demonstrations.where(run.demonstrations.splits == "train")
+    found = [example for example in map(encoder.encode, train) if example is not None]
+    if not found:
+        raise UserError(f"every training demonstration's reply is longer than ppo.ptx_max_length={encoder.max_length}")
+    return found
+
+
 def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) -> tuple[Tokens, Tensor, Tensor]:
     """One reply a prompt from the current policy: tokens, the sampler's log-probs [B, T], which replies ended [B].
 
@@ -113,14 +198,14 @@ def all_replies(trainer: Trainer, rows: Sequence[int], sampled: Sequence[Sampled
     ]
 
 
-def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[list[int]]]:
+def layout(trainer: Trainer, tokens: Tokens, number: int) -> list[list[list[int]]]:
     """The update's minibatches, each in its micro-batches: one partition, the same for old log-probs and every epoch.
 
     bf16 products round differently in another layout, so this is what makes the first ratio exactly 1. Epochs shuffle
     the order of the minibatches.
     """
     config, lengths, prompts = trainer.config, tokens.lengths_B.tolist(), tokens.prompts
-    order = rng.permutation(trainer.run.seed, "ppo/layout", update, len(lengths))
+    order = rng.permutation(trainer.run.seed, "ppo/layout", number, len(lengths))
     if config.micro_batch_tokens is not None:
         budget = trainer.micro.rows(config.micro_batch_tokens)
         return minibatches(lengths, prompts, order, config.minibatch_size, tokens=budget)
@@ -129,7 +214,7 @@ def layout(trainer: Trainer, tokens: Tokens, update: int) -> list[list[list[int]
 
 
 @torch.no_grad()
-def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) -> dict[str, Tensor]:
+def by_micro_batch(trainer: Trainer, tokens: Tokens, number: int, role: Role) -> dict[str, Tensor]:
     """Everything the loop asks `role` about `tokens`, computed in the update's layout, rows back in their order.
 
     Every rank does its share of each minibatch: the very micro-batches that it will train on.
@@ -137,7 +222,7 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
     model, found = trainer.scorer if role == "reward" else trainer.roles, dict[str, Tensor]()
     assert model is not None
     share = trainer.ranks.share
-    for rows in (rows for minibatch in layout(trainer, tokens, update) for rows in share(minibatch)):
+    for rows in (rows for minibatch in layout(trainer, tokens, number) for rows in share(minibatch)):
         output = model(tokens.rows(rows), role, trainer.needs(role))
         for name, part in vars(output).items():
             if part is None:
@@ -152,18 +237,12 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, update: int, role: Role) ->
 
 
 def raw_scores(
-    trainer: Trainer, prompts: Sequence[Prompt], tokens: Tokens, update: int, where: str, *, watched: bool = False
+    trainer: Trainer, prompts: Sequence[Prompt], tokens: Tokens, number: int, where: str, *, watched: bool = False
 ) -> Scores:
     """What the sources say of the replies, raw and normalised."""
+    trained_BM = None
+    if trainer.rewards.asks_trained(watched=watched):
+        trained_BM = by_micro_batch(trainer, tokens, number, "reward")["scores_BM"]
     return trainer.rewards.score(
-        trainer.chat, prompts, tokens, where, contract=trainer.contract, watched=watched,
-        trained=lambda: by_micro_batch(trainer, tokens, update, "reward")["scores_BM"],
-    )  # fmt: skip
-
-
-def as_rows(trainer: Trainer, prompts: Sequence[Prompt], tokens: Tokens) -> list[dict[str, Any]]:
-    """What is kept of a rollout that stopped before it was stored: each reply with its prompt and ids."""
-    return [
-        {**prompt.as_json(), **trainer.chat.completion(ids).as_json(), "ids": ids}
-        for prompt, ids in zip(prompts, tokens.replies, strict=True)
-    ]
+        trainer.chat, prompts, tokens, where, trained_BM=trained_BM, contract=trainer.contract, watched=watched
+    )

@@ -92,7 +92,7 @@ def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Com
     total = len(prompts) * config.replies
     ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
     uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), config.max_new_tokens)
-    with Saver(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
+    with Saver.open(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
         found = sample_in_batches(
             engine, ids, uniforms, config.batch_rows, saver=saver, log=saver.log(f"{CHECKPOINTS}/replies.jsonl"),
             done=0, state=State(), advance=advance,

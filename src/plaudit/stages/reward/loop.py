@@ -40,22 +40,20 @@ from plaudit.models.heads import head_file, load_head, save_head
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
-from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Prompt, Ranking
 from plaudit.rewards.averaging import average_adapters, average_heads
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.export import export_classifier, sign_classifier
 from plaudit.rewards.saved import (
-    RewardFiles,
     adapter_name,
     file_hashes,
-    files_of,
     golden_scores,
     load_merged,
     member_files,
     template_hash,
     weights_and_rules,
 )
+from plaudit.rewards.score import score_replies
 from plaudit.run.display import progress
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.training import Trainer, check_rankings, comparisons, encode, load_members, train_member
@@ -64,9 +62,6 @@ from plaudit.train.run import Run
 from plaudit.train.saving import Saver
 from plaudit.view.card.reward_report import held_out_card
 from plaudit.view.card.table import print_alarms
-
-ROWS = 32
-"""Replies scored at once."""
 
 
 def run(config: RewardConfig, run: Run) -> dict[str, Any]:
@@ -86,7 +81,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     trainer = build(config, run, chat, train, test)
     frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
-    with Saver(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
+    with Saver.open(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
         if saver.state is not None:
             load_members(trainer, saver.state)
         for member in range(len(trainer.log_nus), config.members):
@@ -99,7 +94,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     release_memory()
 
     model = reload(config, run, folder)
-    raw_BM = score_replies(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], label="Testing")
+    raw_BM = _scored(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], "Testing")
     contract, temperatures = describe(config, run, chat, model, train, test, raw_BM)
     contract = replace(contract, rankings_sha256=sha256(path))
     if config.loss == "davidson":
@@ -197,23 +192,12 @@ def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
     return roles
 
 
-@torch.no_grad()
-def score_replies(
-    model: Roles | FullReward, chat: ChatFormat, replies: Sequence[tuple[Prompt, Completion]], *, label: str
+def _scored(
+    model: Roles | FullReward, chat: ChatFormat, replies: Sequence[tuple[Prompt, Completion]], label: str
 ) -> Tensor:
-    """Raw scores of replies, in order: [B, M] on the CPU."""
-    order = sorted(range(len(replies)), key=lambda i: len(replies[i][0].text) + len(replies[i][1].text))
-    scores_BM = torch.zeros(len(replies), model.members)
+    """Raw scores [B, M] of replies, beside a progress bar."""
     with progress(label, len(replies), "reply") as advance:
-        for start in range(0, len(order), ROWS):
-            part = order[start : start + ROWS]
-            prompts = [chat.prompt_ids(replies[i][0].messages) for i in part]
-            tokens = pad_right(prompts, [chat.reply_ids(replies[i][1]) for i in part], chat.pad_id, model.device)
-            found_BM = model(tokens, "reward", frozenset({"scores"})).scores_BM
-            assert isinstance(found_BM, Tensor)
-            scores_BM[part] = found_BM.cpu()
-            advance(count=len(part))
-    return scores_BM
+        return score_replies(model, chat, replies, advance)
 
 
 def describe(
@@ -226,7 +210,7 @@ def describe(
     And the temperatures of the members by themselves.
     """
     reference = [(r.prompt, reply) for r in train for reply in r.replies][: config.normalise_on]
-    contract = reward_contract(chat, score_replies(model, chat, reference, label="Normalising"))
+    contract = reward_contract(chat, _scored(model, chat, reference, "Normalising"))
     aggregate: Aggregation
     match config.aggregate:
         case "weight_averaged":
@@ -304,9 +288,3 @@ def _with_hashes(contract: RewardContract, run: Run, folder: Path) -> RewardCont
         return replace(contract, files=file_hashes(folder, names))
     base = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
     return replace(contract, files=file_hashes(folder, member_files(len(contract.mean))), base=base)
-
-
-def trained_reward(run: Run, chat: ChatFormat) -> RewardFiles:
-    """The run's reward model, its files and rules checked; UserError when they are not those of the reward stage."""
-    folder = run.folder.require("reward/reward.json", "reward").parent
-    return files_of(folder, chat, run.sft_model)

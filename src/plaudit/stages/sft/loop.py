@@ -131,7 +131,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     trainable = _learning(trainer.model)
     folder = run.folder.stage("sft")
-    with Saver(run, "sft", {"base": digest(frozen)}) as saver:
+    with Saver.open(run, "sft", {"base": digest(frozen)}) as saver:
         done = train(trainer, steps, saver)
     if isinstance(trainer.model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))

@@ -21,18 +21,14 @@ from plaudit.data.hashes import sha256
 from plaudit.dist.machine import Machine, choose_machine
 from plaudit.errors import UserError
 from plaudit.models.load import quiet_libraries
-from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message, Ranking
 from plaudit.rewards.contract import CONTRACT, RewardContract
-from plaudit.rewards.foreign import TextRewardModel, load_text_reward_model
+from plaudit.rewards.foreign import load_foreign
 from plaudit.rewards.saved import load_reward_model
-from plaudit.rewards.scorers import ScoreItem
+from plaudit.rewards.score import ScoreItem, score_replies
 from plaudit.run.display import Step
-from plaudit.view.card.card import report_card
+from plaudit.view.card.measures import report_card
 from plaudit.view.card.pairs import Floats
-
-BATCH = 32
-"""Replies scored at once."""
 
 Progress = Callable[[int], Any]
 """Opens a progress bar over so many replies: a context manager that gives a `Step`."""
@@ -70,7 +66,7 @@ def reward_report(
             "dtype": scorer.machine.dtype_name,
             "members": raw_NM.shape[1],
             # Replies whose text did not survive another trainer's tokenizer or template.
-            "changed_replies": 0 if scorer.text is None else scorer.text.changed,
+            "changed_replies": 0 if scorer.foreign is None else scorer.foreign.changed,
         },
         "data": {
             "source": source,
@@ -155,32 +151,19 @@ class CardScorer:
     def __init__(self, model: str, folder: Path | None, machine: Machine):
         """`folder` holds a contract of Plaudit's; without one `model` is a folder or Hub id of any layout."""
         self.machine = machine
-        self.contract: RewardContract | None = None
-        self.text: TextRewardModel | None = None
-        if folder is None:
-            self.text = load_text_reward_model(model, dtype=machine.dtype, device=machine.device, batch_size=BATCH)
-            self.layout: str = self.text.checkpoint.layout
-        else:
-            self.own, self.chat = load_reward_model(folder, machine.dtype, machine.device)
-            self.contract, self.layout = self.own.contract, "plaudit"
+        self.own = None if folder is None else load_reward_model(folder, machine.dtype, machine.device)
+        self.foreign = load_foreign(model, machine.dtype, machine.device) if folder is None else None
+        self.contract = None if self.own is None else self.own.contract
+        self.layout = "plaudit" if self.foreign is None else self.foreign.checkpoint.layout
 
     def raw(self, rankings: Sequence[Ranking], advance: Step) -> Floats:
         """Raw scores [N, M] of the replies of `rankings` in order; each reply is scored once."""
         items = unique_replies(rankings)
-        # Long ones first, so that what does not fit into memory fails at once and the estimate falls.
-        order = sorted(items.values(), key=lambda item: -len(item.prompt.text) - len(item.completion.text))
-        scores: dict[str, list[float]] = {}
-        for start in range(0, len(order), BATCH):
-            part = order[start : start + BATCH]
-            scores |= zip((item.id for item in part), self._batch(part), strict=True)
-            advance(count=len(part))
+        if self.foreign is not None:
+            scores = {id: [score] for id, score in self.foreign.score(list(items.values()), advance).items()}
+        else:
+            assert self.own is not None
+            texts = [(item.prompt, item.completion) for item in items.values()]
+            raw_BM = score_replies(self.own.model, self.own.chat, texts, advance)
+            scores = dict(zip((item.id for item in items.values()), raw_BM.tolist(), strict=True))
         return np.array([scores[items[r.prompt.messages, reply].id] for r in rankings for reply in r.replies])
-
-    @torch.no_grad()
-    def _batch(self, items: Sequence[ScoreItem]) -> list[list[float]]:
-        if self.text is not None:
-            found = self.text.score(items)
-            return [[found[item.id]] for item in items]
-        prompts = [self.chat.prompt_ids(item.prompt.messages) for item in items]
-        replies = [self.chat.reply_ids(item.completion) for item in items]
-        return self.own.raw(pad_right(prompts, replies, self.chat.pad_id, self.machine.device)).tolist()

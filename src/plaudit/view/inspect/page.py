@@ -1,6 +1,6 @@
 """One reply, token by token, as a page of its own."""
 
-from plaudit.view.inspect.inspect import Inspection, TokenRow
+from plaudit.view.inspect.tokens import Inspection, TokenRow
 from plaudit.view.page import render_page
 
 

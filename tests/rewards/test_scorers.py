@@ -14,11 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from conftest import Answer, RewardServer, length_rows, score_lengths
+from conftest import CPU, Answer, RewardServer, length_rows, score_lengths
 from plaudit.errors import RunStopped, UserError
 from plaudit.records import Completion, Message, Prompt
 from plaudit.rewards import scorers
-from plaudit.rewards.scorers import EndpointScorer, FunctionScorer, SavedRewardModel, ScoreItem, matched
+from plaudit.rewards.saved import load_reward_model
+from plaudit.rewards.score import ScoreItem, matched
+from plaudit.rewards.scorers import EndpointScorer, FunctionScorer
 
 ITEMS = [
     ScoreItem(f"p{i}#0", Prompt(f"p{i}", (Message("user", f"Question {i}?"),), "domain", "train"), Completion("x" * i))
@@ -153,7 +155,7 @@ def test_a_function_that_raises_stops_the_run_with_its_reason(tmp_path: Path) ->
 def test_a_saved_reward_model_scores_texts_as_transformers_does(folder: str, trained: Path) -> None:
     """Prompt, reply, end-of-turn token; normalised by its own mean and std; a cut reply has no end."""
     path = trained / folder
-    scorer = SavedRewardModel(str(path), dtype=torch.float32, device=torch.device("cpu"), batch_size=2)
+    scorer = load_reward_model(path, torch.float32, CPU, 2)
     model = AutoModelForSequenceClassification.from_pretrained(trained / "reward/model").eval()
     tokenizer = AutoTokenizer.from_pretrained(trained / "reward/model")
     items, wanted = [*ITEMS, replace(ITEMS[3], id="cut", completion=Completion("xxx", finished=False))], {}
@@ -175,7 +177,7 @@ def test_a_saved_reward_model_that_was_damaged_is_refused(trained: Path, tmp_pat
         file.seek(-5, 2)
         file.write(b"x")
     with pytest.raises(UserError, match=r"model\.safetensors.*has not the bytes that it was saved with"):
-        SavedRewardModel(str(tmp_path / "model"), dtype=torch.float32, device=torch.device("cpu"), batch_size=2)
+        load_reward_model(tmp_path / "model", torch.float32, CPU, 2)
 
 
 # --- endpoints, against a server that is really there ---

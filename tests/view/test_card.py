@@ -10,7 +10,7 @@ import pytest
 
 from plaudit.errors import UserError
 from plaudit.records import Completion, Message, Prompt, Ranking
-from plaudit.view.card.card import report_card
+from plaudit.view.card.measures import report_card
 
 LN3, LN9 = math.log(3), math.log(9)
 

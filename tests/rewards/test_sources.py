@@ -24,7 +24,7 @@ from plaudit.rewards.config import RewardSource, names_of, uses_trained
 from plaudit.rewards.sources import Rewards, score_items
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo.loop import PPOConfig
+from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.recipe import load_recipe
 from plaudit.train.run import Run
 
@@ -177,20 +177,17 @@ def test_two_sources_are_normalised_and_weighed_by_hand(function: str, batch: An
 
 def test_moments_are_measured_on_sft_replies_and_kept(batch: Any, rewards_file: str, tmp_path: Path) -> None:
     run, chat, prompts, tokens, texts = batch
-    asked: list[int] = []
-
-    def sample(few: list[Any]) -> Any:
-        asked.append(len(few))
-        return tokens.rows(list(range(len(few))))
-
     sources = [
         RewardSource(function=f"{rewards_file}:length", normalise_on=3),
         RewardSource(function=f"{rewards_file}:letters", mean=0.0, std=1.0),
         RewardSource(trained=True),
     ]
     rewards = Rewards(sources, run.machine)
-    rewards.prepare(chat, prompts, sample, tmp_path)
-    assert asked == [3]
+    few = rewards.measured_on(prompts)
+    assert few == list(prompts[:3])
+    rewards.measure(chat, few, tokens.rows([0, 1, 2]))
+    assert rewards.measured_on(prompts) == []
+    rewards.save(tmp_path)
     lengths = [len(text) for text in texts[:3]]
     wanted = {"function": (np.mean(lengths), np.std(lengths)), "function_2": (0.0, 1.0)}
     assert rewards.moments == {name: pytest.approx(pair) for name, pair in wanted.items()}
@@ -205,7 +202,7 @@ def test_a_source_that_scores_all_alike_is_refused(batch: Any, rewards_file: str
     run, chat, prompts, tokens, _ = batch
     rewards = Rewards([RewardSource(function=f"{rewards_file}:alike", normalise_on=4)], run.machine)
     with pytest.raises(UserError, match=r"rewards\.py:alike: it gives all 4 replies of the SFT model the score 7"):
-        rewards.prepare(chat, prompts, lambda few: tokens, tmp_path)
+        rewards.measure(chat, prompts, tokens)
 
 
 @pytest.fixture
@@ -244,7 +241,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 
     def call(name: str = "run", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained)
-        ppo.run(PPOConfig(**{**TINY["ppo"], **changes}), run)
+        ppo.train(PPOConfig(**{**TINY["ppo"], **changes}), run)
         return run.folder.path / "ppo"
 
     return call
@@ -304,7 +301,7 @@ def test_ppo_needs_no_reward_model_for_a_function(
     shutil.rmtree(run.folder.path / "reward")
     shutil.rmtree(run.folder.path / "preferences")
     config = PPOConfig(**TINY["ppo"], rewards=[{"function": f"{rewards_file}:length", "normalise_on": 6}])
-    ppo.run(config, run)
+    ppo.train(config, run)
     rows = read_metrics(run.folder.path / "ppo/metrics.jsonl")
     assert all(np.isfinite(row["score_function"]) for row in rows)
     saved = json.loads((run.folder.path / "ppo/rewards.json").read_text())["sources"][0]

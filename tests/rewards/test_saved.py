@@ -34,7 +34,7 @@ from plaudit.stages.reward.config import RewardConfig
 from plaudit.train.run import Run
 
 
-def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[RewardModel, ChatFormat]:
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> RewardModel:
     return load_reward_model(folder, dtype, CPU)
 
 
@@ -64,16 +64,15 @@ def by_transformers(folder: Path, tokens: Tokens) -> Tensor:
 
 def test_save_load_merge_export_load(trained: Path) -> None:
     """Adapters loaded, the merged export loaded by Plaudit, and by plain transformers: equal scores, float32 1e-5."""
-    adapters, chat = loaded(trained / "reward")
-    merged, its_chat = loaded(trained / "reward" / "model")
-    tokens = texts(trained, chat)
-    assert torch.equal(texts(trained, its_chat).tokens_BT, tokens.tokens_BT)
+    adapters, merged = loaded(trained / "reward"), loaded(trained / "reward" / "model")
+    tokens = texts(trained, adapters.chat)
+    assert torch.equal(texts(trained, merged.chat).tokens_BT, tokens.tokens_BT)
     expected = adapters.raw(tokens)[:, 0].detach()
     assert expected.std() > 0.01
     torch.testing.assert_close(merged.raw(tokens)[:, 0].detach(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(by_transformers(trained / "reward/model", tokens), expected, rtol=1e-5, atol=1e-5)
     contract = adapters.contract
-    torch.testing.assert_close(adapters.scores(tokens), (expected - contract.mean[0]) / contract.std[0])
+    torch.testing.assert_close(contract.normalised(expected[:, None]), (expected - contract.mean[0]) / contract.std[0])
     assert merged.contract.temperature == pytest.approx(contract.temperature, rel=1e-4)
 
 
@@ -82,10 +81,10 @@ def test_save_load_merge_export_load_in_bfloat16(tmp_path: Path, tiny_run: Calla
     run = tiny_run(tmp_path, trained, "bfloat16")
     summary = reward.run(RewardConfig(**TINY["reward"]), run)
     folder = run.folder.path / "reward"
-    adapters, chat = loaded(folder, torch.bfloat16)
-    tokens = texts(trained, chat)
+    adapters = loaded(folder, torch.bfloat16)
+    tokens = texts(trained, adapters.chat)
     expected = adapters.raw(tokens)[:, 0].detach()
-    merged = loaded(folder / "model", torch.bfloat16)[0].raw(tokens)[:, 0].detach()
+    merged = loaded(folder / "model", torch.bfloat16).raw(tokens)[:, 0].detach()
     torch.testing.assert_close(by_transformers(folder / "model", tokens), merged, rtol=1e-2, atol=1e-2)
     std = adapters.contract.std[0]
     assert summary["export_gap"] < 1
@@ -203,8 +202,8 @@ def resigned(folder: Path) -> None:
 def test_row_26_the_golden_scores_stand_by_themselves(scale: float, refused: bool, saved: Path) -> None:
     """A head that moves a probe's score by a little more than 1e-4, under checksums that agree."""
     tensors = load_file(saved / "head.safetensors")
-    model, chat = loaded(saved)
-    messages, reply = PROBES[0]
+    model, (messages, reply) = loaded(saved), PROBES[0]
+    chat = model.chat
     tokens = pad_right([chat.prompt_ids(messages)], [chat.reply_ids(reply)], chat.pad_id, CPU)
     per_unit = model.raw(tokens).item()
     # Scaling the head scales every score: by this factor the first probe moves by twice the bound.

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from plaudit.algo.worked import worked_example
 from plaudit.errors import UserError
-from plaudit.view.inspect.inspect import inspect_run, token_rows, token_text
 from plaudit.view.inspect.page import inspection_page
+from plaudit.view.inspect.tokens import inspect_run, token_rows, token_text
 
 PPO = {"clip_range": 0.2, "gamma": 0.9, "lam": 0.95}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from plaudit.view import plots
+from plaudit.view.report import plots
 
 
 def looks(held_out: list[float]) -> list[dict[str, Any]]:

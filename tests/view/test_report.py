@@ -20,9 +20,9 @@ from plaudit.run.folder import RunFolder
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.recipe import Recipe
 from plaudit.train.run import Run
-from plaudit.view import plots
-from plaudit.view.card.card import report_card
-from plaudit.view.report import report
+from plaudit.view.card.measures import report_card
+from plaudit.view.report import tables, verdict, write
+from plaudit.view.text import number, percent
 
 ATTACK = "<script>alert(1)</script>"
 ATTACK_PROMPT = '"><img src=x onerror=alert(2)> $\\undefined{'
@@ -178,7 +178,7 @@ def page_of(run: Run) -> Page:
 
 
 def test_summary_holds_every_stage_as_it_was_written_and_the_cost(written: Run) -> None:
-    returned = report.run(written)
+    returned = write.write_report(written)
     summary = json.loads((written.folder.path / "summary.json").read_text(encoding="utf-8"))
     assert summary == returned
     assert {name: summary[name] for name in ("sft", "preferences", "reward", "ppo", "evaluate")} == {
@@ -190,7 +190,7 @@ def test_summary_holds_every_stage_as_it_was_written_and_the_cost(written: Run) 
 
 
 def test_the_memory_of_a_gpu_is_told_where_there_was_one(written: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    report.run(written)
+    write.write_report(written)
     assert "peak_gpu_mb" not in json.loads((written.folder.path / "summary.json").read_text(encoding="utf-8"))
     assert "GPU" not in (written.folder.path / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
@@ -198,7 +198,7 @@ def test_the_memory_of_a_gpu_is_told_where_there_was_one(written: Run, capsys: p
     for stage, peak in (("reward", 1234.5), ("ppo", 3545.4)):
         manifest["stages"][stage]["peak_gpu_mb"] = peak
     write_json(written.folder.path / "manifest.json", manifest)
-    assert report.run(written)["peak_gpu_mb"] == 3545.4
+    assert write.write_report(written)["peak_gpu_mb"] == 3545.4
     assert "3545" in next(line for line in capsys.readouterr().out.splitlines() if "memory of the GPU" in line)
     page = (written.folder.path / "report.html").read_text(encoding="utf-8")
     assert "3.5 GB of the GPU" in page
@@ -210,7 +210,7 @@ def test_the_memory_of_a_gpu_is_told_where_there_was_one(written: Run, capsys: p
 
 
 def test_prints_the_headline_numbers_and_the_path(written: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    report.run(written)
+    write.write_report(written)
     printed = capsys.readouterr().out
     lines = {" ".join(line.split()) for line in printed.splitlines()}
     assert "gold score 0.100 -> 0.450" in lines
@@ -223,7 +223,7 @@ def test_prints_the_headline_numbers_and_the_path(written: Run, capsys: pytest.C
 
 
 def test_page_needs_nothing_from_outside_and_runs_nothing(written: Run) -> None:
-    report.run(written)
+    write.write_report(written)
     page = page_of(written)
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "link", "img", "iframe", "object", "embed", "image", "foreignobject", "base", "form"}
@@ -240,7 +240,7 @@ def test_page_needs_nothing_from_outside_and_runs_nothing(written: Run) -> None:
 
 
 def test_what_models_and_people_wrote_is_shown_as_text(written: Run) -> None:
-    report.run(written)
+    write.write_report(written)
     text = (written.folder.path / "report.html").read_text(encoding="utf-8")
     assert ATTACK not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
@@ -251,7 +251,7 @@ def test_what_models_and_people_wrote_is_shown_as_text(written: Run) -> None:
 
 
 def test_plots_are_all_there_labelled_and_follow_the_page_colours(written: Run) -> None:
-    report.run(written)
+    write.write_report(written)
     page = page_of(written)
     names = {str(a["id"]).removeprefix("plot-") for tag, a in page.elements if tag == "figure"}
     assert names == PLOTS
@@ -265,7 +265,7 @@ def test_plots_are_all_there_labelled_and_follow_the_page_colours(written: Run) 
 
 
 def test_before_and_after_shows_enough_pairs_and_marks_cut_replies(written: Run) -> None:
-    report.run(written)
+    write.write_report(written)
     page = page_of(written)
     assert len(page.with_class("pair")) == 9
     assert len(page.with_class("cut")) == 1  # PPO's reply to prompt 1; only the first sample of a prompt is shown
@@ -279,23 +279,23 @@ def test_examples_are_spread_evenly_over_kinds_and_prompts() -> None:
     rows = [{"id": f"{kind}{i}", "kind": kind, "n": i} for kind, count in counts.items() for i in range(count)]
     doubled = [row for row in rows for _ in range(2)]
     # Turns a b c, a b c, a - c, a: four of a (every 2.5th), both of b, three of c (every 10th).
-    chosen = [(row["kind"], row["n"]) for row in report.choose_examples(doubled)]
+    chosen = [(row["kind"], row["n"]) for row in tables.choose_examples(doubled)]
     a, c = [("a", n) for n in (0, 2, 5, 7)], [("c", n) for n in (0, 10, 20)]
     assert chosen == [*a, ("b", 0), ("b", 1), *c]
-    assert len(report.choose_examples(rows[:3])) == 3
+    assert len(tables.choose_examples(rows[:3])) == 3
     many = [{"id": str(i), "kind": str(i)} for i in range(12)]
-    assert len(report.choose_examples(many)) == 12
+    assert len(tables.choose_examples(many)) == 12
 
 
 def test_gold_by_kind_by_hand() -> None:
-    hostile, instruction = sorted(report.gold_by_kind(reply_rows(gold=True)), key=lambda row: row["prompts"])
+    hostile, instruction = sorted(tables.gold_by_kind(reply_rows(gold=True)), key=lambda row: row["prompts"])
     assert (hostile["prompts"], hostile["sft"], hostile["ppo"], hostile["gain"]) == (4, 0.25, 0.375, 0.125)
     assert (instruction["prompts"], instruction["gain"], instruction["gain_ci"]) == (6, 0.5, (0.5, 0.5))
-    assert report.gold_by_kind(reply_rows(gold=False)) == []
+    assert tables.gold_by_kind(reply_rows(gold=False)) == []
 
 
 def test_headline_says_change_and_interval(written: Run) -> None:
-    lines = {line.name: line for line in report.headline(EVALUATE, reply_rows(gold=True))}
+    lines = {line.name: line for line in tables.headline(EVALUATE, reply_rows(gold=True))}
     gold = lines["Gold score"]
     assert (gold.sft, gold.ppo, gold.change, gold.interval) == ("0.10", "0.45", "+0.35", "0.20 to 0.50")
     assert (lines["Win rate"].ppo, lines["Win rate"].interval) == ("75.0\u00a0%", "65.0 to 85.0\u00a0%")
@@ -309,7 +309,7 @@ def test_headline_says_change_and_interval(written: Run) -> None:
 
 def test_the_reward_section_is_the_report_card(written: Run) -> None:
     """Every second pair is a mistake, the surest first; annotators share no prompt; the alarms say what to do."""
-    report.run(written)
+    write.write_report(written)
     page = page_of(written)
     assert len(page.with_class("judged")) == 10
     assert page.text.index("bad 18") < page.text.index("bad 16")
@@ -321,7 +321,7 @@ def test_the_reward_section_is_the_report_card(written: Run) -> None:
 
 
 def test_works_when_people_ranked(without_gold: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = report.run(without_gold)
+    summary = write.write_report(without_gold)
     assert "gold" not in capsys.readouterr().out
     assert not [name for name in summary["evaluate"] if name.startswith("gold")]
     page = page_of(without_gold)
@@ -333,21 +333,21 @@ def test_works_when_people_ranked(without_gold: Run, capsys: pytest.CaptureFixtu
 
 
 def test_wheel_weights_are_said_to_be_rounded(written: Run) -> None:
-    report.run(written)
+    write.write_report(written)
     assert "rounded to 4 bits" in page_of(written).text
 
 
 def test_same_files_give_the_same_bytes(written: Run) -> None:
-    report.run(written)
+    write.write_report(written)
     first = (written.folder.path / "report.html").read_bytes()
-    report.run(written)
+    write.write_report(written)
     assert (written.folder.path / "report.html").read_bytes() == first
 
 
 def test_missing_stage_is_named_and_nothing_is_written(written: Run) -> None:
     (written.folder.path / "evaluate/summary.json").unlink()
     with pytest.raises(UserError, match="plaudit evaluate"):
-        report.run(written)
+        write.write_report(written)
     assert not (written.folder.path / "summary.json").exists()
     assert not (written.folder.path / "report.html").exists()
 
@@ -362,9 +362,9 @@ def test_missing_stage_is_named_and_nothing_is_written(written: Run) -> None:
     ],
 )
 def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, Any], begins: str) -> None:
-    verdict = report.verdict({"evaluate": {**EVALUATE, **evaluate}, "ppo": {**PPO, **ppo}})
-    assert verdict.startswith(begins)
-    assert verdict.endswith(".")
+    sentence = verdict.verdict({"evaluate": {**EVALUATE, **evaluate}, "ppo": {**PPO, **ppo}})
+    assert sentence.startswith(begins)
+    assert sentence.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -382,30 +382,30 @@ def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, A
 def test_cautions_name_what_is_wrong_and_only_that(part: str, change: dict[str, Any], says: str) -> None:
     recipe = {"ppo": {"kl_budget": None}}
     summary: dict[str, dict[str, Any]] = {"reward": REWARD, "evaluate": EVALUATE}
-    assert report.cautions(summary, recipe) == []
-    (caution,) = report.cautions({**summary, part: {**summary[part], **change}}, recipe)
+    assert verdict.cautions(summary, recipe) == []
+    (caution,) = verdict.cautions({**summary, part: {**summary[part], **change}}, recipe)
     assert says in caution
 
 
 def test_median_seconds_of_an_update_by_part() -> None:
     times = [{"update": i, "sample": s, "train": 1.0} for i, s in ((1, 9.0), (2, 2.0), (3, 2.5))]
-    assert report.seconds_by_part(times) == {"sample": 2.5, "train": 1.0}
+    assert tables.seconds_by_part(times) == {"sample": 2.5, "train": 1.0}
 
 
 def test_numbers_as_they_are_written() -> None:
-    assert plots.number(-1.5) == "−1.50"
-    assert plots.number(-0.001) == "0.00"
-    assert plots.number(0.25, 1, sign=True) == "+0.2"
-    assert plots.number(None) == "–"
-    assert plots.percent(0.125) == "12.5\u00a0%"
-    assert plots.percent(None) == "–"
+    assert number(-1.5) == "−1.50"
+    assert number(-0.001) == "0.00"
+    assert number(0.25, 1, sign=True) == "+0.2"
+    assert number(None) == "–"
+    assert percent(0.125) == "12.5\u00a0%"
+    assert percent(None) == "–"
 
 
 def test_reads_what_the_stages_really_write(trained: Path, tmp_path: Path) -> None:
     home = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("*.safetensors", ".lock"))
     with RunFolder.open(home, (home / "recipe.yaml").read_text(encoding="utf-8"), resume=True) as folder:
         run = Run(folder, 0, Machine(torch.device("cpu"), torch.float32, 2), "unused", None, (), ())
-        summary = report.run(run)
+        summary = write.write_report(run)
     found = {str(a["id"]).removeprefix("plot-") for tag, a in page_of(run).elements if tag == "figure"}
     assert found == PLOTS | {"reward-by_length_gap", "ppo-watch"}
     replies = read_metrics(home / "evaluate/replies.jsonl")

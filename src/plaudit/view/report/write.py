@@ -1,0 +1,140 @@
+"""Report: what the stages left, gathered in summary.json and told in report.html for a reader who was not there.
+
+Nothing is measured here that needs a model: every number comes from a stage's files, or is a mean or an interval over
+the rows of one. The page is one file without scripts or anything fetched; what models and people wrote is escaped.
+
+    plaudit report RECIPE
+"""
+
+import json
+from typing import Any
+
+from plaudit.data.files import write_json, write_text
+from plaudit.guard.watch import KL_BUDGET
+from plaudit.run.display import console, format_value, stage_table
+from plaudit.run.folder import ENVIRONMENT, RECIPE, needed_stages, read_recipe
+from plaudit.run.metrics import read_metrics
+from plaudit.run.provenance import versions
+from plaudit.train.run import Run
+from plaudit.view.card.plots import card_plots
+from plaudit.view.card.table import PARTS
+from plaudit.view.page import render_page
+from plaudit.view.report import plots
+from plaudit.view.report.people import compared_by_people
+from plaudit.view.report.tables import choose_examples, gold_by_kind, headline, seconds_by_part
+from plaudit.view.report.verdict import cautions, verdict
+
+
+def write_report(run: Run) -> dict[str, Any]:
+    """Write summary.json and report.html into the run folder, print the headline numbers; returns the summary."""
+    summary = gather(run)
+    page = render(run, summary)
+    write_json(run.folder.path / "summary.json", summary)
+    write_text(run.folder.path / "report.html", page)
+    name = read_recipe(run.folder.path)["name"]
+    stage_table(f"Run {name}: SFT -> PPO on held-out prompts", closing_rows(summary))
+    console.print(f"Report: {run.folder.path / 'report.html'}", soft_wrap=True)
+    return summary
+
+
+def stages_of(recipe: dict[str, Any]) -> tuple[str, ...]:
+    """The stages that a resolved recipe needs before its report: those of the reward model only where it pays PPO."""
+    sources = recipe["ppo"]["rewards"]
+    trained = not sources or any(source["trained"] for source in sources)
+    return tuple(stage for stage in needed_stages(trained) if stage != "report")
+
+
+def gather(run: Run) -> dict[str, Any]:
+    """Every stage's own summary, with seconds, memory and versions beside them."""
+    stages = stages_of(read_recipe(run.folder.path))
+    summary: dict[str, Any] = {
+        stage: json.loads(run.folder.require(f"{stage}/summary.json", stage).read_text(encoding="utf-8"))
+        for stage in stages
+    }
+    finished = {stage: entry for stage, entry in run.folder.finished().items() if stage in stages}
+    people = compared_by_people(run)
+    summary |= {} if people is None else {"people": people}
+    summary["seconds"] = {stage: finished[stage]["seconds"] for stage in stages if stage in finished}
+    summary["peak_rss_mb"] = max((entry["peak_rss_mb"] for entry in finished.values()), default=None)
+    on_gpu = [entry["peak_gpu_mb"] for entry in finished.values() if "peak_gpu_mb" in entry]
+    summary |= {"peak_gpu_mb": max(on_gpu)} if on_gpu else {}
+    summary["versions"] = versions()
+    return summary
+
+
+def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
+    """The table a run ends with; plain ASCII, so that any terminal shows it."""
+    evaluated = summary["evaluate"]
+
+    def pair(name: str) -> str:
+        return f"{evaluated[f'{name}_sft']:.3f} -> {evaluated[f'{name}_ppo']:.3f}"
+
+    def with_interval(section: dict[str, Any], name: str) -> str:
+        return f"{section[name]:.3f} {format_value(section[f'{name}_ci'])}"
+
+    rows = {}
+    if "gold_gain" in evaluated:
+        rows["gold score"] = pair("gold")
+        rows["gold gain, 95 % interval"] = with_interval(evaluated, "gold_gain")
+        rows["win rate, 95 % interval"] = with_interval(evaluated, "win_rate")
+    if "people" in summary:
+        people = summary["people"]
+        limits = format_value([people["low"], people["high"]])
+        rows["people prefer PPO, 95 % interval"] = f"{people['win_rate']:.3f} {limits}"
+    rows["proxy score"] = pair("proxy")
+    rows["KL, nats a reply"] = f"{evaluated['kl']:.3f}"
+    rows["length, tokens"] = pair("length")
+    rows["reference NLL, nats a token"] = pair("ref_nll")
+    rows["EOS rate"] = pair("eos")
+    if "reward" in summary:
+        rows["reward accuracy, 95 % interval"] = with_interval(summary["reward"], "accuracy")
+        rows["accuracy of length alone"] = with_interval(summary["reward"], "length_baseline_accuracy")
+    rows["minutes"] = f"{sum(summary['seconds'].values()) / 60:.1f}"
+    rows["peak memory, MB"] = "unknown" if summary["peak_rss_mb"] is None else f"{summary['peak_rss_mb']:.0f}"
+    rows |= {"peak memory of the GPU, MB": f"{summary['peak_gpu_mb']:.0f}"} if "peak_gpu_mb" in summary else {}
+    return rows
+
+
+def render(run: Run, summary: dict[str, Any]) -> str:
+    """The page, as HTML. Autoescape is on: replies, prompts, kinds and names are hostile input."""
+    folder = run.folder.path
+    recipe = read_recipe(folder)
+    replies = read_metrics(run.folder.require("evaluate/replies.jsonl", "evaluate"))
+    environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    kinds = gold_by_kind(replies)
+    updates = read_metrics(folder / "ppo/metrics.jsonl")
+    card, reward_steps = None, []
+    if "reward" in summary:
+        card = json.loads(run.folder.require("reward/card.json", "reward").read_text(encoding="utf-8"))
+        reward_steps = read_metrics(folder / "reward/metrics.jsonl")
+    return render_page(
+        "report.html.j2",
+        parts=PARTS,
+        recipe=recipe,
+        recipe_yaml=(folder / RECIPE).read_text(encoding="utf-8"),
+        environment=environment,
+        environment_json=json.dumps(environment, indent=2, ensure_ascii=False),
+        machine=run.machine,
+        summary=summary,
+        verdict=verdict(summary),
+        cautions=cautions(summary, recipe),
+        kl_budget=recipe["ppo"]["kl_budget"] or KL_BUDGET,
+        headline=headline(summary["evaluate"], replies, summary.get("people")),
+        examples=choose_examples(replies),
+        kinds=kinds,
+        gap_mean=max(row["sampler_gap_mean"] for row in updates),
+        gap_p99=max(row["sampler_gap_p99"] for row in updates),
+        finished=run.folder.finished(),
+        stages=stages_of(recipe),
+        update_seconds=seconds_by_part(read_metrics(folder / "ppo/times.jsonl")),
+        learning_plots=plots.learning_plots(
+            read_metrics(folder / "sft/metrics.jsonl"), reward_steps, summary.get("reward")
+        ),
+        ppo_plots=plots.ppo_plots(
+            updates, read_metrics(folder / "ppo/evaluations.jsonl"), recipe["ppo"], summary["ppo"]["kept_update"]
+        ),
+        score_plots=plots.score_plots(replies) + ([plots.kind_plot(kinds)] if kinds else []),
+        card=card,
+        reward_plots=card_plots(card) if card else [],
+        open_mistakes=False,
+    )
