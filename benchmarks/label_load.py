@@ -15,11 +15,11 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from plaudit.label.db import people, schema
-from plaudit.label.db.database import writing
+from plaudit.label import people
+from plaudit.label.db import schema
+from plaudit.label.db.database import open_project, writing
 from plaudit.label.queue.items import Draft, add_items
-from plaudit.label.serve import open_project
-from plaudit.records import Completion, Message
+from plaudit.records import Completion, Message, Prompt
 
 
 class Unexpected(RuntimeError):
@@ -37,11 +37,16 @@ def prepare(database: str, clients: int, items: int, overlap: int) -> list[tuple
     add_items(
         engine,
         (
-            Draft("rank", (Message("user", f"Question {n}?"),), tuple(Completion(f"{n}{k} {text}") for k in range(4)),
-                  ("sft", "sft", "ppo", "ppo"), overlap=overlap)
+            Draft(
+                "rank",
+                Prompt("", (Message("user", f"Question {n}?"),), "instruction", "train"),
+                tuple(Completion(f"{n}{k} {text}") for k in range(4)),
+                ("sft", "sft", "ppo", "ppo"),
+                overlap=overlap,
+            )
             for n in range(items)
         ),
-    )  # fmt: skip
+    )
     sessions = []
     with writing(engine) as connection:
         for number in range(clients):

@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and rich would keep that width for good
 
+import gc
 import json
 import shutil
 import sys
@@ -177,6 +178,9 @@ def _one_thread() -> Iterator[None]:
     """A second thread only costs time on tensors this small; stages ask for one a core and are not heard."""
     quiet_libraries()
     torch.set_num_threads(1)
+    # Every stage ends with a collection, which would walk all that torch, transformers and the tests have imported.
+    gc.collect()
+    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "set_num_threads", lambda count: None)
         yield
@@ -330,6 +334,12 @@ def tiny_run(tiny_model: Callable[..., Path]) -> Callable[..., Run]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are painted but not written out as SVG, which is a third of a tiny run; for tests that look at no plot."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, buffer, **_: buffer.write("<svg></svg>"))
+
+
+@pytest.fixture
 def plaudit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """plaudit("run", path) -> code, out, err: the real entry point, in this process."""
 
@@ -350,7 +360,7 @@ def plaudit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A label database with its schema and project, and nothing else."""
-    from plaudit.label.serve import open_project
+    from plaudit.label.db.database import open_project
 
     path = tmp_path_factory.mktemp("labels") / "labels.sqlite"
     open_project(path).dispose()

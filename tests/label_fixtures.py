@@ -37,7 +37,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def engine(url: str) -> Iterator[Any]:
     """A database with its project, on SQLite and on PostgreSQL."""
-    from plaudit.label.serve import open_project
+    from plaudit.label.db.database import open_project
 
     made = open_project(url, "Kind replies")
     yield made
@@ -81,7 +81,7 @@ def world(engine: Any) -> Iterator[Any]:
 @pytest.fixture
 def small_world(tmp_path: Path) -> Iterator[Any]:
     """The application on SQLite, where the database does not matter."""
-    from plaudit.label.serve import open_project
+    from plaudit.label.db.database import open_project
 
     yield from _world(open_project(tmp_path / "labels.sqlite", "Kind replies"))
 

@@ -37,9 +37,10 @@ from plaudit.data.audit.problems import LEVELS
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
 from plaudit.data.formats.reader import FORMATS, Reader
-from plaudit.guard import symptoms
+from plaudit.guard import limits
+from plaudit.guard.arithmetic import FAULTS
 from plaudit.guard.doctor import FROZEN
-from plaudit.guard.watch import WatchConfig
+from plaudit.guard.limits import WatchConfig
 from plaudit.models.heads import load_head
 from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.roles import Roles
@@ -410,33 +411,38 @@ def test_the_alarms_of_the_report_card_are_on_its_page() -> None:
 
 
 def test_the_findings_on_the_doctors_page_are_those_of_the_code() -> None:
-    """Every name that is given to a finding, by the source of the two files; and the limits of the symptoms."""
-    given = set()
-    for file in ("guard/symptoms.py", "guard/arithmetic.py"):
-        for node in ast.walk(ast.parse((SRC / file).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-                called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-                given |= {node.args[0].value} if called in ("Finding", "fault") else set()
+    """Every name that a finding can have; and the limits of the symptoms."""
+    source = ast.parse((SRC / "guard/symptoms.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and node.args]
+    made = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id in ("Finding", "Symptom")]
+    given = {node.args[0].value for node in made if isinstance(node.args[0], ast.Constant)} | set(FAULTS)
     given |= {f"{what} sign" for what in ("value loss", "entropy bonus")} | {name for name, _ in FROZEN.values()}
     given |= {"temperature mismatch", "sampling law cut short"}  # gap_pattern of guard/invariants.py
     found = dict(tables((DOCS / "doctor.md").read_text(encoding="utf-8")))
     rows = [*found["Faults: the arithmetic, done again"][1:], *found["Symptoms"][1:]]
     assert sorted(quoted(row[0])[0] for row in rows) == sorted(given)
-    limits = {quoted(row[0])[0]: row[1] for row in found["Symptoms"][1:]}
-    for name, value in (
-        ("negative KL", symptoms.NEGATIVE_KL), ("KL runaway", symptoms.KL_BUDGETS),
-        ("length drift", symptoms.LENGTH_FACTOR),
-        ("learning rate too high", symptoms.CLIPPED_MOST), ("learning rate too high", symptoms.APPROX_KL_MOST),
-        ("learning rate too high", symptoms.GRAD_NORM_GROWTH), ("policy does not move", symptoms.STANDS_STILL),
-        ("replies do not end", symptoms.ENDING), ("entropy explosion", symptoms.ENTROPY_MORE),
-        ("score scale", symptoms.SPREAD_LEFT), ("score scale", symptoms.SPREAD_MOST),
-        ("sampler and trainer drift apart", symptoms.GAP_MOST), ("repeated text", symptoms.REPEATS[0]),
-        ("repeated text", symptoms.REPEATS[1]),
-    ):  # fmt: skip
-        assert re.search(
-            rf"(?<![\d.]){re.escape(f'{value:g}'.replace('e-07', 'e-7').replace('-0', '−0'))}\b", limits[name]
-        )
-    assert (symptoms.ENTROPY_LEFT, symptoms.WINDOW, symptoms.LONG) == (0.25, 3, 10)
+    shown = {quoted(row[0])[0]: row[1] for row in found["Symptoms"][1:]}
+    watch = WatchConfig()
+    limits_of = {
+        "negative KL": [limits.NEGATIVE_KL],
+        "KL runaway": [watch.max_kl],
+        "KL over its budget": [limits.KL_BUDGET],
+        "learning rate too high": [limits.CLIPPED_MOST, limits.APPROX_KL_MOST, limits.GRAD_NORM_GROWTH],
+        "policy does not move": [limits.STANDS_STILL],
+        "entropy collapse": [watch.min_entropy],
+        "entropy explosion": [limits.ENTROPY_MORE],
+        "replies do not end": [limits.ENDING],
+        "length drift": [watch.max_length_change],
+        "score scale": [limits.SPREAD_LEFT, limits.SPREAD_MOST],
+        "sampler and trainer drift apart": [limits.GAP_MOST],
+        "repeated text": [watch.max_repetition, limits.REPEATS_THAT_NEVER_COUNT],
+        "replies alike": [watch.min_variety],
+    }
+    for name, values in limits_of.items():
+        for value in values:
+            text = f"{value:g}".replace("e-07", "e-7").replace("-0", "−0")
+            assert re.search(rf"(?<![\d.]){re.escape(text)}\b", shown[name]), (name, text)
+    assert (limits.WINDOW, limits.LONG, limits.NEGATIVE_KL_ERRORS) == (3, 10, 4)
 
 
 def test_the_settings_of_the_watch_are_those_of_its_page() -> None:
@@ -477,7 +483,7 @@ def home(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(home: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Path:
     """That directory, as it was made, as the working directory; the run's recipe holds its path, so it is not moved."""
     shutil.rmtree(home)
     shutil.copytree(home.with_name("fresh"), home)
@@ -500,8 +506,8 @@ def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypat
     for name in ("rankings.jsonl", "more.jsonl", "gold.jsonl"):
         shutil.copy(here / "runs/demo/preferences/rankings.jsonl", here / name)
     # All of `label serve` but the port and the serving itself.
-    monkeypatch.setattr("plaudit.label.serve.listen", contextlib.nullcontext)
-    monkeypatch.setattr("plaudit.label.serve.serve", lambda *_: None)
+    monkeypatch.setattr("plaudit.label.web.serve.listen", contextlib.nullcontext)
+    monkeypatch.setattr("plaudit.label.web.serve.serve", lambda *_: None)
     for words in commands(page):
         if words[0] == "make":
             check_make(words[1:])

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.algo.advantages import gae, grpo, reinforce_plus_plus, reward_to_go, rloo
-from plaudit.algo.masked import moments_of
 
 NAN = math.nan
 # docs/correctness.md, row 12.
@@ -272,16 +271,6 @@ def test_reinforce_plus_plus_by_hand() -> None:
     advantages, returns = reinforce_plus_plus(rewards, mask)
     assert returns is None
     close(advantages, [[-1 / math.sqrt(2), -1 / math.sqrt(2)], [math.sqrt(2), 0]])
-
-
-@pytest.mark.row(10)
-def test_row_10_reinforce_plus_plus_over_two_ranks_is_one_batch() -> None:
-    rewards, mask = ragged([1, 2, 6, 0, 0, 3])
-    whole, _ = reinforce_plus_plus(rewards, mask)
-    summed = moments_of(reward_to_go(rewards[:2], mask[:2])[0], mask[:2])
-    summed += moments_of(reward_to_go(rewards[2:], mask[2:])[0], mask[2:])
-    parts = [reinforce_plus_plus(rewards[rows], mask[rows], moments=summed)[0] for rows in (slice(2), slice(2, 6))]
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
 
 
 def test_what_lies_outside_the_mask_reaches_no_estimator() -> None:

@@ -18,7 +18,7 @@ EXPECTED = re.compile(r"Failed to load resource|ERR_EMPTY_RESPONSE|Autofocus pro
 def visitor(browser: Any, fake: Fake, path: str = "/", **options: Any) -> Iterator[Any]:
     """A page, signed in, of a browser without memory. Errors of scripts and breaches of the policy fail the test."""
     context = browser.new_context(**(options or DESKTOP))
-    context.set_default_timeout(8000)
+    context.set_default_timeout(60000)
     page = watched(context.new_page())
     sign_in(page, fake)
     if path != "/":

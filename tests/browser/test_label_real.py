@@ -14,13 +14,13 @@ import uvicorn
 from label_page import DESKTOP, PHONE, order, watched
 from sqlalchemy import select
 
-from plaudit.label.db.database import snapshot, writing
-from plaudit.label.db.people import make_invite
+from plaudit.label.db.database import open_project, snapshot, writing
 from plaudit.label.db.schema import label, lease
+from plaudit.label.people import make_invite
 from plaudit.label.queue.items import Draft, add_items
-from plaudit.label.serve import open_project, settle
+from plaudit.label.queue.leases import settle
 from plaudit.label.web.app import create_app
-from plaudit.records import Completion, Message
+from plaudit.records import Completion, Message, Prompt
 
 PASSWORD = "a long password"
 
@@ -30,11 +30,9 @@ def draft(number: int, task: str, *replies: str) -> Draft:
     sources = tuple(f"secret-{k}" for k in range(len(replies)))
     return Draft(
         task=task,
-        messages=(Message("user", f"Question {number}?"),),
+        prompt=Prompt(f"secret-{number}", (Message("user", f"Question {number}?"),), "secret-kind", "train"),
         replies=tuple(map(Completion, replies)),
         sources=sources,
-        prompt_id=f"secret-{number}",
-        kind="secret-kind",
         source_file="secret.jsonl",
     )
 
@@ -43,7 +41,8 @@ def draft(number: int, task: str, *replies: str) -> Draft:
 def service(tmp_path: Path) -> Iterator[SimpleNamespace]:
     """The real application on SQLite, on a port of this machine, with one item of each task."""
     engine = open_project(tmp_path / "labels.sqlite", "Kind replies")
-    settle(engine, {"guidelines": "Be **fair**."})
+    with writing(engine) as connection:
+        settle(connection, {"guidelines": "Be **fair**."})
     add_items(
         engine, [draft(1, "rank", "one", "two", "three"), draft(2, "compare", "left", "right"), draft(3, "write", "x")]
     )
@@ -84,7 +83,7 @@ def texts(page: Any) -> list[str]:
 
 def test_an_annotator_from_the_invitation_to_a_correction(browser: Any, service: Any) -> None:
     context = browser.new_context(**DESKTOP)
-    context.set_default_timeout(15000)
+    context.set_default_timeout(60000)
     page = watched(context.new_page())
     seen: list[str] = []
     page.on("response", lambda answer: answer.url.endswith((".js", ".css", ".svg")) or seen.append(_text(answer)))
@@ -150,7 +149,7 @@ def test_the_same_item_on_two_devices(browser: Any, service: Any) -> None:
     pages = []
     for options in (DESKTOP, PHONE):
         context = browser.new_context(**options)
-        context.set_default_timeout(15000)
+        context.set_default_timeout(60000)
         pages.append(watched(context.new_page()))
     first, second = pages
     join(first, service.invited("ann"))
@@ -175,10 +174,10 @@ def test_the_same_item_on_two_devices(browser: Any, service: Any) -> None:
 
 def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service: Any) -> None:
     context = browser.new_context(**DESKTOP)
-    context.set_default_timeout(15000)
+    context.set_default_timeout(60000)
     page = watched(context.new_page())
     join(page, service.invited("mira", "admin"))
-    page.get_by_text("labels given").first.wait_for(timeout=60000)  # computed by a process of its own
+    page.get_by_text("labels given").first.wait_for()  # computed by a process of its own
     page.get_by_label("Name", exact=True).fill("bo")
     page.get_by_role("button", name="Make an invitation link").click()
     page.locator("#invite-link").wait_for()
@@ -190,7 +189,7 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
 
     page.get_by_label("Format").select_option("ledger")
     page.get_by_role("button", name="Export").click()
-    page.get_by_text("There is nothing to export: 0 rows").wait_for(timeout=60000)
+    page.get_by_text("There is nothing to export: 0 rows").wait_for()
 
     other = browser.new_context(**DESKTOP)
     bo = watched(other.new_page())
@@ -199,7 +198,7 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     assert bo.locator("#guidelines strong").inner_text() == "kind"
     assert bo.get_by_role("link", name="Dashboard").count() == 0
     page.get_by_role("button", name="Refresh").click()
-    page.get_by_role("button", name="Disable bo").click(timeout=60000)
+    page.get_by_role("button", name="Disable bo").click()
     wait_for(page, "bo can no longer sign in.")
     bo.get_by_role("button", name="Skip").click()
     wait_for(bo, "You are signed out.")

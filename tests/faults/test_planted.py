@@ -31,33 +31,27 @@ Patch = pytest.MonkeyPatch
 Fault = Callable[[Patch], object]
 WHITEN = masked.whiten
 
-SETTINGS = {
-    "updates": 4, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3,
-    "evaluate_every": 2, "kl_coef": 0.2, "max_new_tokens": 16,
-}  # fmt: skip
+SETTINGS = {"updates": 4, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3}
+SETTINGS |= {"evaluate_every": 2, "kl_coef": 0.2, "max_new_tokens": 16}
 
 
 @pytest.fixture(scope="module")
 def run_ppo(trained: Path) -> Callable[..., Path]:
-    """run_ppo(home, fault, **settings) -> the folder of a run whose PPO stage had the fault."""
+    """run_ppo(home, change, **settings) -> the folder of a run, after its PPO stage; `change` is done to it before."""
 
-    def run(home: Path, fault: Fault | None = None, **settings: Any) -> Path:
+    def run(home: Path, change: Callable[[Path], object] = Path.exists, **settings: Any) -> Path:
         folder = shutil.copytree(trained, home / "run", ignore=shutil.ignore_patterns(".lock"))
+        change(folder)
         overrides = [f"ppo.{name}={value}" for name, value in {**SETTINGS, **settings}.items()]
         recipe = load_recipe(trained.parent / "recipe.yaml", [f"folder={folder}", *overrides])
-        with pytest.MonkeyPatch.context() as patch:
-            if fault is not None:
-                fault(patch)
-            return run_pipeline(recipe, stages=("ppo",))
+        return run_pipeline(recipe, stages=("ppo",))
 
     return run
 
 
 def everywhere(patch: Patch, old: Any, new: Any) -> None:
-    """`new` in the place of `old`, under whatever name a stage knows it, and in the module that defines it."""
-    for module in [m for name, m in sys.modules.items() if name.startswith("plaudit.stages")] + [
-        sys.modules[old.__module__]
-    ]:
+    """`new` in the place of `old`, under whatever name a module of ours knows it: the doctor's too."""
+    for module in [m for name, m in sys.modules.items() if name.startswith("plaudit.")]:
         for name in [name for name, value in vars(module).items() if value is old]:
             patch.setattr(module, name, new)
 
@@ -160,6 +154,22 @@ def changed_gae(**fixed: float) -> Fault:
     return lambda patch: everywhere(patch, right, lambda *a, **options: right(*a, **{**options, **fixed}))
 
 
+def one_state_late(patch: Patch) -> None:
+    """Each token has the advantage of the token before it; the returns are right."""
+    right = advantages.gae
+
+    def wrong(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        advantages_BT, returns_BT = right(rewards_BT, values_BT, mask_BT, **options)
+        return torch.where(mask_BT, advantages_BT.roll(1, dims=1), 0.0), returns_BT
+
+    everywhere(patch, right, wrong)
+
+
+def halved_kl(patch: Patch) -> None:
+    right = rewards.kl_estimate
+    everywhere(patch, right, lambda one, other, *rest: right(one, other, *rest) / 2)
+
+
 def flipped_kl(patch: Patch) -> None:
     right = rewards.kl_estimate
     everywhere(patch, right, lambda one, other, *rest: right(other, one, *rest))
@@ -197,23 +207,34 @@ def doubled_kl_coef(patch: Patch) -> None:
         ("whitening per micro-batch", whitened_by(by_pairs), {}),
         ("returns do not follow", changed_gae(gamma=0.9), {}),
         ("returns do not follow", changed_gae(lam=0.2), {}),
+        ("advantages do not follow", one_state_late, {}),
         ("KL sign flipped", flipped_kl, {}),
+        ("KL does not follow", halved_kl, {}),
         ("KL penalty paid out", paid_for_kl, {}),
         ("another KL coefficient", doubled_kl_coef, {}),
         ("entropy bonus sign", wrong_entropy_sign, {"entropy_coef": 0.1}),
     ],
 )
 def test_the_doctor_names_a_planted_mistake(
-    name: str, fault: Fault, settings: dict[str, Any], run_ppo: Callable[..., Path], tmp_path: Path
+    name: str,
+    fault: Fault,
+    settings: dict[str, Any],
+    run_ppo: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: Patch,
 ) -> None:
-    found = examine(run_ppo(tmp_path, fault, **settings)).findings
+    """The mistake stays in place while the doctor looks: it must not be wrong in the same way."""
+    fault(monkeypatch)
+    found = examine(run_ppo(tmp_path, **settings)).findings
     assert name in [finding.name for finding in found]
     assert all(finding.says and finding.evidence and finding.change for finding in found)
 
 
-def test_the_doctor_names_a_mask_by_id(run_ppo: Callable[..., Path], trained: Path, tmp_path: Path) -> None:
-    eos_id = ChatFormat(load_tokenizer(str(trained / "sft/model"))).eos_id
-    found = examine(run_ppo(tmp_path, mask_by_id(eos_id)))
+def test_the_doctor_names_a_mask_by_id(
+    run_ppo: Callable[..., Path], trained: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    mask_by_id(ChatFormat(load_tokenizer(str(trained / "sft/model"))).eos_id)(monkeypatch)
+    found = examine(run_ppo(tmp_path))
     assert "end of turn masked out" in [finding.name for finding in found.findings]
     assert found.faults
 
@@ -232,9 +253,10 @@ def test_a_healthy_run_has_no_finding(
 
 
 def test_the_command_says_what_is_wrong_and_fails_for_a_fault(
-    run_ppo: Callable[..., Path], tmp_path: Path, plaudit: Callable[..., SimpleNamespace]
+    run_ppo: Callable[..., Path], tmp_path: Path, plaudit: Callable[..., SimpleNamespace], monkeypatch: Patch
 ) -> None:
-    folder = run_ppo(tmp_path, moved_score(1))
+    moved_score(1)(monkeypatch)
+    folder = run_ppo(tmp_path)
     done = plaudit("doctor", folder)
     assert done.code == 1
     assert "fault: score at the wrong token" in done.out and "1 token off" in done.out
@@ -315,10 +337,11 @@ def cut_law(patch: Patch) -> None:
     ],
 )
 def test_the_run_stops_with_the_name_of_a_planted_mistake(
-    name: str, fault: Fault, run_ppo: Callable[..., Path], tmp_path: Path
+    name: str, fault: Fault, run_ppo: Callable[..., Path], tmp_path: Path, monkeypatch: Patch
 ) -> None:
+    fault(monkeypatch)
     with pytest.raises(RunStopped, match=name):
-        run_ppo(tmp_path, fault)
+        run_ppo(tmp_path)
 
 
 def test_a_healthy_run_passes_every_check(run_ppo: Callable[..., Path], tmp_path: Path) -> None:
@@ -328,12 +351,12 @@ def test_a_healthy_run_passes_every_check(run_ppo: Callable[..., Path], tmp_path
 def test_the_reward_model_of_another_template_is_refused(run_ppo: Callable[..., Path], tmp_path: Path) -> None:
     """Row 21: the SFT model's template was changed after the reward model had learnt."""
 
-    def fault(patch: Patch) -> None:
-        for file in (tmp_path / "run/sft/model").glob("chat_template*"):
+    def change(folder: Path) -> None:
+        for file in (folder / "sft/model").glob("chat_template*"):
             file.write_text(file.read_text().replace("You are tiny.", "You are small."))
 
     with pytest.raises((RunStopped, UserError), match="template"):
-        run_ppo(tmp_path, fault)
+        run_ppo(tmp_path, change)
 
 
 # --- the checks themselves ---
@@ -366,9 +389,14 @@ def test_values_on_their_own_states_pass(
 
 @pytest.mark.parametrize(("by", "logprobs_by", "says"), [(1, 0, "too late"), (-1, 0, "too early"), (0, 1, "log-prob")])
 def test_values_and_log_probabilities_on_a_wrong_state_stop_the_run(
-    by: int, logprobs_by: int, says: str, stirred: Callable[..., Roles], tiny_model: Callable[..., Path], load: Any,
+    by: int,
+    logprobs_by: int,
+    says: str,
+    stirred: Callable[..., Roles],
+    tiny_model: Callable[..., Path],
+    load: Any,
     reply: Tokens,
-) -> None:  # fmt: skip
+) -> None:
     roles = stirred(load(tiny_model()), trained="policy")
     with pytest.raises(RunStopped, match=says):
         invariants.check_alignment(reader(roles, by, logprobs_by), reply)

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from plaudit.guard.watch import WatchConfig, gain_se, verdict
+from plaudit.guard.gaming import gain_se
+from plaudit.guard.limits import WatchConfig
+from plaudit.guard.watch import verdict
 
-CONFIG = WatchConfig(patience=3, tolerance=2.0, smallest_change=0.02)
+CONFIG = WatchConfig(patience=3)
 
 
 def rows(held_out: list[float] | None, proxy: list[float], se: float | None = None, **more: list[float]) -> list[Any]:
@@ -89,10 +91,8 @@ def test_rows_before_the_held_out_score_was_there_are_left_out() -> None:
     assert verdict(found[:4], CONFIG) is None
 
 
-CALM = {
-    "kl": [0.0, 5, 6, 7], "length": [20.0] * 4, "entropy": [2.0] * 4, "repeated_trigrams": [0.1] * 4,
-    "distinct_bigrams": [0.8] * 4,
-}  # fmt: skip
+CALM = {"kl": [0.0, 5, 6, 7], "length": [20.0] * 4, "entropy": [2.0] * 4}
+CALM |= {"repeated_trigrams": [0.1] * 4, "distinct_bigrams": [0.8] * 4}
 UNSEEN = [
     ("repeated_trigrams", [0.1, 0.21, 0.3, 0.4], "repeat"),
     ("distinct_bigrams", [0.8, 0.39, 0.3, 0.1], "alike"),
@@ -166,6 +166,6 @@ def test_the_paired_standard_error_by_hand() -> None:
 
 
 def test_unknown_settings_and_nonsense_are_refused() -> None:
-    for wrong in ({"patients": 3}, {"patience": 0}, {"tolerance": math.nan}, {"min_entropy": 1.0}):
+    for wrong in ({"patients": 3}, {"patience": 0}, {"max_kl": math.nan}, {"patience": True}, {"min_entropy": 1.0}):
         with pytest.raises(ValidationError):
             WatchConfig(**wrong)

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Engine, insert
 from starlette.testclient import TestClient
 
-from plaudit.label.db import people, schema
+from plaudit.label import people
+from plaudit.label.db import schema
 from plaudit.label.db.database import writing
 from plaudit.label.queue.items import Draft
-from plaudit.records import Completion, Message
+from plaudit.records import Completion, Message, Prompt
 
 PASSWORD = "correct horse battery"
 
@@ -22,16 +23,10 @@ def draft(number: int, *, count: int = 4, **more: Any) -> Draft:
     """Item `number`; its sources are as telling as names can be."""
     texts = tuple(Completion(f"item {number} reply {k}") for k in range(count))
     sources = tuple(f"secret-source-{k}" for k in range(count))
-    more = {
-        "task": "rank",
-        "messages": (Message("user", f"Question {number}?"),),
-        "replies": texts,
-        "sources": sources,
-        "prompt_id": f"secret-prompt-{number}",
-        "kind": "secret-kind",
-        "source_file": "secret-file.jsonl",
-    } | more
-    return Draft(**more)
+    said = (Message("user", f"Question {number}?"),)
+    prompt = Prompt(f"secret-prompt-{number}", said, "secret-kind", "train")
+    more = {"task": "rank", "prompt": prompt, "replies": texts, "sources": sources} | more
+    return Draft(source_file="secret-file.jsonl", **more)
 
 
 def written(number: int, text: str | None = "a start") -> Draft:

@@ -1,6 +1,7 @@
 """The whole tiny recipe, end to end, through the public interface: what it leaves, resuming, and sameness."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def test_rerunning_is_refused(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["../recipe.yaml", "recipe.yaml"], ids=["the recipe", "the run's own recipe"])
-def test_resume_skips_what_has_ended(which: str, whole: Path) -> None:
+def test_resume_skips_what_has_ended(which: str, whole: Path, undrawn: None) -> None:
     """Also with the resolved recipe in the run folder, which is a recipe itself and says the same run."""
     before = mtimes(whole, STAGES)
     assert run_pipeline(load_recipe(whole / which), resume=True) == whole
@@ -165,22 +166,30 @@ def test_the_same_seed_gives_the_same_run(whole: Path, trained: Path) -> None:
     assert hashes(whole) == hashes(trained)
 
 
-def test_another_seed_gives_another_run(write_recipe: Callable[..., Path], tmp_path: Path, trained: Path) -> None:
+def test_another_seed_gives_another_run(
+    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, undrawn: None
+) -> None:
     other = run_pipeline(load_recipe(write_recipe(tmp_path, seed=1)), stages=STAGES[:4])
     for name in DECIDED:
         if not name.startswith("evaluate/"):
             assert sha256(other / name) != sha256(trained / name), name
 
 
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> tuple[Path, str]:
+    """The folder of a copy of a finished run, and the override that puts its recipe there."""
+    folder = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    return folder, f"folder={folder}"
+
+
 @pytest.mark.parametrize("start", ["sft", "reward", "ppo"])
 def test_from_runs_a_stage_and_those_after_it_again(
-    start: str, write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, plaudit: Callable[..., Any]
+    start: str, finished: tuple[Path, str], trained: Path, plaudit: Callable[..., Any], undrawn: None
 ) -> None:
-    recipe = write_recipe(tmp_path)
-    folder = run_pipeline(load_recipe(recipe))
+    folder, there = finished
     at = STAGES.index(start)
     earlier, later = mtimes(folder, STAGES[:at]), mtimes(folder, STAGES[at:])
-    assert plaudit("run", recipe, "--from", start).code == 0
+    assert plaudit("run", trained.parent / "recipe.yaml", there, "--from", start).code == 0
     assert mtimes(folder, STAGES[:at]) == earlier
     again = mtimes(folder, STAGES[at:])
     assert again.keys() == later.keys()
@@ -189,22 +198,22 @@ def test_from_runs_a_stage_and_those_after_it_again(
 
 
 def test_a_later_stage_may_be_run_again_with_other_settings(
-    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, plaudit: Callable[..., Any]
+    finished: tuple[Path, str], trained: Path, plaudit: Callable[..., Any], undrawn: None
 ) -> None:
     """The sections of the stages that run again may change, and the folder's recipe says what was done."""
-    recipe = write_recipe(tmp_path)
-    folder = run_pipeline(load_recipe(recipe))
-    assert plaudit("run", recipe, "ppo.gamma=0.5", "--from", "ppo").code == 0
+    folder, there = finished
+    recipe = trained.parent / "recipe.yaml"
+    assert plaudit("run", recipe, there, "ppo.gamma=0.5", "--from", "ppo").code == 0
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["ppo"]["gamma"] == 0.5
     changed = {name for name, digest in hashes(folder).items() if digest != hashes(trained)[name]}
     assert "ppo/metrics.jsonl" in changed
     assert all(name.startswith(("ppo/", "evaluate/")) for name in changed)
-    refused = plaudit("run", recipe, "sft.epochs=1", "--from", "ppo")
+    refused = plaudit("run", recipe, there, "sft.epochs=1", "--from", "ppo")
     assert (refused.code, "differs in sft.epochs: 6 -> 1" in refused.err) == (2, True)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(
-    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
 ) -> None:
     """Stopped half-way in a stage: the stage is not in the manifest, and resuming makes the unbroken run's files."""
     recipe = load_recipe(write_recipe(tmp_path))
@@ -227,7 +236,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
 
 
 def test_stage_by_stage_is_the_same_run(
-    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, plaudit: Callable[..., Any]
+    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, plaudit: Callable[..., Any], undrawn: None
 ) -> None:
     recipe = write_recipe(tmp_path)
     for stage in STAGES:
@@ -237,7 +246,7 @@ def test_stage_by_stage_is_the_same_run(
 
 
 def test_peoples_rankings_take_the_place_of_the_annotator(
-    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path
+    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, undrawn: None
 ) -> None:
     """A file of rankings instead of simulated ones: no gold score anywhere, and the rest runs as before."""
     recipe = write_recipe(tmp_path, preferences={"rankings": "rankings.jsonl"})
@@ -256,6 +265,6 @@ def test_two_processes_cannot_write_one_run(write_recipe: Callable[..., Path], t
         pipeline.prepare(recipe, resume=True)
 
 
-def test_in_bfloat16_every_guard_holds(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_in_bfloat16_every_guard_holds(write_recipe: Callable[..., Path], tmp_path: Path, undrawn: None) -> None:
     folder = run_pipeline(load_recipe(write_recipe(tmp_path, dtype="bfloat16")), stages=STAGES[:5])
     assert read_metrics(folder / "ppo" / "metrics.jsonl")[0]["kl"] == 0

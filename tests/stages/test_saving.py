@@ -39,6 +39,7 @@ DECIDED = (
     "ppo/adapter/adapter_model.safetensors", "ppo/rollouts/00001.safetensors", "ppo/rollouts/00002.safetensors",
     "ppo/model/model.safetensors", "evaluate/replies.jsonl", "evaluate/summary.json",
 )  # fmt: skip
+pytestmark = pytest.mark.usefixtures("undrawn")
 NEVER = "checkpoints.every_minutes=1000"
 
 

@@ -10,7 +10,7 @@ reply the same advantage.
 import torch
 from torch import Tensor
 
-from plaudit.algo.masked import NO_SPREAD, Moments, whiten
+from plaudit.algo.masked import NO_SPREAD, whiten
 
 
 def gae(
@@ -94,19 +94,16 @@ def reward_to_go(rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float = 1.0) -> 
     return gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma=gamma, lam=1.0)[0], None
 
 
-def reinforce_plus_plus(
-    rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float = 1.0, moments: Moments | None = None
-) -> tuple[Tensor, None]:
+def reinforce_plus_plus(rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float = 1.0) -> tuple[Tensor, None]:
     """REINFORCE++ (Hu 2025, arXiv:2501.03262): rewards to go, whitened over all reply tokens of the update.
 
         G_t = Σ_{k ≥ t} γ^(k−t)·R_k,    Â_t = (G_t − mean) / std
 
     Known answer: R = (0, 1) and (3): G = (1, 1, 3), mean 5/3, std √8/3: Â = (−1/√2, −1/√2, √2). The KL penalty is in
-    the rewards, token by token. The baseline is the whole batch, one reply a prompt is enough. `moments` are those of
-    G over all ranks (`moments_of(reward_to_go(...)[0], mask_BT)`, summed); None: this batch is the update.
+    the rewards, token by token. The baseline is the whole batch, one reply a prompt is enough.
     """
     to_go_BT, _ = reward_to_go(rewards_BT, mask_BT, gamma=gamma)
-    return whiten(to_go_BT, mask_BT, moments=moments)[0], None
+    return whiten(to_go_BT, mask_BT)[0], None
 
 
 def _group_returns(rewards_BT: Tensor, mask_BT: Tensor, group_size: int) -> Tensor:

@@ -109,8 +109,8 @@ def ppo_loss(
     (an estimator that needs no critic) it is 0. Ê_t divides by `count`, the reply tokens of the whole optimiser step:
     micro-batches add up to the same number however the step was split. `weights_BT` multiplies L_CLIP (truncated
     importance weights). approx_kl is the k3 estimate of D_KL(π_old‖π): mean of (r − 1) − log r, never negative;
-    clip_fraction the share of tokens whose ratio left the clip range. What else is minimised (`kl_loss`,
-    `language_model_loss` on SFT rows) the caller adds with its own coefficient.
+    clip_fraction the share of tokens whose ratio left the clip range. What else is minimised (`kl_loss`, the SFT loss)
+    the caller adds with its own coefficient.
     """
     tensors = [logprobs_BT, old_logprobs_BT, advantages_BT, entropy_BT, mask_BT]
     tensors += [x for x in (values_BT, returns_BT, old_values_BT, weights_BT) if x is not None]
@@ -163,8 +163,3 @@ def kl_loss(
     ratio_BT = (logprobs_BT - old_logprobs_BT).detach().exp()
     weight_BT = ratio_BT if weights_BT is None else weights_BT * ratio_BT
     return masked_sum(weight_BT * 0.5 * (logprobs_BT - ref_logprobs_BT) ** 2, mask_BT) / count
-
-
-def language_model_loss(logprobs_BT: Tensor, mask_BT: Tensor, count: float) -> Tensor:
-    """Negative log-likelihood per completion token: −Σ log π(a_t) / count, in nats."""
-    return -masked_sum(logprobs_BT, mask_BT) / count

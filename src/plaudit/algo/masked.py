@@ -18,8 +18,7 @@ NO_SPREAD = 1e-12
 class Moments:
     """Count, sum and sum of squares of some numbers, in float64: what their mean and variance need.
 
-    The three add up: over micro-batches, over ranks (one all-reduce), and over updates, where the record is the state
-    of a running scale and is saved with the checkpoint.
+    The three add up over updates: as the state of a running scale they are saved with the checkpoint.
     """
 
     count: float = 0.0
@@ -52,9 +51,9 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).sum()
 
 
-def masked_mean(x: Tensor, mask: Tensor, count: Tensor | float | None = None) -> Tensor:
-    """masked_sum / count; without `count` the number of True elements of this mask (at least 1)."""
-    return masked_sum(x, mask) / (mask.sum().clamp(min=1) if count is None else count)
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """masked_sum / the number of True elements of this mask (at least 1)."""
+    return masked_sum(x, mask) / mask.sum().clamp(min=1)
 
 
 def moments_of(x: Tensor, mask: Tensor) -> Moments:
@@ -68,19 +67,14 @@ def moments_of(x: Tensor, mask: Tensor) -> Moments:
     return Moments(float(counted.numel()), counted.sum().item(), (counted**2).sum().item())
 
 
-def whiten(
-    x: Tensor, mask: Tensor, *, shift_mean: bool = True, floor: float = 0.0, moments: Moments | None = None
-) -> tuple[Tensor, Tensor]:
-    """(x − mean) / max(std, floor) over the masked elements of the whole update; masked-out elements become 0.
+def whiten(x: Tensor, mask: Tensor, *, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(x − mean) / max(std, floor) over the masked elements of a whole update; masked-out elements become 0.
 
-    `moments` are those of the whole update; None: `x` is the whole update. The variance is the biased one (divided by
-    N), so that a batch of equal numbers or of one number is finite: it comes out as 0, and its std as 1.
-    `shift_mean=False` divides only. Returns the whitened tensor and the std used.
+    The variance is the biased one (divided by N), so that a batch of equal numbers or of one number is finite: it comes
+    out as 0, and its std as 1. Returns the whitened tensor and the std used.
     """
-    known = moments_of(x, mask) if moments is None else moments
-    spread = known.std
-    std = max(1.0 if spread == 0 else spread, floor)
+    moments = moments_of(x, mask)
+    std = max(1.0 if moments.std == 0 else moments.std, floor)
     # Equal numbers may differ from their mean by rounding: that is not a spread to keep.
-    centred = torch.zeros_like(x) if spread == 0 else x - known.mean
-    whitened = (centred if shift_mean else x) / std
+    whitened = torch.zeros_like(x) if moments.std == 0 else (x - moments.mean) / std
     return torch.where(mask, whitened, torch.zeros_like(whitened)), torch.tensor(std, dtype=x.dtype, device=x.device)

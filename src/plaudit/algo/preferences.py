@@ -65,21 +65,16 @@ def bradley_terry_loss(
     return -(weights * likelihood).sum()
 
 
-def vote_targets(first_votes: Tensor, second_votes: Tensor, *, prior: float = 0.5) -> Tensor:
-    """Soft labels from votes: (a + α) / (a + b + 2α), the probability that the first reply wins; all tensors [pairs].
+def vote_targets(first_votes: Tensor, second_votes: Tensor) -> Tensor:
+    """Soft labels from votes: (a + ½) / (a + b + 1), the probability that the first reply wins; all tensors [pairs].
 
-    The mean of a Beta(α, α) prior after a votes to b; α = ½ (Jeffreys) unless told, so that no vote is ever certain
-    and the best score difference, log((a + α)/(b + α)), is finite where all votes agree. With α = 0 it is the plain
-    share of the votes: 7 to 3 gives a difference of ln(7/3) = 0.847298, and 10 to 0 an infinite one. ValueError for
-    negative numbers, and without a prior for a pair that nobody voted on.
+    The mean of Jeffreys' prior, Beta(½, ½), after a votes to b: no vote is ever certain, and the best score difference,
+    log((a + ½)/(b + ½)), is finite where all votes agree, ln 21 for 10 to 0. ValueError for negative numbers.
     """
     assert first_votes.shape == second_votes.shape
-    if prior < 0 or bool((first_votes < 0).any()) or bool((second_votes < 0).any()):
-        raise ValueError(f"votes and their prior ({prior}) must not be negative")
-    total = first_votes + second_votes + 2 * prior
-    if bool((total == 0).any()):
-        raise ValueError("a pair without any vote says nothing; give a prior above 0 or leave the pair out")
-    return (first_votes + prior) / total
+    if bool((first_votes < 0).any()) or bool((second_votes < 0).any()):
+        raise ValueError("votes must not be negative")
+    return (first_votes + 0.5) / (first_votes + second_votes + 1)
 
 
 def davidson_loss(

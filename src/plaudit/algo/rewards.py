@@ -76,37 +76,25 @@ def clip_scores(scores_B: Tensor, limit: float) -> Tensor:
     return scores_B.clamp(-limit, limit)
 
 
-def whiten_scores(scores_B: Tensor, floor: float, moments: Moments | None = None) -> tuple[Tensor, Tensor]:
+def whiten_scores(scores_B: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Mean 0 and std 1 over the batch, the std never taken below `floor`. Returns (whitened, std used).
 
     Dividing scores by σ is the same as multiplying the KL coefficient β by σ: the effective coefficient in score
     units is β·σ, and that is what the log shows. The floor (a quarter of the first update's std) keeps a batch whose
-    replies have become alike from having its noise blown up. `moments`: those of the whole update, where this batch is
-    one rank's part of it.
+    replies have become alike from having its noise blown up.
     """
-    return whiten(scores_B, torch.ones_like(scores_B, dtype=torch.bool), floor=floor, moments=moments)
+    return whiten(scores_B, torch.ones_like(scores_B, dtype=torch.bool), floor=floor)
 
 
-def update_scale(state: Moments, batch: Moments, decay: float = 1.0) -> Moments:
-    """The running moments after another batch: decay · state + batch; start from Moments().
-
-    decay = 1 weighs every score since the start alike: the same std as Welford's (1962) recursion over all of them.
-    Below 1 a batch counts decay^n after n further ones, an exponential moving average that is right from the first
-    batch on, without a bias to correct. The sums are in float64. ValueError outside 0 < decay ≤ 1.
-    """
-    if not 0 < decay <= 1:
-        raise ValueError(f"decay={decay} is not in (0, 1]")
-    return Moments(decay * state.count, decay * state.total, decay * state.squares) + batch
-
-
-def scale_scores(scores_B: Tensor, state: Moments, floor: float = 0.0) -> tuple[Tensor, float]:
-    """score / max(running std, floor), without a shift; `state` holds this batch already. Returns (scaled, std used).
+def scale_scores(scores_B: Tensor, state: Moments) -> tuple[Tensor, float]:
+    """score / running std, without a shift; `state` is the sum of the `moments_of` every batch so far, this one too, so
+    that every score since the start weighs alike. Returns (scaled, std used).
 
     Whitening's calmer sister: the unit moves slowly, so two updates' rewards can be compared, and a reply's reward does
     not depend on the other replies of its batch. Effective KL coefficient: β·std, as for whitening. A running std of 0
     counts as 1.
     """
-    std = max(1.0 if state.std == 0 else state.std, floor)
+    std = 1.0 if state.std == 0 else state.std
     return scores_B / std, std
 
 

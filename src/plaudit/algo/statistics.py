@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 
 def bootstrap_interval(
-    values: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95, draws: int = 4000, seed: int = 0
+    values: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95, draws: int = 4000
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` [n].
 
@@ -22,8 +22,7 @@ def bootstrap_interval(
     _, index = np.unique(labels, return_inverse=True)
     sums = np.bincount(index, weights=x)
     counts = np.bincount(index).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(sums), size=(draws, len(sums)))
+    drawn = np.random.default_rng(0).integers(0, len(sums), size=(draws, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -102,14 +101,14 @@ def calibration(margins: ArrayLike, *, bins: int = 8) -> tuple[list[dict[str, fl
     return table, float(error)
 
 
-def calibration_noise(margins: ArrayLike, *, bins: int = 8, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+def calibration_noise(margins: ArrayLike) -> tuple[float, float]:
     """(mean, 95th percentile) of the ECE that a perfectly calibrated model of these `margins` [n] would show.
 
-    The ECE of few pairs is never 0: right and wrong are drawn with the stated confidence, `draws` times.
+    The ECE of few pairs is never 0: right and wrong are drawn with the stated confidence, 200 times.
     """
     size = np.abs(np.asarray(margins, dtype=np.float64))
-    right = np.random.default_rng(seed).random((draws, size.size)) < 1 / (1 + np.exp(-size))
-    errors = [calibration(np.where(row, size, -size), bins=bins)[1] for row in right]
+    right = np.random.default_rng(0).random((200, size.size)) < 1 / (1 + np.exp(-size))
+    errors = [calibration(np.where(row, size, -size))[1] for row in right]
     return float(np.mean(errors)), float(np.quantile(errors, 0.95))
 
 
@@ -129,10 +128,8 @@ def within_correlation(x: ArrayLike, y: ArrayLike, clusters: ArrayLike) -> float
     return correlation(*centred)
 
 
-def bootstrap_gap(
-    values: ArrayLike, group: ArrayLike, clusters: ArrayLike, *, level: float = 0.95, draws: int = 4000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of mean(`values` where `group`) − mean(those where not), whole clusters drawn.
+def bootstrap_gap(values: ArrayLike, group: ArrayLike, clusters: ArrayLike) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of mean(`values` where `group`) − mean(those where not), whole clusters drawn.
 
     `values`, `group` (truth values) and `clusters` are [n]; both groups hold something. Draws that leave a group
     empty are left out.
@@ -141,11 +138,11 @@ def bootstrap_gap(
     if not g.any() or g.all():
         raise ValueError(f"a gap needs values in both groups, got {int(g.sum())} of {g.size} in the first")
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    drawn = np.random.default_rng(seed).integers(0, index.max() + 1, size=(draws, index.max() + 1))
+    drawn = np.random.default_rng(0).integers(0, index.max() + 1, size=(4000, index.max() + 1))
     means = []
     for side in (g, ~g):
         sums, counts = np.bincount(index, weights=x * side), np.bincount(index, weights=side.astype(np.float64))
         with np.errstate(invalid="ignore"):
             means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.nanquantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(means[0] - means[1], [0.025, 0.975])
     return float(low), float(high)

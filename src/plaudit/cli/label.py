@@ -5,22 +5,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from plaudit.errors import UserError
 from plaudit.run.display import console, error_console
+from plaudit.run.folder import RECIPE
 
 label = typer.Typer(help="The labelling service: people rank, compare and write replies.", no_args_is_help=True)
 
 _NEEDED = (
-    "fastapi",
-    "uvicorn",
-    "sqlalchemy",
-    "alembic",
-    "argon2",
-    "itsdangerous",
-    "python_multipart",
-    "markdown_it",
-    "nh3",
+    *("fastapi", "uvicorn", "sqlalchemy", "alembic", "argon2"),
+    *("itsdangerous", "python_multipart", "markdown_it", "nh3"),
 )
 
 Source = Annotated[
@@ -46,10 +41,13 @@ def need_extra() -> None:
 
 
 def database_of(source: Path | None, database: str | None) -> str:
-    """The database that is meant: the one named, or the one that belongs to the run or file."""
-    from plaudit.label.serve import default_database
-
-    return database if database is not None else str(default_database(source))
+    """The database that is meant: the one named, else RUN/label/labels.sqlite or FILE.labels.sqlite."""
+    if database is not None:
+        return database
+    if source is None:
+        raise UserError("which database? Give a run folder, a data file, or --database")
+    run = (source / RECIPE).is_file()
+    return str(source / "label" / "labels.sqlite" if run else source.with_name(f"{source.name}.labels.sqlite"))
 
 
 def need_file(file: Path | None) -> None:
@@ -60,7 +58,7 @@ def need_file(file: Path | None) -> None:
 
 def opened(source: Path | None, database: str | None) -> Any:
     """The engine of a database that is there already; UserError where there is none."""
-    from plaudit.label.serve import open_project
+    from plaudit.label.db.database import open_project
 
     where = database_of(source, database)
     if "://" not in where and not Path(where).is_file():
@@ -89,7 +87,11 @@ def serve(
 ) -> None:
     """Serve the labelling page of a run or a data file."""
     need_extra()
-    from plaudit.label import serve as service
+    from plaudit.label.db.database import open_project, writing
+    from plaudit.label.queue.items import has_items, rankings_path
+    from plaudit.label.queue.leases import settle
+    from plaudit.label.web import aside
+    from plaudit.label.web import serve as service
 
     # Whatever can be wrong is looked at before anything is written.
     place = service.Place(host, port, url, proxy)
@@ -97,21 +99,18 @@ def serve(
     where = database_of(source, database)
     for file in (source, gold, guidelines):
         need_file(file)
-    settings = {
-        "overlap": overlap,
-        "lease_minutes": lease_minutes,
-        "gold_rate": gold_rate,
-        "consistency_rate": consistency_rate,
-        "guidelines": guidelines.read_text(encoding="utf-8") if guidelines else None,
-    }
+    rates = {"gold_rate": gold_rate, "consistency_rate": consistency_rate}
+    text = guidelines.read_text(encoding="utf-8") if guidelines else None
     with service.listen(place) as listening:
-        engine = service.open_project(where, name)
-        service.settle(engine, settings)
+        engine = open_project(where, name)
+        with writing(engine) as connection:
+            settle(connection, {"overlap": overlap, "lease_minutes": lease_minutes, "guidelines": text, **rates})
         # A run whose annotators are people has put its replies in itself, and has no rankings before they labelled.
-        if source is not None and not (service.is_waiting_run(source) and service.has_items(engine)):
-            service.add_in_another_process(where, [str(source), *(["--task", task] if task else [])])
+        waits = source is not None and (source / RECIPE).is_file() and not rankings_path(source).is_file()
+        if source is not None and not (waits and has_items(engine)):
+            aside.add(where, [str(source), *(["--task", task] if task else [])])
         if gold is not None:
-            service.add_in_another_process(where, [str(gold), "--gold"])
+            aside.add(where, [str(gold), "--gold"])
         with service.saying_what_is_kept(engine):
             service.serve(engine, place, listening, lambda line: console.print(line, soft_wrap=True))
 
@@ -125,10 +124,9 @@ def add(
 ) -> None:
     """Put items into the database; also while it is served. Items that are there already stay as they are."""
     need_extra()
+    from plaudit.label.db.database import open_project
     from plaudit.label.db.schema import TASKS
     from plaudit.label.queue.items import add_items, drafts, run_rankings
-    from plaudit.label.serve import open_project
-    from plaudit.run.folder import RECIPE
 
     if task is not None and task not in TASKS:
         raise UserError(f"--task {task!r}: write {', '.join(TASKS)}")
@@ -155,8 +153,8 @@ def invite(
     """Print a link that lets somebody in: it works once, for a week."""
     need_extra()
     from plaudit.label.db.database import writing
-    from plaudit.label.db.people import make_invite
-    from plaudit.label.serve import served_at
+    from plaudit.label.people import make_invite
+    from plaudit.label.web.serve import served_at
 
     engine = opened(source, database)
     url = url or served_at(engine)
@@ -177,24 +175,22 @@ def people(
 ) -> None:
     """Who may label, in which role; --disable and --enable change it."""
     need_extra()
-    from rich.table import Table
-
-    from plaudit.label.db import store
+    from plaudit.label.db import ledger
     from plaudit.label.db.database import snapshot, writing
-    from plaudit.label.db.people import set_active
+    from plaudit.label.people import set_active
 
     engine = opened(source, database)
     for name, active in ((disable, False), (enable, True)):
         if name is None:
             continue
         with writing(engine) as connection:
-            found = [person.id for person in store.people(connection) if person.name == name]
-            if not found:
+            who = next((person.id for person in ledger.people(connection) if person.name == name), None)
+            if who is None:
                 raise UserError(f"nobody is called {name!r}; `plaudit label people` lists who is there")
-            set_active(connection, found[0], active)
+            set_active(connection, who, active)
     table = Table("id", "name", "role", "state")
     with snapshot(engine) as connection:
-        for person in store.people(connection):
+        for person in ledger.people(connection):
             state = "disabled" if not person.active else "invited" if person.invited else "active"
             table.add_row(str(person.id), person.name, person.role, state)
     console.print(table)

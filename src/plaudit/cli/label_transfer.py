@@ -1,19 +1,25 @@
-"""`plaudit label export|import|stats`: labels out and in, and what they are like. Loads without the extra."""
+"""`plaudit label export|import|stats|sample|compare|order`: labels out and in, what they are like, items out of a run.
+
+Loads neither torch nor the extra.
+"""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.table import Table
 
-from plaudit.cli.label import Database, Source, database_of, need_extra, need_file, opened
+from plaudit.cli.label import Database, Source, database_of, label, need_extra, need_file, opened
+from plaudit.errors import UserError
 from plaudit.run.display import console, error_console, stage_table
 
-# The options of `export`, as its parameters.
-Names = Annotated[list[str] | None, typer.Option("--annotator", help="Only this person's labels; can be repeated.")]
+commands = label
+"""The whole group: label.py's commands, then these."""
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
 
+@label.command("export")
 def export(
     to: Annotated[Path, typer.Option("--to", help="JSONL file to write; - is the standard output.")],
     source: Source = None,
@@ -21,7 +27,9 @@ def export(
     format: Annotated[
         str, typer.Option("--format", help="rankings, comparisons, pairs, hh, demonstrations or ledger.")
     ] = "rankings",
-    annotator: Names = None,
+    annotator: Annotated[
+        list[str] | None, typer.Option("--annotator", help="Only this person's labels; can be repeated.")
+    ] = None,
     since: Annotated[str | None, typer.Option(help="From this day (2026-11-23) or time on, UTC.")] = None,
     until: Annotated[
         str | None, typer.Option(help="Up to this day, which counts, or this time, which does not.")
@@ -55,16 +63,17 @@ def export(
     )
     with snapshot(opened(source, database)) as connection:
         ledger = read(connection)
-    found = rows_of(ledger, format, filters, aggregate)
-    text = "".join(found.lines())
+    done = rows_of(ledger, format, filters, aggregate)
+    text = "".join(done.lines())
     if str(to) == "-":
         typer.echo(text, nl=False)
     else:
         write_text(to, text)
-    left = "; left out: " + ", ".join(f"{n:,} {why}" for why, n in found.left_out.items()) if found.left_out else ""
-    error_console.print(f"{to}: {len(found.rows):,} rows{left}", soft_wrap=True)
+    left = "; left out: " + ", ".join(f"{n:,} {why}" for why, n in done.left_out.items()) if done.left_out else ""
+    error_console.print(f"{to}: {len(done.rows):,} rows{left}", soft_wrap=True)
 
 
+@label.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Rankings, pairs, HH or demonstrations, with answers.")],
     source: Source = None,
@@ -74,7 +83,7 @@ def import_(
 ) -> None:
     """Take labels made elsewhere into the ledger. Importing a file again changes nothing."""
     need_extra()
-    from plaudit.label.serve import open_project
+    from plaudit.label.db.database import open_project
     from plaudit.label.transfer.import_labels import import_labels
 
     need_file(file)
@@ -86,6 +95,7 @@ def import_(
     )
 
 
+@label.command("stats")
 def stats(
     source: Source = None,
     database: Database = None,
@@ -100,15 +110,15 @@ def stats(
     from plaudit.label.quality.dashboard import dashboard
 
     with snapshot(opened(source, database)) as connection:
-        found = dashboard(read(connection), time.time())
+        numbers = dashboard(read(connection), time.time())
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(numbers, indent=2, ensure_ascii=False))
     else:
-        _print(found)
+        _print(numbers)
 
 
-def _print(found: dict[str, Any]) -> None:
-    progress, agreed = found["progress"], found["agreement"]
+def _print(numbers: dict[str, Any]) -> None:
+    progress, agreed, compared = numbers["progress"], numbers["agreement"], numbers["compare"]
     rows: dict[str, object] = {
         "items": progress["items"],
         "labels": f"{progress['given']} of {progress['wanted']}",
@@ -119,19 +129,18 @@ def _print(found: dict[str, Any]) -> None:
         "Krippendorff's alpha, ranks": agreed["alpha_ranks"],
         "best accuracy of a reward model": agreed["best_accuracy"],
     }
-    if found["compare"]:
-        one = found["compare"]
-        rows["people prefer PPO to SFT"] = f"{one['win_rate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
-    stage_table(f"Labels: {found['name']}", {name: "-" if value is None else value for name, value in rows.items()})
-    for table in people_tables(found["people"]):
+    if compared:
+        rows["people prefer PPO to SFT"] = _with_interval(compared, "win_rate", 3)
+    stage_table(f"Labels: {numbers['name']}", {name: "-" if value is None else value for name, value in rows.items()})
+    for table in people_tables(numbers["people"]):
         console.print(table)
-    if found["sources"]:
+    if numbers["sources"]:
         sources = Table("source", "strength, 95 %", "wins", "verdicts")
-        for row in found["sources"]:
-            strength = f"{row['strength']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        for row in numbers["sources"]:
+            strength = _with_interval(row, "strength", 2)
             sources.add_row(row["source"], strength, f"{row['win_rate']:.2f}", str(row["verdicts"]))
         console.print(sources)
-    for alarm in found["alarms"]:
+    for alarm in numbers["alarms"]:
         who = f"{alarm['who']}: " if alarm["who"] else ""
         console.print(f"{alarm['level'].upper()} {who}{alarm['what']}. {alarm['do']}.", soft_wrap=True)
 
@@ -142,14 +151,94 @@ def people_tables(rows: list[dict[str, Any]]) -> list[Table]:
     bias = Table("person", "earlier wins", "first is best", "longer wins")
     agreed = Table("person", "gold", "self", "others", "reliability")
     for row in rows:
-        seconds = "-" if row["seconds"] is None else f"{row['seconds']['median']:.0f}"
-        plain = ["-" if row[key] is None else f"{row[key]:.2f}" for key in ("ties", "all_bad", "cannot_judge")]
-        pace.add_row(row["name"], str(row["labels"]), seconds, _share(row["too_fast"]), *plain)
-        bias.add_row(row["name"], *(_share(row[key]) for key in ("earlier_wins", "first_is_best", "longer_wins")))
-        known = "-" if row["reliability"] is None else f"{row['reliability']:.2f}"
-        agreed.add_row(row["name"], *(_share(row[key]) for key in ("gold", "self", "others")), known)
+        name, seconds = row["name"], "-" if row["seconds"] is None else f"{row['seconds']['median']:.0f}"
+        rates = [_rate(row[key]) for key in ("ties", "all_bad", "cannot_judge")]
+        pace.add_row(name, str(row["labels"]), seconds, _share(row["too_fast"]), *rates)
+        bias.add_row(name, *(_share(row[key]) for key in ("earlier_wins", "first_is_best", "longer_wins")))
+        agreed.add_row(name, *(_share(row[key]) for key in ("gold", "self", "others")), _rate(row["reliability"]))
     return [pace, bias, agreed]
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _share(share: dict[str, float] | None) -> str:
     return "-" if share is None else f"{share['share']:.2f} ±{(share['high'] - share['low']) / 2:.2f}"
+
+
+def _with_interval(row: dict[str, Any], key: str, digits: int) -> str:
+    return f"{row[key]:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+@label.command()
+def sample(
+    folder: RunPath,
+    database: Database = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="sft, ppo or the folder of a checkpoint; several are mixed. [default: sft]")
+    ] = None,
+    temperature: Annotated[list[float] | None, typer.Option(help="Several are mixed. [default: 1.0]", min=0.01)] = None,
+    replies: Annotated[int, typer.Option(help="K: replies an item.", min=2, max=16)] = 4,
+    prompts: Annotated[int, typer.Option(help="Prompts to answer.", min=1)] = 100,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply in tokens.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Another seed gives other prompts and replies.", min=0)] = 0,
+) -> None:
+    """Sample replies from a run's models and put them up to be ranked; also while the page is served."""
+    need_extra()
+    from plaudit.label.db.database import open_project
+    from plaudit.label.queue.items import add_items
+    from plaudit.stages.label_items import Sampling, sampled
+
+    sampling = Sampling(
+        tuple(model or ("sft",)), tuple(temperature or (1.0,)), replies, prompts, split, max_new_tokens, seed
+    )
+    drafts, alike = sampled(folder, sampling)
+    added, known = add_items(open_project(database_of(folder, database)), drafts)
+    _say(added, known, f"{alike:,} prompts gave the same reply every time" if alike else "")
+
+
+@label.command()
+def compare(folder: RunPath, database: Database = None) -> None:
+    """Put the evaluation's replies of SFT and PPO up for a blind comparison by people."""
+    need_extra()
+    from plaudit.label.db.database import open_project
+    from plaudit.label.queue.items import add_items, compared
+    from plaudit.stages.label_items import read_run
+
+    drafts, alike = compared(folder, read_run(folder)[1])
+    added, known = add_items(open_project(database_of(folder, database)), drafts)
+    _say(added, known, f"{alike:,} pairs are the same reply twice and need nobody" if alike else "")
+
+
+@label.command()
+def order(
+    folder: RunPath,
+    database: Database = None,
+    by: Annotated[
+        str, typer.Option(help="unsure: what the reward model doubts; length: the same, most different in length.")
+    ] = "unsure",
+) -> None:
+    """Let people see first what the run's reward model is least sure of."""
+    need_extra()
+    from plaudit.label.db.database import open_project, snapshot
+    from plaudit.label.db.ledger import read
+    from plaudit.label.queue.active import By
+    from plaudit.label.queue.items import set_priorities
+    from plaudit.stages.label_items import priorities
+
+    known = {name: name for name in get_args(By)}
+    if by not in known:
+        raise UserError(f"--by {by!r}: write {' or '.join(known)}")
+    engine = open_project(database_of(folder, database))
+    with snapshot(engine) as connection:
+        ledger = read(connection)
+    doubted = priorities(folder, ledger, known[by])
+    set_priorities(engine, doubted)
+    console.print(f"{len(doubted):,} items in the order of the reward model's doubt", soft_wrap=True)
+
+
+def _say(added: int, known: int, more: str) -> None:
+    parts = [f"{added:,} new items", f"{known:,} were there already" if known else "", more]
+    console.print(", ".join(part for part in parts if part), soft_wrap=True)

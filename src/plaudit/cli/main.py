@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from plaudit.cli import data, look, stages
-from plaudit.cli.label_sampling import commands as label
+from plaudit.cli.label_transfer import commands as label
 from plaudit.errors import RankLost, RunStopped, UserError
 from plaudit.run.stopping import Interrupted, signals_heard
 

@@ -2,21 +2,23 @@
 which setting to change.
 
 It reads ppo/metrics.jsonl, ppo/evaluations.jsonl, some of ppo/rollouts, the recipe and the manifest. Nothing is loaded
-into a model and nothing is changed, so it may run beside the training. Limits are in symptoms.py, what is recomputed
-in arithmetic.py; what needs the model is checked inside the run (invariants.py).
+into a model and nothing is changed, so it may run beside the training. Limits are in limits.py, what is recomputed in
+arithmetic.py; what needs the model is checked inside the run (invariants.py).
 
     plaudit doctor RUN
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
 from plaudit.guard import arithmetic
 from plaudit.guard.arithmetic import Stored
-from plaudit.guard.symptoms import CHECKS, Finding, Row, Settings, symptoms
+from plaudit.guard.limits import Row
+from plaudit.guard.symptoms import Finding, symptoms
 from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.run.folder import finished_stages, read_recipe
 from plaudit.run.metrics import read_metrics
@@ -53,24 +55,21 @@ def examine(folder: Path) -> Examination:
     looks = read_metrics(evaluations) if evaluations.is_file() else []
     files = stored_rollouts(folder)
     chosen = _spread(list(files), ROLLOUTS)
-    by_update = {int(row["update"]): row for row in rows}
+    by_update: dict[int, Row] = {int(row["update"]): row for row in rows}
     stored = [Stored(n, read_rollout(files[n]), recipe["ppo"], by_update.get(n, {})) for n in chosen]
-    found = [*_frozen_files(folder), *_recomputed(stored), *symptoms(rows, looks, recipe["ppo"])]
-    names = [finding.name for finding in found]
-    once = [finding for place, finding in enumerate(found) if finding.name not in names[:place]]
-    findings = sorted(once, key=lambda finding: finding.level != "fault")
+    # A run that was stopped in an update has left its rollout and no row.
+    by_update |= {one.update: {**arithmetic.measured(one), **one.row} for one in stored}
+    logged = [by_update[update] for update in sorted(by_update)]
+    found = [*_frozen_files(folder), *_recomputed(stored), *symptoms(logged, looks, recipe["ppo"])]
+    findings = sorted(found, key=lambda finding: finding.level != "fault")
     return Examination(len(rows), len(looks), tuple(chosen), tuple(findings))
 
 
-def latest(rows: Sequence[Row], ppo: Settings | None = None) -> str | None:
+def latest(rows: Sequence[Row], ppo: Mapping[str, Any]) -> str | None:
     """One line for the progress display: the gravest symptom in the metrics so far, and what to change; None when
     there is none. `ppo` is the recipe's section, as a mapping."""
-    settings = {} if ppo is None else ppo
-    for check in CHECKS if rows else ():
-        found = check(rows, settings)
-        if found is not None:
-            return f"{found.name}: {found.change}"
-    return None
+    found = symptoms(rows, (), ppo)
+    return f"{found[0].name}: {found[0].change}" if found else None
 
 
 def _spread(updates: Sequence[int], count: int) -> list[int]:
@@ -80,10 +79,14 @@ def _spread(updates: Sequence[int], count: int) -> list[int]:
 
 
 def _recomputed(stored: Sequence[Stored]) -> list[Finding]:
+    """The faults of all rollouts, each told once: where it was seen first."""
     found = [check(one) for one in stored for check in arithmetic.CHECKS]
-    if stored:
-        found += [arithmetic.frozen_critic(stored[0], stored[-1]), arithmetic.repeats(stored[0], stored[-1])]
-    return [finding for finding in found if finding is not None]
+    found += [arithmetic.frozen_critic(stored[0], stored[-1])] if stored else []
+    first: dict[str, Finding] = {}
+    for finding in found:
+        if finding is not None:
+            first.setdefault(finding.name, finding)
+    return list(first.values())
 
 
 def _frozen_files(folder: Path) -> list[Finding]:

@@ -81,10 +81,8 @@ def gap_pattern(sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tenso
             "the sampler holds each of its tokens more likely than the trainer: top-k or top-p",
         )
     if abs(slope - 1) > 0.05:
-        return (
-            "temperature mismatch",
-            f"the sampler's log-probabilities change {slope:.3g} times as much as the trainer's",
-        )
+        says = f"the sampler's log-probabilities change {slope:.3g} times as much as the trainer's"
+        return "temperature mismatch", says
     return None
 
 
@@ -166,11 +164,10 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     }
 
 
-def digest(fingerprints: Mapping[str, str]) -> str:
+def joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
     """One SHA-256 of a whole model's fingerprints."""
-    return hashlib.sha256(
-        "".join(f"{name}={fingerprints[name]};" for name in sorted(fingerprints)).encode()
-    ).hexdigest()
+    text = "".join(f"{name}={fingerprints[name]};" for name in sorted(fingerprints))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_unchanged(what: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
@@ -183,7 +180,7 @@ def check_unchanged(what: str, before: Mapping[str, str], after: Mapping[str, st
 def check_ranks_agree(found: Sequence[Mapping[str, str]]) -> None:
     """Fingerprints of what every rank holds and must hold alike: what learns, and the batch it will learn from."""
     for rank, other in enumerate(found):
-        differ = sorted(name for name, digest in found[0].items() if other[name] != digest)
+        differ = sorted(name for name, own in found[0].items() if other[name] != own)
         if differ:
             raise RunStopped(
                 f"rank {rank} no longer trains what rank 0 trains: {len(differ)} of {len(other)} tensors differ, the "

@@ -1,1 +1,1 @@
-"""What is kept: the schema and its migrations, people, the ledger of labels; one writer at a time."""
+"""What is kept: the schema and its migrations, one writer at a time, and everything read as one ledger."""

@@ -58,26 +58,19 @@ def as_url(database: str | Path) -> URL:
 def connect(database: str | Path | URL, *, pool: int = 8) -> Engine:
     """An engine; nothing is opened yet. `pool` is the most connections it keeps."""
     url = database if isinstance(database, URL) else as_url(database)
+    pooled: dict[str, Any] = {"pool_size": pool, "max_overflow": 0, "pool_timeout": BUSY_SECONDS}
     if url.get_backend_name() == "postgresql":
         own = url.query.get("options", "")
         options = [own] if isinstance(own, str) else list(own)
-        for setting in (
-            "synchronous_commit=on",
-            f"statement_timeout={_STATEMENT_SECONDS * 1000}",
-            f"lock_timeout={BUSY_SECONDS * 1000}",
-            "idle_in_transaction_session_timeout=60000",
-        ):
-            options.append(f"-c {setting}")
-        return create_engine(
-            url,
-            pool_size=pool,
-            max_overflow=0,
-            pool_timeout=BUSY_SECONDS,
-            connect_args={"connect_timeout": BUSY_SECONDS, "options": " ".join(options), "application_name": "plaudit"},
-        )
-    engine = create_engine(
-        url, pool_size=pool, max_overflow=0, pool_timeout=BUSY_SECONDS, connect_args={"timeout": BUSY_SECONDS}
-    )
+        timeouts = {
+            "statement_timeout": _STATEMENT_SECONDS * 1000,
+            "lock_timeout": BUSY_SECONDS * 1000,
+            "idle_in_transaction_session_timeout": 60000,
+        }
+        options += [f"-c {name}={value}" for name, value in {"synchronous_commit": "on", **timeouts}.items()]
+        arguments = {"connect_timeout": BUSY_SECONDS, "options": " ".join(options), "application_name": "plaudit"}
+        return create_engine(url, connect_args=arguments, **pooled)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **pooled)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -154,22 +147,22 @@ def _migrate(connection: Connection, to: str) -> None:
         assert not broken, f"rows that refer to nothing after the migration: {broken[:3]}"
 
 
+def open_project(database: str | Path, name: str = "Plaudit") -> Engine:
+    """The engine of a database that is made where it is not there, is up to date and has its project."""
+    if "://" not in str(database):
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+        Path(database).touch(mode=0o600)  # password hashes and labels are for nobody else on this machine
+    engine = connect(database)
+    migrate(engine)
+    ensure_project(engine, name)
+    return engine
+
+
 def ensure_project(engine: Engine, name: str) -> None:
     """The project row, where the database is new."""
+    served = {"overlap": 1, "lease_minutes": 30.0, "consistency_rate": 0.0, "gold_rate": 0.0}
+    texts = {"name": name, "guidelines": GUIDELINES, "reasons": [], "flags": list(FLAGS)}
+    row = {"id": 1, **texts, **served, "secret": secrets.token_hex(32), "created": time.time()}
     with writing(engine) as connection:
         if connection.execute(select(project.c.id)).first() is None:
-            connection.execute(
-                insert(project).values(
-                    id=1,
-                    name=name,
-                    guidelines=GUIDELINES,
-                    overlap=1,
-                    lease_minutes=30.0,
-                    consistency_rate=0.0,
-                    gold_rate=0.0,
-                    reasons=[],
-                    flags=list(FLAGS),
-                    secret=secrets.token_hex(32),
-                    created=time.time(),
-                )
-            )
+            connection.execute(insert(project), row)

@@ -1,18 +1,75 @@
-"""What the database holds at one moment, as plain frozen rows: what quality, dashboard and export are computed from.
+"""What the database holds, read as plain frozen rows: what quality, dashboard and export are computed from.
 
-They are pure functions of a `Ledger`, so they need no database to be tested, and one read of the database gives all of
-them the same moment.
+They are pure functions of a `Ledger`, so they need no database to be tested, and one read of the database
+(`database.snapshot`) gives all of them the same moment. Nothing here writes.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
-from plaudit.label.db import store
-from plaudit.label.db.store import ItemRow, PersonRow
+from plaudit.label.db import schema
+from plaudit.records import Message, Prompt
+
+
+@dataclass(frozen=True)
+class ProjectRow:
+    """The settings. Rates are shares of what is served; `lease_minutes` is how long an item is kept for a person."""
+
+    name: str
+    guidelines: str
+    overlap: int
+    lease_minutes: float
+    consistency_rate: float
+    gold_rate: float
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PersonRow:
+    """`invited`: the invite was not taken yet, so there is no password."""
+
+    id: int
+    name: str
+    role: str
+    active: bool
+    invited: bool
+    created: float
+
+
+@dataclass(frozen=True)
+class ReplyRow:
+    """`source` says who wrote the reply; it never leaves the server for an annotator. `ended` is False when cut."""
+
+    text: str
+    ended: bool
+    source: str | None
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    """What is labelled. `overlap` is None where the project's holds; `gold` are the known ranks, 1 is best."""
+
+    id: str
+    number: int
+    task: str
+    messages: tuple[Message, ...]
+    replies: tuple[ReplyRow, ...]
+    prompt_id: str
+    kind: str
+    split: str
+    gold: tuple[int, ...] | None
+    priority: float
+    overlap: int | None
+    source_file: str
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt as a record."""
+        return Prompt(self.prompt_id, self.messages, self.kind, self.split)
 
 
 @dataclass(frozen=True)
@@ -37,28 +94,6 @@ class Label:
     supersedes: int | None = None
     purpose: str = "normal"
 
-    @classmethod
-    def of(cls, row: store.LabelRow) -> "Label":
-        body: dict[str, Any] = row.body
-        ranks = body.get("ranks")
-        return cls(
-            row.seq,
-            row.item,
-            row.person,
-            row.created,
-            row.seconds,
-            row.order,
-            ranks=None if ranks is None else tuple(ranks),
-            verdict=body.get("verdict"),
-            strength=body.get("strength"),
-            reason=body.get("reason", ""),
-            flags=tuple(tuple(own) for own in body.get("flags", ())),
-            text=body.get("text"),
-            late=row.late,
-            supersedes=row.supersedes,
-            purpose=row.purpose,
-        )
-
 
 @dataclass(frozen=True)
 class Ledger:
@@ -75,17 +110,74 @@ class Ledger:
 
 
 def read(connection: Connection) -> Ledger:
-    """Everything, from one read transaction (`database.snapshot`)."""
-    project = store.project(connection)
+    """Everything, from one read transaction."""
+    settings = project(connection)
+    count = select(func.count()).select_from(schema.lease).where(schema.lease.c.state == "open")
     return Ledger(
-        project.name,
-        project.overlap,
-        tuple(store.items(connection)),
-        tuple(store.people(connection)),
-        tuple(Label.of(row) for row in store.labels(connection, newest=False)),
-        sum(lease.state == "open" for lease in store.leases(connection)),
-        tuple(project.flags),
+        settings.name,
+        settings.overlap,
+        tuple(items(connection)),
+        tuple(people(connection)),
+        tuple(labels(connection)),
+        connection.execute(count).scalar_one(),
+        settings.flags,
     )
+
+
+def project(connection: Connection) -> ProjectRow:
+    """The one project of the database."""
+    row = connection.execute(select(schema.project)).one()
+    settings = {name: row._mapping[name] for name in ProjectRow.__dataclass_fields__}
+    return ProjectRow(**settings | {"flags": tuple(row.flags)})
+
+
+def people(connection: Connection) -> list[PersonRow]:
+    """Everybody, by id."""
+    rows = connection.execute(select(schema.person).order_by(schema.person.c.id))
+    return [PersonRow(row.id, row.name, row.role, row.active, row.password_hash is None, row.created) for row in rows]
+
+
+def items(connection: Connection) -> Iterator[ItemRow]:
+    """Every item, in the order of import; fetched as they are asked for."""
+    query = select(schema.item).order_by(schema.item.c.number)
+    for row in connection.execute(query.execution_options(yield_per=200)):
+        yield ItemRow(
+            id=row.id,
+            number=row.number,
+            task=row.task,
+            messages=tuple(Message(**message) for message in row.prompt),
+            replies=tuple(ReplyRow(**reply) for reply in row.replies),
+            prompt_id=row.prompt_id,
+            kind=row.kind,
+            split=row.split,
+            gold=tuple(row.gold) if row.gold is not None else None,
+            priority=row.priority,
+            overlap=row.overlap,
+            source_file=row.source_file,
+        )
+
+
+def labels(connection: Connection) -> Iterator[Label]:
+    """Every row of the ledger, corrected ones too, by `seq`."""
+    table, lease = schema.label, schema.lease
+    query = select(table, lease.c.purpose).join(lease, lease.c.id == table.c.lease).order_by(table.c.seq)
+    for row in connection.execute(query.execution_options(yield_per=500)):
+        body: dict[str, Any] = json.loads(row.body)
+        ranks = body.pop("ranks", None)
+        yield Label(
+            row.seq,
+            row.item,
+            row.person,
+            row.created,
+            row.seconds,
+            tuple(row.order),
+            None if ranks is None else tuple(ranks),
+            flags=tuple(tuple(own) for own in body.pop("flags", ())),
+            late=row.late,
+            supersedes=row.supersedes,
+            purpose=row.purpose,
+            **body,
+        )
 
 
 def standing(labels: Iterable[Label]) -> list[Label]:
@@ -93,18 +185,3 @@ def standing(labels: Iterable[Label]) -> list[Label]:
     rows = sorted(labels, key=lambda label: label.seq)
     corrected = {label.supersedes for label in rows}
     return [label for label in rows if label.seq not in corrected]
-
-
-Verdicts = dict[tuple[int, int], int]
-"""(i, j) with i < j -> 1: reply i is better, −1: reply j is, 0: a tie."""
-
-
-def verdicts_of(ranks: Sequence[int]) -> Verdicts:
-    """What ranks (1 is best) say of every pair of replies."""
-    return {(i, j): (ranks[i] < ranks[j]) - (ranks[i] > ranks[j]) for i, j in combinations(range(len(ranks)), 2)}
-
-
-def dense(ranks: Sequence[float]) -> tuple[int, ...]:
-    """The same order as ranks without gaps: (2, 5, 2) -> (1, 2, 1)."""
-    place = {value: number + 1 for number, value in enumerate(sorted(set(ranks)))}
-    return tuple(place[value] for value in ranks)

@@ -5,190 +5,170 @@ migrations make, refuse UPDATE and DELETE. What bounds the overlap is in the sch
 two live leases hold the same one (`lease_slot`), slots are counted from 1 to the overlap, and `item.free` cannot fall
 below 0.
 
-A change here needs a migration in label/migrations/versions; a test holds the two against each other.
+A change here needs a migration in label/db/migrations/versions; a test holds the two against each other.
 """
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Boolean,
-    CheckConstraint,
-    Column,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    text,
-)
+from typing import Any
+
+import sqlalchemy as sa
 
 TASKS = ("rank", "write", "compare")
 ROLES = ("admin", "annotator")
 STATES = ("open", "done", "expired", "released")
 PURPOSES = ("normal", "consistency", "gold")
 
-metadata = MetaData()
+metadata = sa.MetaData()
 # SQLite numbers rows by itself in a column that is exactly INTEGER PRIMARY KEY.
-_number = BigInteger().with_variant(Integer, "sqlite")
-_json = JSON(none_as_null=True)
+_number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+_json = sa.JSON(none_as_null=True)
 
 
-def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=f"{column}_known")
+def _partial(name: str, where: str, *columns: sa.ColumnElement[Any], unique: bool = True) -> None:
+    """An index of the rows where something holds."""
+    sa.Index(name, *columns, unique=unique, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
 
 
-project = Table(
+def _one_of(column: str, values: tuple[str, ...]) -> sa.CheckConstraint:
+    return sa.CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=f"{column}_known")
+
+
+project = sa.Table(
     "project",
     metadata,
-    Column("id", Integer, CheckConstraint("id = 1", name="one_project"), primary_key=True, autoincrement=False),
-    Column("name", Text, nullable=False),
-    Column("guidelines", Text, nullable=False),
-    Column("overlap", Integer, CheckConstraint("overlap >= 1", name="overlap_positive"), nullable=False),
-    Column("lease_minutes", Float, nullable=False),
-    Column("consistency_rate", Float, nullable=False),
-    Column("gold_rate", Float, nullable=False),
-    Column("reasons", _json, nullable=False),  # no longer read: nothing ever showed it
-    Column("flags", _json, nullable=False),
-    Column("secret", Text, nullable=False),
-    Column("created", Float, nullable=False),
-    Column("url", Text),
+    sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1", "one_project"), primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("guidelines", sa.Text, nullable=False),
+    sa.Column("overlap", sa.Integer, sa.CheckConstraint("overlap >= 1", name="overlap_positive"), nullable=False),
+    sa.Column("lease_minutes", sa.Float, nullable=False),
+    sa.Column("consistency_rate", sa.Float, nullable=False),
+    sa.Column("gold_rate", sa.Float, nullable=False),
+    sa.Column("reasons", _json, nullable=False),  # no longer read: nothing ever showed it
+    sa.Column("flags", _json, nullable=False),
+    sa.Column("secret", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("url", sa.Text),
 )
 """One row. `secret` signs the tokens of the login form; `url` is how browsers reached the server that was started last,
 null before the first."""
 
-person = Table(
+person = sa.Table(
     "person",
     metadata,
-    Column("id", _number, primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
-    Column("role", String(16), _one_of("role", ROLES), nullable=False),
-    Column("password_hash", Text),
-    Column("active", Boolean, nullable=False),
-    Column("created", Float, nullable=False),
+    sa.Column("id", _number, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("role", sa.String(16), _one_of("role", ROLES), nullable=False),
+    sa.Column("password_hash", sa.Text),
+    sa.Column("active", sa.Boolean, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
 )
 
-invite = Table(
+invite = sa.Table(
     "invite",
     metadata,
-    Column("token_hash", String(64), primary_key=True),
-    Column("person", ForeignKey("person.id"), nullable=False, index=True),
-    Column("role", String(16), _one_of("role", ROLES), nullable=False),
-    Column("name", Text, nullable=False),
-    Column("created", Float, nullable=False),
-    Column("expires", Float, nullable=False),
-    Column("used", Float),
+    sa.Column("token_hash", sa.String(64), primary_key=True),
+    sa.Column("person", sa.ForeignKey("person.id"), nullable=False, index=True),
+    sa.Column("role", sa.String(16), _one_of("role", ROLES), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
+    sa.Column("used", sa.Float),
 )
 
-session = Table(
+session = sa.Table(
     "session",
     metadata,
-    Column("token_hash", String(64), primary_key=True),
-    Column("person", ForeignKey("person.id"), nullable=False, index=True),
-    Column("csrf", String(64), nullable=False),
-    Column("created", Float, nullable=False),
-    Column("expires", Float, nullable=False),
+    sa.Column("token_hash", sa.String(64), primary_key=True),
+    sa.Column("person", sa.ForeignKey("person.id"), nullable=False, index=True),
+    sa.Column("csrf", sa.String(64), nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
 )
 
-login_attempt = Table(
+login_attempt = sa.Table(
     "login_attempt",
     metadata,
-    Column("id", _number, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("address", Text, nullable=False),
-    Column("at", Float, nullable=False, index=True),
+    sa.Column("id", _number, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("at", sa.Float, nullable=False, index=True),
 )
 """Tries to log in that did not succeed (yet); what the rate limit counts."""
 
-item = Table(
+item = sa.Table(
     "item",
     metadata,
-    Column("id", String(64), primary_key=True),
-    Column("number", BigInteger, nullable=False, unique=True),
-    Column("task", String(16), _one_of("task", TASKS), nullable=False),
-    Column("prompt", _json, nullable=False),
-    Column("replies", _json, nullable=False),
-    Column("prompt_id", Text, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("split", String(16), nullable=False),
-    Column("gold", _json),
-    Column("priority", Float, nullable=False),
-    Column("overlap", Integer, CheckConstraint("overlap >= 1", name="overlap_positive")),
-    Column("free", Integer, CheckConstraint("free >= 0", name="free_not_negative"), nullable=False),
-    Column("source_file", Text, nullable=False),
-    Column("created", Float, nullable=False),
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False, unique=True),
+    sa.Column("task", sa.String(16), _one_of("task", TASKS), nullable=False),
+    sa.Column("prompt", _json, nullable=False),
+    sa.Column("replies", _json, nullable=False),
+    sa.Column("prompt_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("split", sa.String(16), nullable=False),
+    sa.Column("gold", _json),
+    sa.Column("priority", sa.Float, nullable=False),
+    sa.Column("overlap", sa.Integer, sa.CheckConstraint("overlap >= 1", name="overlap_positive")),
+    sa.Column("free", sa.Integer, sa.CheckConstraint("free >= 0", name="free_not_negative"), nullable=False),
+    sa.Column("source_file", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
 )
 """`free` is the number of slots that nobody holds or has filled; 0 for gold items, which are outside the overlap."""
-Index(
-    "item_waiting",
-    item.c.priority.desc(),
-    item.c.number,
-    sqlite_where=text("free > 0"),
-    postgresql_where=text("free > 0"),
-)
-Index("item_gold", item.c.number, sqlite_where=text("gold IS NOT NULL"), postgresql_where=text("gold IS NOT NULL"))
+_partial("item_waiting", "free > 0", item.c.priority.desc(), item.c.number, unique=False)
+_partial("item_gold", "gold IS NOT NULL", item.c.number, unique=False)
 
-lease = Table(
+lease = sa.Table(
     "lease",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("item", ForeignKey("item.id"), nullable=False, index=True),
-    Column("person", ForeignKey("person.id"), nullable=False),
-    Column("task", String(16), nullable=False),
-    Column("slot", Integer, CheckConstraint("slot >= 1", name="slot_positive")),
-    Column("order", _json, nullable=False),
-    Column("served_at", Float, nullable=False),
-    Column("expires_at", Float, nullable=False),
-    Column("state", String(16), _one_of("state", STATES), nullable=False),
-    Column("purpose", String(16), _one_of("purpose", PURPOSES), nullable=False),
-    Column("late", Boolean, nullable=False),
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("item", sa.ForeignKey("item.id"), nullable=False, index=True),
+    sa.Column("person", sa.ForeignKey("person.id"), nullable=False),
+    sa.Column("task", sa.String(16), nullable=False),
+    sa.Column("slot", sa.Integer, sa.CheckConstraint("slot >= 1", name="slot_positive")),
+    sa.Column("order", _json, nullable=False),
+    sa.Column("served_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("state", sa.String(16), _one_of("state", STATES), nullable=False),
+    sa.Column("purpose", sa.String(16), _one_of("purpose", PURPOSES), nullable=False),
+    sa.Column("late", sa.Boolean, nullable=False),
 )
 """`slot` is null outside the overlap (consistency checks and gold items); `late`: answered when it no longer held."""
 _LIVE = "state IN ('open', 'done')"
+_partial("lease_slot", f"slot IS NOT NULL AND {_LIVE}", lease.c.item, lease.c.slot)
+_partial("lease_once", f"purpose <> 'consistency' AND {_LIVE}", lease.c.item, lease.c.person)
+_partial("lease_checked_once", f"purpose = 'consistency' AND {_LIVE}", lease.c.item, lease.c.person)
+_partial("lease_one_open", "state = 'open'", lease.c.person, lease.c.task)
+sa.Index("lease_person", lease.c.person, lease.c.item)
+_partial("lease_expiry", "state = 'open'", lease.c.expires_at, unique=False)
 
-
-def _unique_where(name: str, columns: list[Column], where: str) -> None:  # type: ignore[type-arg]
-    Index(name, *columns, unique=True, sqlite_where=text(where), postgresql_where=text(where))
-
-
-_unique_where("lease_slot", [lease.c.item, lease.c.slot], f"slot IS NOT NULL AND {_LIVE}")
-_unique_where("lease_once", [lease.c.item, lease.c.person], f"purpose <> 'consistency' AND {_LIVE}")
-_unique_where("lease_checked_once", [lease.c.item, lease.c.person], f"purpose = 'consistency' AND {_LIVE}")
-_unique_where("lease_one_open", [lease.c.person, lease.c.task], "state = 'open'")
-Index("lease_person", lease.c.person, lease.c.item)
-Index("lease_expiry", lease.c.expires_at, sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'"))
-
-label = Table(
+label = sa.Table(
     "label",
     metadata,
-    Column("seq", _number, primary_key=True),
-    Column("client_id", String(64), nullable=False, unique=True),
-    Column("lease", ForeignKey("lease.id"), nullable=False, index=True),
-    Column("item", ForeignKey("item.id"), nullable=False, index=True),
-    Column("person", ForeignKey("person.id"), nullable=False),
-    Column("body", Text, nullable=False),
-    Column("body_hash", String(64), nullable=False),
-    Column("created", Float, nullable=False),
-    Column("seconds", Float, nullable=False),
-    Column("order", _json, nullable=False),
-    Column("late", Boolean, nullable=False),
-    Column("supersedes", ForeignKey("label.seq"), unique=True),
+    sa.Column("seq", _number, primary_key=True),
+    sa.Column("client_id", sa.String(64), nullable=False, unique=True),
+    sa.Column("lease", sa.ForeignKey("lease.id"), nullable=False, index=True),
+    sa.Column("item", sa.ForeignKey("item.id"), nullable=False, index=True),
+    sa.Column("person", sa.ForeignKey("person.id"), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("body_hash", sa.String(64), nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("order", _json, nullable=False),
+    sa.Column("late", sa.Boolean, nullable=False),
+    sa.Column("supersedes", sa.ForeignKey("label.seq"), unique=True),
     sqlite_autoincrement=True,
 )
-"""The ledger. `body` is canonical JSON in the item's order; `order[p]` is the reply that was shown at position p."""
-Index("label_person", label.c.person, label.c.seq)
-_unique_where("label_first", [label.c.lease], "supersedes IS NULL")
+"""The ledger. `body` is canonical sa.JSON in the item's order; `order[p]` is the reply that was shown at position p."""
+sa.Index("label_person", label.c.person, label.c.seq)
+_partial("label_first", "supersedes IS NULL", label.c.lease)
 
-conflict = Table(
+conflict = sa.Table(
     "conflict",
     metadata,
-    Column("id", _number, primary_key=True),
-    Column("client_id", String(64), nullable=False, index=True),
-    Column("person", ForeignKey("person.id"), nullable=False),
-    Column("lease", Text, nullable=False),
-    Column("body", Text, nullable=False),
-    Column("created", Float, nullable=False),
+    sa.Column("id", _number, primary_key=True),
+    sa.Column("client_id", sa.String(64), nullable=False, index=True),
+    sa.Column("person", sa.ForeignKey("person.id"), nullable=False),
+    sa.Column("lease", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
 )
 """A second body for a client id that the ledger has already."""

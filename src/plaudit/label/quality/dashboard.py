@@ -38,10 +38,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plaudit.label.db.ledger import Label, Ledger, standing
-from plaudit.label.db.store import ItemRow
+from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
+from plaudit.label.quality.agreement import agreement, ranked
 from plaudit.label.quality.alarms import alarms
-from plaudit.label.quality.quality import agreement, person_quality, ranked
+from plaudit.label.quality.annotator import person_quality
 from plaudit.label.quality.sources import source_table, win_rate
 
 DAYS = 30
@@ -57,7 +57,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     for row in agreed["between"]:
         row["first"], row["second"] = names[row["first"]], names[row["second"]]
     people = _people(ledger, items, labels, now)
-    comparing = [label for label in ranked(labels, "normal") if items[label.item].task == "compare"]
+    comparing = [label for label in ranked(labels) if items[label.item].task == "compare"]
     progress = _progress(ledger, labels, now)
     return {
         "name": ledger.name,
@@ -69,34 +69,33 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
         "verdicts": _verdicts(labels),
         "flags": _flags(labels),
         "alarms": alarms(people, agreed, progress),
-        "sources": source_table(ledger.items, ranked(labels, "normal")),
+        "sources": source_table(ledger.items, ranked(labels)),
         "compare": win_rate(ledger.items, comparing, "ppo", "sft"),
     }
 
 
 def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, Any]:
+    normal = [label for label in labels if label.purpose == "normal" and not label.late]
     given: dict[str, set[int]] = defaultdict(set)
-    for label in labels:
-        if label.purpose == "normal" and not label.late:
-            given[label.item].add(label.person)
-    # Gold items are served besides and are no work to be done.
-    wanted_items = [item for item in ledger.items if item.gold is None]
-    tasks: list[dict[str, Any]] = []
-    for task in sorted({item.task for item in wanted_items}):
-        own = [item for item in wanted_items if item.task == task]
-        needed = [item.overlap or ledger.overlap for item in own]
-        counts = [(min(len(given[item.id]), wanted), wanted) for item, wanted in zip(own, needed, strict=True)]
-        tasks.append(
-            {
-                "task": task,
-                "items": len(own),
-                "wanted": sum(wanted for _, wanted in counts),
-                "given": sum(had for had, _ in counts),
-                "done": sum(had == wanted for had, wanted in counts),
-            }
-        )
+    for label in normal:
+        given[label.item].add(label.person)
+    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)  # task -> (labels that count, labels wanted) an item
+    for item in ledger.items:
+        if item.gold is None:  # gold items are served besides and are no work to be done
+            wanted = item.overlap or ledger.overlap
+            counts[item.task].append((min(len(given[item.id]), wanted), wanted))
+    tasks: list[dict[str, Any]] = [
+        {
+            "task": task,
+            "items": len(own),
+            "wanted": sum(wanted for _, wanted in own),
+            "given": sum(had for had, _ in own),
+            "done": sum(had == wanted for had, wanted in own),
+        }
+        for task, own in sorted(counts.items())
+    ]
     total = {name: sum(row[name] for row in tasks) for name in ("items", "wanted", "given", "done")}
-    week = sum(now - label.created < 7 * _DAY for label in labels if label.purpose == "normal" and not label.late)
+    week = sum(now - label.created < 7 * _DAY for label in normal)
     first = min((label.created for label in labels), default=now)
     a_day = week / max(1.0, min(7.0, (now - first) / _DAY))
     left = total["wanted"] - total["given"]
@@ -119,23 +118,7 @@ def _days(labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
 
 
 def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
-    measured = person_quality(items, labels)
-    nothing = dict.fromkeys(
-        (
-            "seconds",
-            "too_fast",
-            "ties",
-            "all_bad",
-            "cannot_judge",
-            "earlier_wins",
-            "first_is_best",
-            "longer_wins",
-            "gold",
-            "self",
-            "others",
-            "reliability",
-        )
-    )
+    measured = person_quality(items, labels, [person.id for person in ledger.people])
     rows = []
     for person in ledger.people:
         own = [label for label in labels if label.person == person.id]
@@ -150,19 +133,17 @@ def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], 
                 "late": sum(label.late for label in own),
                 "corrected": sum(label.supersedes is not None for label in own),
                 "last": max((label.created for label in own), default=None),
-                **measured.get(person.id, nothing),
+                **measured[person.id],
             }
         )
     return sorted(rows, key=lambda row: (-row["labels"], row["name"]))
 
 
 def _verdicts(labels: Sequence[Label]) -> dict[str, int]:
-    return {
-        "ranked": sum(label.ranks is not None for label in labels),
-        "all_bad": sum(label.verdict == "all_bad" for label in labels),
-        "cannot_judge": sum(label.verdict == "cannot_judge" for label in labels),
-        "written": sum(label.text is not None for label in labels),
-    }
+    said = Counter(label.verdict for label in labels)
+    ranks = sum(label.ranks is not None for label in labels)
+    written = sum(label.text is not None for label in labels)
+    return {"ranked": ranks, "all_bad": said["all_bad"], "cannot_judge": said["cannot_judge"], "written": written}
 
 
 def _flags(labels: Sequence[Label]) -> list[dict[str, Any]]:

@@ -6,14 +6,14 @@ of Plackett-Luce too, and intervals over whole items make good for pairs of one 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from plaudit.algo.statistics import wilson_interval
-from plaudit.label.db.ledger import Label, verdicts_of
-from plaudit.label.db.store import ItemRow
+from plaudit.label.db.ledger import ItemRow, Label
+from plaudit.label.kinds.rank import verdicts_of
+from plaudit.label.quality.agreement import share_of
 
 PRIOR = 0.5
 """Wins and losses of every source against one of strength 0, so that an undefeated one is not infinitely strong."""
@@ -53,13 +53,7 @@ def source_table(items: Sequence[ItemRow], labels: Sequence[Label], *, seed: int
 
     A pair of one source with itself says nothing. Empty with fewer than two sources that were compared.
     """
-    replies = {item.id: item.replies for item in items}
-    rows = [
-        (label.item, *sorted_pair)
-        for label in labels
-        if label.ranks is not None
-        for sorted_pair in _source_pairs([reply.source for reply in replies[label.item]], label.ranks)
-    ]
+    rows = [(item.id, one, other, won) for item, one, other, won in _meetings(items, labels)]
     names = sorted({name for _, one, other, _ in rows for name in (one, other)})
     if len(names) < 2:
         return []
@@ -76,20 +70,11 @@ def source_table(items: Sequence[ItemRow], labels: Sequence[Label], *, seed: int
     low_S, high_S = np.quantile(_drawn(wins_ISS, seed), [0.025, 0.975], axis=0)
     table = []
     for name, i in number.items():
-        of_wins = [share for share, _ in shares[name]]
-        low, high = wilson_interval(of_wins, [where for _, where in shares[name]])
-        table.append(
-            {
-                "source": name,
-                "strength": float(strength_S[i]),
-                "low": float(low_S[i]),
-                "high": float(high_S[i]),
-                "win_rate": float(np.mean(of_wins)),
-                "win_low": low,
-                "win_high": high,
-                "verdicts": len(of_wins),
-            }
-        )
+        strength = {"strength": float(strength_S[i]), "low": float(low_S[i]), "high": float(high_S[i])}
+        wins = share_of(shares[name])
+        assert wins is not None  # every name is of a row
+        rates = {"win_rate": wins["share"], "win_low": wins["low"], "win_high": wins["high"], "verdicts": wins["n"]}
+        table.append({"source": name, **strength, **rates})
     return sorted(table, key=lambda row: (-row["strength"], row["source"]))
 
 
@@ -105,39 +90,35 @@ def _drawn(wins_ISS: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _source_pairs(sources: Sequence[str | None], ranks: Sequence[int]) -> list[tuple[str, str, float]]:
-    """(one, other, share of the win that one takes) of every pair of replies whose sources are known and differ."""
-    found = []
-    for (i, j), sign in verdicts_of(ranks).items():
-        one, other = sources[i], sources[j]
-        if one is not None and other is not None and one != other:
-            found.append((one, other, 0.5 + 0.5 * sign))
-    return found
+def _meetings(items: Sequence[ItemRow], labels: Sequence[Label]) -> Iterator[tuple[ItemRow, str, str, float]]:
+    """(item, one, other, share of the win that one takes) of each pair of replies of different, known sources."""
+    by_id = {item.id: item for item in items}
+    for label in labels:
+        item = by_id[label.item]
+        for (i, j), sign in verdicts_of(label.ranks or ()).items():
+            one, other = item.replies[i].source, item.replies[j].source
+            if one is not None and other is not None and one != other:
+                yield item, one, other, 0.5 + 0.5 * sign
 
 
 def win_rate(items: Sequence[ItemRow], labels: Sequence[Label], first: str, second: str) -> dict[str, Any] | None:
     """How often replies of source `first` were ranked above those of `second` (ties half), with the 95 % interval over
     prompts; None when nobody compared the two."""
-    by_id = {item.id: item for item in items}
-    won, prompts = [], []
-    for label in labels:
-        if label.ranks is None:
-            continue
-        item = by_id[label.item]
-        for one, other, share in _source_pairs([reply.source for reply in item.replies], label.ranks):
-            if {one, other} == {first, second}:
-                won.append(share if one == first else 1 - share)
-                prompts.append(item.prompt_id)
-    if not won:
+    shares = [
+        (share if one == first else 1 - share, item.prompt_id)
+        for item, one, other, share in _meetings(items, labels)
+        if {one, other} == {first, second}
+    ]
+    wins = share_of(shares)
+    if wins is None:
         return None
-    low, high = wilson_interval(won, prompts)
     return {
         "first": first,
         "second": second,
-        "win_rate": float(np.mean(won)),
-        "low": low,
-        "high": high,
-        "ties": float(np.mean([share == 0.5 for share in won])),
-        "labels": len(won),
-        "prompts": len(set(prompts)),
+        "win_rate": wins["share"],
+        "low": wins["low"],
+        "high": wins["high"],
+        "ties": float(np.mean([share == 0.5 for share, _ in shares])),
+        "labels": len(shares),
+        "prompts": len({prompt for _, prompt in shares}),
     }

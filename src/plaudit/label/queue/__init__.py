@@ -1,1 +1,1 @@
-"""Items to be labelled: put in, put in order, given out, handed in."""
+"""Items to be labelled: put in, put in order, leased out, answered."""

@@ -26,7 +26,7 @@ from plaudit.data.hashes import sha256_json
 from plaudit.errors import UserError
 from plaudit.label.db import schema
 from plaudit.label.db.database import writing
-from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record, messages_as_json
+from plaudit.records import Completion, Demonstration, Prompt, Ranking, Record, messages_as_json
 
 MOST_REPLIES = 16
 _AT_ONCE = 200
@@ -40,12 +40,9 @@ class Draft:
     """
 
     task: str
-    messages: tuple[Message, ...]
+    prompt: Prompt
     replies: tuple[Completion, ...]
     sources: tuple[str | None, ...]
-    prompt_id: str = ""
-    kind: str = "instruction"
-    split: str = "train"
     gold: tuple[int, ...] | None = None
     priority: float = 0.0
     overlap: int | None = None
@@ -58,7 +55,7 @@ class Draft:
     @property
     def id(self) -> str:
         """24 hex digits of the hash of task, prompt, replies, sources and gold."""
-        said = [self.task, messages_as_json(self.messages), self._replies(), self.gold]
+        said = [self.task, messages_as_json(self.prompt.messages), self._replies(), self.gold]
         return sha256_json(said)[:24]
 
     def _replies(self) -> list[dict[str, Any]]:
@@ -67,15 +64,14 @@ class Draft:
 
     def row(self, number: int, overlap: int, now: float) -> dict[str, Any]:
         """The row of the table `item`; gold items have no slots, since everybody gets them."""
+        prompt = self.prompt.as_json()
         return {
             "id": self.id,
             "number": number,
             "task": self.task,
-            "prompt": messages_as_json(self.messages),
+            "prompt_id": prompt.pop("id"),
+            **prompt,
             "replies": self._replies(),
-            "prompt_id": self.prompt_id,
-            "kind": self.kind,
-            "split": self.split,
             "gold": list(self.gold) if self.gold is not None else None,
             "priority": self.priority,
             "overlap": self.overlap,
@@ -90,9 +86,9 @@ def drafts(source: str | Path, *, task: str | None = None, gold: bool = False) -
 
     UserError with the place for a row that cannot be read or cannot be that task.
     """
-    for item in Reader(source):
-        assert item.record is not None  # without quarantine a bad row is raised
-        yield _draft(item.place, item.record, task, gold, Path(str(source)).name)
+    for read in Reader(source):
+        assert read.record is not None  # without quarantine a bad row is raised
+        yield _draft(read.place, read.record, task, gold, Path(str(source)).name)
 
 
 def _draft(place: str, record: Record, task: str | None, gold: bool, file: str) -> Draft:
@@ -114,23 +110,13 @@ def _draft(place: str, record: Record, task: str | None, gold: bool, file: str) 
     if (task == "write") == isinstance(record, Ranking):
         able = "prompts or demonstrations" if task == "write" else "rows with replies to rank"
         raise UserError(f"{place}: cannot become task {task!r}, which needs {able}")
-    return Draft(
-        task,
-        prompt.messages,
-        replies,
-        sources,
-        prompt_id=prompt.id,
-        kind=prompt.kind,
-        split=prompt.split,
-        gold=known,
-        source_file=file,
-    )
+    return Draft(task, prompt, replies, sources, gold=known, source_file=file)
 
 
-def add_items(engine: Engine, found: Iterable[Draft]) -> tuple[int, int]:
+def add_items(engine: Engine, drafts: Iterable[Draft]) -> tuple[int, int]:
     """Put items in, a block at a time so that annotators never wait. (new items, items that were there already)."""
     added = known = 0
-    stream = iter(found)
+    stream = iter(drafts)
     while block := list(islice(stream, _AT_ONCE)):
         with writing(engine) as connection:
             new = _insert(connection, block)
@@ -144,13 +130,13 @@ def _insert(connection: Connection, block: list[Draft]) -> int:
         connection.exec_driver_sql("LOCK TABLE item IN SHARE ROW EXCLUSIVE MODE")  # two imports would number alike
     overlap = connection.execute(select(schema.project.c.overlap)).scalar_one()
     last = connection.execute(select(func.coalesce(func.max(table.c.number), 0))).scalar_one()
-    wanted = {draft.id: draft for draft in block}
-    there = set(connection.execute(select(table.c.id).where(table.c.id.in_(wanted))).scalars())
-    fresh = [draft for identity, draft in wanted.items() if identity not in there]
-    rows = [draft.row(last + at, overlap, time.time()) for at, draft in enumerate(fresh, start=1)]
-    if rows:
+    new = {draft.id: draft for draft in block}
+    for identity in connection.execute(select(table.c.id).where(table.c.id.in_(new))).scalars().all():
+        del new[identity]
+    if new:
+        rows = [draft.row(last + at, overlap, time.time()) for at, draft in enumerate(new.values(), start=1)]
         connection.execute(insert(table), rows)
-    return len(rows)
+    return len(new)
 
 
 def set_priorities(engine: Engine, priorities: Mapping[str, float]) -> None:
@@ -158,9 +144,15 @@ def set_priorities(engine: Engine, priorities: Mapping[str, float]) -> None:
     table = schema.item
     change = update(table).where(table.c.id == bindparam("which")).values(priority=bindparam("value"))
     rows = [{"which": identity, "value": value} for identity, value in priorities.items()]
-    with writing(engine) as connection:
-        if rows:
+    if rows:
+        with writing(engine) as connection:
             connection.execute(change, rows)
+
+
+def has_items(engine: Engine) -> bool:
+    """Whether there is anything to label."""
+    with engine.connect() as connection:
+        return connection.execute(select(schema.item.c.id).limit(1)).first() is not None
 
 
 def rankings_path(folder: Path) -> Path:
@@ -195,20 +187,7 @@ def rank_draft(
     if len(distinct) < 2:
         return []
     kept, sources = zip(*distinct.values(), strict=True)
-    return [
-        Draft(
-            "rank",
-            prompt.messages,
-            tuple(kept),
-            tuple(sources),
-            prompt_id=prompt.id,
-            kind=prompt.kind,
-            split=prompt.split,
-            priority=priority,
-            overlap=overlap,
-            source_file=origin,
-        )
-    ]
+    return [Draft("rank", prompt, kept, sources, priority=priority, overlap=overlap, source_file=origin)]
 
 
 def compared(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Draft], int]:
@@ -219,23 +198,12 @@ def compared(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Draft], int]
         raise UserError(f"{path} is missing: stage 'evaluate' makes it; run `plaudit evaluate` on this recipe first")
     rows = list(read_rows(path))
     by_id = {prompt.id: prompt for prompt in prompts}
+    sources = ("sft", "ppo")
     drafts = []
     for place, row in rows:
         if row["id"] not in by_id:
             raise UserError(f"{place}: prompt {row['id']!r} is not in the run's prompts any more; evaluate again")
-        prompt = by_id[row["id"]]
-        pair = [(Completion(row[name]["text"], row[name]["finished"]), name) for name in ("sft", "ppo")]
-        if pair[0][0].text != pair[1][0].text:
-            drafts.append(
-                Draft(
-                    "compare",
-                    prompt.messages,
-                    tuple(reply for reply, _ in pair),
-                    tuple(name for _, name in pair),
-                    prompt_id=prompt.id,
-                    kind=prompt.kind,
-                    split=prompt.split,
-                    source_file="evaluate",
-                )
-            )
+        replies = tuple(Completion(row[name]["text"], row[name]["finished"]) for name in sources)
+        if replies[0].text != replies[1].text:
+            drafts.append(Draft("compare", by_id[row["id"]], replies, sources, source_file="evaluate"))
     return drafts, len(rows) - len(drafts)

@@ -19,34 +19,32 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from plaudit.data.formats.parsers import PARSERS
 from plaudit.errors import UserError
-from plaudit.label.db.ledger import Label, Ledger, dense, standing
-from plaudit.label.db.store import ItemRow
-from plaudit.label.quality.quality import item_agreement, judged_pairs, middle_ranks, strict
+from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
+from plaudit.label.kinds import KINDS
+from plaudit.label.kinds.rank import dense, labelled_ranking, ranking_of, rows_of
+from plaudit.label.kinds.shared import Aggregate, Format
+from plaudit.label.kinds.write import demonstration_row
+from plaudit.label.quality.agreement import item_agreement, judged_pairs, middle_ranks, strict
 from plaudit.label.quality.reliability import log_odds, mean_ranks, reliabilities
-from plaudit.records import Completion, Demonstration, Preference, Prompt, Ranking, preferences_of
+from plaudit.records import Ranking
 
-Format = Literal["rankings", "comparisons", "pairs", "hh", "demonstrations", "ledger"]
-FORMATS: tuple[str, ...] = get_args(Format)
-Aggregate = Literal["mean", "reliability"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
+_KIND_OF = {format: kind for kind in KINDS.values() for format in kind.formats}
+_NOT_NAMED = "(not named"
+_LEDGER_FIELDS = (
+    *("seq", "item", "annotator", "created", "seconds", "order", "purpose", "late", "supersedes"),
+    *("ranks", "verdict", "strength", "reason", "flags", "text"),
+)
 
 
 def unnamed(number: int) -> str:
     """The name of the `number`-th person (from 1) whose labels come from a file that names nobody. They are exported
     without a name."""
-    return "(not named)" if number == 1 else f"(not named {number})"
-
-
-def is_unnamed(name: str) -> bool:
-    return name.startswith("(not named")
-
-
-TASK_OF = {"demonstrations": "write", "comparisons": "compare"}
-_FORMATS_OF = {"rank": "rankings, pairs or hh", "compare": "comparisons", "write": "demonstrations"}
+    return f"{_NOT_NAMED})" if number == 1 else f"{_NOT_NAMED} {number})"
 
 
 @dataclass(frozen=True)
@@ -92,50 +90,44 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
 
     UserError for an unknown format, aggregate, annotator or flag.
     """
-    if format not in FORMATS:
+    known = next((known for known in FORMATS if known == format), None)
+    if known is None:
         raise UserError(f"format {format!r}: unknown; the formats are {', '.join(FORMATS)}")
     if aggregate is not None and aggregate not in AGGREGATES:
         raise UserError(f"aggregate {aggregate!r}: unknown; it is one of {', '.join(AGGREGATES)}")
-    if aggregate is not None and format in ("demonstrations", "ledger"):
+    if aggregate is not None and known in ("demonstrations", "ledger"):
         raise UserError(f"aggregate {aggregate!r}: {format} hold no ranks that could be put together")
-    out = Export()
-    if format == "ledger":
+    if known == "ledger":
         if filters != EVERYTHING:
             raise UserError("format 'ledger' is everything: leave the filters away")
-        out.rows = list(_ledger_rows(ledger))
-        return out
+        return Export(list(_ledger_rows(ledger)))
+    out = Export()
     items = {item.id: item for item in ledger.items}
     _check_flags(ledger, filters.without_flags)
-    labels = chosen(ledger, items, filters, TASK_OF.get(format, "rank"), out.left_out)
-    if format == "demonstrations":
-        out.rows = _distinct([_demonstration_row(items[label.item], label) for label in labels], out.left_out)
-        return out
-    names = {person.id: person.name for person in ledger.people}
-    if aggregate is None:
-        rankings = [_ranking(items[label.item], label, names[label.person]) for label in labels]
+    labels = chosen(ledger, items, filters, _KIND_OF[known].name, out.left_out)
+    if known == "demonstrations":
+        rows = [demonstration_row(items[label.item], label) for label in labels]
     else:
-        rankings = aggregated(ledger, items, labels, weighted=aggregate == "reliability")
-    rankings = _without_flagged(rankings, _flagged(ledger, items, filters), out.left_out)
-    if format in ("rankings", "comparisons"):
-        out.rows = _distinct([ranking.as_json() for ranking in rankings], out.left_out)
-    else:
-        made = [_pair_row(ranking, pair) for ranking in rankings for pair in preferences_of(ranking)]
-        ties = sum(len(ranking.replies) * (len(ranking.replies) - 1) // 2 for ranking in rankings) - len(made)
-        if ties:
-            out.left_out["pairs that tie"] = ties
-        rows = made if format == "pairs" else list(_as_hh(made, out.left_out))
-        out.rows = _distinct(rows, out.left_out)
+        if aggregate is None:
+            rankings = _rankings(ledger, items, labels)
+        else:
+            rankings = aggregated(ledger, items, labels, weighted=aggregate == "reliability")
+        rankings = _without_flagged(rankings, _flagged(ledger, items, filters), out.left_out)
+        rows = rows_of(rankings, known, out.left_out)
+    out.rows = _distinct(rows, out.left_out)
     return out
 
 
-def rankings_of(ledger: Ledger, filters: Filters = EVERYTHING, *, only: Collection[str] = ()) -> list[Ranking]:
-    """The rankings that `export` writes as `rankings`, as records; of the items `only`, if any are given."""
+def rankings_of(ledger: Ledger, *, only: Collection[str]) -> list[Ranking]:
+    """The rankings of the items `only` that `export` writes as `rankings`, as records."""
     items = {item.id: item for item in ledger.items}
-    names = {person.id: person.name for person in ledger.people}
-    labels = chosen(ledger, items, filters, "rank", Counter())
-    return [
-        _ranking(items[label.item], label, names[label.person]) for label in labels if not only or label.item in only
-    ]
+    labels = chosen(ledger, items, EVERYTHING, "rank", Counter())
+    return _rankings(ledger, items, [label for label in labels if label.item in only])
+
+
+def _rankings(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label]) -> list[Ranking]:
+    names = {person.id: None if person.name.startswith(_NOT_NAMED) else person.name for person in ledger.people}
+    return [labelled_ranking(items[label.item], label, names[label.person]) for label in labels]
 
 
 # --- which labels ---
@@ -157,16 +149,13 @@ def chosen(
     for label in standing(ledger.labels):
         other = items[label.item].task
         if other != task:
-            left_out[f"of the task {other} (--format {_FORMATS_OF[other]})"] += 1
+            *others, last = KINDS[other].formats
+            formats = f"{', '.join(others)} or {last}" if others else last
+            left_out[f"of the task {other} (--format {formats})"] += 1
     agreed = item_agreement(labels) if filters.min_agreement is not None else {}
-    found = []
-    for label in labels:
-        reason = _why_not(label, filters, wanted, agreed)
-        if reason is None:
-            found.append(label)
-        else:
-            left_out[reason] += 1
-    return found
+    reasons = [(label, _why_not(label, filters, wanted, agreed)) for label in labels]
+    left_out.update(reason for _, reason in reasons if reason is not None)
+    return [label for label, reason in reasons if reason is None]
 
 
 def _check_flags(ledger: Ledger, flags: Sequence[str]) -> None:
@@ -210,24 +199,6 @@ def moment(text: str, *, end: bool = False) -> float:
 # --- rows ---
 
 
-def prompt_of(item: ItemRow) -> Prompt:
-    """The item's prompt as a record."""
-    return Prompt(item.prompt_id, item.messages, item.kind, item.split)
-
-
-def _ranking(item: ItemRow, label: Label, name: str) -> Ranking:
-    assert label.ranks is not None
-    strength = float(label.strength) if label.strength is not None and len(item.replies) == 2 else None
-    return replace(_ranked(item, label.ranks), strength=strength, annotator=None if is_unnamed(name) else name)
-
-
-def _ranked(item: ItemRow, ranks: Sequence[int]) -> Ranking:
-    replies = tuple(Completion(reply.text, reply.ended) for reply in item.replies)
-    sources = [reply.source for reply in item.replies if reply.source is not None]
-    known = tuple(sources) if len(sources) == len(replies) else None
-    return Ranking(prompt_of(item), replies, tuple(ranks), sources=known)
-
-
 def aggregated(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], *, weighted: bool) -> list[Ranking]:
     """One ranking an item: replies by the mean of people's middle ranks; equal means are ties.
 
@@ -239,17 +210,13 @@ def aggregated(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label
     by_item: dict[str, list[Label]] = defaultdict(list)
     for label in labels:
         by_item[label.item].append(label)
-    found = []
+    rankings = []
     for identity, own in by_item.items():
-        known = [reliable.get(label.person) for label in own]
-        weights = [log_odds(p) for p in known if p is not None]
-        alike = [1.0] * len(own)
-        means = mean_ranks(
-            [middle_ranks(label.ranks) for label in own if label.ranks is not None],
-            weights if len(weights) == len(own) else alike,
-        )
-        found.append(_ranked(items[identity], dense(means)))
-    return found
+        weights = [log_odds(reliable[label.person]) for label in own if label.person in reliable]
+        ranks = [middle_ranks(label.ranks) for label in own if label.ranks is not None]
+        means = mean_ranks(ranks, weights if len(weights) == len(own) else [1.0] * len(own))
+        rankings.append(ranking_of(items[identity], dense(means)))
+    return rankings
 
 
 Place = tuple[tuple[Any, ...], str]
@@ -268,14 +235,14 @@ def _flagged(ledger: Ledger, items: dict[str, ItemRow], filters: Filters) -> set
 def _without_flagged(rankings: list[Ranking], flagged: set[Place], left_out: Counter[str]) -> list[Ranking]:
     if not flagged:
         return rankings
-    found = []
+    remaining = []
     for ranking in rankings:
         kept = [i for i, reply in enumerate(ranking.replies) if (ranking.prompt.messages, reply.text) not in flagged]
         if len(kept) == len(ranking.replies):
-            found.append(ranking)
+            remaining.append(ranking)
         elif len(kept) >= 2:
             left_out["replies with such a flag"] += len(ranking.replies) - len(kept)
-            found.append(
+            remaining.append(
                 replace(
                     ranking,
                     replies=tuple(ranking.replies[i] for i in kept),
@@ -285,53 +252,7 @@ def _without_flagged(rankings: list[Ranking], flagged: set[Place], left_out: Cou
             )
         else:
             left_out["rankings with fewer than two replies without such a flag"] += 1
-    return found
-
-
-def _pair_row(ranking: Ranking, pair: Preference) -> dict[str, Any]:
-    told = {name: value for name in ("strength", "annotator") if (value := getattr(ranking, name)) is not None}
-    head = {name: value for name, value in ranking.prompt.as_json().items() if name != "prompt"}
-    return {**head, **pair.as_json(), **told}
-
-
-def _as_hh(rows: Sequence[dict[str, Any]], left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Texts of turns. What the form cannot hold is left out and counted: a system message, or text that itself looks
-    like a turn."""
-    names = {"user": "Human", "assistant": "Assistant"}
-    for row in rows:
-        if any(message["role"] not in names for message in row["prompt"]):
-            left_out["a system message, which HH cannot hold"] += 1
-            continue
-        told = {name: value for name, value in row.items() if name not in ("prompt", "chosen", "rejected")}
-        texts = {
-            side: "".join(
-                f"\n\n{names[turn['role']]}: {turn['content'].strip()}" for turn in [*row["prompt"], *row[side]]
-            )
-            for side in ("chosen", "rejected")
-        }
-        made = {**told, **texts}
-        if _reads_back(made, row):
-            yield made
-        else:
-            left_out["text that HH would read as turns"] += 1
-
-
-def _reads_back(made: dict[str, Any], row: dict[str, Any]) -> bool:
-    try:
-        found = PARSERS["hh"]("export", 1, made)
-    except UserError:
-        return False
-    assert isinstance(found, Ranking)
-    asked = [(turn["role"], turn["content"].strip()) for turn in row["prompt"]]
-    said = [row[side][0]["content"].strip() for side in ("chosen", "rejected")]
-    turns = [(message.role, message.content) for message in found.prompt.messages]
-    return turns == asked and [reply.text for reply in found.replies] == said
-
-
-def _demonstration_row(item: ItemRow, label: Label) -> dict[str, Any]:
-    assert label.text is not None
-    written = Demonstration(prompt_of(item), label.text)
-    return {**written.prompt.as_json(), "completion": written.completion}
+    return remaining
 
 
 def _distinct(rows: list[dict[str, Any]], left_out: Counter[str]) -> list[dict[str, Any]]:
@@ -341,7 +262,7 @@ def _distinct(rows: list[dict[str, Any]], left_out: Counter[str]) -> list[dict[s
     apart when they are read again, so they are one here already. What nobody is named for stays as it is: it may come
     from different people.
     """
-    found: dict[str, dict[str, Any]] = {}
+    newest: dict[str, dict[str, Any]] = {}
     heads: dict[str, dict[str, Any]] = {}
     for row in rows:
         said = {key: row.get(key) for key in ("prompt", "chosen", "rejected", "completion")}
@@ -349,10 +270,10 @@ def _distinct(rows: list[dict[str, Any]], left_out: Counter[str]) -> list[dict[s
         content = json.dumps(said, sort_keys=True)
         head = heads.setdefault(content, {key: row[key] for key in ("id", "kind", "split")})
         who = row.get("annotator")
-        found[f"{len(found) if who is None else json.dumps(who)} {content}"] = {**row, **head}
-    if len(found) < len(rows):
-        left_out["rows that a newer one of the same person and content replaces"] = len(rows) - len(found)
-    return list(found.values())
+        newest[f"{len(newest) if who is None else json.dumps(who)} {content}"] = {**row, **head}
+    if len(newest) < len(rows):
+        left_out["rows that a newer one of the same person and content replaces"] = len(rows) - len(newest)
+    return list(newest.values())
 
 
 def _ledger_rows(ledger: Ledger) -> Iterator[dict[str, Any]]:
@@ -361,24 +282,6 @@ def _ledger_rows(ledger: Ledger) -> Iterator[dict[str, Any]]:
     for label in sorted(ledger.labels, key=lambda row: row.seq):
         item = items[label.item]
         replies = [{"text": reply.text, "finished": reply.ended, "source": reply.source} for reply in item.replies]
-        yield {
-            **prompt_of(item).as_json(),
-            "task": item.task,
-            "replies": replies,
-            "gold": item.gold,
-            "seq": label.seq,
-            "item": label.item,
-            "annotator": names[label.person],
-            "created": label.created,
-            "seconds": label.seconds,
-            "order": label.order,
-            "purpose": label.purpose,
-            "late": label.late,
-            "supersedes": label.supersedes,
-            "ranks": label.ranks,
-            "verdict": label.verdict,
-            "strength": label.strength,
-            "reason": label.reason,
-            "flags": label.flags,
-            "text": label.text,
-        }
+        head = {**item.prompt.as_json(), "task": item.task, "replies": replies, "gold": item.gold}
+        row = {**vars(label), "annotator": names[label.person]}
+        yield head | {name: row[name] for name in _LEDGER_FIELDS}

@@ -23,11 +23,13 @@ from plaudit.data.formats.reader import Reader
 from plaudit.errors import UserError
 from plaudit.label.db.database import writing
 from plaudit.label.db.schema import item, label, lease, person, project
-from plaudit.label.kinds.answers import STRENGTHS, BadAnswer, body_of, canonical, hash_of
+from plaudit.label.kinds import body_of
+from plaudit.label.kinds.rank import STRENGTHS, dense
+from plaudit.label.kinds.shared import BadAnswer, canonical, hash_of
 from plaudit.label.queue.items import MOST_REPLIES, Draft, add_items
-from plaudit.label.queue.queue import recount
+from plaudit.label.queue.leases import LIVE, SLOTS, recount
 from plaudit.label.transfer.export import unnamed
-from plaudit.records import Completion, Demonstration, Prompt, Ranking
+from plaudit.records import Demonstration, Ranking
 
 _AT_ONCE = 200
 
@@ -81,24 +83,12 @@ def _rows(source: str | Path, compare: bool, annotator: str | None) -> Iterator[
     for read in Reader(source):
         record, place = read.record, read.place
         if isinstance(record, Demonstration):
-            yield _Said(place, _draft("write", record.prompt, (), ()), annotator, {"text": record.completion})
+            draft = Draft("write", record.prompt, (), (), source_file="import")
+            yield _Said(place, draft, annotator, {"text": record.completion})
         elif isinstance(record, Ranking):
             yield _ranking(place, record, compare, annotator)
         else:
             raise UserError(f"{place}: a prompt without a reply is no label; `plaudit label serve` takes it as an item")
-
-
-def _draft(task: str, prompt: Prompt, replies: tuple[Completion, ...], sources: tuple[str | None, ...]) -> Draft:
-    return Draft(
-        task,
-        prompt.messages,
-        replies,
-        sources,
-        prompt_id=prompt.id,
-        kind=prompt.kind,
-        split=prompt.split,
-        source_file="import",
-    )
 
 
 def _ranking(place: str, record: Ranking, compare: bool, annotator: str | None) -> _Said:
@@ -107,13 +97,10 @@ def _ranking(place: str, record: Ranking, compare: bool, annotator: str | None) 
         raise UserError(f"{place}: {count} replies; {'2' if compare else f'2 to {MOST_REPLIES}'} are needed")
     if record.strength is not None and record.strength not in STRENGTHS:
         raise UserError(f"{place}: field 'strength' is {record.strength:g}; a label's is 1, 2 or 3: scale or remove it")
-    replies = tuple(Completion(reply.text, reply.finished) for reply in record.replies)
-    draft = _draft("compare" if compare else "rank", record.prompt, replies, record.sources or (None,) * count)
-    order = sorted(set(record.ranks))
-    sent = {
-        "ranks": [order.index(rank) + 1 for rank in record.ranks],
-        "strength": None if record.strength is None else int(record.strength),
-    }
+    task, sources = "compare" if compare else "rank", record.sources or (None,) * count
+    draft = Draft(task, record.prompt, record.replies, sources, source_file="import")
+    strength = None if record.strength is None else int(record.strength)
+    sent = {"ranks": list(dense(record.ranks)), "strength": strength}
     return _Said(place, draft, record.annotator or annotator, sent)
 
 
@@ -135,14 +122,8 @@ def _put(connection: Connection, row: _Said, who: int) -> bool:
     client = hashlib.sha256(f"import {identity} {who} {body}".encode()).hexdigest()
     if connection.execute(select(label.c.seq).where(label.c.client_id == client)).first() is not None:
         return False
-    held = connection.execute(
-        select(lease.c.id, lease.c.state).where(
-            lease.c.item == identity,
-            lease.c.person == who,
-            lease.c.purpose == "normal",
-            lease.c.state.in_(("open", "done")),
-        )
-    ).first()
+    own = select(lease.c.id, lease.c.state).where(lease.c.item == identity, lease.c.person == who)
+    held = connection.execute(own.where(lease.c.purpose == "normal", LIVE)).first()
     now = time.time()
     last = None
     if held is None:
@@ -156,21 +137,11 @@ def _put(connection: Connection, row: _Said, who: int) -> bool:
         if last is not None and last.body_hash == hash_of(body):
             return False
     # No order and no seconds: nobody was shown anything, so neither can be judged.
-    connection.execute(
-        insert(label).values(
-            client_id=client,
-            lease=which,
-            item=identity,
-            person=who,
-            body=body,
-            body_hash=hash_of(body),
-            created=now,
-            seconds=0.0,
-            order=[],
-            late=False,
-            supersedes=None if last is None else last.seq,
-        )
-    )
+    unseen = {"created": now, "seconds": 0.0, "order": [], "late": False}
+    kept = {"client_id": client, "body": body, "body_hash": hash_of(body)}
+    supersedes = None if last is None else last.seq
+    said = {"lease": which, "item": identity, "person": who, "supersedes": supersedes, **kept, **unseen}
+    connection.execute(insert(label), said)
     return True
 
 
@@ -178,27 +149,11 @@ def _lease(connection: Connection, task: str, identity: str, who: int, now: floa
     """A lease that is done, in a free slot of the item where there is one, else beside them."""
     overlap = connection.execute(select(project.c.overlap)).scalar_one()
     wanted = connection.execute(select(item.c.overlap).where(item.c.id == identity)).scalar_one() or overlap
-    taken = connection.execute(
-        select(lease.c.slot).where(
-            lease.c.item == identity, lease.c.slot.is_not(None), lease.c.state.in_(("open", "done"))
-        )
-    ).scalars()
-    left = sorted(set(range(1, wanted + 1)) - set(taken))
+    taken = connection.execute(SLOTS, {"which": identity}).scalars()
+    slot = min(set(range(1, wanted + 1)) - set(taken), default=None)
     which = uuid.uuid4().hex
-    connection.execute(
-        insert(lease).values(
-            id=which,
-            item=identity,
-            person=who,
-            task=task,
-            slot=left[0] if left else None,
-            order=[],
-            served_at=now,
-            expires_at=now,
-            state="done",
-            purpose="normal",
-            late=False,
-        )
-    )
+    done = {"served_at": now, "expires_at": now, "state": "done", "purpose": "normal", "late": False}
+    row = {"id": which, "item": identity, "person": who, "task": task, "slot": slot, "order": [], **done}
+    connection.execute(insert(lease), row)
     recount(connection, identity)
     return which

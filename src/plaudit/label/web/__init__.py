@@ -1,1 +1,1 @@
-"""The pages and the HTTP interface of the labelling service."""
+"""The pages and the HTTP interface of the labelling service, and the server that listens for them."""

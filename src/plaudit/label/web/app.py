@@ -2,13 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from plaudit.label.web import routes_admin, routes_annotator, routes_pages
 from plaudit.label.web.gate import Gate
@@ -44,5 +43,5 @@ def create_app(engine: Engine, *, url: str, hosts: tuple[str, ...] | None = None
 
 def _health(request: Request) -> JSONResponse:
     """200 when the database answers; what it raises otherwise becomes 503."""
-    found: Any = service_of(request).read(lambda connection: connection.execute(text("SELECT 1")).scalar_one())
-    return JSONResponse({"ok": found == 1})
+    one = service_of(request).read(Connection.scalar, text("SELECT 1"))
+    return JSONResponse({"ok": one == 1})

@@ -39,31 +39,8 @@ LONGEST_MARKDOWN = 50_000
 
 TAGS = frozenset(
     {
-        "p",
-        "br",
-        "hr",
-        "strong",
-        "em",
-        "s",
-        "code",
-        "pre",
-        "blockquote",
-        "ul",
-        "ol",
-        "li",
-        "a",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
+        *("p", "br", "hr", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a"),
+        *("h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
     }
 )
 SCHEMES = frozenset({"http", "https", "mailto"})
@@ -110,13 +87,8 @@ def page_html(page: str, /, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FileSystemLoader(PAGES),
-    )
+    loader = FileSystemLoader(PAGES)
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=loader)
 
 
 @cache

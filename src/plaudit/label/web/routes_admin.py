@@ -1,15 +1,17 @@
 """What the admin's page calls: people, invites, settings, numbers, export. Every route asks for the role."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection
 
-from plaudit.label.db import aside, people, store
-from plaudit.label.db.schema import project
-from plaudit.label.queue import queue
+from plaudit.label import people
+from plaudit.label.db import ledger
+from plaudit.label.kinds.shared import Aggregate, Format
+from plaudit.label.queue import leases
+from plaudit.label.web import aside
 from plaudit.label.web.routes_annotator import BIGGEST
 from plaudit.label.web.service import Refused, authorised, service_of
 
@@ -19,8 +21,6 @@ Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 # No NUL and no half of a surrogate pair: a database's text cannot hold them.
 _TEXT = r"^[^\x00\ud800-\udfff]*$"
 Short = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\ud800-\udfff]+$")]
-
-
 Name = Annotated[str, Field(max_length=64, pattern=r"^[\w.@+ ()-]+$")]
 Flag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$")]
 Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d(T[\d:.+Z-]{4,25})?$")]
@@ -54,22 +54,21 @@ class ProjectBody(_Body):
 @router.get("/people")
 def get_people(request: Request) -> dict[str, Any]:
     authorised(request, "admin")
-    return {"people": [vars(person) for person in service_of(request).read(store.people)]}
+    return {"people": [vars(person) for person in service_of(request).read(ledger.people)]}
 
 
 @router.post("/invite")
 def post_invite(request: Request, body: InviteBody) -> dict[str, str]:
     authorised(request, "admin")
     service = service_of(request)
-    token = service.write(lambda connection: people.make_invite(connection, body.name, body.role))
+    token = service.write(people.make_invite, body.name, body.role)
     return {"link": f"{service.url}/invite/{token}"}
 
 
 @router.post("/person/{who}")
 def post_person(request: Request, who: Annotated[int, Path(ge=1, le=BIGGEST)], body: PersonBody) -> dict[str, bool]:
     caller = authorised(request, "admin")
-    found = service_of(request).write(lambda connection: people.set_active(connection, who, body.active, caller.id))
-    if not found:
+    if not service_of(request).write(people.set_active, who, body.active, caller.id):
         raise Refused(404, f"nobody has the id {who}", "see /api/admin/people")
     return {"active": body.active}
 
@@ -84,56 +83,46 @@ def get_dashboard(request: Request) -> Response:
 @router.get("/export")
 def get_export(
     request: Request,
-    format: Literal["rankings", "comparisons", "pairs", "hh", "demonstrations", "ledger"] = "rankings",
+    format: Format = "rankings",
     annotator: Annotated[list[Name] | None, Query(max_length=100)] = None,
     since: Moment | None = None,
     until: Moment | None = None,
     min_agreement: Rate | None = None,
     without_flag: Annotated[list[Flag] | None, Query(max_length=20)] = None,
     late: bool = False,
-    aggregate: Literal["mean", "reliability"] | None = None,
+    aggregate: Aggregate | None = None,
 ) -> Response:
     """One consistent moment of the ledger, as a file. Its name is ours alone: no part of it comes from the request."""
     authorised(request, "admin")
     # --name=value, so that no value can be taken for an option.
     arguments = ["export", "--to=-", f"--format={format}", *(f"--annotator={name}" for name in annotator or ())]
     arguments += [f"--without-flag={flag}" for flag in without_flag or ()]
-    for option, value in (
-        ("since", since),
-        ("until", until),
-        ("min-agreement", min_agreement),
-        ("aggregate", aggregate),
-    ):
-        arguments += [f"--{option}={value}"] if value is not None else []
-    found, said = aside.run(service_of(request).database, [*arguments, *(["--late"] if late else [])])
-    name = f"{format}.jsonl"
+    options = {"since": since, "until": until, "min-agreement": min_agreement, "aggregate": aggregate}
+    arguments += [f"--{option}={value}" for option, value in options.items() if value is not None]
+    rows, said = aside.run(service_of(request).database, [*arguments, *(["--late"] if late else [])])
     headers = {
-        "Content-Disposition": f'attachment; filename="{name}"',
+        "Content-Disposition": f'attachment; filename="{format}.jsonl"',
         # "20 rows; left out: ...": our own words, ASCII, for the page to say beside the file.
         "X-Plaudit-Export": said.removeprefix("-: ").encode("ascii", "replace").decode(),
     }
-    return StreamingResponse(aside.blocks(found), media_type="application/jsonl", headers=headers)
+    return StreamingResponse(aside.blocks(rows), media_type="application/jsonl", headers=headers)
 
 
 @router.get("/project")
 def get_project(request: Request) -> dict[str, Any]:
     authorised(request, "admin")
-    return store.settings_as_json(service_of(request).read(store.project))
+    return vars(service_of(request).read(ledger.project))
 
 
 @router.post("/project")
 def post_project(request: Request, body: ProjectBody) -> dict[str, Any]:
     authorised(request, "admin")
-    given = body.model_dump(exclude_none=True)
 
     def change(connection: Connection) -> dict[str, Any]:
-        if given:
-            connection.execute(update(project).values(**given))
-        if "overlap" in given:
-            queue.set_overlap(connection, given["overlap"])
-        now = store.project(connection)
+        leases.settle(connection, body.model_dump())
+        now = ledger.project(connection)
         if now.gold_rate + now.consistency_rate > 1:
             raise Refused(422, "gold_rate and consistency_rate are more than 1 together", "lower one of them")
-        return store.settings_as_json(now)
+        return vars(now)
 
     return service_of(request).write(change)

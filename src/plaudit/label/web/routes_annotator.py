@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit.label.queue import queue
-from plaudit.label.queue.queue import Conflict, Stored
+from plaudit.label.queue import leases
+from plaudit.label.queue.leases import Conflict, Stored
 from plaudit.label.web import views
 from plaudit.label.web.service import Refused, authorised, service_of
 
@@ -45,42 +45,34 @@ class CorrectBody(_Body):
 @router.get("/me")
 def get_me(request: Request) -> dict[str, Any]:
     caller = authorised(request)
-    found = service_of(request).read(lambda connection: views.me(connection, caller.id))
-    return {"name": caller.name, "role": caller.role, "csrf": caller.csrf, **found}
+    shown = service_of(request).read(views.me, caller.id)
+    return {"name": caller.name, "role": caller.role, "csrf": caller.csrf, **shown}
 
 
 @router.post("/claim")
 def post_claim(request: Request, body: ClaimBody) -> Any:
     caller = authorised(request)
-    claimed = service_of(request).write(lambda connection: queue.claim(connection, caller.id, body.task))
+    claimed = service_of(request).write(leases.claim, caller.id, body.task)
     return Response(status_code=204) if claimed is None else views.claimed_view(claimed)
 
 
 @router.post("/release")
 def post_release(request: Request, body: ReleaseBody) -> dict[str, Any]:
     caller = authorised(request)
-    service_of(request).write(lambda connection: queue.release(connection, caller.id, body.lease))
+    service_of(request).write(leases.release, caller.id, body.lease)
     return {"released": True}
 
 
 @router.post("/submit")
 def post_submit(request: Request, body: SubmitBody) -> dict[str, Any]:
     caller = authorised(request)
-    return _stored(
-        service_of(request).write(
-            lambda connection: queue.submit(connection, caller.id, body.lease, body.client_id, body.positions)
-        )
-    )
+    return _stored(service_of(request).write(leases.submit, caller.id, body.lease, body.client_id, body.positions))
 
 
 @router.post("/correct")
 def post_correct(request: Request, body: CorrectBody) -> dict[str, Any]:
     caller = authorised(request)
-    return _stored(
-        service_of(request).write(
-            lambda connection: queue.correct(connection, caller.id, body.seq, body.client_id, body.positions)
-        )
-    )
+    return _stored(service_of(request).write(leases.correct, caller.id, body.seq, body.client_id, body.positions))
 
 
 def _stored(stored: Stored | Conflict) -> dict[str, Any]:
@@ -92,4 +84,4 @@ def _stored(stored: Stored | Conflict) -> dict[str, Any]:
 @router.get("/history")
 def get_history(request: Request, before: Annotated[int | None, Query(ge=1, le=BIGGEST)] = None) -> dict[str, Any]:
     caller = authorised(request)
-    return service_of(request).read(lambda connection: views.history(connection, caller.id, before))
+    return service_of(request).read(views.history, caller.id, before)

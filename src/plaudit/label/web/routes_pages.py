@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
@@ -16,7 +15,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from itsdangerous import BadSignature, TimestampSigner
 
 from plaudit.errors import UserError
-from plaudit.label.db import people, store
+from plaudit.label import people
+from plaudit.label.db import ledger
 from plaudit.label.web.render import page_html
 from plaudit.label.web.service import COOKIE, LOGIN_COOKIE, Service, address_of, authorised, caller_of, service_of
 
@@ -68,27 +68,27 @@ def login(request: Request, name: Text = "", password: Text = "", csrf: Text = "
     name = name if known else ""
     if not _form_is_ours(request, csrf):
         return _login_form(request, name, _STALE, 403)
-    attempt = service.write(lambda connection: people.begin_attempt(connection, name, address_of(request)))
+    attempt = service.write(people.begin_attempt, name, address_of(request))
     if attempt is None:
         return _login_form(request, name, _WAIT, 429, {"Retry-After": str(people.WINDOW_SECONDS)})
-    found = service.read(lambda connection: people.stored_password(connection, name)) if known else None
+    stored = service.read(people.stored_password, name) if known else None
     # Checked for an unknown name too, so that the time does not tell which names there are.
-    if not people.password_fits(found[1] if found else None, password) or found is None:
+    if not people.password_fits(stored[1] if stored else None, password) or stored is None:
         return _login_form(request, name, _WRONG, 401)
-    who, old = found[0], request.cookies.get(COOKIE)
-    return _welcome(service, service.write(lambda connection: people.log_in(connection, name, attempt, who, old)))
+    who, old = stored[0], request.cookies.get(COOKIE)
+    return _welcome(service, service.write(people.log_in, name, attempt, who, old))
 
 
 @router.get("/invite/{token}")
 def invite_page(request: Request, token: str) -> Response:
-    name = service_of(request).read(lambda connection: people.invited(connection, token))
+    name = service_of(request).read(people.invited, token)
     return _login_form(request, "", _GONE, 404) if name is None else _invite_form(request, token, name)
 
 
 @router.post("/invite/{token}")
 def take_invite(request: Request, token: str, password: Text = "", csrf: Text = "") -> Response:
     service = service_of(request)
-    name = service.read(lambda connection: people.invited(connection, token))
+    name = service.read(people.invited, token)
     if name is None:
         return _login_form(request, "", _GONE, 404)
     if not _form_is_ours(request, csrf):
@@ -97,7 +97,7 @@ def take_invite(request: Request, token: str, password: Text = "", csrf: Text = 
         chosen = people.hash_password(people.check_password(password))
     except UserError as error:
         return _invite_form(request, token, name, str(error).capitalize() + ".", 422)
-    session = service.write(lambda connection: people.take_invite(connection, token, chosen))
+    session = service.write(people.take_invite, token, chosen)
     return _login_form(request, "", _GONE, 404) if session is None else _welcome(service, session)
 
 
@@ -105,7 +105,7 @@ def take_invite(request: Request, token: str, password: Text = "", csrf: Text = 
 def logout(request: Request) -> Response:
     authorised(request)
     token = request.cookies[COOKIE]
-    service_of(request).write(lambda connection: people.end_session(connection, token))
+    service_of(request).write(people.end_session, token)
     answer = Response(status_code=204)
     answer.delete_cookie(COOKIE, path="/")
     return answer
@@ -117,31 +117,22 @@ def logout(request: Request) -> Response:
 def _login_form(
     request: Request, name: str = "", error: str | None = None, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    def made(csrf: str) -> str:
-        return page_html("login", project=_project(request), csrf=csrf, name=name, error=error)
-
-    return _form(request, made, status, headers)
+    return _form(request, "login", status, headers, name=name, error=error)
 
 
 def _invite_form(request: Request, token: str, name: str, error: str | None = None, status: int = 200) -> Response:
-    def made(csrf: str) -> str:
-        return page_html("invite", project=_project(request), csrf=csrf, token=token, name=name, error=error)
-
-    return _form(request, made, status)
-
-
-def _project(request: Request) -> str:
-    return service_of(request).read(store.project).name
+    return _form(request, "invite", status, token=token, name=name, error=error)
 
 
 def _form(
-    request: Request, made: Callable[[str], str], status: int = 200, headers: dict[str, str] | None = None
+    request: Request, page: str, status: int, headers: dict[str, str] | None = None, **values: str | None
 ) -> Response:
     """A form with its token: a second tab's form shares the cookie of the first."""
     nonce = request.cookies.get(LOGIN_COOKIE, "")
     nonce = nonce if _NONCE.fullmatch(nonce) else secrets.token_urlsafe(24)
     service = service_of(request)
-    answer = HTMLResponse(made(_signer(service).sign(nonce).decode()), status, headers)
+    csrf, project = _signer(service).sign(nonce).decode(), service.read(ledger.project).name
+    answer = HTMLResponse(page_html(page, project=project, csrf=csrf, **values), status, headers)
     _set_cookie(service, answer, LOGIN_COOKIE, nonce, FORM_SECONDS)
     return answer
 
@@ -160,7 +151,7 @@ def _signer(service: Service) -> TimestampSigner:
 
 
 def _welcome(service: Service, session: str) -> Response:
-    caller = service.read(lambda connection: people.caller_of(connection, session))
+    caller = service.read(people.caller_of, session)
     # An admin looks at the project first; the labelling page would reserve an item for them.
     answer = RedirectResponse("/admin" if caller is not None and caller.role == "admin" else "/", 303)
     _set_cookie(service, answer, COOKIE, session, people.SESSION_DAYS * 86_400)

@@ -5,9 +5,9 @@ Refusals are JSON: {"error": plain words, "fix": what to do}, and {"field"} wher
 
 import hmac
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,16 +18,17 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from plaudit.errors import UserError
-from plaudit.label.db import people
-from plaudit.label.db.aside import Remembered
+from plaudit.label import people
 from plaudit.label.db.database import Raced, snapshot
-from plaudit.label.db.people import Caller
 from plaudit.label.db.schema import project
 from plaudit.label.db.writer import Busy, Writer
-from plaudit.label.kinds.answers import BadAnswer
-from plaudit.label.queue.queue import NotYours
+from plaudit.label.kinds.shared import BadAnswer
+from plaudit.label.people import Caller
+from plaudit.label.queue.leases import NotYours
+from plaudit.label.web.aside import Remembered
 
 COOKIE, LOGIN_COOKIE = "plaudit_session", "plaudit_login"
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -54,41 +55,36 @@ class Service:
             secret = connection.execute(select(project.c.secret)).scalar_one()
         return cls(engine, Writer(engine), url.startswith("https://"), url.rstrip("/"), secret)
 
-    def read(self, job: Callable[[Connection], T]) -> T:
+    def read(self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
         """The result of a job that does not write."""
-        with self.engine.connect().execution_options(**self._plain) as connection:
-            return job(connection)
-
-    @property
-    def _plain(self) -> dict[str, str]:
         # One statement needs no transaction, and PostgreSQL asks two more round trips for one.
-        return {"isolation_level": "AUTOCOMMIT"} if self.engine.dialect.name == "postgresql" else {}
+        options = {"isolation_level": "AUTOCOMMIT"} if self.engine.dialect.name == "postgresql" else {}
+        with self.engine.connect().execution_options(**options) as connection:
+            return job(connection, *args, **more)
 
-    def write(self, job: Callable[[Connection], T]) -> T:
+    def write(self, job: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
         """The job's result, after its commit."""
-        return self.writer.run(job)
+        return self.writer.run(lambda connection: job(connection, *args, **more))
 
 
 class Refused(Exception):
     """An answer that is not 200: see the top of this file."""
 
-    def __init__(self, status: int, error: str, fix: str, *, field: str | None = None, wait: int | None = None):
+    def __init__(self, status: int, error: str, fix: str):
         super().__init__(error)
-        self.status = status
-        self.body = {"error": error, "fix": fix} | ({"field": field} if field else {})
-        self.headers = {"Retry-After": str(wait)} if wait else None
+        self.status, self.body = status, {"error": error, "fix": fix}
 
 
 def service_of(request: Request) -> Service:
-    found = request.app.state.service
-    assert isinstance(found, Service)
-    return found
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
 
 
 def caller_of(request: Request) -> Caller | None:
     """Who calls, by the session cookie; None for nobody."""
     token = request.cookies.get(COOKIE)
-    return service_of(request).read(lambda connection: people.caller_of(connection, token)) if token else None
+    return service_of(request).read(people.caller_of, token) if token else None
 
 
 def authorised(request: Request, role: str | None = None) -> Caller:
@@ -117,67 +113,55 @@ def address_of(request: Request) -> str:
 
 # --- errors as answers ---
 
+_API = "see docs/label-api.md"
+
 
 def install_errors(app: FastAPI) -> None:
     """Every exception that a caller or the database can cause becomes an answer in JSON."""
     for kind, answer in _ANSWERS.items():
-        app.add_exception_handler(kind, answer)
+        app.add_exception_handler(kind, _handler(answer))
 
 
-def _answer(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body, status, headers)
+Answer = tuple[int, dict[str, Any], Mapping[str, str] | None]
+"""Status, body, headers."""
 
 
-def _refused(_: Request, error: Any) -> JSONResponse:
-    return _answer(error.status, error.body, error.headers)
+def _handler(answer: Callable[[Any], Answer]) -> Callable[[Request, Exception], JSONResponse]:
+    def handle(_: Request, error: Exception) -> JSONResponse:
+        status, body, headers = answer(error)
+        return JSONResponse(body, status, headers)
+
+    return handle
 
 
-def _not_yours(_: Request, __: Any) -> JSONResponse:
-    return _answer(403, {"error": "this is not yours", "fix": "ask for your own item with /api/claim"})
-
-
-def _bad_answer(_: Request, error: Any) -> JSONResponse:
-    return _answer(422, {"error": error.error, "field": error.field, "fix": error.fix})
-
-
-def _user_error(_: Request, error: Any) -> JSONResponse:
+def _user_error(error: UserError) -> Answer:
     words, fix = str(error).rpartition("; ")[::2]  # of "what is wrong; what to do"
-    return _answer(422, {"error": words or fix, "fix": fix if words else "change it and send it again"})
+    return 422, {"error": words or fix, "fix": fix if words else "change it and send it again"}, None
 
 
-def _invalid(_: Request, error: Any) -> JSONResponse:
+def _invalid(error: RequestValidationError) -> Answer:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    return _answer(422, {"error": first["msg"], "field": field, "fix": "see docs/label-api.md"})
+    return 422, {"error": first["msg"], "field": field, "fix": _API}, None
 
 
-def _away(_: Request, __: Any) -> JSONResponse:
-    return _answer(
-        503, {"error": "the database is busy or away", "fix": "try again; nothing was lost"}, {"Retry-After": "1"}
-    )
-
-
-def _impossible(_: Request, __: Any) -> JSONResponse:
-    return _answer(422, {"error": "a value that the database cannot hold", "fix": "see docs/label-api.md"})
-
-
-def _http(_: Request, error: Any) -> JSONResponse:
+def _http(error: HTTPException) -> Answer:
     words = {404: "there is no such page", 405: "this address does not take that method"}
-    body = {"error": words.get(error.status_code, str(error.detail)), "fix": "see docs/label-api.md"}
-    return _answer(error.status_code, body, error.headers)
+    return error.status_code, {"error": words.get(error.status_code, error.detail), "fix": _API}, error.headers
 
 
-_ANSWERS: dict[type[Exception], Callable[[Request, Any], JSONResponse]] = {
-    Refused: _refused,
-    NotYours: _not_yours,
-    BadAnswer: _bad_answer,
+def _away(_: Exception) -> Answer:
+    return 503, {"error": "the database is busy or away", "fix": "try again; nothing was lost"}, {"Retry-After": "1"}
+
+
+_NOT_YOURS = {"error": "this is not yours", "fix": "ask for your own item with /api/claim"}
+_ANSWERS: dict[type[Exception], Callable[[Any], Answer]] = {
+    Refused: lambda error: (error.status, error.body, None),
+    NotYours: lambda _: (403, _NOT_YOURS, None),
+    BadAnswer: lambda error: (422, {"error": error.error, "field": error.field, "fix": error.fix}, None),
     UserError: _user_error,
     RequestValidationError: _invalid,
     HTTPException: _http,
-    Busy: _away,
-    Raced: _away,
-    OperationalError: _away,
-    InterfaceError: _away,
-    PoolTimeout: _away,
-    DataError: _impossible,
+    **dict.fromkeys((Busy, Raced, OperationalError, InterfaceError, PoolTimeout), _away),
+    DataError: lambda _: (422, {"error": "a value that the database cannot hold", "fix": _API}, None),
 }

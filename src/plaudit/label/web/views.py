@@ -5,63 +5,47 @@ A view is made of the lease's own id, the texts as safe HTML, and the order that
 
 from collections.abc import Sequence
 from functools import lru_cache
+from json import loads
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, func, or_, select
 
 from plaudit.label.db.schema import item, label, lease, project
-from plaudit.label.db.store import label_of
-from plaudit.label.kinds.answers import positions_of
-from plaudit.label.queue.queue import Claimed
+from plaudit.label.kinds import KINDS
+from plaudit.label.queue.leases import HAD, Claimed
 from plaudit.label.web.render import markdown_html, reply_html
 
 PAGE = 20
 _KEPT_LENGTH = 8_000  # characters; longer texts are rendered each time, so that the cache stays small
-_had = lease.alias()
-_AVAILABLE = (
-    select(func.count())
-    .select_from(item)
-    .where(
-        item.c.free > 0,
-        ~exists().where(
-            _had.c.item == item.c.id, _had.c.person == bindparam("me"), or_(_had.c.state != "expired", _had.c.late)
-        ),
-    )
-)
+_AVAILABLE = select(func.count()).select_from(item).where(item.c.free > 0, ~HAD)
 _DONE = select(func.count()).where(lease.c.person == bindparam("me"), or_(lease.c.state == "done", lease.c.late))
 _HOLDS = select(func.count()).where(lease.c.person == bindparam("me"), lease.c.state == "open")
 
 
-@lru_cache(maxsize=1024)
-def _kept_reply(text: str, ended: bool) -> str:
-    return reply_html(text, ended)
-
-
-@lru_cache(maxsize=512)
-def _kept_markdown(text: str) -> str:
-    return markdown_html(text)
+_kept_reply = lru_cache(maxsize=1024)(reply_html)
+_kept_markdown = lru_cache(maxsize=512)(markdown_html)
 
 
 def _reply(text: str, ended: bool) -> str:
-    return _kept_reply(text, ended) if len(text) <= _KEPT_LENGTH else reply_html(text, ended)
+    return (_kept_reply if len(text) <= _KEPT_LENGTH else reply_html)(text, ended)
 
 
 def _markdown(text: str) -> str:
-    return _kept_markdown(text) if len(text) <= _KEPT_LENGTH else markdown_html(text)
+    return (_kept_markdown if len(text) <= _KEPT_LENGTH else markdown_html)(text)
 
 
 def view(
     which: str, task: str, order: Sequence[int], prompt: list[dict[str, str]], replies: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The item as this lease shows it: position p holds reply order[p]. A `write` item's reply is the text to edit."""
-    shown = [] if task == "write" else [replies[index] for index in order]
+    shown, start = KINDS[task].shown(order, replies)
     return {
         "id": which,
         "task": task,
         "prompt": [{"role": turn["role"], "html": _markdown(turn["content"])} for turn in prompt],
         "replies": [{"position": at, "html": _reply(reply["text"], reply["ended"])} for at, reply in enumerate(shown)],
         "draft_key": which,
-        "write_text": (replies[0]["text"] if replies else "") if task == "write" else None,
+        "write_text": start,
     }
 
 
@@ -73,11 +57,11 @@ def claimed_view(claimed: Claimed) -> dict[str, Any]:
 
 def me(connection: Connection, who: int) -> dict[str, Any]:
     """The person's progress, and what the page needs to know of the project."""
-    found = connection.execute(select(project.c.name, project.c.guidelines, project.c.flags)).one()
+    row = connection.execute(select(project.c.name, project.c.guidelines, project.c.flags)).one()
     done, left, holds = (connection.execute(query, {"me": who}).scalar_one() for query in (_DONE, _AVAILABLE, _HOLDS))
     return {
         "progress": {"done": done, "available": left + holds},
-        "project": {"name": found.name, "guidelines_html": _markdown(found.guidelines), "flags": list(found.flags)},
+        "project": {"name": row.name, "guidelines_html": _markdown(row.guidelines), "flags": list(row.flags)},
     }
 
 
@@ -85,7 +69,7 @@ def history(connection: Connection, who: int, before: int | None) -> dict[str, A
     """One page of a person's own answers, newest first: of each serving the one that stands."""
     later = label.alias()
     query = (
-        select(label, lease.c.task, lease.c.purpose, item.c.prompt, item.c.replies)
+        select(label, lease.c.task, item.c.prompt, item.c.replies)
         .join(lease, lease.c.id == label.c.lease)
         .join(item, item.c.id == label.c.item)
         .where(label.c.person == who, ~exists().where(later.c.supersedes == label.c.seq))
@@ -93,17 +77,15 @@ def history(connection: Connection, who: int, before: int | None) -> dict[str, A
         .limit(PAGE + 1)
     )
     rows = connection.execute(query if before is None else query.where(label.c.seq < before)).all()
-    shown = []
-    for row in rows[:PAGE]:
-        kept = label_of(row)
-        shown.append(
-            {
-                "seq": kept.seq,
-                "created": kept.created,
-                "late": kept.late,
-                "corrected": kept.supersedes is not None,
-                "view": view(kept.lease, kept.task, kept.order, row.prompt, row.replies),
-                "positions": positions_of(kept.order, kept.body),
-            }
-        )
+    shown = [
+        {
+            "seq": row.seq,
+            "created": row.created,
+            "late": row.late,
+            "corrected": row.supersedes is not None,
+            "view": view(row.lease, row.task, row.order, row.prompt, row.replies),
+            "positions": KINDS[row.task].sent(row.order, loads(row.body)),
+        }
+        for row in rows[:PAGE]
+    ]
     return {"labels": shown, "next": shown[-1]["seq"] if len(rows) > PAGE else None}

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from plaudit.algo.names import KLEstimator, MissingEos
 from plaudit.config import StrictConfig
 from plaudit.errors import UserError
-from plaudit.guard.watch import WatchConfig
+from plaudit.guard.limits import WatchConfig
 from plaudit.models.config import LoraSettings
 from plaudit.rewards.config import RewardSource
 from plaudit.train.config import Schedule

@@ -20,8 +20,9 @@ from plaudit.algo.statistics import correlation, within_correlation
 from plaudit.data.annotator import Annotator
 from plaudit.data.files import write_rows
 from plaudit.errors import UserError
+from plaudit.guard.gaming import gain_se
+from plaudit.guard.limits import KL_BUDGET
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
-from plaudit.guard.watch import KL_BUDGET, gain_se
 from plaudit.records import Prompt
 from plaudit.stages.ppo.rollout import earned
 from plaudit.stages.ppo.trainer import Trainer, by_micro_batch, raw_scores, sample

@@ -21,7 +21,7 @@ from plaudit.algo.rewards import adapt_kl
 from plaudit.data.annotator import Annotator
 from plaudit.dist.machine import release_memory
 from plaudit.guard.doctor import latest
-from plaudit.guard.invariants import digest
+from plaudit.guard.invariants import joint_fingerprint
 from plaudit.guard.watch import verdict
 from plaudit.models.export import export_policy
 from plaudit.models.heads import save_head
@@ -47,7 +47,9 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
     checks, stopped, seconds = RunChecks(trainer), None, list[float]()
     looks = Looks(trainer, run.split("validation"), annotator, folder)
     keeper = Keeper(config.keep_by, config.watch.patience, config.kl_budget)
-    saver = Saver.open(run, "ppo", {what: digest(prints) for what, prints in checks.before.items()}, trainer.ranks)
+    saver = Saver.open(
+        run, "ppo", {what: joint_fingerprint(prints) for what, prints in checks.before.items()}, trainer.ranks
+    )
     if saver.state is not None:
         seconds = unpack(saver.state, trainer, looks, keeper)
     else:

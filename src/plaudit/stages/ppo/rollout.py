@@ -158,7 +158,7 @@ def clipped_and_scaled(config: PPOConfig, numbers: Numbers, earned_B: Tensor) ->
         return scores_B, used.item()
     if config.running_scale:
         everyone_B = torch.ones_like(scores_B, dtype=torch.bool)
-        numbers.running = rewards.update_scale(numbers.running, moments_of(scores_B, everyone_B))
+        numbers.running = numbers.running + moments_of(scores_B, everyone_B)
         return rewards.scale_scores(scores_B, numbers.running)
     return scores_B, 1.0
 

@@ -20,9 +20,9 @@ from plaudit.errors import UserError
 from plaudit.label.db.database import connect, ensure_project, migrate, snapshot, writing
 from plaudit.label.db.ledger import Ledger, read
 from plaudit.label.db.schema import item, label
-from plaudit.label.quality.quality import agreement
+from plaudit.label.quality.agreement import agreement
 from plaudit.label.queue.items import Draft, add_items, rank_draft, set_priorities
-from plaudit.label.queue.queue import recount
+from plaudit.label.queue.leases import recount
 from plaudit.label.transfer.export import rankings_of
 from plaudit.records import Completion, Prompt, Ranking
 from plaudit.rewards.saved import file_hashes, weights_and_rules

@@ -34,7 +34,7 @@ from plaudit.data.files import read_rankings, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
-from plaudit.guard.invariants import check_unchanged, digest, fingerprint
+from plaudit.guard.invariants import check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.full import FullReward
 from plaudit.models.heads import head_file, load_head, save_head
 from plaudit.models.kernels.attention import prepare_attention
@@ -81,7 +81,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     trainer = build(config, run, chat, train, test)
     frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
-    with Saver.open(run, "reward", {"base": digest(frozen), "rankings": sha256(path)}) as saver:
+    with Saver.open(run, "reward", {"base": joint_fingerprint(frozen), "rankings": sha256(path)}) as saver:
         if saver.state is not None:
             load_members(trainer, saver.state)
         for member in range(len(trainer.log_nus), config.members):

@@ -29,7 +29,7 @@ from plaudit.data.mixture import Share, counts
 from plaudit.data.packing import Example, balanced, by_length
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
-from plaudit.guard.invariants import check_finite, check_unchanged, digest, fingerprint
+from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.full import FullModel
 from plaudit.models.kernels.attention import Layout, prepare_attention
 from plaudit.models.kernels.fused import plain
@@ -131,7 +131,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
     frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
     trainable = _learning(trainer.model)
     folder = run.folder.stage("sft")
-    with Saver.open(run, "sft", {"base": digest(frozen)}) as saver:
+    with Saver.open(run, "sft", {"base": joint_fingerprint(frozen)}) as saver:
         done = train(trainer, steps, saver)
     if isinstance(trainer.model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))

@@ -19,7 +19,7 @@ def compared_by_people(run: Run) -> dict[str, Any] | None:
     # Here, because it needs the extra `label`, which a run without people does not.
     from plaudit.label.db.database import connect, snapshot
     from plaudit.label.db.ledger import read, standing
-    from plaudit.label.quality.quality import ranked
+    from plaudit.label.quality.agreement import ranked
     from plaudit.label.quality.sources import win_rate
     from plaudit.label.queue.items import compared
 
@@ -28,5 +28,5 @@ def compared_by_people(run: Run) -> dict[str, Any] | None:
     with snapshot(engine) as connection:
         ledger = read(connection)
     engine.dispose()
-    labels = [label for label in ranked(standing(ledger.labels), "normal") if label.item in now]
+    labels = [label for label in ranked(standing(ledger.labels)) if label.item in now]
     return win_rate(ledger.items, labels, "ppo", "sft")

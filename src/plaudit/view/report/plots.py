@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from plaudit.guard.watch import KL_BUDGET
+from plaudit.guard.limits import KL_BUDGET
 from plaudit.view.plots import INK, MUTED, PPO, REWARD, SFT, Key, Plot, Rows, change, column, draw, whole_steps
 from plaudit.view.text import number, percent
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from plaudit.guard.watch import KL_BUDGET
+from plaudit.guard.limits import KL_BUDGET
 from plaudit.view.text import interval, number, percent
 
 

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from plaudit.data.files import write_json, write_text
-from plaudit.guard.watch import KL_BUDGET
+from plaudit.guard.limits import KL_BUDGET
 from plaudit.run.display import console, format_value, stage_table
 from plaudit.run.folder import ENVIRONMENT, RECIPE, needed_stages, read_recipe
 from plaudit.run.metrics import read_metrics

@@ -10,8 +10,8 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from label_kit import World, draft, written
 
-from plaudit.label.db import aside
 from plaudit.label.queue.items import add_items
+from plaudit.label.web import aside
 
 EXAMPLES = 12
 SIGNED_OUT = {"/logout"}  # would end the session that the others are sent with

@@ -11,12 +11,12 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from plaudit.label.db import database, people, schema
-from plaudit.label.db.database import writing
-from plaudit.label.db.people import PER_ADDRESS, PER_NAME
-from plaudit.label.queue import queue
+from plaudit.label import people
+from plaudit.label.db import database, schema
+from plaudit.label.db.database import open_project, writing
+from plaudit.label.people import PER_ADDRESS, PER_NAME
+from plaudit.label.queue import leases
 from plaudit.label.queue.items import add_items
-from plaudit.label.serve import open_project
 from plaudit.label.web import routes_admin, routes_annotator, routes_pages
 from plaudit.label.web.app import create_app
 from plaudit.label.web.gate import MOST_BYTES
@@ -433,15 +433,15 @@ def test_a_database_that_is_away_is_503_and_comes_back(small_world: World, monke
     add_items(small_world.engine, [draft(1)])
     ann = small_world.join("ann")
     lease = ann.claim()["lease"]
-    real = queue.submit
+    real = leases.submit
 
     def away(*_: Any, **__: Any) -> None:
         raise OperationalError("SELECT", {}, Exception("database is locked"))
 
-    monkeypatch.setattr(queue, "submit", away)
+    monkeypatch.setattr(leases, "submit", away)
     answer = ann.submit(lease)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "1" and "lost" in answer.json()["fix"]
-    monkeypatch.setattr(queue, "submit", real)
+    monkeypatch.setattr(leases, "submit", real)
     assert ann.submit(lease).status_code == 200
 
 

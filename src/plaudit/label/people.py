@@ -53,15 +53,6 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name.isprintable()
 
 
-def check_name(name: str) -> str:
-    """The name, or UserError."""
-    if not is_name(name):
-        raise UserError(
-            f"name {name[:70]!r}: 1 to 64 letters, digits, blanks or . _ @ + -, beginning with a letter or digit"
-        )
-    return name
-
-
 def check_password(password: str) -> str:
     """The password, or UserError."""
     if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
@@ -102,36 +93,32 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
     now = time.time() if now is None else now
     if role not in ROLES:
         raise UserError(f"role {role[:40]!r}: write one of {', '.join(ROLES)}")
-    found = connection.execute(select(person).where(person.c.name == check_name(name))).first()
-    if found is not None and found.role != role:
-        raise UserError(f"{name!r} is there already, as {found.role}; choose another name, or the role {found.role}")
-    if found is not None and not found.active:
+    if not is_name(name):
+        allowed = "1 to 64 letters, digits, blanks or . _ @ + -, beginning with a letter or digit"
+        raise UserError(f"name {name[:70]!r}: {allowed}")
+    known = connection.execute(select(person).where(person.c.name == name)).first()
+    if known is not None and known.role != role:
+        raise UserError(f"{name!r} is there already, as {known.role}; choose another name, or the role {known.role}")
+    if known is not None and not known.active:
         raise UserError(f"{name!r} is disabled; enable them first")
-    if found is None:
+    if known is None:
         made = insert(person).values(name=name, role=role, active=True, created=now).returning(person.c.id)
         identity = connection.execute(made).scalar_one()
     else:
-        identity = found.id
+        identity = known.id
     token = secrets.token_urlsafe(32)
     # An older link of the same person stops working: only the newest is in the hands of who it is for.
     connection.execute(update(invite).where(invite.c.person == identity, invite.c.used.is_(None)).values(used=now))
-    connection.execute(
-        insert(invite).values(
-            token_hash=digest(token),
-            person=identity,
-            role=role,
-            name=name,
-            created=now,
-            expires=now + INVITE_DAYS * _DAY,
-        )
-    )
+    times = {"created": now, "expires": now + INVITE_DAYS * _DAY}
+    row = {"token_hash": digest(token), "person": identity, "role": role, "name": name, **times}
+    connection.execute(insert(invite), row)
     return token
 
 
 def invited(connection: Connection, token: str, now: float | None = None) -> str | None:
     """The name that an invite is for; None when it was used, ran out or never was."""
-    found = _open_invite(connection, token, time.time() if now is None else now)
-    return None if found is None else found[1]
+    valid = _open_invite(connection, token, time.time() if now is None else now)
+    return None if valid is None else valid[1]
 
 
 def _open_invite(connection: Connection, token: str, now: float) -> tuple[int, str] | None:
@@ -141,20 +128,20 @@ def _open_invite(connection: Connection, token: str, now: float) -> tuple[int, s
         .where(invite.c.token_hash == digest(token), invite.c.used.is_(None), invite.c.expires > now, person.c.active)
         .with_for_update(of=invite)
     )
-    found = connection.execute(query).first()
-    return None if found is None else (found.person, found.name)
+    row = connection.execute(query).first()
+    return None if row is None else (row.person, row.name)
 
 
 def take_invite(connection: Connection, token: str, password_hash: str) -> str | None:
     """Use the invite up, set the password, end the person's sessions and begin one: its token. None: no such invite."""
     now = time.time()
-    found = _open_invite(connection, token, now)
-    if found is None:
+    valid = _open_invite(connection, token, now)
+    if valid is None:
         return None
     connection.execute(update(invite).where(invite.c.token_hash == digest(token)).values(used=now))
-    connection.execute(update(person).where(person.c.id == found[0]).values(password_hash=password_hash))
-    connection.execute(delete(session).where(session.c.person == found[0]))
-    return begin_session(connection, found[0], now)
+    connection.execute(update(person).where(person.c.id == valid[0]).values(password_hash=password_hash))
+    connection.execute(delete(session).where(session.c.person == valid[0]))
+    return begin_session(connection, valid[0], now)
 
 
 # --- sessions ---
@@ -171,22 +158,16 @@ def begin_session(connection: Connection, who: int, now: float | None = None) ->
     now = time.time() if now is None else now
     token = secrets.token_urlsafe(32)
     connection.execute(delete(session).where(session.c.expires < now))
-    connection.execute(
-        insert(session).values(
-            token_hash=digest(token),
-            person=who,
-            csrf=secrets.token_urlsafe(32),
-            created=now,
-            expires=now + SESSION_DAYS * _DAY,
-        )
-    )
+    times = {"created": now, "expires": now + SESSION_DAYS * _DAY}
+    row = {"token_hash": digest(token), "person": who, "csrf": secrets.token_urlsafe(32), **times}
+    connection.execute(insert(session), row)
     return token
 
 
 def caller_of(connection: Connection, token: str) -> Caller | None:
     """Whose session it is; None when it ended or the person was disabled."""
-    found = connection.execute(_CALLER, {"token": digest(token), "now": time.time()}).first()
-    return None if found is None else Caller(found.id, found.name, found.role, found.csrf)
+    row = connection.execute(_CALLER, {"token": digest(token), "now": time.time()}).first()
+    return None if row is None else Caller(*row)
 
 
 def end_session(connection: Connection, token: str) -> None:
@@ -206,10 +187,8 @@ def begin_attempt(connection: Connection, name: str, address: str, now: float | 
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("LOCK TABLE login_attempt IN EXCLUSIVE MODE")
     connection.execute(delete(login_attempt).where(login_attempt.c.at < now - WINDOW_SECONDS))
-    for column, value, most in (
-        (login_attempt.c.name, name, PER_NAME),
-        (login_attempt.c.address, address, PER_ADDRESS),
-    ):
+    limits = ((login_attempt.c.name, name, PER_NAME), (login_attempt.c.address, address, PER_ADDRESS))
+    for column, value, most in limits:
         if value and connection.execute(select(func.count()).where(column == value)).scalar_one() >= most:
             return None
     made = insert(login_attempt).values(name=name, address=address, at=now).returning(login_attempt.c.id)
@@ -227,8 +206,8 @@ def log_in(connection: Connection, name: str, attempt: int, who: int, old: str |
 def stored_password(connection: Connection, name: str) -> tuple[int, str | None] | None:
     """(id, password hash) of an active person."""
     query = select(person.c.id, person.c.password_hash).where(person.c.name == name, person.c.active)
-    found = connection.execute(query).first()
-    return None if found is None else (found.id, found.password_hash)
+    row = connection.execute(query).first()
+    return None if row is None else (row.id, row.password_hash)
 
 
 # --- what an admin does ---
@@ -246,7 +225,6 @@ def set_active(connection: Connection, who: int, active: bool, me: int | None = 
     changed = connection.execute(update(person).where(person.c.id == who).values(active=active)).rowcount == 1
     if changed and not active:
         connection.execute(delete(session).where(session.c.person == who))
-        connection.execute(
-            update(invite).where(invite.c.person == who, invite.c.used.is_(None)).values(used=time.time())
-        )
+        open_invites = update(invite).where(invite.c.person == who, invite.c.used.is_(None))
+        connection.execute(open_invites.values(used=time.time()))
     return changed

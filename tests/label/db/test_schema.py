@@ -11,7 +11,7 @@ from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from plaudit.errors import UserError
-from plaudit.label.db import schema, store
+from plaudit.label.db import ledger, schema
 from plaudit.label.db.database import as_url, connect, ensure_project, migrate, snapshot, writing
 
 OLD = Path(__file__).parent / "database_0001.json"
@@ -59,8 +59,8 @@ def test_a_database_of_the_first_schema_keeps_every_row(url: str) -> None:
             table = schema.metadata.tables[name]
             found = [dict(row._mapping) for row in connection.execute(select(table))]
             assert [{key: row[key] for key in old} for row, old in zip(found, rows[name], strict=True)] == rows[name]
-        (label,) = store.labels(connection)
-        assert (label.body["ranks"], label.order, store.project(connection).name) == ([2, 1], (1, 0), "Old")
+        (label,) = ledger.labels(connection)
+        assert (label.ranks, label.order, ledger.project(connection).name) == ((2, 1), (1, 0), "Old")
     for change in ("UPDATE label SET late = late", "DELETE FROM label"):
         with pytest.raises(DBAPIError, match="append-only"), writing(engine) as connection:
             connection.execute(text(change))
@@ -75,11 +75,11 @@ def test_a_database_of_the_first_schema_keeps_every_row(url: str) -> None:
 
 def test_migrating_twice_changes_nothing(engine: Engine) -> None:
     with snapshot(engine) as connection:
-        before = store.project(connection)
+        before = ledger.project(connection)
     migrate(engine)
     ensure_project(engine, "other")
     with snapshot(engine) as connection:
-        assert store.project(connection) == before
+        assert ledger.project(connection) == before
 
 
 @pytest.mark.parametrize("table", ["label", "conflict"])

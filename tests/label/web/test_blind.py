@@ -69,7 +69,7 @@ def test_a_gold_item_looks_like_any_other(world: World) -> None:
 
 def test_what_is_measured_in_time_does_not_depend_on_the_source(world: World) -> None:
     """Two items that differ in their sources alone give the same bytes but for the lease, and the same statements."""
-    texts = {"replies": draft(1).replies, "messages": draft(1).messages}
+    texts = {"replies": draft(1).replies, "prompt": draft(1).prompt}
     add_items(
         world.engine, [draft(1, **texts), draft(2, **{**texts, "sources": ("a-much-longer-name-of-a-source" * 9,) * 4})]
     )

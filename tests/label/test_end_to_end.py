@@ -1,10 +1,12 @@
 """The whole way without a person: three programs rank 120 items over HTTP, and a reward model learns from them."""
 
+import json
 import shutil
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ from sqlalchemy import Engine
 from conftest import TINY
 from plaudit.data.files import read_rankings
 from plaudit.label.db.database import writing
-from plaudit.label.db.people import make_invite
+from plaudit.label.people import make_invite
 from plaudit.label.queue.items import Draft, add_items
-from plaudit.records import Completion, Message
+from plaudit.records import Completion, Message, Prompt
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.train.run import Run
@@ -32,29 +34,24 @@ def drafts() -> list[Draft]:
     made = []
     for number in range(120):
         replies = [f"{kind} {THINGS[rng.integers(8)]} {number}." for kind in np.array(KINDS)[rng.permutation(3)]]
+        asked = Message("user", f"Tell me about {THINGS[number % 8]}, {number}.")
         split = "train" if number < 80 else "validation" if number < 100 else "test"
-        made.append(
-            Draft(
-                "rank",
-                (Message("user", f"Tell me about {THINGS[number % 8]}, {number}."),),
-                tuple(map(Completion, replies)),
-                ("sft",) * 3,
-                prompt_id=f"p{number}",
-                split=split,
-                overlap=3,
-            )
-        )
+        prompt = Prompt(f"p{number}", (asked,), "instruction", split)
+        made.append(Draft("rank", prompt, tuple(map(Completion, replies)), ("sft",) * 3, overlap=3))
     return made
 
 
 def annotator(seed: int, noise: float) -> Callable[[list[str]], dict[str, list[int]]]:
-    """Ranks by what the reply begins with, with noise."""
-    rng = np.random.default_rng(seed)
+    """Ranks by what the reply begins with. The noise is of the person and the reply: who asks when, and in which order
+    the replies are shown, changes nothing."""
+
+    def seen(html: str) -> float:
+        place = next(n for n, kind in enumerate(KINDS) if kind in html)
+        return place + noise * np.random.default_rng([seed, crc32(html.encode())]).normal()
 
     def judge(shown: list[str]) -> dict[str, list[int]]:
-        place = [next(n for n, kind in enumerate(KINDS) if kind in html) for html in shown]
-        seen = np.array(place) + rng.normal(0, noise, len(shown))
-        return {"ranks": [1 + int((seen < own).sum()) for own in seen]}
+        places = [seen(html) for html in shown]
+        return {"ranks": [1 + sum(other < own for other in places) for own in places]}
 
     return judge
 
@@ -72,23 +69,14 @@ def test_three_annotators_over_http_train_a_reward_model_that_beats_chance(
     names = ("ann", "bo", "cy")
     with writing(engine) as connection:
         tokens = [make_invite(connection, name, "annotator") for name in names]
-    counts: dict[str, int] = {}
 
-    def work(port: int, name: str, token: str, seed: int) -> None:
+    def work(port: int, name: str, token: str, seed: int) -> int:
         browser = Browser(port)
         browser.take_invite(token, f"a long password of {name}")
-        counts[name] = browser.label_all(annotator(seed, noise=0.6))
+        return browser.label_all(annotator(seed, noise=0.6))
 
-    with served(engine) as port:
-        threads = [
-            threading.Thread(target=work, args=(port, name, token, seed))
-            for seed, (name, token) in enumerate(zip(names, tokens, strict=True))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert counts == dict.fromkeys(names, 120)
+    with served(engine) as port, ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(work, [port] * 3, names, tokens, range(3))) == [120] * 3
 
     done = plaudit("label", "export", "--database", where, "--to", tmp_path / "rankings.jsonl")
     assert done.code == 0, done.err
@@ -98,7 +86,12 @@ def test_three_annotators_over_http_train_a_reward_model_that_beats_chance(
 
     run = tiny_run(tmp_path / "run", trained)
     shutil.rmtree(run.folder.path / "reward")
-    shutil.copyfile(tmp_path / "rankings.jsonl", run.folder.path / "preferences" / "rankings.jsonl")
+    # Who was quicker decides the order of the ledger; training must not hear of it.
+    lines = sorted(
+        (tmp_path / "rankings.jsonl").read_text().splitlines(),
+        key=lambda line: [json.loads(line)[key] for key in ("id", "annotator")],
+    )
+    (run.folder.path / "preferences" / "rankings.jsonl").write_text("".join(f"{line}\n" for line in lines))
     summary = reward.run(RewardConfig(**{**TINY["reward"], "epochs": 1}), run)
     assert summary["accuracy_ci"][0] > max(0.55, summary["length_baseline_accuracy"])
     assert summary["rankings_train"] >= 230

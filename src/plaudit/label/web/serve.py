@@ -1,30 +1,21 @@
-"""Open the project's database, put the items in, and serve it. The process never loads torch."""
+"""Listen, say where, and serve. The process never loads torch."""
 
 import ipaddress
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import typer
 import uvicorn
 from sqlalchemy import Connection, Engine, select, update
 
 from plaudit.errors import UserError
-from plaudit.label.db import people
-from plaudit.label.db.aside import DATABASE
-from plaudit.label.db.database import connect, ensure_project, migrate, writing
-from plaudit.label.db.schema import item, person, project
-from plaudit.label.queue import queue
-from plaudit.label.queue.items import rankings_path
+from plaudit.label import people
+from plaudit.label.db.database import writing
+from plaudit.label.db.schema import person, project
 from plaudit.label.web.app import create_app
-from plaudit.run.folder import RECIPE
 from plaudit.run.stopping import Interrupted
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -63,55 +54,6 @@ class Place:
             f"Warning: listening on {self.host} without TLS: passwords and labels can be read on the way. Put a proxy "
             "with TLS in front and give --url https://..., see docs/label.md."
         )
-
-
-def default_database(source: Path | None) -> Path:
-    """RUN/label/labels.sqlite of a run; FILE.labels.sqlite beside a file."""
-    if source is None:
-        raise UserError("which database? Give a run folder, a data file, or --database")
-    if (source / RECIPE).is_file():
-        return source / "label" / "labels.sqlite"
-    return source.with_name(f"{source.name}.labels.sqlite")
-
-
-def open_project(database: str | Path, name: str = "Plaudit") -> Engine:
-    """The engine of a database that is up to date and has its project."""
-    if "://" not in str(database):
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
-        Path(database).touch(mode=0o600)  # password hashes and labels are for nobody else on this machine
-    engine = connect(database)
-    migrate(engine)
-    ensure_project(engine, name)
-    return engine
-
-
-def has_items(engine: Engine) -> bool:
-    """Whether there is anything to label."""
-    with engine.connect() as connection:
-        return connection.execute(select(item.c.id).limit(1)).first() is not None
-
-
-def is_waiting_run(source: Path) -> bool:
-    """A run that has no rankings yet: it puts its replies into the database by itself and waits for labels."""
-    return (source / RECIPE).is_file() and not rankings_path(source).is_file()
-
-
-def add_in_another_process(database: str, arguments: Sequence[str]) -> None:
-    """`plaudit label add`: what reads data files may take memory that this process must not keep."""
-    command = [sys.executable, "-c", "from plaudit.cli.main import main; main()", "label", "add", *arguments]
-    done = subprocess.run(command, check=False, env={**os.environ, DATABASE: database})
-    if done.returncode != 0:
-        raise typer.Exit(done.returncode)  # it has said why
-
-
-def settle(engine: Engine, settings: dict[str, Any]) -> None:
-    """Change the project's settings that are not None."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    with writing(engine) as connection:
-        if given:
-            connection.execute(update(project).values(**given))
-        if "overlap" in given:
-            queue.set_overlap(connection, given["overlap"])
 
 
 def first_invite(connection: Connection) -> str | None:
@@ -156,18 +98,10 @@ def serve(engine: Engine, place: Place, listening: socket.socket, say: Callable[
     if token:
         say(f"First admin, set your password (works once, {people.INVITE_DAYS} days): {url}/invite/{token}")
     behind = place.proxy or ("127.0.0.1" if place.url else None)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-            proxy_headers=behind is not None,
-            forwarded_allow_ips=behind,
-        )
-    )
-    server.run(sockets=[listening])
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    proxied: dict[str, Any] = {"proxy_headers": behind is not None, "forwarded_allow_ips": behind}
+    config = uvicorn.Config(app, timeout_graceful_shutdown=5, **quiet, **proxied)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def listen(place: Place) -> socket.socket:
@@ -179,7 +113,6 @@ def listen(place: Place) -> socket.socket:
         listening.bind((place.host, place.port))
         listening.listen(512)  # whoever is told the address may knock at once
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {place.host}:{place.port}: {error.strerror}; choose another --port"
-        ) from error
+        said = f"cannot listen on {place.host}:{place.port}: {error.strerror}; choose another --port"
+        raise UserError(said) from error
     return listening

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from plaudit.label.web.render import HEADERS, LONGEST_MARKDOWN, PAGES, STATIC, markdown_html, page_html, reply_html
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ALLOWED = set(
     "p br hr strong em s code pre blockquote ul ol li h4 h5 h6 table thead tbody tr th td a".split()  # noqa: SIM905
 )

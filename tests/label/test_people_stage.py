@@ -187,7 +187,7 @@ def test_replies_of_several_models_and_temperatures_are_mixed(trained: Path) -> 
     assert {source for draft in drafts for source in draft.sources} == voices
     for draft in drafts:
         assert len({reply.text for reply in draft.replies}) == len(draft.replies) >= 2
-        assert draft.split == "train"
+        assert draft.prompt.split == "train"
     again, _ = sampled(trained, sampling)
     assert [draft.id for draft in again] == [draft.id for draft in drafts]
 

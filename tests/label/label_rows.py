@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from plaudit.label.db.ledger import Label, Ledger
-from plaudit.label.db.store import ItemRow, PersonRow, ReplyRow
+from plaudit.label.db.ledger import ItemRow, Label, Ledger, PersonRow, ReplyRow
 from plaudit.records import Message
 
 _numbers = count(1)

@@ -13,6 +13,7 @@ The ledger. A label is added and never changed: a change of mind is a new row th
 import random
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,13 @@ from sqlalchemy import Connection, Row, Select, bindparam, case, exists, func, i
 
 from plaudit.label.db.database import Raced
 from plaudit.label.db.schema import conflict, item, label, lease, project
-from plaudit.label.kinds.answers import body_of, canonical, hash_of
+from plaudit.label.kinds import body_of
+from plaudit.label.kinds.shared import canonical, hash_of
 
 _draw = random.SystemRandom()
 _SWEPT_AT_ONCE = 50
 CHECKED_AFTER = 5
-_LIVE = lease.c.state.in_(("open", "done"))
+LIVE = lease.c.state.in_(("open", "done"))
 
 
 @dataclass(frozen=True)
@@ -70,22 +72,19 @@ def _any_or_task(query: Select[Any]) -> _Queries:
     return query, query.where(item.c.task == bindparam("task"))
 
 
-_EARLIEST = select(func.min(lease.c.expires_at)).where(lease.c.state == "open").scalar_subquery()
-_SETTINGS = select(
-    project.c.overlap,
-    project.c.lease_minutes,
-    project.c.consistency_rate,
-    project.c.gold_rate,
-    _EARLIEST.label("earliest"),
-)
+_THIS_ITEM, _THIS_LEASE = item.c.id == bindparam("which"), lease.c.id == bindparam("which")
+_MINE, _HOLDS = lease.c.person == bindparam("me"), lease.c.state == "open"
+
+_EARLIEST = select(func.min(lease.c.expires_at)).where(_HOLDS).scalar_subquery().label("earliest")
+_SETTINGS = select(*project.c["overlap", "lease_minutes", "consistency_rate", "gold_rate"], _EARLIEST)
 _STALE = (
     select(lease.c.id, lease.c.item, lease.c.slot)
-    .where(lease.c.state == "open", lease.c.expires_at < bindparam("now"), lease.c.person != bindparam("me"))
+    .where(_HOLDS, lease.c.expires_at < bindparam("now"), ~_MINE)
     .limit(_SWEPT_AT_ONCE)
     .with_for_update(skip_locked=True)
 )
-_END = update(lease).where(lease.c.id == bindparam("which"), lease.c.state == "open").values(state=bindparam("to"))
-_TAKEN = select(func.count()).where(lease.c.item == item.c.id, lease.c.slot.is_not(None), _LIVE).scalar_subquery()
+_END = update(lease).where(_THIS_LEASE, _HOLDS).values(state=bindparam("to"))
+_TAKEN = select(func.count()).where(lease.c.item == item.c.id, lease.c.slot.is_not(None), LIVE).scalar_subquery()
 
 
 def _at_least_0(number: Any) -> Any:
@@ -93,31 +92,25 @@ def _at_least_0(number: Any) -> Any:
     return case((number > 0, number), else_=0)
 
 
-_LOCK_ITEM = select(item.c.id).where(item.c.id == bindparam("which")).with_for_update()
-_RECOUNT = (
-    update(item)
-    .where(item.c.id == bindparam("which"))
-    .values(free=_at_least_0(func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery()) - _TAKEN))
-)
-_SHOWN = (item.c.id, item.c.prompt, item.c.replies, item.c.task, item.c.overlap)
+_LOCK_ITEM = select(item.c.id).where(_THIS_ITEM).with_for_update()
+_WANTED = func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery())
+_RECOUNT = update(item).where(_THIS_ITEM).values(free=_at_least_0(_WANTED - _TAKEN))
+_SHOWN = item.c["id", "prompt", "replies", "task", "overlap"]
 _OPEN = _any_or_task(
     select(lease, item.c.prompt, item.c.replies)
     .join(item, item.c.id == lease.c.item)
-    .where(lease.c.person == bindparam("me"), lease.c.state == "open")
+    .where(_MINE, _HOLDS)
     .order_by(lease.c.served_at)
     .limit(1)
     .with_for_update(of=lease)
 )
-_RENEW = update(lease).where(lease.c.id == bindparam("which")).values(expires_at=bindparam("until"))
-_SERVE = insert(lease)
-# What this person had, but for leases that ran out without an answer: those may come again.
-_HAD = exists().where(
-    lease.c.item == item.c.id, lease.c.person == bindparam("me"), or_(lease.c.state != "expired", lease.c.late)
-)
-_WAITING = select(*_SHOWN).where(item.c.free > 0, ~_HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
+_RENEW = update(lease).where(_THIS_LEASE).values(expires_at=bindparam("until"))
+HAD = exists().where(lease.c.item == item.c.id, _MINE, or_(lease.c.state != "expired", lease.c.late))
+"""What this person had, but for leases that ran out without an answer: those may come again."""
+_WAITING = select(*_SHOWN).where(item.c.free > 0, ~HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
 _NEXT = _any_or_task(_WAITING.with_for_update(of=item, skip_locked=True))
 _NEXT_OF_ALL = _any_or_task(_WAITING.with_for_update(of=item))
-_GOLD = _any_or_task(select(*_SHOWN).where(item.c.gold.is_not(None), ~_HAD).order_by(item.c.number).limit(1))
+_GOLD = _any_or_task(select(*_SHOWN).where(item.c.gold.is_not(None), ~HAD).order_by(item.c.number).limit(1))
 _other = lease.alias()
 # A check of consistency is of something that the person answered, and then at least so many others.
 _WHILE_AGO = (
@@ -128,42 +121,27 @@ _WHILE_AGO = (
     .offset(CHECKED_AFTER)
     .scalar_subquery()
 )
+_CHECKED = exists().where(
+    _other.c.item == item.c.id, _other.c.person == bindparam("me"), _other.c.purpose == "consistency"
+)
 _AGAIN = _any_or_task(
     select(*_SHOWN)
     .join(lease, lease.c.item == item.c.id)
-    .where(
-        lease.c.person == bindparam("me"),
-        lease.c.purpose == "normal",
-        lease.c.state == "done",
-        lease.c.served_at <= _WHILE_AGO,
-        ~exists().where(
-            _other.c.item == item.c.id, _other.c.person == bindparam("me"), _other.c.purpose == "consistency"
-        ),
-    )
+    .where(_MINE, lease.c.purpose == "normal", lease.c.state == "done", lease.c.served_at <= _WHILE_AGO, ~_CHECKED)
     .order_by(lease.c.served_at)
     .limit(1)
 )
-_SLOTS = select(lease.c.slot).where(lease.c.item == bindparam("which"), lease.c.slot.is_not(None), _LIVE)
-_TAKE = update(item).where(item.c.id == bindparam("which")).values(free=item.c.free - 1)
-_LEASED = (
-    select(lease, project.c.flags)
-    .join(project, project.c.id == 1)
-    .where(lease.c.id == bindparam("which"))
-    .with_for_update(of=lease)
-)
+SLOTS = select(lease.c.slot).where(lease.c.item == bindparam("which"), lease.c.slot.is_not(None), LIVE)
+_TAKE = update(item).where(_THIS_ITEM).values(free=item.c.free - 1)
+_LEASED = select(lease, project.c.flags).join(project, project.c.id == 1).where(_THIS_LEASE).with_for_update(of=lease)
 # What the ledger has of this client id and of this lease, newest first.
 _KNOWN = (
-    select(
-        label.c.seq, label.c.client_id, label.c.person, label.c.lease, label.c.body_hash, label.c.late, label.c.seconds
-    )
+    select(*label.c["seq", "client_id", "person", "lease", "body_hash", "late", "seconds"])
     .where(or_(label.c.client_id == bindparam("client"), label.c.lease == bindparam("which")))
     .order_by(label.c.seq.desc())
 )
 _ADD = insert(label).returning(label.c.seq)
-_ADD_CONFLICT = insert(conflict)
-_ANSWERED = (
-    update(lease).where(lease.c.id == bindparam("which")).values(state=bindparam("to"), late=bindparam("is_late"))
-)
+_ANSWERED = update(lease).where(_THIS_LEASE).values(state=bindparam("to"), late=bindparam("is_late"))
 _LEASE_OF = select(label.c.lease).where(label.c.seq == bindparam("number"), label.c.person == bindparam("me"))
 
 
@@ -190,25 +168,12 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
         return None
     slot = _slot(connection, chosen.id, chosen.overlap or settings.overlap) if purpose == "normal" else None
     order = list(range(len(chosen.replies)))
-    if chosen.task != "write":
-        _draw.shuffle(order)
-    made = Claimed(
-        uuid.uuid4().hex, chosen.task, order, now + 60 * settings.lease_minutes, chosen.prompt, chosen.replies
-    )
-    row = {
-        "id": made.lease,
-        "item": chosen.id,
-        "person": me,
-        "task": chosen.task,
-        "slot": slot,
-        "order": order,
-        "served_at": now,
-        "expires_at": made.expires_at,
-        "state": "open",
-        "purpose": purpose,
-        "late": False,
-    }
-    connection.execute(_SERVE, row)
+    _draw.shuffle(order)
+    expires = now + 60 * settings.lease_minutes
+    made = Claimed(uuid.uuid4().hex, chosen.task, order, expires, chosen.prompt, chosen.replies)
+    row = {"id": made.lease, "item": chosen.id, "person": me, "task": chosen.task, "slot": slot, "order": order}
+    times = {"served_at": now, "expires_at": expires}
+    connection.execute(insert(lease), {**row, **times, "state": "open", "purpose": purpose, "late": False})
     return made
 
 
@@ -234,19 +199,16 @@ def recount(connection: Connection, which: str) -> None:
 def _choose(connection: Connection, me: int, task: str | None, settings: Any) -> tuple[Row[Any] | None, str]:
     """(item, purpose): by lot a gold item or a consistency check, else the first that waits."""
     lot = _draw.random()
-    if lot < settings.gold_rate:
-        found = _first(connection, _GOLD, me, task)
-        if found is not None:
-            return found, "gold"
-    elif lot < settings.gold_rate + settings.consistency_rate:
-        found = _first(connection, _AGAIN, me, task)
-        if found is not None:
-            return found, "consistency"
+    extra, purpose = (_GOLD, "gold") if lot < settings.gold_rate else (_AGAIN, "consistency")
+    if lot < settings.gold_rate + settings.consistency_rate:
+        chosen = _first(connection, extra, me, task)
+        if chosen is not None:
+            return chosen, purpose
     # An item that another claim holds is skipped; when all that is left is held, wait for them.
-    found = _first(connection, _NEXT, me, task)
-    if found is None and connection.dialect.name != "sqlite":
-        found = _first(connection, _NEXT_OF_ALL, me, task)
-    return found, "normal"
+    chosen = _first(connection, _NEXT, me, task)
+    if chosen is None and connection.dialect.name != "sqlite":
+        chosen = _first(connection, _NEXT_OF_ALL, me, task)
+    return chosen, "normal"
 
 
 def _first(connection: Connection, queries: _Queries, me: int, task: str | None) -> Row[Any] | None:
@@ -255,7 +217,7 @@ def _first(connection: Connection, queries: _Queries, me: int, task: str | None)
 
 def _slot(connection: Connection, which: str, overlap: int) -> int:
     """The lowest slot of the item that no live lease has; the item's row is locked."""
-    taken = set(connection.execute(_SLOTS, {"which": which}).scalars())
+    taken = set(connection.execute(SLOTS, {"which": which}).scalars())
     left = set(range(1, overlap + 1)) - taken
     if not left:
         raise Raced("the overlap was changed meanwhile")
@@ -295,27 +257,20 @@ def submit(
         if (known.person, known.lease, known.body_hash) == (me, which, digest):
             return Stored(known.seq, known.late, replayed=True)
         second = {"client_id": client, "person": me, "lease": which, "body": body, "created": now}
-        connection.execute(_ADD_CONFLICT, second)
+        connection.execute(insert(conflict), second)
         return Conflict(client)
-    last = rows[0] if rows else None
-    in_time = held.state == "open" and now <= held.expires_at
-    row = {
-        "client_id": client,
-        "lease": which,
-        "item": held.item,
-        "person": me,
-        "body": body,
-        "body_hash": digest,
-        "created": now,
-        "order": held.order,
-        "late": last.late if last is not None else not in_time,
-        # Of a correction it is still the time from serving to the first answer.
-        "seconds": last.seconds if last is not None else max(0.0, now - held.served_at),
-        "supersedes": last.seq if last is not None else None,
-    }
+    row = {"client_id": client, "lease": which, "item": held.item, "person": me, "created": now, "order": held.order}
+    row |= {"body": body, "body_hash": digest}
+    if rows:
+        last = rows[0]
+        # The time is still that from serving to the first answer.
+        row |= {"late": last.late, "seconds": last.seconds, "supersedes": last.seq}
+    else:
+        late = held.state != "open" or now > held.expires_at
+        row |= {"late": late, "seconds": max(0.0, now - held.served_at), "supersedes": None}
     seq = connection.execute(_ADD, row).scalar_one()
-    if last is None:
-        _answered(connection, held, late=not in_time)
+    if not rows:
+        _answered(connection, held, late=row["late"])
     return Stored(seq, row["late"], replayed=False)
 
 
@@ -334,10 +289,18 @@ def correct(connection: Connection, me: int, seq: int, client: str, sent: dict[s
     return submit(connection, me, which, client, sent)
 
 
-def set_overlap(connection: Connection, overlap: int) -> None:
-    """How many people label an item from now on. Slots that are taken stay taken."""
-    connection.execute(update(project).values(overlap=overlap))
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("LOCK TABLE item IN EXCLUSIVE MODE")  # claims wait, so that the count below holds
-    change = update(item).where(item.c.gold.is_(None), item.c.overlap.is_(None))
-    connection.execute(change.values(free=_at_least_0(overlap - _TAKEN)))
+# --- settings ---
+
+
+def settle(connection: Connection, settings: Mapping[str, Any]) -> None:
+    """Change the project's settings that are not None. Slots that are taken stay taken, whatever the overlap is."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given:
+        connection.execute(update(project).values(given))
+    if "overlap" in given:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(
+                "LOCK TABLE item IN EXCLUSIVE MODE"
+            )  # claims wait, so that the count below holds
+        change = update(item).where(item.c.gold.is_(None), item.c.overlap.is_(None))
+        connection.execute(change.values(free=_at_least_0(given["overlap"] - _TAKEN)))

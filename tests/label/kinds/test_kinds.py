@@ -6,9 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.label.kinds.answers import BadAnswer, body_of, canonical, hash_of, positions_of
+from plaudit.label.db.schema import TASKS
+from plaudit.label.kinds import KINDS, body_of
+from plaudit.label.kinds.shared import BadAnswer, canonical, hash_of
 
 FLAGS = ("unsafe", "untrue", "too long")
+
+
+def test_every_task_of_the_schema_is_a_kind() -> None:
+    assert set(KINDS) == set(TASKS) and all(kind.name == task for task, kind in KINDS.items())
+
+
+def test_what_the_page_of_each_kind_is_given() -> None:
+    replies = [{"text": "a"}, {"text": "b"}]
+    assert KINDS["rank"].shown([1, 0], replies) == KINDS["compare"].shown([1, 0], replies) == (replies[::-1], None)
+    assert KINDS["write"].shown([0], replies[:1]) == ([], "a")
+    assert KINDS["write"].shown([], []) == ([], "")
 
 
 def test_ranks_and_flags_go_to_the_reply_that_was_shown_there() -> None:
@@ -89,7 +102,7 @@ def test_there_and_back(case: tuple[list[int], list[int]]) -> None:
     """What was sent, with dense ranks, comes back; and the best that was shown is the best that is kept."""
     order, ranks = case
     body = body_of("rank", order, FLAGS, {"ranks": ranks})
-    back = positions_of(order, body)
+    back = KINDS["rank"].sent(order, body)
     values = sorted(set(ranks))
     assert back["ranks"] == [values.index(rank) + 1 for rank in ranks]
     assert {order[p] for p, rank in enumerate(ranks) if rank == min(ranks)} == {

@@ -10,9 +10,9 @@ from label_rows import item, label, ledger, person
 from rich.console import Console
 
 from plaudit.cli.label_transfer import people_tables
-from plaudit.label.db.ledger import Label, dense, standing, verdicts_of
-from plaudit.label.db.store import ItemRow
-from plaudit.label.quality import quality
+from plaudit.label.db.ledger import ItemRow, Label, standing
+from plaudit.label.kinds.rank import dense, verdicts_of
+from plaudit.label.quality import agreement, annotator
 from plaudit.label.quality.dashboard import dashboard
 
 DAY = 86400.0
@@ -23,7 +23,7 @@ def test_ranks_say_who_is_better_in_every_pair() -> None:
     assert verdicts_of((1, 2, 2)) == {(0, 1): 1, (0, 2): 1, (1, 2): 0}
     assert verdicts_of((3, 1)) == {(0, 1): -1}
     assert dense((2, 5, 2, 9)) == (1, 2, 1, 3)
-    assert quality.middle_ranks((1, 2, 2, 3)) == [1, 2.5, 2.5, 4]
+    assert agreement.middle_ranks((1, 2, 2, 3)) == [1, 2.5, 2.5, 4]
 
 
 def test_the_last_correction_stands() -> None:
@@ -49,7 +49,7 @@ def test_agreement_by_hand() -> None:
         label(j, (1, 1), person=2),
         label(k, (1, 2)),
     ]
-    found = quality.agreement(labels)
+    found = agreement.agreement(labels)
     assert (found["people"], found["items"]) == (2, 2)
     assert found["pairs"]["share"] == pytest.approx(2 / 3)
     assert found["pairs"]["n"] == 3
@@ -67,14 +67,14 @@ def test_agreement_by_hand() -> None:
         }
     ]
     assert found["alpha_ranks"] is not None
-    assert quality.item_agreement(labels) == {"i": pytest.approx(2 / 3)}
+    assert agreement.item_agreement(labels) == {"i": pytest.approx(2 / 3)}
 
 
 def test_agreement_of_people_who_all_agree_or_never_met() -> None:
     i, j = item("i", "abc"), item("j", "abc")
-    alike = quality.agreement([label(i, (1, 2, 3)), label(i, (1, 2, 3), person=2)])
+    alike = agreement.agreement([label(i, (1, 2, 3)), label(i, (1, 2, 3), person=2)])
     assert alike["pairs"]["share"] == alike["alpha"] == alike["alpha_ranks"] == 1.0
-    apart = quality.agreement([label(i, (1, 2, 3)), label(j, (1, 2, 3), person=2)])
+    apart = agreement.agreement([label(i, (1, 2, 3)), label(j, (1, 2, 3), person=2)])
     assert (apart["items"], apart["pairs"], apart["alpha"], apart["between"]) == (0, None, None, [])
 
 
@@ -86,7 +86,7 @@ def test_labels_that_are_late_or_asked_again_or_gold_do_not_count_as_agreement()
         label(i, (2, 1), purpose="consistency"),
         label(i, (2, 1), person=3, purpose="gold"),
     ]
-    assert quality.agreement(labels)["items"] == 0
+    assert agreement.agreement(labels)["items"] == 0
 
 
 def test_position_bias_by_hand() -> None:
@@ -94,23 +94,23 @@ def test_position_bias_by_hand() -> None:
     (3, 2) go to the later one, (1, 2) to the earlier: 1 of 3; and the first shown is not the best."""
     one = item("i", "abc")
     own = [label(one, (1, 2, 3), order=(2, 0, 1))]
-    found = quality.earlier_wins(own)
+    found = annotator.earlier_wins(own)
     assert found is not None
     assert (found["share"], found["n"]) == (pytest.approx(1 / 3), 3)
-    first = quality.first_is_best(own)
+    first = annotator.first_is_best(own)
     assert first is not None
     assert first["share"] == 0.0
-    tied = quality.first_is_best([label(one, (1, 1, 2))])
+    tied = annotator.first_is_best([label(one, (1, 1, 2))])
     assert tied is None
 
 
 def test_length_bias_by_hand() -> None:
     """Lengths 1, 3, 3 ranked (3, 1, 2): the longer wins both pairs whose lengths differ."""
     one = item("i", ["a", "bbb", "ccc"])
-    found = quality.longer_wins({"i": one}, [label(one, (3, 1, 2))])
+    found = annotator.longer_wins({"i": one}, [label(one, (3, 1, 2))])
     assert found is not None
     assert (found["share"], found["n"]) == (1.0, 2)
-    assert quality.longer_wins({"i": one}, [label(one, (1, 1, 1))]) is None
+    assert annotator.longer_wins({"i": one}, [label(one, (1, 1, 1))]) is None
 
 
 def test_gold_and_consistency_by_hand() -> None:
@@ -118,13 +118,13 @@ def test_gold_and_consistency_by_hand() -> None:
     strict both times are (0,2) and (1,2), alike both times."""
     one = item("i", "abc", gold=(1, 2, 3))
     said = [label(one, (1, 1, 2), seq=1), label(one, (2, 1, 3), seq=2, purpose="consistency")]
-    gold = quality.gold_accuracy({"i": one}, said[:1])
+    gold = annotator.gold_accuracy({"i": one}, said[:1])
     assert gold is not None
     assert (gold["share"], gold["n"]) == (pytest.approx(2.5 / 3), 3)
-    again = quality.consistency(said)
+    again = annotator.consistency(said)
     assert again is not None
     assert (again["share"], again["n"]) == (1.0, 2)
-    assert quality.consistency(said[:1]) is None
+    assert annotator.consistency(said[:1]) is None
 
 
 def test_pace_by_hand() -> None:
@@ -132,10 +132,10 @@ def test_pace_by_hand() -> None:
     one = item("i", ["word " * 12, "word " * 12])
     own = [label(one, (1, 2), seconds=s) for s in (2.1, 2.2, 10.0, 100.0)]
     own.append(label(one, (1, 2), seconds=0.0, order=()))
-    found = quality.pace({"i": one}, own)
+    found = annotator.pace({"i": one}, own)
     assert found["seconds"]["median"] == pytest.approx(6.1)
     assert found["too_fast"]["share"] == 0.25
-    assert quality.pace({"i": one}, []) == {"seconds": None, "too_fast": None}
+    assert annotator.pace({"i": one}, []) == {"seconds": None, "too_fast": None}
 
 
 # --- the dashboard ---

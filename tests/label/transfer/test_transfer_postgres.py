@@ -11,9 +11,8 @@ from annotators import join, label_next
 from sqlalchemy import Engine
 
 from local_postgres import PostgresServer, binaries
-from plaudit.label.db.database import snapshot
+from plaudit.label.db.database import open_project, snapshot
 from plaudit.label.db.ledger import read
-from plaudit.label.serve import open_project
 from plaudit.label.transfer.export import export
 from plaudit.label.transfer.import_labels import import_labels
 

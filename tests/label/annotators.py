@@ -18,7 +18,7 @@ from sqlalchemy import Engine, insert
 
 from plaudit.label.db.database import connect, writing
 from plaudit.label.db.schema import person
-from plaudit.label.queue import queue
+from plaudit.label.queue import leases
 from plaudit.label.web.app import create_app
 
 Judge = Callable[[list[str]], dict[str, Any]]
@@ -35,11 +35,11 @@ def join(engine: Engine, name: str) -> int:
 def label_next(engine: Engine, who: int, judge: Judge, task: str | None = None) -> bool:
     """Claim and submit one item; False when nothing is left."""
     with writing(engine) as connection:
-        claimed = queue.claim(connection, who, task)
+        claimed = leases.claim(connection, who, task)
         if claimed is None:
             return False
         shown = [claimed.replies[reply]["text"] for reply in claimed.order]
-        queue.submit(connection, who, claimed.lease, str(uuid.uuid4()), judge(shown))
+        leases.submit(connection, who, claimed.lease, str(uuid.uuid4()), judge(shown))
         return True
 
 
@@ -91,7 +91,7 @@ class Browser:
     """One person's way through the page's own addresses: invite, claim, submit."""
 
     def __init__(self, port: int):
-        self.connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        self.connection = HTTPConnection("127.0.0.1", port, timeout=120)
         self.cookies: dict[str, str] = {}
         self.csrf = ""
 
@@ -118,8 +118,12 @@ class Browser:
         self.csrf = json.loads(self.send("GET", "/api/me")[1])["csrf"]
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        status, text = self.send("POST", path, json.dumps(body).encode())
-        return status, json.loads(text) if text else None
+        """Tried again, as the page does, while the server is too busy."""
+        while True:
+            status, text = self.send("POST", path, json.dumps(body).encode())
+            if status != 503:
+                return status, json.loads(text) if text else None
+            time.sleep(0.5)
 
     def label_all(self, judge: Judge) -> int:
         """How many items there were."""

@@ -1,0 +1,154 @@
+"""What one person's labels are like: pace, habits, bias, gold items, consistency with themselves and with others.
+
+Shares are as in agreement.py.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from plaudit.label.db.ledger import ItemRow, Label
+from plaudit.label.kinds.rank import VERDICTS, verdicts_of
+from plaudit.label.quality.agreement import Pair, Share, judged_pairs, share_of, strict
+from plaudit.label.quality.reliability import reliabilities
+
+WORDS_A_SECOND = 12.0
+"""Nobody reads faster: three times the 238 words a minute of silent reading (Brysbaert 2019)."""
+
+
+def person_quality(
+    items: Mapping[str, ItemRow], labels: Sequence[Label], people: Iterable[int]
+) -> dict[int, dict[str, Any]]:
+    """Person -> what their labels are like, beside everybody else's; None for whatever there is nothing of."""
+    judged = judged_pairs(labels)
+    reliable = reliabilities(strict(judged))
+    measured = {}
+    for who in people:
+        own = [label for label in labels if label.person == who]
+        measured[who] = {
+            **pace(items, own),
+            **habits(own),
+            "earlier_wins": earlier_wins(own),
+            "first_is_best": first_is_best(own),
+            "longer_wins": longer_wins(items, own),
+            "gold": gold_accuracy(items, own),
+            "self": consistency(own),
+            "others": with_others(judged, who),
+            "reliability": reliable.get(who),
+        }
+    return measured
+
+
+def pace(items: Mapping[str, ItemRow], own: Sequence[Label]) -> dict[str, Any]:
+    """Seconds an item (median, 10th and 90th percentile) and the share of labels faster than the texts can be read.
+
+    The time of a correction is that of the first answer; imported labels have none.
+    """
+    timed = [label for label in own if label.seconds > 0]
+    if not timed:
+        return {"seconds": None, "too_fast": None}
+    seconds = [label.seconds for label in timed]
+    low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9])
+    too_fast = [(float(label.seconds < words_of(items[label.item]) / WORDS_A_SECOND), label.item) for label in timed]
+    return {
+        "seconds": {"p10": float(low), "median": float(middle), "p90": float(high)},
+        "too_fast": share_of(too_fast),
+    }
+
+
+def words_of(item: ItemRow) -> int:
+    """Words of the last turn and of all replies: the least that has to be read."""
+    texts = [item.messages[-1].content, *(reply.text for reply in item.replies)]
+    return sum(len(text.split()) for text in texts)
+
+
+def habits(own: Sequence[Label]) -> dict[str, Any]:
+    """Shares of ties among the pairs, and of labels "all bad" and "cannot judge"."""
+    judging = [label for label in own if label.text is None]
+    signs = [sign for label in judging if label.ranks for sign in verdicts_of(label.ranks).values()]
+    verdicts = {
+        name: float(np.mean([label.verdict == name for label in judging])) if judging else None for name in VERDICTS
+    }
+    return {"ties": float(np.mean([sign == 0 for sign in signs])) if signs else None, **verdicts}
+
+
+def _strict_pairs(own: Sequence[Label]) -> Iterator[tuple[Label, int, int]]:
+    """(label, better reply, worse reply) of every pair that is ordered strictly."""
+    for label in own:
+        for (i, j), sign in verdicts_of(label.ranks or ()).items():
+            if sign:
+                yield label, *((i, j) if sign > 0 else (j, i))
+
+
+def earlier_wins(own: Sequence[Label]) -> Share | None:
+    """Of the strictly ordered pairs, the share won by the reply that was shown further up. ½ is no position bias: the
+    order is drawn anew for every view."""
+    return share_of(
+        (float(label.order.index(better) < label.order.index(worse)), label.item)
+        for label, better, worse in _strict_pairs(own)
+        if label.order
+    )
+
+
+def first_is_best(own: Sequence[Label]) -> Share | None:
+    """Of the labels with a single best reply, the share where it was shown first; 1/K for somebody who reads."""
+    return share_of(
+        (float(label.ranks[label.order[0]] == min(label.ranks)), label.item)
+        for label in own
+        if label.ranks is not None and label.order and label.ranks.count(min(label.ranks)) == 1
+    )
+
+
+def longer_wins(items: Mapping[str, ItemRow], own: Sequence[Label]) -> Share | None:
+    """Of the strictly ordered pairs of replies of different length (characters), the share won by the longer one."""
+
+    def lengths() -> Iterator[tuple[int, int, str]]:
+        for label, better, worse in _strict_pairs(own):
+            replies = items[label.item].replies
+            yield len(replies[better].text), len(replies[worse].text), label.item
+
+    return share_of((float(won > lost), item) for won, lost, item in lengths() if won != lost)
+
+
+def gold_accuracy(items: Mapping[str, ItemRow], own: Sequence[Label]) -> Share | None:
+    """Of the pairs that an item's known answer orders, the share ordered alike; a tie is half right."""
+
+    def right() -> Iterator[tuple[float, str]]:
+        for label in own:
+            gold = items[label.item].gold
+            if gold is None or label.ranks is None:
+                continue
+            said = verdicts_of(label.ranks)
+            for pair, sign in verdicts_of(gold).items():
+                if sign:
+                    yield 0.5 + 0.5 * sign * said[pair], label.item
+
+    return share_of(right())
+
+
+def consistency(own: Sequence[Label]) -> Share | None:
+    """Of the pairs that somebody ordered strictly both times they saw an item, the share ordered alike."""
+    first: dict[str, Label] = {}
+
+    def alike() -> Iterator[tuple[float, str]]:
+        for label in sorted((label for label in own if label.ranks is not None), key=lambda row: row.seq):
+            before = first.setdefault(label.item, label)
+            if before is label:
+                continue
+            then = verdicts_of(before.ranks or ())
+            for pair, sign in verdicts_of(label.ranks or ()).items():
+                if sign and then[pair]:
+                    yield float(sign == then[pair]), label.item
+
+    return share_of(alike())
+
+
+def with_others(judged: Mapping[Pair, Mapping[int, int]], who: int) -> Share | None:
+    """Of the strict verdicts of one person beside one of somebody else on the same pair, the share that is the same."""
+    return share_of(
+        (float(given[who] == sign), item)
+        for (item, *_), given in judged.items()
+        for other, sign in given.items()
+        if other != who and sign and given.get(who)
+    )
