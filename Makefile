@@ -22,7 +22,7 @@ test: $(READY)
 
 # The tests of correctness once more, with everything left to the libraries that can be.
 test-plain: $(READY)
-	PLAUDIT_PLAIN=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile tests/models tests/rollout \
+	PLAUDIT_PLAIN=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile tests/models tests/rewards tests/rollout \
 		tests/stages/test_ppo_stage.py tests/stages/test_ppo_law.py tests/stages/test_train.py
 
 test-long: $(READY)

@@ -1,6 +1,6 @@
 """W-RM with Plaudit: pairs a second, peak memory and held-out accuracy of the reward stage on a fixed workload.
 
-Runs the stage itself, `plaudit.stages.reward.loop.run`, on rankings of two replies: LoRA r=16, alpha=32 on all linear
+Runs the stage itself, `plaudit.stages.reward.loop.train`, on rankings of two replies: LoRA r=16, alpha=32 on all linear
 layers and the head, bfloat16, one epoch, 8 pairs a step, 2e-4 cosine. The time is that of the optimiser steps, which
 the stage counts; tokenising, held-out scores and exports are not in it (nor in the peer's), but `peak_rss_mb` is that
 of all of it.
@@ -106,7 +106,7 @@ def measure(
         (folder.stage("sft") / "model").symlink_to(Path(source).resolve())
         rows = [ranking.as_json() for ranking in (*train, *as_rankings(given.held_out, "test"))]
         write_rows(folder.stage("preferences") / "rankings.jsonl", rows)
-        summary = reward.run(config, Run(folder, seed, choose_machine("bfloat16"), source, None, (), ()))
+        summary = reward.train(config, Run(folder, seed, choose_machine("bfloat16"), source, None, (), ()))
         if keep is not None:
             shutil.copytree(folder.path / "reward", keep)
         scored = [row["scores"] for _, row in read_rows(folder.path / "reward" / "scores.jsonl")]

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from plaudit.cli import main as cli
 from plaudit.rewards import sources as scoring
-from plaudit.rewards.sources import Rewards
+from plaudit.rewards.sources import RewardSources
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.stages import pipeline, recipe
 from plaudit.train.optimiser import MasterAdamW
@@ -37,7 +37,7 @@ from plaudit.train.optimiser import MasterAdamW
 DISK = ("write", "fsync", "replace", "mkdir", "rmdir", "unlink")
 WORK: tuple[tuple[Any, str, str], ...] = (
     (InProcessEngine, "_generate_batch", "sample"),
-    (Rewards, "score", "score"),
+    (RewardSources, "score", "score"),
     (torch.Tensor, "backward", "backward"),
     (MasterAdamW, "step", "step"),
 )

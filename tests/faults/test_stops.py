@@ -229,7 +229,7 @@ def test_in_bfloat16_the_first_ratio_is_still_one(
     """Memory runs out in the first step of an update: the old log-probabilities are computed anew in the smaller
     micro-batches, or the check of the first ratio would stop the run (it allows bf16 no rounding at all)."""
     run = tiny_run(tmp_path, trained, "bfloat16")
-    reward.run(RewardConfig(**TINY["reward"]), run)
+    reward.train(RewardConfig(**TINY["reward"]), run)
     failed = little_memory(monkeypatch, 1, "policy")
     real = ppo_update.accumulate
 

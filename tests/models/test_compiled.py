@@ -11,9 +11,11 @@ from plaudit.models.kernels.compiled import compile_layers
 
 
 def test_without_a_compiler_it_is_refused_before_any_work(
-    tiny_model: Callable[..., Path], load: Callable[[Path], PreTrainedModel], monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Callable[..., Path],
+    load: Callable[[Path], PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"C\+\+ compiler \(g\+\+ or clang\+\+\)"):

@@ -27,9 +27,15 @@ def fast_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 def model_of(dtype: torch.dtype = torch.float32, **lora: object) -> PeftModel:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attention_bias=True, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        initializer_range=0.3,
+    )
     base: PreTrainedModel = LlamaForCausalLM(config).to(dtype)
     lora.setdefault("target_modules", "all-linear")
     settings = LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", **lora)

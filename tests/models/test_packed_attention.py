@@ -13,7 +13,7 @@ from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
 from plaudit.models.config import LoraSettings
 from plaudit.models.kernels import attention
-from plaudit.models.kernels.attention import use_packed_attention
+from plaudit.models.kernels.attention import prepare_attention, use_packed_attention
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, Message, Prompt
@@ -29,10 +29,17 @@ def build(architecture: str, vocabulary: int = 340) -> PreTrainedModel:
         return make_model(architecture, vocabulary)
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=WINDOW, max_position_embeddings=256, initializer_range=0.3,
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=WINDOW,
+        max_position_embeddings=256,
+        initializer_range=0.3,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     model = MistralForCausalLM(config)
     model.set_attn_implementation("sdpa")
     return model.eval()
@@ -145,8 +152,12 @@ def test_what_the_mask_of_a_packed_row_lets_see() -> None:
     """Two tokens alone, then a prompt of one token with two replies of one; and two and two inside a window of two."""
     seen = attention.sees((2, (1, 1, 1)), None, CPU)[0, 0]
     assert seen.int().tolist() == [
-        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 0, 1],
-    ]  # fmt: skip
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 0, 1],
+    ]
     longer = attention.sees(((2, 2),), 2, CPU)[0, 0]
     assert longer.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
 
@@ -200,3 +211,13 @@ def test_lost_positions_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_probe", without_positions)
     reason = use_packed_attention(build("gpt2"))
     assert reason is not None and "otherwise than alone" in reason
+
+
+def test_plain_leaves_attention_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAUDIT_PLAIN", "1")
+    model = build("llama")
+    usual = model.config._attn_implementation
+    assert str(prepare_attention(model)) == "padded: PLAUDIT_PLAIN=1"
+    assert model.config._attn_implementation == usual
+    monkeypatch.delenv("PLAUDIT_PLAIN")
+    assert str(prepare_attention(model)) == "shared"

@@ -17,6 +17,7 @@ from plaudit.models.kernels.attention import use_packed_attention
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import Tokens
+from plaudit.train.saving import load_parameters
 
 LORA = LoraSettings(r=4, alpha=8)
 POLICY = frozenset({"logprobs", "values"})
@@ -317,7 +318,7 @@ def test_adapter_state_is_a_copy_and_can_be_put_back(four: Roles, ragged: Tokens
         for parameter in four.trainable().values():
             parameter.add_(0.3)
     assert not torch.equal(four(ragged, "policy", POLICY).logprobs_BT, policy.logprobs_BT)
-    four.load_adapter_state(state)
+    load_parameters(four.trainable(), state)
     back = four(ragged, "policy", POLICY)
     assert torch.equal(back.logprobs_BT, policy.logprobs_BT)
     assert torch.equal(back.values_BT, policy.values_BT)

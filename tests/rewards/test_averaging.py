@@ -20,9 +20,14 @@ SCORES = frozenset({"scores"})
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("members", [2, 3])
 def test_the_update_is_the_mean_of_the_members_updates(
-    architecture: str, members: int, tiny_model: Callable[..., Path], load: Load, stirred: Callable[..., Roles],
-    tmp_path: Path, ragged: Tokens,
-) -> None:  # fmt: skip
+    architecture: str,
+    members: int,
+    tiny_model: Callable[..., Path],
+    load: Load,
+    stirred: Callable[..., Roles],
+    tmp_path: Path,
+    ragged: Tokens,
+) -> None:
     """W + ΔW of the average against the mean of (W + ΔW_m), layer by layer; alpha/r is not 1 here."""
     base = tiny_model(architecture)
     roles = stirred(load(base), trained="reward", members=members, lora=LoraSettings(r=4, alpha=12))

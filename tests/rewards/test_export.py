@@ -37,9 +37,14 @@ def sequences(chat: ChatFormat) -> Tokens:
 @pytest.mark.parametrize("pad", [PAD, EOS, None], ids=["own pad", "pad is eos", "no pad"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_reward_model_scores_in_plain_transformers(
-    architecture: str, pad: str | None, tiny_model: Callable[..., Path], load: Load,
-    chat_of: Callable[..., ChatFormat], stirred: Callable[..., Roles], tmp_path: Path,
-) -> None:  # fmt: skip
+    architecture: str,
+    pad: str | None,
+    tiny_model: Callable[..., Path],
+    load: Load,
+    chat_of: Callable[..., ChatFormat],
+    stirred: Callable[..., Roles],
+    tmp_path: Path,
+) -> None:
     """A right-padded batch of replies of several lengths: the score is read at the last real token, EOS included."""
     base = tiny_model(architecture, pad=pad)
     chat, roles = chat_of(base), stirred(load(base), trained="reward")
@@ -75,9 +80,14 @@ def test_reward_model_scores_in_plain_transformers(
 @pytest.mark.parametrize("pad", [PAD, EOS], ids=["own pad", "pad is eos"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_policy_is_a_plain_causal_language_model(
-    architecture: str, pad: str, tiny_model: Callable[..., Path], load: Load,
-    chat_of: Callable[..., ChatFormat], stirred: Callable[..., Roles], tmp_path: Path,
-) -> None:  # fmt: skip
+    architecture: str,
+    pad: str,
+    tiny_model: Callable[..., Path],
+    load: Load,
+    chat_of: Callable[..., ChatFormat],
+    stirred: Callable[..., Roles],
+    tmp_path: Path,
+) -> None:
     base = tiny_model(architecture, pad=pad)
     chat, roles = chat_of(base), stirred(load(base), trained="policy")
     tokens = sequences(chat)
@@ -100,9 +110,12 @@ def test_policy_is_a_plain_causal_language_model(
 
 
 def test_the_export_is_not_the_base(
-    tiny_model: Callable[..., Path], load: Load, chat_of: Callable[..., ChatFormat], stirred: Callable[..., Roles],
+    tiny_model: Callable[..., Path],
+    load: Load,
+    chat_of: Callable[..., ChatFormat],
+    stirred: Callable[..., Roles],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     base = tiny_model()
     export_policy(stirred(load(base), trained="policy"), chat_of(base), str(base), tmp_path / "policy", torch.float32)
     before, after = dict(load(base).named_parameters()), dict(load(tmp_path / "policy").named_parameters())

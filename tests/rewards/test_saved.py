@@ -79,7 +79,7 @@ def test_save_load_merge_export_load(trained: Path) -> None:
 def test_save_load_merge_export_load_in_bfloat16(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> None:
     """bf16: loading gives the very scores; the merge rounds once more, and what that costs is in the summary."""
     run = tiny_run(tmp_path, trained, "bfloat16")
-    summary = reward.run(RewardConfig(**TINY["reward"]), run)
+    summary = reward.train(RewardConfig(**TINY["reward"]), run)
     folder = run.folder.path / "reward"
     adapters = loaded(folder, torch.bfloat16)
     tokens = texts(trained, adapters.chat)
@@ -100,8 +100,10 @@ def test_the_contract_of_a_run(trained: Path, chat_of: Callable[..., ChatFormat]
     assert contract.rankings_sha256 == file_hashes(trained / "preferences", ["rankings.jsonl"])["rankings.jsonl"]
     assert {"model.safetensors", "tokenizer.json", "config.json"} <= contract.base.keys()
     assert contract.files.keys() == {
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "head.safetensors",
-    }  # fmt: skip
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "head.safetensors",
+    }
     # The golden scores are those of the probes, one by one, by plain transformers.
     model = AutoModelForSequenceClassification.from_pretrained(trained / "reward/model").eval()
     assert len(contract.golden) == len(PROBES) >= 4
@@ -120,9 +122,13 @@ def test_the_probes_are_of_every_kind() -> None:
 
 
 WEIGHTS = (
-    "reward/adapter/adapter_model.safetensors", "reward/head.safetensors", "sft/model/model.safetensors",
-    "reward/adapter/adapter_config.json", "sft/model/config.json", "sft/model/tokenizer.json",
-)  # fmt: skip
+    "reward/adapter/adapter_model.safetensors",
+    "reward/head.safetensors",
+    "sft/model/model.safetensors",
+    "reward/adapter/adapter_config.json",
+    "sft/model/config.json",
+    "sft/model/tokenizer.json",
+)
 
 
 @pytest.mark.row(26)

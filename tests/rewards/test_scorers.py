@@ -85,8 +85,11 @@ def test_a_function_gets_texts_with_ids(tmp_path: Path) -> None:
     assert scorer.score(ITEMS) == LENGTHS
     seen = vars(scorer)["_function"].__globals__["seen"]
     assert seen[2] == {
-        "id": "p2#0", "prompt": [{"role": "user", "content": "Question 2?"}], "completion": "xx", "finished": True,
-    }  # fmt: skip
+        "id": "p2#0",
+        "prompt": [{"role": "user", "content": "Question 2?"}],
+        "completion": "xx",
+        "finished": True,
+    }
 
 
 def test_an_installed_function_is_found_by_its_module() -> None:
@@ -222,8 +225,11 @@ def test_an_endpoint_scores_by_id_in_batches(reward_server: RewardServer, answer
     assert asking(reward_server, batch_size=2).score(ITEMS) == LENGTHS
     assert [len(body["items"]) for body, _ in reward_server.requests] == [2, 2, 1]
     assert reward_server.requests[1][0]["items"][0] == {
-        "id": "p2#0", "prompt": [{"role": "user", "content": "Question 2?"}], "completion": "xx", "finished": True,
-    }  # fmt: skip
+        "id": "p2#0",
+        "prompt": [{"role": "user", "content": "Question 2?"}],
+        "completion": "xx",
+        "finished": True,
+    }
 
 
 def test_an_endpoint_that_fails_for_a_while_is_asked_again(reward_server: RewardServer, waits: list[float]) -> None:

@@ -21,7 +21,7 @@ from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.tokens import pad_right
 from plaudit.rewards.config import RewardSource, names_of, uses_trained
-from plaudit.rewards.sources import Rewards, score_items
+from plaudit.rewards.sources import RewardSources, score_items
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo.config import PPOConfig
@@ -142,10 +142,6 @@ def batch(tiny_run: Callable[..., Run], trained: Path, tmp_path: Path) -> tuple[
     return run, chat, prompts, tokens, texts
 
 
-def no_trained() -> torch.Tensor:
-    raise AssertionError("the run's own reward model does not pay here")
-
-
 def test_texts_are_those_of_the_replies_and_ids_are_unique(batch: Any) -> None:
     _, chat, prompts, tokens, texts = batch
     items = score_items(chat, prompts, tokens)
@@ -162,7 +158,7 @@ def test_two_sources_are_normalised_and_weighed_by_hand(function: str, batch: An
         RewardSource(function=f"{rewards_file}:{function}", mean=10.0, std=4.0, weight=2.0),
         RewardSource(function=f"{rewards_file}:letters", mean=1.0, std=0.5, weight=-1.0),
     ]
-    scores = Rewards(sources, run.machine).score(chat, prompts, tokens, "here", no_trained, None)
+    scores = RewardSources(sources, run.machine).score(chat, prompts, tokens, "here", trained_BM=None, contract=None)
     lengths, letters = [len(text) for text in texts], [text.count("e") for text in texts]
     assert scores.raw_scores_BM.tolist() == [[float(a), float(b)] for a, b in zip(lengths, letters, strict=True)]
     wanted = [2 * (a - 10) / 4 - (b - 1) / 0.5 for a, b in zip(lengths, letters, strict=True)]
@@ -182,7 +178,7 @@ def test_moments_are_measured_on_sft_replies_and_kept(batch: Any, rewards_file: 
         RewardSource(function=f"{rewards_file}:letters", mean=0.0, std=1.0),
         RewardSource(trained=True),
     ]
-    rewards = Rewards(sources, run.machine)
+    rewards = RewardSources(sources, run.machine)
     few = rewards.measured_on(prompts)
     assert few == list(prompts[:3])
     rewards.measure(chat, few, tokens.rows([0, 1, 2]))
@@ -191,16 +187,16 @@ def test_moments_are_measured_on_sft_replies_and_kept(batch: Any, rewards_file: 
     lengths = [len(text) for text in texts[:3]]
     wanted = {"function": (np.mean(lengths), np.std(lengths)), "function_2": (0.0, 1.0)}
     assert rewards.moments == {name: pytest.approx(pair) for name, pair in wanted.items()}
-    again = Rewards(sources, run.machine)
+    again = RewardSources(sources, run.machine)
     again.load(tmp_path)
     assert again.moments == rewards.moments
     with pytest.raises(UserError, match=r"rewards\.json: PPO was paid by .*; run PPO again with --from ppo"):
-        Rewards(sources[:2], run.machine).load(tmp_path)
+        RewardSources(sources[:2], run.machine).load(tmp_path)
 
 
 def test_a_source_that_scores_all_alike_is_refused(batch: Any, rewards_file: str, tmp_path: Path) -> None:
     run, chat, prompts, tokens, _ = batch
-    rewards = Rewards([RewardSource(function=f"{rewards_file}:alike", normalise_on=4)], run.machine)
+    rewards = RewardSources([RewardSource(function=f"{rewards_file}:alike", normalise_on=4)], run.machine)
     with pytest.raises(UserError, match=r"rewards\.py:alike: it gives all 4 replies of the SFT model the score 7"):
         rewards.measure(chat, prompts, tokens)
 
@@ -219,8 +215,8 @@ def judge(tiny_model: TINY_MODEL, tmp_path: Path) -> Path:
 
 def test_a_model_of_another_family_scores_by_text(batch: Any, judge: Path) -> None:
     run, chat, prompts, tokens, texts = batch
-    rewards = Rewards([RewardSource(model=str(judge), mean=0.0, std=1.0)], run.machine)
-    scores = rewards.score(chat, prompts, tokens, "here", no_trained, None)
+    rewards = RewardSources([RewardSource(model=str(judge), mean=0.0, std=1.0)], run.machine)
+    scores = rewards.score(chat, prompts, tokens, "here", trained_BM=None, contract=None)
     model = AutoModelForSequenceClassification.from_pretrained(judge, dtype=torch.float32).eval()
     model.config.pad_token_id = None
     tokenizer = make_tokenizer(pad=None)
@@ -318,9 +314,16 @@ def test_ppo_learns_from_a_function(run_ppo: Callable[..., Path], tmp_path: Path
         "    return {i['id']: i['completion'].count('e') / max(1, len(i['completion'])) for i in items}\n"
     )
     folder = run_ppo(
-        rewards=[{"function": f"{tmp_path / 'e.py'}:share", "normalise_on": 24}], updates=15, batch_size=24,
-        minibatch_size=12, micro_batch_size=12, missing_eos_penalty=0.0, kl_coef=0.01, evaluate_every=15, kl_budget=100,
-    )  # fmt: skip
+        rewards=[{"function": f"{tmp_path / 'e.py'}:share", "normalise_on": 24}],
+        updates=15,
+        batch_size=24,
+        minibatch_size=12,
+        micro_batch_size=12,
+        missing_eos_penalty=0.0,
+        kl_coef=0.01,
+        evaluate_every=15,
+        kl_budget=100,
+    )
     before, after = (row["score_function"] for row in read_metrics(folder / "evaluations.jsonl"))
     assert after > before + 0.5
 

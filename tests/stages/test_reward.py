@@ -30,7 +30,14 @@ from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward.config import RewardConfig
-from plaudit.stages.reward.training import Example, Trainer, check_rankings, comparisons, encode, rankings_loss
+from plaudit.stages.reward.training import (
+    EncodedRanking,
+    RewardTraining,
+    check_rankings,
+    comparisons,
+    encode,
+    rankings_loss,
+)
 from plaudit.train.run import Run
 from plaudit.view.export_role import export_role
 
@@ -75,7 +82,7 @@ def train(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Callab
         run = tiny_run(tmp_path / name, trained, dtype)
         shutil.rmtree(run.folder.path / "reward")
         write_lines(run.folder.path / "preferences" / "rankings.jsonl", rankings)
-        return run.folder.path / "reward", reward.run(RewardConfig(**{**TINY["reward"], "epochs": 1, **changes}), run)
+        return run.folder.path / "reward", reward.train(RewardConfig(**{**TINY["reward"], "epochs": 1, **changes}), run)
 
     return call
 
@@ -119,8 +126,8 @@ def test_the_comparisons_of_a_ranking() -> None:
     )
 
 
-def examples_of(config: RewardConfig, *rankings: Ranking) -> list[Example]:
-    return [Example(r, [5], [[6]] * len(r.replies), comparisons(config, r)) for r in rankings]
+def examples_of(config: RewardConfig, *rankings: Ranking) -> list[EncodedRanking]:
+    return [EncodedRanking(r, [5], [[6]] * len(r.replies), comparisons(config, r)) for r in rankings]
 
 
 LOG_NU = torch.tensor(0.3)
@@ -361,7 +368,7 @@ def test_the_base_is_untouched(train: Callable[..., Any], monkeypatch: pytest.Mo
     """Row 19: a base that changes while adapters learn stops the stage."""
     plain = reward.train_member
 
-    def harmful(trainer: Trainer, *rest: Any) -> Any:
+    def harmful(trainer: RewardTraining, *rest: Any) -> Any:
         done = plain(trainer, *rest)
         next(tensor for _, tensor in trainer.model.base_tensors()).add_(1e-3)  # type: ignore[union-attr]
         return done
@@ -411,14 +418,14 @@ def test_members_see_the_data_in_orders_of_their_own(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[str]] = []
-    plain = Trainer.micro_batches
+    plain = RewardTraining.micro_batches
 
-    def noted(self: Trainer, examples: list[Example]) -> Any:
+    def noted(self: RewardTraining, examples: list[EncodedRanking]) -> Any:
         if examples is not self.held_out:
             seen.append(sorted(example.ranking.prompt.id for example in examples))
         return plain(self, examples)
 
-    monkeypatch.setattr(Trainer, "micro_batches", noted)
+    monkeypatch.setattr(RewardTraining, "micro_batches", noted)
     train("run", rows(), members=2)
     assert len(seen) == 6
     first, second = seen[:3], seen[3:]
@@ -459,7 +466,7 @@ def test_a_weight_average(
         starts.append([head.weight.clone() for head in trainer.model.score_heads])
         return trainer
 
-    def save(config: RewardConfig, run: Run, trainer: Trainer, folder: Path) -> None:
+    def save(config: RewardConfig, run: Run, trainer: RewardTraining, folder: Path) -> None:
         names = ("reward", "reward_1", "reward_2")
         members.append([dict(trainer.model.merged_weights(name)) for name in names])
         members.append([head.weight.detach().clone() for head in trainer.model.score_heads])

@@ -20,7 +20,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings
 from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
-from plaudit.models.kernels.fused import plain
+from plaudit.models.kernels.probe import libraries_only
 from plaudit.models.roles import PACKED_BELOW, RoleOutput, plain_logprobs
 from plaudit.models.tokens import Tokens, pack_tokens
 from plaudit.rewards.contract import RewardContract
@@ -131,7 +131,7 @@ def reward_run(
 ) -> tuple[Path, dict[str, Any]]:
     run = tiny_run(home, trained)
     write_lines(run.folder.path / "preferences" / "rankings.jsonl", rankings)
-    summary = reward.run(RewardConfig(**{**TINY["reward"], **changes}), run)
+    summary = reward.train(RewardConfig(**{**TINY["reward"], **changes}), run)
     return run.folder.path / "reward", summary
 
 
@@ -245,7 +245,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
     def call(name: str = "run", dtype: str = "float32", **changes: Any) -> Path:
         run = tiny_run(tmp_path / name, trained, dtype)
         if dtype != "float32":  # scores of one format are not those of another
-            reward.run(RewardConfig(**TINY["reward"]), run)
+            reward.train(RewardConfig(**TINY["reward"]), run)
         ppo.train(PPOConfig(**{**TINY["ppo"], **changes}), run)
         return run.folder.path / "ppo"
 
@@ -393,7 +393,7 @@ def test_replies_that_share_their_prompts_work_train_the_same_policy(
     packed = run_ppo("packed", **SHARING)
     planted(lambda trainer: setattr(trainer.roles, "packs", False))
     padded = run_ppo("padded", **SHARING)
-    assert shares == [not plain()] * 2  # of the second run, before it was switched off
+    assert shares == [not libraries_only()] * 2  # of the second run, before it was switched off
     assert packs(packed)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         for one, other in zip(read_metrics(packed / name), read_metrics(padded / name), strict=True):

@@ -48,9 +48,15 @@ def test_accuracy_and_baselines_by_hand() -> None:
     """Pairs: aaaa over bb (right), aaaa over cc (right), a over bbb (wrong), bb over aa (equal scores: half)."""
     card = report_card(FOUR, SCORES)
     assert card["counts"] == {
-        "rankings": 3, "prompts": 3, "replies": 7, "strict_pairs": 4, "tied_pairs": 1, "annotators": 0,
-        "train_rankings": 0, "train_pairs": 0,
-    }  # fmt: skip
+        "rankings": 3,
+        "prompts": 3,
+        "replies": 7,
+        "strict_pairs": 4,
+        "tied_pairs": 1,
+        "annotators": 0,
+        "train_rankings": 0,
+        "train_pairs": 0,
+    }
     assert card["accuracy"] == 2.5 / 4
     # The longer one won twice, lost once, and once they are equally long.
     assert (card["length"]["rule"], card["length"]["accuracy"]) == ("the longer reply wins", 2.5 / 4)
@@ -67,13 +73,15 @@ def test_slices_by_hand() -> None:
     card = report_card(FOUR, SCORES)
     assert {row["name"]: (row["pairs"], row["accuracy"]) for row in card["by_kind"]} == {"a": (2, 1.0), "b": (2, 0.25)}
     assert {row["name"]: (row["pairs"], row["accuracy"]) for row in card["by_source"]} == {
-        "x over y": (2, 1.0), "y over x": (2, 0.25),
-    }  # fmt: skip
+        "x over y": (2, 1.0),
+        "y over x": (2, 0.25),
+    }
     # Ratios 2, 2, 1/3 and 1.
     assert {row["name"]: (row["pairs"], row["accuracy"]) for row in card["by_length_gap"]} == {
-        "winner under half as long": (1, 0.0), "about as long (±10 %)": (1, 0.5),
+        "winner under half as long": (1, 0.0),
+        "about as long (±10 %)": (1, 0.5),
         "winner over twice as long": (2, 1.0),
-    }  # fmt: skip
+    }
     assert all(row["accuracy_ci"] is None for row in card["by_kind"])  # two prompts are no sample
 
 
@@ -222,9 +230,22 @@ def test_what_cannot_be_judged_is_refused() -> None:
 # --- planted flaws ---
 
 WORDS = (
-    "river", "stone", "lamp", "cloud", "paper", "garden", "window", "silver", "quiet", "morning", "bread", "train",
-    "letter", "forest", "candle",
-)  # fmt: skip
+    "river",
+    "stone",
+    "lamp",
+    "cloud",
+    "paper",
+    "garden",
+    "window",
+    "silver",
+    "quiet",
+    "morning",
+    "bread",
+    "train",
+    "letter",
+    "forest",
+    "candle",
+)
 
 
 def clean(count: int, seed: int = 0, sure: float = 1.0) -> tuple[list[Ranking], list[float]]:

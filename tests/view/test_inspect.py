@@ -25,11 +25,17 @@ def one_token(old: float, new: float, advantage: float, value: float = 1.5, rewa
     """A rollout of one reply of one token behind a prompt of one."""
     column = lambda number: torch.tensor([[number, 0.0]], dtype=torch.float64)  # noqa: E731
     return {
-        "prompt_lengths_B": torch.tensor([1]), "lengths_B": torch.tensor([2]),
-        "old_logprobs_BT": column(math.log(old)), "new_logprobs_BT": column(math.log(new)),
-        "ref_logprobs_BT": column(math.log(old)), "kl_BT": column(0.0), "rewards_BT": column(reward),
-        "values_BT": column(value), "returns_BT": column(reward), "advantages_BT": column(advantage),
-    }  # fmt: skip
+        "prompt_lengths_B": torch.tensor([1]),
+        "lengths_B": torch.tensor([2]),
+        "old_logprobs_BT": column(math.log(old)),
+        "new_logprobs_BT": column(math.log(new)),
+        "ref_logprobs_BT": column(math.log(old)),
+        "kl_BT": column(0.0),
+        "rewards_BT": column(reward),
+        "values_BT": column(value),
+        "returns_BT": column(reward),
+        "advantages_BT": column(advantage),
+    }
 
 
 def test_the_worked_example_goes_through_the_same_code() -> None:

@@ -31,45 +31,116 @@ ATTACK_KIND = "safety <b>$\\x$ 安全"
 NAME = "tiny [/bold] <i>"
 
 SFT = {
-    "demonstrations_train": 254, "demonstrations_held_out": 36, "eval_loss_before": 3.5, "eval_loss_after": 2.25,
-    "trainable_parameters": 1000, "steps": 3,
-}  # fmt: skip
+    "demonstrations_train": 254,
+    "demonstrations_held_out": 36,
+    "eval_loss_before": 3.5,
+    "eval_loss_after": 2.25,
+    "trainable_parameters": 1000,
+    "steps": 3,
+}
 PREFERENCES = {
-    "rankings": 20, "replies": 80, "strict_pairs": 100, "tie_share": 0.125, "finished_share": 0.95, "longer_wins": 0.55,
-    "gold_mean": 0.1, "gold_std": 0.5, "gold_length_correlation": 0.04, "gold_punctuation_correlation": -0.07,
-    "gold_word_correlation": 0.19, "gold_word": "good",
-}  # fmt: skip
+    "rankings": 20,
+    "replies": 80,
+    "strict_pairs": 100,
+    "tie_share": 0.125,
+    "finished_share": 0.95,
+    "longer_wins": 0.55,
+    "gold_mean": 0.1,
+    "gold_std": 0.5,
+    "gold_length_correlation": 0.04,
+    "gold_punctuation_correlation": -0.07,
+    "gold_word_correlation": 0.19,
+    "gold_word": "good",
+}
 REWARD = {
-    "pairs_train": 60, "pairs_test": 40, "accuracy": 0.7, "accuracy_ci": [0.6, 0.8], "length_baseline_accuracy": 0.55,
-    "length_baseline_accuracy_ci": [0.45, 0.65], "ece": 0.05, "length_score_correlation": 0.1, "score_mean": 0.2,
+    "pairs_train": 60,
+    "pairs_test": 40,
+    "accuracy": 0.7,
+    "accuracy_ci": [0.6, 0.8],
+    "length_baseline_accuracy": 0.55,
+    "length_baseline_accuracy_ci": [0.45, 0.65],
+    "ece": 0.05,
+    "length_score_correlation": 0.1,
+    "score_mean": 0.2,
     "score_std": 1.5,
-}  # fmt: skip
+}
 PPO = {
-    "updates": 2, "kept_update": 2, "kept_by": "held_out", "seconds_per_update": 6.5, "kl": 4.5, "score_sft": -0.1,
-    "score_ppo": 0.9, "length_sft": 20.0, "length_ppo": 22.0,
-}  # fmt: skip
+    "updates": 2,
+    "kept_update": 2,
+    "kept_by": "held_out",
+    "seconds_per_update": 6.5,
+    "kl": 4.5,
+    "score_sft": -0.1,
+    "score_ppo": 0.9,
+    "length_sft": 20.0,
+    "length_ppo": 22.0,
+}
 EVALUATE = {
-    "prompts": 10, "replies": 20, "gold_sft": 0.1, "gold_ppo": 0.45, "gold_gain": 0.35, "gold_gain_ci": [0.2, 0.5],
-    "win_rate": 0.75, "win_rate_ci": [0.65, 0.85], "proxy_sft": 0.0, "proxy_ppo": 1.25, "length_sft": 20.5,
-    "length_ppo": 22.5, "ref_nll_sft": 1.5, "ref_nll_ppo": 1.25, "eos_sft": 0.95, "eos_ppo": 0.9,
-    "repeated_trigrams_sft": 0.01, "repeated_trigrams_ppo": 0.02, "distinct_bigrams_sft": 0.6,
-    "distinct_bigrams_ppo": 0.5, "declines_sft": 0.75, "declines_ppo": 0.875, "kl": 4.75,
-}  # fmt: skip
+    "prompts": 10,
+    "replies": 20,
+    "gold_sft": 0.1,
+    "gold_ppo": 0.45,
+    "gold_gain": 0.35,
+    "gold_gain_ci": [0.2, 0.5],
+    "win_rate": 0.75,
+    "win_rate_ci": [0.65, 0.85],
+    "proxy_sft": 0.0,
+    "proxy_ppo": 1.25,
+    "length_sft": 20.5,
+    "length_ppo": 22.5,
+    "ref_nll_sft": 1.5,
+    "ref_nll_ppo": 1.25,
+    "eos_sft": 0.95,
+    "eos_ppo": 0.9,
+    "repeated_trigrams_sft": 0.01,
+    "repeated_trigrams_ppo": 0.02,
+    "distinct_bigrams_sft": 0.6,
+    "distinct_bigrams_ppo": 0.5,
+    "declines_sft": 0.75,
+    "declines_ppo": 0.875,
+    "kl": 4.75,
+}
 SECONDS = {"sft": 90.0, "preferences": 60.0, "reward": 120.0, "ppo": 150.0, "evaluate": 60.0}
 PEAK = {"sft": 2000.0, "preferences": 2000.0, "reward": 3500.0, "ppo": 4200.5, "evaluate": 4200.0}
 PLOTS = {
-    "sft-loss", "reward-loss", "reward-accuracy", "reward-beside", "reward-reliability", "reward-margins",
-    "reward-scores", "reward-by_kind", "ppo-score", "ppo-kl", "ppo-length", "ppo-eos", "ppo-entropy",
-    "ppo-clip_fraction", "ppo-approx_kl", "ppo-explained_variance", "ppo-l_vf", "hist-proxy", "hist-gold", "gold-kinds",
-}  # fmt: skip
+    "sft-loss",
+    "reward-loss",
+    "reward-accuracy",
+    "reward-beside",
+    "reward-reliability",
+    "reward-margins",
+    "reward-scores",
+    "reward-by_kind",
+    "ppo-score",
+    "ppo-kl",
+    "ppo-length",
+    "ppo-eos",
+    "ppo-entropy",
+    "ppo-clip_fraction",
+    "ppo-approx_kl",
+    "ppo-explained_variance",
+    "ppo-l_vf",
+    "hist-proxy",
+    "hist-gold",
+    "gold-kinds",
+}
 
 
 def update_row(number: int) -> dict[str, float]:
     return {
-        "update": number, "score": 0.4 * number, "kl": 2.0 * number - 2, "entropy": 2.0, "length": 20.0, "eos": 0.9,
-        "explained_variance": -4.0 + 2 * number, "sampler_gap_mean": 0.01 * number, "sampler_gap_p99": 0.1,
-        "l_vf": 2.0 / number, "approx_kl": 0.01, "clip_fraction": 0.1,
-    }  # fmt: skip
+        "update": number,
+        "score": 0.4 * number,
+        "kl": 2.0 * number - 2,
+        "entropy": 2.0,
+        "length": 20.0,
+        "eos": 0.9,
+        "explained_variance": -4.0 + 2 * number,
+        "sampler_gap_mean": 0.01 * number,
+        "sampler_gap_p99": 0.1,
+        "l_vf": 2.0 / number,
+        "approx_kl": 0.01,
+        "clip_fraction": 0.1,
+    }
 
 
 def look(update: int, score: float, kl: float) -> dict[str, float]:
@@ -98,11 +169,13 @@ def hostile_card() -> dict[str, Any]:
     rankings = [
         Ranking(
             Prompt(f"p{n}", (Message("user", f"{ATTACK_PROMPT} {n}"),), ATTACK_KIND if n % 2 else "plain", "test"),
-            (Completion(f"{ATTACK} good {n}"), Completion(f"bad {n}")), (1, 2),
-            sources=(ATTACK_SOURCE, "b"), annotator=f"{ATTACK_SOURCE} {n % 2}",
+            (Completion(f"{ATTACK} good {n}"), Completion(f"bad {n}")),
+            (1, 2),
+            sources=(ATTACK_SOURCE, "b"),
+            annotator=f"{ATTACK_SOURCE} {n % 2}",
         )
         for n in range(20)
-    ]  # fmt: skip
+    ]
     return report_card(rankings, [x for n in range(20) for x in ((1.0, 0.0) if n % 2 else (0.0, 1.0 + n))])
 
 
@@ -182,8 +255,12 @@ def test_summary_holds_every_stage_as_it_was_written_and_the_cost(written: Run) 
     summary = json.loads((written.folder.path / "summary.json").read_text(encoding="utf-8"))
     assert summary == returned
     assert {name: summary[name] for name in ("sft", "preferences", "reward", "ppo", "evaluate")} == {
-        "sft": SFT, "preferences": PREFERENCES, "reward": REWARD, "ppo": PPO, "evaluate": EVALUATE,
-    }  # fmt: skip
+        "sft": SFT,
+        "preferences": PREFERENCES,
+        "reward": REWARD,
+        "ppo": PPO,
+        "evaluate": EVALUATE,
+    }
     assert summary["seconds"] == SECONDS
     assert summary["peak_rss_mb"] == 4200.5
     assert {"python", "torch", "plaudit"} <= set(summary["versions"])

@@ -120,13 +120,17 @@ def test_an_ensemble_names_its_suspects(trained: Path, tiny_run: Callable[..., R
     run = tiny_run(tmp_path, trained)
     shutil.copytree(trained / "preferences", run.folder.path / "preferences", dirs_exist_ok=True)
     with run.folder:
-        reward.run(RewardConfig(**{**TINY["reward"], "members": 2, "aggregate": "min"}), run)
+        reward.train(RewardConfig(**{**TINY["reward"], "members": 2, "aggregate": "min"}), run)
     path = run.folder.path
     own = json.loads((path / "reward/card.json").read_text(encoding="utf-8"))
     card = reward_report(
-        str(path), str(path / "preferences/rankings.jsonl"), format=None, dtype="auto",
-        progress=lambda total: progress("Scoring", total, "reply"), say=lambda line: None,
-    )  # fmt: skip
+        str(path),
+        str(path / "preferences/rankings.jsonl"),
+        format=None,
+        dtype="auto",
+        progress=lambda total: progress("Scoring", total, "reply"),
+        say=lambda line: None,
+    )
     assert (card["model"]["members"], card["suspects"]["members"], own["suspects"]["members"]) == (2, 2, 2)
     assert card["accuracy"] == own["accuracy"]
     assert card["suspects"]["found"] == own["suspects"]["found"]
@@ -182,7 +186,7 @@ def test_a_reward_model_trained_on_a_planted_flaw_is_named_by_its_card(
     run = tiny_run(tmp_path, trained)
     write(run.folder.path / "preferences/rankings.jsonl", planted_rows(end))
     with run.folder:
-        summary = reward.run(RewardConfig(**{**TINY["reward"], "epochs": 6}), run)
+        summary = reward.train(RewardConfig(**{**TINY["reward"], "epochs": 6}), run)
     card = json.loads((run.folder.path / "reward/card.json").read_text(encoding="utf-8"))
     alarms = {alarm["kind"]: alarm for alarm in card["alarms"]}
     assert summary["accuracy"] > 0.7  # it has learnt the flaw

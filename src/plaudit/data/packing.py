@@ -1,7 +1,7 @@
 """Which examples share a row: the pure layout of packed and of padded micro-batches, no tensors.
 
 A packed row holds its examples end to end, without padding. That they do not see each other is the model's work
-(`models.attention`); here is only who goes where. An example is never cut and never moved to another optimiser step,
+(`kernels.attention`); here is only who goes where. An example is never cut and never moved to another optimiser step,
 so packing changes speed and memory and not the result.
 """
 

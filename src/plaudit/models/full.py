@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit.models.heads import ScalarHead
-from plaudit.models.roles import Need, Role, RoleOutput, last_hidden, plain_loss
+from plaudit.models.roles import Need, Role, RoleOutput, Roles, last_hidden, plain_loss
 from plaudit.models.tokens import Batch, ReplyRow, Tokens
 
 
-class FullModel(nn.Module):
+def _computing_in(dtype: torch.dtype, base: PreTrainedModel) -> torch.autocast:
+    low = dtype != base.dtype
+    return torch.autocast(base.device.type, dtype if low else torch.bfloat16, enabled=low)
+
+
+class FullPolicy(nn.Module):
     """The policy of full fine-tuning: the base itself."""
 
     def __init__(self, base: PreTrainedModel, compute: torch.dtype):
@@ -29,8 +34,7 @@ class FullModel(nn.Module):
     def forward(self, tokens: Batch, role: Role, need: frozenset[Need]) -> RoleOutput:
         """See `Roles.forward`; only the policy's loss is here."""
         assert role == "policy" and need == {"loss"}, (role, need)
-        low = self.compute != torch.float32
-        with torch.autocast(self.base.device.type, self.compute if low else torch.bfloat16, enabled=low):
+        with _computing_in(self.compute, self.base):
             return RoleOutput(loss=plain_loss(self.base, tokens))
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -40,12 +44,6 @@ class FullModel(nn.Module):
     def adapter_state(self) -> dict[str, Tensor]:
         """A copy of the trained weights."""
         return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
-
-    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `adapter_state` gave."""
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                parameter.copy_(state[name])
 
     def merged_weights(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
         """(name in the plain model, its weight) of everything; `adapter` is there for the call's likeness."""
@@ -78,8 +76,7 @@ class FullReward(nn.Module):
     ) -> RoleOutput:
         """See `Roles.forward`; only the reward model's scores are here."""
         assert role == "reward" and need == {"scores"} and member in (None, 0), (role, need, member)
-        low = self.compute != self.base.dtype
-        with torch.autocast(self.device.type, self.compute if low else torch.bfloat16, enabled=low):
+        with _computing_in(self.compute, self.base):
             hidden_BD = last_hidden(self.base, tokens)
         return RoleOutput(scores_BM=self.score_heads[0](hidden_BD)[:, None])
 
@@ -93,3 +90,10 @@ class FullReward(nn.Module):
         for name, parameter in self.base.named_parameters():
             if name.startswith(f"{self.prefix}."):
                 yield name, parameter.detach()
+
+
+def raw_scores(model: Roles | FullReward, tokens: Tokens | ReplyRow, member: int | None = None) -> Tensor:
+    """Scores [B, M] of a reward model, as `Roles.forward` gives them; of one `member` [B, 1]."""
+    scores_BM = model(tokens, "reward", frozenset({"scores"}), member=member).scores_BM
+    assert isinstance(scores_BM, Tensor)
+    return scores_BM

@@ -139,15 +139,7 @@ def load_tokenizer(source: str) -> Any:
 
 def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal language model of a resolved source, in eval mode, every parameter frozen."""
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-        )
-    except Exception as error:
-        raise _unreadable(source, error) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
+    model = _read(AutoModelForCausalLM, source, dtype)
     _check_plain_logits(model.config, source)
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
@@ -157,16 +149,23 @@ def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrai
 
 def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The sequence classifier with one label of a local folder, in eval mode, every parameter frozen."""
+    return (
+        _read(AutoModelForSequenceClassification, source, dtype, num_labels=1).to(device).eval().requires_grad_(False)
+    )
+
+
+def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
+    """The model of an auto class, no weight of it made up."""
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=1, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        model, info = kind.from_pretrained(
+            source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **more
         )
     except Exception as error:
         raise _unreadable(source, error) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
-    return model.to(device).eval().requires_grad_(False)
+    return model
 
 
 def check_readable(source: str) -> None:

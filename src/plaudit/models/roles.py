@@ -31,8 +31,8 @@ from plaudit.data.files import whole_folder
 from plaudit.errors import UserError
 from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
+from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
-from plaudit.models.kernels.segments import positions
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
 
@@ -99,25 +99,19 @@ class Roles(nn.Module):
         self.learning: tuple[str, ...] = () if trained is None else (trained,)
         if trained == "reward":
             self.learning = tuple(reward_adapter(member) for member in range(members))
-        peft: PeftModel | None = None
+        peft: PreTrainedModel | PeftModel = base
         for name in self.learning:
             assert lora is not None
-            peft = _add_adapter(base if peft is None else peft, name, lora, _seed(seed, name))
+            peft = _add_adapter(peft, name, lora, seed)
         for member, path in enumerate(reward):
-            name = reward_adapter(member)
-            if peft is None:
-                peft = PeftModel.from_pretrained(
-                    base, str(path), adapter_name=name, is_trainable=False, autocast_adapter_dtype=False
-                )
-            else:
-                peft.load_adapter(str(path), name, is_trainable=False, autocast_adapter_dtype=False)
-        assert peft is not None
+            peft = _load_adapter(peft, reward_adapter(member), path)
         if critic is not None:
             if isinstance(critic, LoraSettings):
-                _add_adapter(peft, "critic", critic, _seed(seed, "critic"))
+                peft = _add_adapter(peft, "critic", critic, seed)
             else:
-                peft.load_adapter(str(critic), "critic", is_trainable=True, autocast_adapter_dtype=False)
+                peft = _load_adapter(peft, "critic", critic)
             self.learning = (*self.learning, "critic")
+        assert isinstance(peft, PeftModel)
         self.peft = peft
         size, to_load = base.config.get_text_config().hidden_size, trained != "reward"
         self.score_heads = nn.ModuleList(ScalarHead(size, bias=False, to_load=to_load) for _ in range(self.members))
@@ -128,7 +122,7 @@ class Roles(nn.Module):
         self.temperature = temperature
         self.packs = False
         """Whether padded tokens are computed in one row where that saves enough, what prompts share once
-        (`tokens.pack_tokens`). For a model that `models.attention` has proven to obey the segments of a row."""
+        (`tokens.pack_tokens`). For a model that `kernels.attention` has proven to obey the segments of a row."""
         self._lora_layers = [module for module in self.peft.modules() if isinstance(module, LoraLayer)]
         self._fix_gradients()
         self.to(base.device)
@@ -221,14 +215,6 @@ class Roles(nn.Module):
         """A copy of the trained adapter and heads."""
         return {name: parameter.detach().clone() for name, parameter in self.trainable().items()}
 
-    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `adapter_state` gave."""
-        own = self.trainable()
-        assert own.keys() == state.keys()
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state[name])
-
     def merged_weights(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
         """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once."""
         prefix = "base_model.model."
@@ -264,11 +250,6 @@ class Roles(nn.Module):
                 yield name, parameter.detach()
 
 
-def _seed(seed: int, name: str) -> int:
-    """Where an adapter starts."""
-    return int(rng.generator(seed, f"init/{name}").integers(2**31))
-
-
 def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
     """A fresh adapter `name` on a plain model, or beside the adapters that are there."""
     config = LoraConfig(
@@ -276,7 +257,7 @@ def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettin
     )
     with torch.random.fork_rng(devices=[]):
         # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
-        torch.manual_seed(seed)
+        torch.manual_seed(int(rng.generator(seed, f"init/{name}").integers(2**31)))
         if isinstance(model, PeftModel):
             model.add_adapter(name, config, autocast_adapter_dtype=False)
             return model
@@ -286,19 +267,22 @@ def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettin
             raise UserError(f"lora.target_modules={lora.target_modules!r} fits no layer of this model") from error
 
 
+def _load_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
+    """The adapter in a folder as `name`; what learns is set later, for all."""
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
+        return model
+    return PeftModel.from_pretrained(model, str(folder), adapter_name=name, autocast_adapter_dtype=False)
+
+
 def _hidden(model: PreTrainedModel, tokens: Tokens | Batch | ReplyRow, *, packs: bool = False) -> Tensor:
-    trunk = getattr(model, model.base_model_prefix)
-    if packs and isinstance(tokens, Tokens):
+    if not isinstance(tokens, Tokens):
+        return hidden_states(model, tokens.tokens_BT, tokens.segments)
+    if packs:
         row, places_BT = pack_tokens(tokens)
         if row.tokens_BT.numel() < PACKED_BELOW * places_BT.numel():
             return _hidden(model, row)[0, places_BT]
-    if not isinstance(tokens, Tokens) and tokens.segments is not None:
-        # Packed rows: `models.attention` reads the segments, and the stage has checked that this model obeys them.
-        place = positions(tokens.segments, tokens.tokens_BT.device)
-        return trunk(
-            input_ids=tokens.tokens_BT, position_ids=place, segments=tokens.segments, use_cache=False
-        ).last_hidden_state
-    return trunk(input_ids=tokens.tokens_BT, use_cache=False).last_hidden_state
+    return hidden_states(model, tokens.tokens_BT)
 
 
 def last_hidden(model: PreTrainedModel, tokens: Tokens | ReplyRow, *, packs: bool = False) -> Tensor:
@@ -306,9 +290,13 @@ def last_hidden(model: PreTrainedModel, tokens: Tokens | ReplyRow, *, packs: boo
     return _hidden(model, tokens, packs=packs)[tokens.last_B]
 
 
+def _targets(tokens: Tokens | Batch) -> Tensor:
+    """The next token [N] at the mask."""
+    return tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
+
+
 def _batch_loss(model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch) -> Tensor:
-    targets_N = tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
-    return completion_loss(hidden_ND, model.get_output_embeddings().weight, targets_N)
+    return completion_loss(hidden_ND, model.get_output_embeddings().weight, _targets(tokens))
 
 
 def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
@@ -320,10 +308,9 @@ def _reply_logprobs(
     model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """`hidden_ND` are the states at the mask."""
-    mask_BT = tokens.mask_BT
-    targets_N = tokens.tokens_BT.roll(-1, dims=1)[mask_BT]
-    logprobs_N, entropy_N = token_logprobs(hidden_ND, model.get_output_embeddings().weight, targets_N, temperature)
-    return _scatter(logprobs_N, mask_BT), _scatter(entropy_N, mask_BT)
+    weight_VD = model.get_output_embeddings().weight
+    logprobs_N, entropy_N = token_logprobs(hidden_ND, weight_VD, _targets(tokens), temperature)
+    return _scatter(logprobs_N, tokens.mask_BT), _scatter(entropy_N, tokens.mask_BT)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What a saved reward model was trained with."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -56,6 +56,13 @@ class RewardContract:
     def confidence(self, margins: Tensor) -> Tensor:
         """Stated probability that the first of two replies is the better one; of differences of `normalised` scores."""
         return torch.sigmoid(margins / self.temperature)
+
+    def of_member(self, member: int, temperature: float) -> "RewardContract":
+        """That of one member of an ensemble by itself."""
+        log_nu = None if self.log_nu is None else self.log_nu[member : member + 1]
+        golden = tuple((row[member],) for row in self.golden)
+        one = replace(self, mean=(self.mean[member],), std=(self.std[member],), log_nu=log_nu, golden=golden)
+        return replace(one, aggregate="mean", k=1.0, beta=1.0, temperature=temperature)
 
     def save(self, folder: Path) -> None:
         values = asdict(self)

@@ -54,9 +54,6 @@ class ForeignCheckpoint:
     head: str
     """Name of the head's tensor."""
     layout: Layout
-    mean: float | None
-    std: float | None
-    """Moments of raw scores that the checkpoint states (OpenRLHF); they are not applied."""
 
 
 def find_checkpoint(source: str) -> ForeignCheckpoint:
@@ -137,15 +134,17 @@ def _full_checkpoint(source: str, folder: Path) -> ForeignCheckpoint:
             f"reward model {source}: tensor '{SCORE}' is missing: the checkpoint has no scalar head (a tensor of shape "
             f"[1, {config.get_text_config().hidden_size}]); transformers would make one up"
         )
-    stated = config.to_dict()
-    if "plaudit_score_mean" in stated:
+    if "plaudit_score_mean" in config.to_dict():
         raise UserError(
             f"reward model {source}: it was exported by Plaudit, but the rules its scores stand under ({CONTRACT}) are "
             "not beside it; copy the whole folder"
         )
-    foreign = head != SCORE or {"value_head_prefix", "normalize_reward"} & set(stated)
-    layout: Layout = "openrlhf" if foreign else "huggingface"
-    return ForeignCheckpoint(source, folder, None, folder, head, layout, stated.get("mean"), stated.get("std"))
+    return ForeignCheckpoint(source, folder, None, folder, head, _layout(head, config))
+
+
+def _layout(head: str, config: Any) -> Layout:
+    foreign = head != SCORE or {"value_head_prefix", "normalize_reward"} & set(config.to_dict())
+    return "openrlhf" if foreign else "huggingface"
 
 
 def _adapter_checkpoint(source: str, folder: Path) -> ForeignCheckpoint:
@@ -161,19 +160,14 @@ def _adapter_checkpoint(source: str, folder: Path) -> ForeignCheckpoint:
     config = _config(source, base)
     own = {_plain(name): shape for name, shape in _shapes(source, file).items()}
     head = _head_of(source, own, config)
-    layout: Layout = "huggingface"
+    head = head or _head_of(source, _folder_shapes(source, base), config)
     if head is None:
-        whole = _head_of(source, _folder_shapes(source, base), config)
-        if whole is None:
-            raise UserError(
-                f"reward model {source}: tensor '{_PEFT}{SCORE}' is missing: neither the adapter nor its base "
-                f"{named} has a scalar head (train with modules_to_save=['score']); transformers would make one up"
-            )
-        head = whole
-    if head != SCORE or {"value_head_prefix", "normalize_reward"} & set(config.to_dict()):
-        layout = "openrlhf"
+        raise UserError(
+            f"reward model {source}: tensor '{_PEFT}{SCORE}' is missing: neither the adapter nor its base "
+            f"{named} has a scalar head (train with modules_to_save=['score']); transformers would make one up"
+        )
     tokenizer = folder if any(folder.glob("tokenizer*")) else base
-    return ForeignCheckpoint(source, base, folder, tokenizer, head, layout, None, None)
+    return ForeignCheckpoint(source, base, folder, tokenizer, head, _layout(head, config))
 
 
 def _plain(name: str) -> str:

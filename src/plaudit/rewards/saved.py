@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from plaudit.data.chat import ChatFormat
 from plaudit.data.hashes import sha256, sha256_json
 from plaudit.errors import UserError
-from plaudit.models.full import FullReward
+from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.heads import HEAD, head_file, load_head
 from plaudit.models.load import load_classifier, load_model, load_tokenizer
 from plaudit.models.roles import Roles
@@ -64,9 +64,7 @@ class RewardModel:
 
     def raw(self, tokens: Tokens) -> Tensor:
         """Raw scores of every member, [B, M]."""
-        scores_BM = self.model(tokens, "reward", frozenset({"scores"})).scores_BM
-        assert isinstance(scores_BM, Tensor)
-        return scores_BM
+        return raw_scores(self.model, tokens)
 
     def score(self, items: Sequence[ScoreItem]) -> dict[str, float]:
         """Normalised by the contract, of an ensemble aggregated as it says."""
@@ -160,8 +158,7 @@ def golden_scores(model: Roles | FullReward, chat: ChatFormat) -> tuple[tuple[fl
     """Raw scores of `PROBES`, [probe][member]."""
     prompts = [chat.prompt_ids(messages) for messages, _ in PROBES]
     tokens = pad_right(prompts, [chat.reply_ids(reply) for _, reply in PROBES], chat.pad_id, model.device)
-    scores_BM = model(tokens, "reward", frozenset({"scores"})).scores_BM
-    return tuple(tuple(row) for row in scores_BM.tolist())
+    return tuple(tuple(row) for row in raw_scores(model, tokens).tolist())
 
 
 def check_golden(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plaudit.data.chat import ChatFormat
 from plaudit.errors import RunStopped
-from plaudit.models.full import FullReward
+from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message, Prompt, messages_as_json
@@ -136,9 +136,7 @@ def score_replies(
     def score(part: list[int]) -> Tensor:
         prompts = [chat.prompt_ids(replies[i][0].messages) for i in part]
         tokens = pad_right(prompts, [chat.reply_ids(replies[i][1]) for i in part], chat.pad_id, model.device)
-        scores_BM = model(tokens, "reward", frozenset({"scores"})).scores_BM
-        assert isinstance(scores_BM, Tensor)
-        return scores_BM
+        return raw_scores(model, tokens)
 
     lengths = [len(prompt.text) + len(reply.text) for prompt, reply in replies]
     return in_batches(lengths, rows, score, advance, model.members)

@@ -74,7 +74,7 @@ class Scores:
     the run's own reward model alone, whose score is logged anyway."""
 
 
-class Rewards:
+class RewardSources:
     """The sources of a run, ready to score."""
 
     def __init__(self, sources: Sequence[RewardSource], machine: Machine, ranks: Ranks = ALONE):
@@ -83,12 +83,13 @@ class Rewards:
         self.ranks = ranks
         self.trained = uses_trained(sources)
         self.told = bool(sources)
-        self.sources = list(sources) or [RewardSource(trained=True)]
-        self.names = names_of(self.sources)
-        pairs = [(name, source) for name, source in zip(self.names, self.sources, strict=True) if not source.trained]
-        self.scorers = {name: _scorer(source, machine) for name, source in pairs}
-        self.moments = {n: (s.mean, s.std) for n, s in pairs if s.mean is not None and s.std is not None}
-        self.weights = {n: s.weight for n, s in zip(self.names, self.sources, strict=True) if not s.watch}
+        paying = list(sources) or [RewardSource(trained=True)]
+        self.names = names_of(paying)
+        self.sources = dict(zip(self.names, paying, strict=True))
+        self.scorers = {name: _scorer(source, machine) for name, source in self.sources.items() if not source.trained}
+        stated = {name: (source.mean, source.std) for name, source in self.sources.items()}
+        self.moments = {name: (m, s) for name, (m, s) in stated.items() if m is not None and s is not None}
+        self.weights = {name: source.weight for name, source in self.sources.items() if not source.watch}
 
     def score(
         self,
@@ -111,7 +112,7 @@ class Rewards:
         raw: list[Tensor] = []
         normalised: dict[str, Tensor] = {}
         metrics: dict[str, float] = {}
-        for name, source in zip(self.names, self.sources, strict=True):
+        for name, source in self.sources.items():
             if source.watch and not watched:
                 continue
             if source.trained:
@@ -148,7 +149,7 @@ class Rewards:
 
     def asks_trained(self, *, watched: bool = False) -> bool:
         """Whether `score` needs the scores of the run's own reward model."""
-        return any(source.trained and (watched or not source.watch) for source in self.sources)
+        return any(source.trained and (watched or not source.watch) for source in self.sources.values())
 
     def measured_on(self, train: Sequence[Prompt]) -> list[Prompt]:
         """The first of the prompts `train`, whose SFT replies measure the sources that state no mean and std."""
@@ -164,13 +165,12 @@ class Rewards:
             self.moments[name] = self._measured(name, items[: source.normalise_on])
 
     def _unmeasured(self) -> list[tuple[str, RewardSource]]:
-        pairs = zip(self.names, self.sources, strict=True)
-        return [(name, source) for name, source in pairs if not source.trained and name not in self.moments]
+        return [(name, self.sources[name]) for name in self.scorers if name not in self.moments]
 
     def save(self, folder: Path) -> None:
         """Write what pays, with its moments, to folder/rewards.json; nothing where only the own reward model does."""
         rows = []
-        for name, source in zip(self.names, self.sources, strict=True) if self.told else ():
+        for name, source in self.sources.items() if self.told else ():
             row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
             row |= {"watch": True} if source.watch else {}
             rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
@@ -195,11 +195,8 @@ class Rewards:
         """Take the moments that `save` wrote to folder/rewards.json; UserError when they are of other sources."""
         path = folder / REWARDS
         rows = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.is_file() else []
-        now = [(n, getattr(s, s.kind), s.weight, s.watch) for n, s in zip(self.names, self.sources, strict=True)]
-        kinds = [row["name"].partition("_")[0] for row in rows]
-        then = [
-            (r["name"], r.get(kind), r["weight"], r.get("watch", False)) for r, kind in zip(rows, kinds, strict=True)
-        ]
+        now = [(n, getattr(s, s.kind), s.weight, s.watch) for n, s in self.sources.items()]
+        then = [(r["name"], r.get(r["name"].partition("_")[0]), r["weight"], r.get("watch", False)) for r in rows]
         if self.told and now != then:
             raise UserError(f"{path}: PPO was paid by {then}, the recipe has {now}; run PPO again with --from ppo")
         for row in rows:

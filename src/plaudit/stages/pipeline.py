@@ -261,7 +261,7 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "preferences":
             preferences.run(recipe.preferences, run)
         case "reward":
-            reward.run(recipe.reward, run)
+            reward.train(recipe.reward, run)
         case "ppo":
             ppo.train(recipe.ppo, run, _gold(recipe))
         case "evaluate":

@@ -9,7 +9,7 @@ from plaudit.run.display import console
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """The report of `data.audit.check`."""
+    """The report of an `Audit`."""
     table = Table(title="Data", title_justify="left", title_style="bold")
     table.add_column("")
     columns = [_column(file) for file in report["files"]]
@@ -23,9 +23,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         one, other = (f"{_name(file)} ({split})" for file, split in (overlap["first"], overlap["second"]))
         console.print(f"{overlap['prompts']:,} prompts in common: {one} and {other}", soft_wrap=True)
     for problem in report["problems"]:
-        console.print(
-            f"{problem['level']}: {problem['kind']}, {problem['count']:,} found: {problem['fix']}", soft_wrap=True
-        )
+        what = f"{problem['level']}: {problem['kind']}, {problem['count']:,} found"
+        console.print(f"{what}: {problem['fix']}", soft_wrap=True)
         for example in problem["examples"]:
             console.print(f"  {example['place']}: {example['text']}", soft_wrap=True)
         if problem["count"] > len(problem["examples"]):
@@ -53,9 +52,8 @@ def _column(file: Mapping[str, Any]) -> dict[str, str]:
         # Tokens, where they were counted, stand for words.
         if unit in file and not (unit == "words" and "tokens" in file):
             for what, found in file[unit].items():
-                cells[f"{what} {unit}, p5 p50 p95 max"] = " ".join(
-                    f"{found[p]:,}" for p in ("p5", "p50", "p95", "p100")
-                )
+                quantiles = (f"{found[p]:,}" for p in ("p5", "p50", "p95", "p100"))
+                cells[f"{what} {unit}, p5 p50 p95 max"] = " ".join(quantiles)
     if file.get("tokens_of_rows", file["used"]) < file["used"]:
         cells["tokens of a sample of"] = f"{file['tokens_of_rows']:,} rows"
     cells["exact duplicates"] = f"{file['duplicates']:,}"

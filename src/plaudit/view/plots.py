@@ -1,8 +1,7 @@
-"""The report's plots: each a small SVG with its title and key beside it, in colours the page's style sheet decides.
+"""What the pages' plots are drawn with: each a small SVG with its title and key beside it, its text left as text.
 
 matplotlib draws through `Figure` (no pyplot, no window). Its colours are swapped for CSS variables, so one plot serves
-a light and a dark page, and its text stays text. Numbers are read from the stages' files as they are; nothing is
-fitted or smoothed but the one trailing mean that its key names.
+a light and a dark page.
 """
 
 import io
@@ -13,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike
 
 from plaudit.view.text import number
 
@@ -26,14 +28,19 @@ SFT, PPO, REWARD = "#46678a", "#c2560a", "#0b766d"
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", SFT: "sft", PPO: "ppo", REWARD: "reward"}
 
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 8, "text.parse_math": False, "text.color": INK, "svg.fonttype": "none",
-    "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.linewidth": 0.7, "axes.facecolor": "none",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "axes.formatter.useoffset": False, "axes.formatter.use_mathtext": False,
-    "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK, "lines.linewidth": 1.6, "lines.markersize": 4, "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-}  # fmt: skip
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.7),
+    "grid.color": GRID,
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor", "svg.fonttype"), "none"),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.parse_math"), False),
+    **dict.fromkeys(("axes.formatter.useoffset", "axes.formatter.use_mathtext"), False),
+}
 
 Rows = Sequence[dict[str, Any]]
 Key = tuple[str, str, str]
@@ -96,3 +103,16 @@ def column(rows: Rows, name: str) -> list[float]:
 
 def whole_steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def in_percent(axis: Axis) -> None:
+    """Shares, written as percent without the sign."""
+    axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
+
+
+def histogram(axes: Axes, counts: ArrayLike, edges: ArrayLike, mean: float, colour: str) -> None:
+    """The share of all counts in each bin, and a line at the mean."""
+    share = np.asarray(counts) / np.sum(counts) * 100
+    axes.stairs(share, edges, fill=True, color=colour, alpha=0.25)
+    axes.stairs(share, edges, color=colour, linewidth=1.3)
+    axes.axvline(mean, color=colour, linestyle="--", linewidth=1.3)

@@ -1,6 +1,20 @@
-"""Numbers as text."""
+"""Numbers as text: for pages with a true minus and a blank that does not break, for terminals and JSON (`plain_`)
+without either."""
 
 from collections.abc import Sequence
+
+
+def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
+    """A number on a page: a true minus sign, no minus zero, a dash for nothing."""
+    if value is None:
+        return "–"
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    return (text if float(text) else f"{0:.{digits}f}").replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in percent."""
+    return "–" if value is None else f"{number(100 * value, digits)}\u00a0%"
 
 
 def interval(ends: Sequence[float] | None, digits: int = 2, *, share: bool = False) -> str:
@@ -11,19 +25,18 @@ def interval(ends: Sequence[float] | None, digits: int = 2, *, share: bool = Fal
     return f"{number(100 * low, 1)} to {percent(high)}" if share else f"{number(low, digits)} to {number(high, digits)}"
 
 
-def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
-    """A number as the report writes it: a true minus sign, no minus zero, a dash for nothing."""
-    if value is None:
-        return "–"
-    text = f"{value:{'+' if sign else ''}.{digits}f}"
-    if float(text) == 0:
-        text = f"{0:.{digits}f}"
-    return text.replace("-", "−")
+def plain_percent(share: float, unit: str = " %") -> str:
+    return f"{100 * share:.1f}{unit}"
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent; its space does not break."""
-    return "–" if value is None else f"{number(100 * value, digits)}\u00a0%"
+def plain_interval(ends: Sequence[float], unit: str = " %") -> str:
+    """Of shares, in percent."""
+    return f"{plain_percent(ends[0], '')} to {plain_percent(ends[1], unit)}"
+
+
+def plain_points(gain: float, ends: Sequence[float]) -> str:
+    """The difference of two shares with its interval: '+2.0 points (-1.0 to +5.0)'."""
+    return f"{100 * gain:+.1f} points ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
 
 
 def temperature(value: float) -> str:

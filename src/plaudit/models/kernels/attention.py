@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from plaudit.models.kernels.probe import relative_error
+from plaudit.models.kernels.probe import libraries_only, relative_error
 from plaudit.models.kernels.segments import Segment, positions, size
 from plaudit.models.kernels.short_attention import attend
 
@@ -49,6 +49,8 @@ class Layout:
 
 def prepare_attention(model: PreTrainedModel) -> Layout:
     """Switch `model` to `packed_attention` where it can be, and say what that allows."""
+    if libraries_only():
+        return Layout("padded", "PLAUDIT_PLAIN=1")
     reason = use_packed_attention(model)
     if reason is not None:
         return Layout("padded", reason)
@@ -124,17 +126,24 @@ def _band(before: int, length: int, window: int | None, device: torch.device) ->
     return ((distance >= 0) & (distance < (before + length if window is None else window)))[None, None]
 
 
+def hidden_states(model: PreTrainedModel, tokens_BT: Tensor, segments: Sequence[Segment] | None = None) -> Tensor:
+    """The trunk's last hidden states [B, T, D]; `segments` tell a model that packs what lies in its row."""
+    packed: dict[str, Any] = {}
+    if segments is not None:
+        packed = {"position_ids": positions(segments, tokens_BT.device), "segments": segments}
+    trunk = getattr(model, model.base_model_prefix)
+    return trunk(input_ids=tokens_BT, use_cache=False, **packed).last_hidden_state
+
+
 def use_packed_attention(model: PreTrainedModel) -> str | None:
     """Switch `model` to `packed_attention` and prove it on a probe; where it fails, switch back and say why."""
-    config = model.config.get_text_config()
-    if getattr(config, "attention_chunk_size", None) is not None:
+    if getattr(model.config.get_text_config(), "attention_chunk_size", None) is not None:
         return "the model attends in chunks of fixed places"
     usual = model.config._attn_implementation
-    trunk = getattr(model, model.base_model_prefix)
-    alone = [_probe(model, trunk, [ids], None) for ids in _PROBES]
+    alone = [_probe(model, ids) for ids in _PROBES]
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
-    reason = _differs(model, trunk, alone)
+    reason = _differs(model, alone)
     if reason is not None:
         model.set_attn_implementation(usual)
     return reason
@@ -142,13 +151,10 @@ def use_packed_attention(model: PreTrainedModel) -> str | None:
 
 def prompt_sharing_refused(model: PreTrainedModel) -> str | None:
     """Why a model that packs (`use_packed_attention`) cannot share a prompt between replies; None where it can."""
-    trunk = getattr(model, model.base_model_prefix)
     prompt, first, second = _PROBES
-    tree = (len(prompt), len(first), len(second))
-    shared = _probe(model, trunk, [prompt, first, second], (tree,))
-    alone = [_probe(model, trunk, [prompt, reply], (len(prompt) + len(reply),)) for reply in (first, second)]
-    expected = torch.cat([alone[0], alone[1][len(prompt) :]])
-    gap = relative_error(shared, expected)
+    shared = _probe(model, prompt + first + second, [(len(prompt), len(first), len(second))])
+    alone = [_probe(model, prompt + reply, [len(prompt) + len(reply)]) for reply in (first, second)]
+    gap = relative_error(shared, torch.cat([alone[0], alone[1][len(prompt) :]]))
     return None if gap < _bound(shared.dtype) else f"a reply behind a shared prompt comes out otherwise ({gap:.1e})"
 
 
@@ -157,24 +163,16 @@ _PROBES = ([5, 17, 9, 30, 11], [8, 2, 21, 14, 3], [12, 7, 25, 4, 19, 6, 28, 10, 
 
 
 @torch.no_grad()
-def _probe(
-    model: PreTrainedModel, trunk: torch.nn.Module, rows: list[list[int]], segments: Sequence[Segment] | None
-) -> Tensor:
-    """Last hidden states [T, D] of the examples in one row."""
-    ids = torch.tensor([[token for row in rows for token in row]], device=model.device)
-    more: dict[str, Any] = {}
-    if segments is not None:
-        more["position_ids"] = positions(segments, model.device)
-        more["segments"] = segments
-    return trunk(input_ids=ids, use_cache=False, **more).last_hidden_state[0]
+def _probe(model: PreTrainedModel, ids: list[int], segments: Sequence[Segment] | None = None) -> Tensor:
+    """Last hidden states [T, D] of one row."""
+    return hidden_states(model, torch.tensor([ids], device=model.device), segments)[0]
 
 
-def _differs(model: PreTrainedModel, trunk: torch.nn.Module, alone: list[Tensor]) -> str | None:
+def _differs(model: PreTrainedModel, alone: list[Tensor]) -> str | None:
     first, second, third = _PROBES
     segments = (len(first), len(third))
     try:
-        one = _probe(model, trunk, [first, third], segments)
-        other = _probe(model, trunk, [second, third], segments)
+        one, other = (_probe(model, before + third, segments) for before in (first, second))
     except TypeError as error:
         return f"its layers do not take packed rows ({error})"
     # The neighbour's tokens changed and nothing else, so not one bit of the third example may.

@@ -9,7 +9,6 @@ norm keeps its bf16 input and one number a token instead of float32 copies (docs
 leaves everything to them, to tell whether a surprise comes from here.
 """
 
-import os
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -18,13 +17,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from plaudit.models.kernels.probe import relative_error
-
-
-def plain() -> bool:
-    """Whether the libraries' own paths are asked for: the environment variable PLAUDIT_PLAIN is 1."""
-    return os.environ.get("PLAUDIT_PLAIN") == "1"
-
+from plaudit.models.kernels.probe import libraries_only, relative_error
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read one input, called in this order."""
@@ -32,7 +25,7 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 def fuse(model: nn.Module) -> None:
     """Let the LoRA layers and the frozen RMS norms of `model` compute in one step each."""
-    if plain():
+    if libraries_only():
         return
     joined: set[nn.Module] = set()
     for module in list(model.modules()):  # parents come before their children

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, left_padded
-from plaudit.models.kernels.fused import fuse, plain
+from plaudit.models.kernels.fused import fuse
 from plaudit.models.kernels.merge import merge_into
-from plaudit.models.kernels.probe import relative_error
+from plaudit.models.kernels.probe import libraries_only, relative_error
 
 ROWS = 32
 """The batch that weights are laid out for; others are computed too."""
@@ -147,7 +147,7 @@ class FusedDecoder:
         """A decoder of `model`; None where a part is missing or a probe comes out otherwise."""
         config = model.config.get_text_config()
         windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-        if plain() or windows or getattr(config, "attention_chunk_size", None) is not None:
+        if libraries_only() or windows or getattr(config, "attention_chunk_size", None) is not None:
             return None  # a window is longer than a probe
         expected = _probe(LibraryDecoder(model), model.device)
         try:

@@ -1,6 +1,13 @@
-"""How far two computations of the same thing lie apart: what every choice of a fast path by a probe compares."""
+"""What every choice of a fast path asks: whether it may be taken, and how far two computations lie apart."""
+
+import os
 
 from torch import Tensor
+
+
+def libraries_only() -> bool:
+    """Whether the libraries' own paths are asked for: the environment variable PLAUDIT_PLAIN is 1."""
+    return os.environ.get("PLAUDIT_PLAIN") == "1"
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

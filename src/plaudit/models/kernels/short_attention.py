@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from plaudit.models.kernels.fused import plain
+from plaudit.models.kernels.probe import libraries_only
 
 LONGEST = 320
 """Keys up to which this one is used: it was faster at 64, 137 and 256 and slower at 512; the line was drawn between."""
@@ -25,7 +25,7 @@ def attend(
 
     `mask` [1, 1, T, S] is True where a query may see a key; None is causal, and then T = S.
     """
-    if query.device.type != "cpu" or key.shape[2] > LONGEST or rest.get("dropout") or plain():
+    if query.device.type != "cpu" or key.shape[2] > LONGEST or rest.get("dropout") or libraries_only():
         return sdpa_attention_forward(module, query, key, value, mask, **rest)[0]
     if torch.is_autocast_enabled("cpu"):  # full fine-tuning; torch's own kernel is cast the same way
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))

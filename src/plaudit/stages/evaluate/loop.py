@@ -30,7 +30,7 @@ from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.config import RewardSource
 from plaudit.rewards.saved import trained_reward
-from plaudit.rewards.sources import Rewards
+from plaudit.rewards.sources import RewardSources
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.run.folder import CHECKPOINTS
@@ -83,7 +83,7 @@ def run(
     test = run.split("test")
     prompts = [prompt for prompt in test for _ in range(config.replies)]
     policy = run.folder.require("ppo/model", "ppo")
-    rewards = Rewards(paid_by, run.machine)
+    rewards = RewardSources(paid_by, run.machine)
     rewards.load(policy.parent)
     with Saver.open(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
@@ -160,7 +160,7 @@ def _judge(
     config: EvaluateConfig,
     run: Run,
     annotator: Annotator | None,
-    rewards: Rewards,
+    rewards: RewardSources,
     prompts: list[Prompt],
     sampled: _Sampled,
     advance: Step,
@@ -189,7 +189,7 @@ def _judge(
 def _proxy(
     run: Run,
     chat: ChatFormat,
-    rewards: Rewards,
+    rewards: RewardSources,
     base: PreTrainedModel,
     prompts: list[Prompt],
     batches: list[Tokens],

@@ -37,7 +37,7 @@ from plaudit.stages.ppo.state import forget_later, pack, unpack
 from plaudit.stages.ppo.trainer import Trainer, build, sample
 from plaudit.stages.ppo.update import update
 from plaudit.train.run import Run
-from plaudit.train.saving import Saver
+from plaudit.train.saving import Saver, load_parameters
 
 
 def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
     if stopped is not None:
         console.print(f"PPO was stopped by the watch: {stopped}", soft_wrap=True)
     kept, state = keeper.kept(stopped=stopped is not None)
-    trainer.roles.load_adapter_state(state)
+    load_parameters(trainer.roles.trainable(), state)
     if trainer.ranks.first:
         _save(trainer)
     summary = {

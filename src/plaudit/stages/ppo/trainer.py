@@ -20,14 +20,13 @@ from plaudit.models.config import LoraSettings
 from plaudit.models.full import FullReward
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
-from plaudit.models.kernels.fused import plain
 from plaudit.models.load import load_model
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import RewardFiles, trained_reward
-from plaudit.rewards.sources import Rewards, Scores
+from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches, per_token
 from plaudit.rollout.engine import Sampled
 from plaudit.rollout.inprocess import InProcessEngine
@@ -58,7 +57,7 @@ class Trainer:
     roles: Roles
     scorer: Roles | FullReward | None
     engine: InProcessEngine
-    rewards: Rewards
+    rewards: RewardSources
     contract: RewardContract | None
     optimiser: MasterAdamW
     schedule: torch.optim.lr_scheduler.LambdaLR
@@ -91,7 +90,7 @@ class Trainer:
 def build(config: PPOConfig, run: Run) -> Trainer:
     """The four roles on the run's SFT model, the sampling engine with its own copy, the sources that pay."""
     chat = run.chat(run.sft_model)
-    rewards = Rewards(config.rewards, run.machine, run.ranks)
+    rewards = RewardSources(config.rewards, run.machine, run.ranks)
     files = trained_reward(run.folder, chat) if rewards.trained else None
     source, machine = str(run.sft_model), run.machine
     base = load_model(source, machine.dtype, machine.device)
@@ -113,7 +112,7 @@ def build(config: PPOConfig, run: Run) -> Trainer:
         compile_layers(base)
     else:
         # On a GPU padded rows were faster (docs/benchmarks.md).
-        roles.packs = rows.kind == "shared" and not plain() and machine.device.type == "cpu"
+        roles.packs = rows.kind == "shared" and machine.device.type == "cpu"
     if config.critic == "own" and reward is not None and files is not None and files.adapters:
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
     engine = InProcessEngine(

@@ -2,8 +2,8 @@
 
     loss = −(1/n) Σ_rankings (1/pairs) Σ_(w,l) log σ(r_θ(x, y_w) − r_θ(x, y_l))
 
-and, where the recipe asks for it, other losses of the same rankings (stages/reward_training.py) and an ensemble of
-members on the one base. The score is read at the reply's last token. What was trained is saved and loaded again before
+and, where the recipe asks for it, other losses of the same rankings (training.py) and an ensemble of members on the one
+base. The score is read at the reply's last token. What was trained is saved and loaded again before
 it is normalised and tested: what the numbers describe is what lies on the disk.
 
 Leaves reward/adapter (PEFT), reward/head.safetensors, reward/reward.json (the contract: the rules its scores stand
@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plaudit import rng
-from plaudit.algo.names import Aggregation
 from plaudit.algo.preferences import fit_temperature
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, write_json, write_rows
@@ -56,7 +55,14 @@ from plaudit.rewards.saved import (
 from plaudit.rewards.score import score_replies
 from plaudit.run.display import progress
 from plaudit.stages.reward.config import RewardConfig
-from plaudit.stages.reward.training import Trainer, check_rankings, comparisons, encode, load_members, train_member
+from plaudit.stages.reward.training import (
+    RewardTraining,
+    check_rankings,
+    comparisons,
+    encode,
+    load_members,
+    train_member,
+)
 from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver
@@ -64,38 +70,39 @@ from plaudit.view.card.reward_report import held_out_card
 from plaudit.view.card.table import print_alarms
 
 
-def run(config: RewardConfig, run: Run) -> dict[str, Any]:
+def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     """Train, save, normalise, test on held-out prompts; returns the summary."""
     path = run.folder.require("preferences/rankings.jsonl", "preferences")
     rankings = read_rankings(path)
-    train = [r for r in rankings if r.prompt.split == "train" and comparisons(config, r)]
+    learnt = [r for r in rankings if r.prompt.split == "train" and comparisons(config, r)]
     test = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
-    if not train or not test:
+    if not learnt or not test:
         raise UserError(
-            f"preferences/rankings.jsonl has {len(train)} training and {len(test)} held-out rankings with a strict "
+            f"preferences/rankings.jsonl has {len(learnt)} training and {len(test)} held-out rankings with a strict "
             "pair; the reward model needs both: give prompts of split train and of split validation or test"
         )
-    check_rankings(config, train)
+    check_rankings(config, learnt)
     chat = run.chat(run.sft_model)
     folder = run.folder.stage("reward")
-    trainer = build(config, run, chat, train, test)
-    frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
-    learning = sum(parameter.numel() for parameter in trainer.model.trainable().values())
+    training = build(config, run, chat, learnt, test)
+    model, layout = training.model, str(training.layout)
+    frozen = fingerprint(model.base_tensors()) if isinstance(model, Roles) else {}
+    parameters = sum(parameter.numel() for parameter in model.trainable().values())
     with Saver.open(run, "reward", {"base": joint_fingerprint(frozen), "rankings": sha256(path)}) as saver:
         if saver.state is not None:
-            load_members(trainer, saver.state)
-        for member in range(len(trainer.log_nus), config.members):
-            train_member(trainer, member, saver)
-    log_nus, seconds, layout = tuple(trainer.log_nus), trainer.seconds, str(trainer.layout)
-    if isinstance(trainer.model, Roles):
-        check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
-    save(config, run, trainer, folder)
-    del trainer
+            load_members(training, saver.state)
+        for member in range(len(training.log_nus), config.members):
+            train_member(training, member, saver)
+    log_nus, seconds = tuple(training.log_nus), training.seconds
+    if isinstance(model, Roles):
+        check_unchanged("the frozen base", frozen, fingerprint(model.base_tensors()))
+    save(config, run, training, folder)
+    del training, model
     release_memory()
 
     model = reload(config, run, folder)
     raw_BM = _scored(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], "Testing")
-    contract, temperatures = describe(config, run, chat, model, train, test, raw_BM)
+    contract, temperatures = describe(config, run, chat, model, learnt, test, raw_BM)
     contract = replace(contract, rankings_sha256=sha256(path))
     if config.loss == "davidson":
         averaged = config.aggregate == "weight_averaged"
@@ -104,7 +111,7 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
     contract = _with_hashes(contract, run, folder)
     contract.save(folder)
     simulated = run.rankings is None and all(ranking.annotator is None for ranking in rankings)
-    summary, card = held_out_card(raw_BM, contract, train, test, simulated=simulated)
+    summary, card = held_out_card(raw_BM, contract, learnt, test, simulated=simulated)
     write_json(folder / "card.json", card)
     write_rows(folder / "scores.jsonl", held_out_scores(test, raw_BM))
     files = [folder / name for name in contract.files]
@@ -113,8 +120,8 @@ def run(config: RewardConfig, run: Run) -> dict[str, Any]:
         "layout": layout,
         "members": config.members,
         "aggregate": config.aggregate,
-        "trainable_parameters": learning,
-        "rankings_train": len(train),
+        "trainable_parameters": parameters,
+        "rankings_train": len(learnt),
         "seconds_per_member": float(np.mean(seconds)),
         "pairs_per_second": config.epochs * config.members * summary["pairs_train"] / sum(seconds),
         "megabytes_per_member": sum(file.stat().st_size for file in files) / 1e6 / len(contract.mean),
@@ -140,32 +147,29 @@ def held_out_scores(test: Sequence[Ranking], raw_BM: Tensor) -> list[dict[str, A
     return rows
 
 
-def build(config: RewardConfig, run: Run, chat: ChatFormat, train: list[Ranking], test: list[Ranking]) -> Trainer:
-    full = config.lora is None
-    base = load_model(str(run.sft_model), torch.float32 if full else run.machine.dtype, run.machine.device)
-    model: Roles | FullReward
-    if config.lora is None:
-        model = FullReward(base, run.machine.dtype, learns=True)
-    else:
-        model = Roles(base, trained="reward", lora=config.lora, seed=run.seed, members=config.members)
-    layout = prepare_attention(base)
-    held_out = encode(config, chat, _chosen(test, config.evaluate_on, run.seed))
+def build(
+    config: RewardConfig, run: Run, chat: ChatFormat, learnt: list[Ranking], test: list[Ranking]
+) -> RewardTraining:
+    full, dtype = config.lora is None, run.machine.dtype
+    base = load_model(str(run.sft_model), torch.float32 if full else dtype, run.machine.device)
+    model: Roles | FullReward = (
+        FullReward(base, dtype, learns=True)
+        if config.lora is None
+        else Roles(base, trained="reward", lora=config.lora, seed=run.seed, members=config.members)
+    )
+    # Of many held-out rankings a seeded choice, in file order.
+    chosen = sorted(rng.permutation(run.seed, "reward/held_out", 0, len(test))[: config.evaluate_on])
+    held_out = encode(config, chat, [test[i] for i in chosen])
     micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
-    return Trainer(config, run.seed, chat, model, layout, encode(config, chat, train), held_out, micro)
+    layout, examples = prepare_attention(base), encode(config, chat, learnt)
+    return RewardTraining(config, run.seed, chat, model, layout, examples, held_out, micro)
 
 
-def _chosen(rankings: list[Ranking], most: int, seed: int) -> list[Ranking]:
-    """All of them, or a seeded choice of `most`, in file order."""
-    if len(rankings) <= most:
-        return rankings
-    return [rankings[i] for i in sorted(rng.permutation(seed, "reward/held_out", 0, len(rankings))[:most])]
-
-
-def save(config: RewardConfig, run: Run, trainer: Trainer, folder: Path) -> None:
+def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path) -> None:
     """Write the weights: adapters and heads, their average, or a merged model."""
-    model = trainer.model
+    model = training.model
     if isinstance(model, FullReward):
-        export_classifier(model, trainer.chat, str(run.sft_model), folder / "model", run.machine.dtype)
+        export_classifier(model, training.chat, str(run.sft_model), folder / "model", run.machine.dtype)
         return
     adapters = [folder / adapter_name(member) for member in range(config.members)]
     for member, adapter in enumerate(adapters):
@@ -201,81 +205,68 @@ def _scored(
 
 
 def describe(
-    config: RewardConfig, run: Run, chat: ChatFormat, model: Roles | FullReward, train: list[Ranking],
-    test: list[Ranking], raw_BM: Tensor,
-) -> tuple[RewardContract, list[float]]:  # fmt: skip
-    """The contract: moments of reference replies, temperature on held-out pairs, rules of the text, golden scores;
-    `raw_BM` are the raw scores of the replies of `test`.
-
-    And the temperatures of the members by themselves.
-    """
-    reference = [(r.prompt, reply) for r in train for reply in r.replies][: config.normalise_on]
-    contract = reward_contract(chat, _scored(model, chat, reference, "Normalising"))
-    aggregate: Aggregation
-    match config.aggregate:
-        case "weight_averaged":
-            aggregate = "mean"
-        case "mean" | "min" | "mean_minus_std" | "pessimistic":
-            aggregate = config.aggregate
-        case _:
-            assert_never(config.aggregate)
-    contract = replace(
-        contract, aggregate=aggregate, k=config.aggregate_k, beta=config.aggregate_beta,
-        dtype=run.machine.dtype_name, golden=golden_scores(model, chat),
+    config: RewardConfig,
+    run: Run,
+    chat: ChatFormat,
+    model: Roles | FullReward,
+    learnt: list[Ranking],
+    test: list[Ranking],
+    raw_BM: Tensor,
+) -> tuple[RewardContract, list[float]]:
+    """The rules the scores stand under: moments over reference replies, temperature on held-out pairs, the text's
+    tokens, golden scores; and the members' temperatures by themselves. `raw_BM` are of the replies of `test`."""
+    reference = [(r.prompt, reply) for r in learnt for reply in r.replies][: config.normalise_on]
+    scores = _scored(model, chat, reference, "Normalising").double()
+    contract = RewardContract(
+        mean=tuple(scores.mean(dim=0).tolist()),
+        std=tuple(scores.std(dim=0, correction=0).clamp(min=1e-6).tolist()),
+        aggregate="mean" if config.aggregate == "weight_averaged" else config.aggregate,
+        k=config.aggregate_k,
+        beta=config.aggregate_beta,
+        eos_id=chat.eos_id,
+        pad_id=chat.pad_id,
+        system=chat.system,
+        template=chat.tokenizer.chat_template,
+        template_sha256=template_hash(chat),
+        dtype=run.machine.dtype_name,
+        golden=golden_scores(model, chat),
         model=None if config.lora is not None else "model",
-    )  # fmt: skip
+    )
     # On the validation split where it has pairs, so that the test split still judges the confidence.
     calibrating = [r for r in test if r.prompt.split == "validation"] or test
     chosen = {id(ranking) for ranking in calibrating}
     raw_BM = raw_BM[[id(ranking) in chosen for ranking in test for _ in ranking.replies]]
-    alone = [raw_BM[:, m] / contract.std[m] for m in range(model.members)]
-    each = [_temperature(_margins(scores_B, calibrating)) for scores_B in alone]
-    return replace(contract, temperature=_temperature(_margins(contract.normalised(raw_BM), calibrating))), each
+    each = [_temperature(raw_BM[:, m] / contract.std[m], calibrating) for m in range(model.members)]
+    return replace(contract, temperature=_temperature(contract.normalised(raw_BM), calibrating)), each
 
 
-def _temperature(margins: Tensor) -> float:
-    """With Platt's targets (1999), (n + 1)/(n + 2) in place of 1: pairs that are all right prove no certainty."""
-    return fit_temperature(margins, torch.full_like(margins, (len(margins) + 1) / (len(margins) + 2)))
-
-
-def _margins(scores_N: Tensor, rankings: list[Ranking]) -> Tensor:
-    """Winner's score minus loser's of every strict pair."""
+def _temperature(scores_N: Tensor, rankings: list[Ranking]) -> float:
+    """Of the margins of the strict pairs, with Platt's targets (1999), (n + 1)/(n + 2) in place of 1: pairs that are
+    all right prove no certainty. `scores_N` are of the replies of `rankings`."""
     margins, first = [], 0
     for ranking in rankings:
         margins += [scores_N[first + w] - scores_N[first + l] for w, l in ranking.pairs()]
         first += len(ranking.replies)
-    return torch.stack(margins)
-
-
-def reward_contract(chat: ChatFormat, reference_BM: Tensor) -> RewardContract:
-    """The rules the scores stand under: moments of the raw scores of reference replies, template, end-of-turn token,
-    pad token, system prompt."""
-    scores = reference_BM.double()
-    std = scores.std(dim=0, correction=0).clamp(min=1e-6)
-    return RewardContract(
-        tuple(scores.mean(dim=0).tolist()), tuple(std.tolist()), chat.eos_id, chat.system, template_hash(chat),
-        pad_id=chat.pad_id, template=chat.tokenizer.chat_template,
-    )  # fmt: skip
+    target = (len(margins) + 1) / (len(margins) + 2)
+    return fit_temperature(torch.stack(margins), torch.full((len(margins),), target, dtype=scores_N.dtype))
 
 
 def export(
-    run: Run, chat: ChatFormat, model: Roles | FullReward, contract: RewardContract, temperatures: list[float],
+    run: Run,
+    chat: ChatFormat,
+    model: Roles | FullReward,
+    contract: RewardContract,
+    temperatures: list[float],
     folder: Path,
-) -> float:  # fmt: skip
+) -> float:
     """Every member as a plain classifier that carries its own contract; returns the largest distance of a golden
     score from the model's own, in standard deviations."""
     gaps = []
-    for member in range(model.members):
+    for member, temperature in enumerate(temperatures):
         to = folder / ("model" if member == 0 else f"model_{member}")
         if isinstance(model, Roles):
             export_classifier(model, chat, str(run.sft_model), to, run.machine.dtype, member)
-        own = replace(
-            contract, mean=contract.mean[member : member + 1], std=contract.std[member : member + 1],
-            golden=tuple((row[member],) for row in contract.golden), aggregate="mean", k=1.0, beta=1.0,
-            temperature=temperatures[member],
-            log_nu=None if contract.log_nu is None else contract.log_nu[member : member + 1],
-        )  # fmt: skip
-        gaps.append(sign_classifier(to, chat, own, run.machine.dtype))
+        gaps.append(sign_classifier(to, chat, contract.of_member(member, temperature), run.machine.dtype))
     if run.machine.dtype == torch.float32 and max(gaps) > 1e-3:
         raise AssertionError(f"the exported reward model scores otherwise by {max(gaps):.1e} standard deviations")
     return max(gaps)

@@ -27,10 +27,10 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.packing import balanced, by_length
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
-from plaudit.models.full import FullReward
+from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.kernels.attention import Layout
 from plaudit.models.roles import Roles, reward_adapter
-from plaudit.models.tokens import pack_replies, pad_right
+from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right
 from plaudit.records import Ranking
 from plaudit.run.display import progress
 from plaudit.stages.reward.config import RewardConfig
@@ -40,7 +40,7 @@ from plaudit.train.saving import Saver, State, load_parameters, within
 
 
 @dataclass(frozen=True)
-class Example:
+class EncodedRanking:
     """A ranking in tokens, and what is learnt of it: (better, worse, probability that better wins, margin)."""
 
     ranking: Ranking
@@ -64,11 +64,11 @@ def comparisons(config: RewardConfig, ranking: Ranking) -> list[tuple[int, int, 
     return found
 
 
-def encode(config: RewardConfig, chat: ChatFormat, rankings: Sequence[Ranking]) -> list[Example]:
+def encode(config: RewardConfig, chat: ChatFormat, rankings: Sequence[Ranking]) -> list[EncodedRanking]:
     """The rankings that teach something, in tokens."""
     kept = [(ranking, pairs) for ranking in rankings if (pairs := comparisons(config, ranking))]
     return [
-        Example(r, chat.prompt_ids(r.prompt.messages), [chat.reply_ids(reply) for reply in r.replies], pairs)
+        EncodedRanking(r, chat.prompt_ids(r.prompt.messages), [chat.reply_ids(reply) for reply in r.replies], pairs)
         for r, pairs in kept
     ]
 
@@ -103,47 +103,45 @@ def _tie_groups(ranking: Ranking, first: int = 0) -> list[list[int]]:
 
 
 @dataclass
-class Trainer:
-    """What the loop holds."""
+class RewardTraining:
+    """The members in training, and what they learn from."""
 
     config: RewardConfig
     seed: int
     chat: ChatFormat
     model: Roles | FullReward
     layout: Layout
-    train: list[Example]
-    held_out: list[Example]
+    train: list[EncodedRanking]
+    held_out: list[EncodedRanking]
     micro: MicroBatches
     log_nus: list[float] = field(default_factory=list)
     """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
     seconds: list[float] = field(default_factory=list)
     """Seconds of its steps, the member that is being trained included."""
 
-    def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
+    def micro_batches(self, examples: Sequence[EncodedRanking]) -> list[list[EncodedRanking]]:
         """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
         cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
         size = self.micro.rows(self.config.rankings_per_micro_batch)
         groups = balanced(cost, size) if self.layout.packs else by_length(cost, size)
         return [[examples[i] for i in group] for group in groups]
 
-    def scores(self, examples: Sequence[Example], member: int) -> Tensor:
+    def scores(self, examples: Sequence[EncodedRanking], member: int) -> Tensor:
         """Raw scores [N] of all replies of the examples, in order."""
+        tokens: Tokens | ReplyRow
         if not self.layout.packs:
             rows = [(e.prompt, reply) for e in examples for reply in e.replies]
             tokens = pad_right([p for p, _ in rows], [r for _, r in rows], self.chat.pad_id, self.model.device)
-            found = self.model(tokens, "reward", frozenset({"scores"}), member=member).scores_BM
         else:
             groups = [(e.prompt, e.replies) for e in examples]
-            row = pack_replies(groups, self.model.device, share=self.layout.kind == "shared")
-            found = self.model(row, "reward", frozenset({"scores"}), member=member).scores_BM
-        assert isinstance(found, Tensor)
-        return found[:, 0]
+            tokens = pack_replies(groups, self.model.device, share=self.layout.kind == "shared")
+        return raw_scores(self.model, tokens, member)[:, 0]
 
 
 def rankings_loss(
-    config: RewardConfig, scores_N: Tensor, examples: Sequence[Example], log_nu: Tensor
+    config: RewardConfig, scores_N: Tensor, examples: Sequence[EncodedRanking], log_nu: Tensor
 ) -> tuple[Tensor, float, int]:
-    """(Σ over the rankings of their losses, strict pairs that are right, strict pairs); `scores_N` as `Trainer.scores`.
+    """(Σ over the rankings of their losses, strict pairs that are right, strict pairs); `scores_N` of all replies.
     A pair of equal scores counts ½: before the first step all are equal, since the head starts at zero.
 
     A ranking of P comparisons gives each the weight 1/P; of a whole order, with K − 1 choices, 1/(K − 1).
@@ -166,9 +164,13 @@ def rankings_loss(
     match config.loss:
         case "pairs":
             loss = bradley_terry_loss(
-                chosen_P, rejected_P, weights_P, targets=targets_P, margins=scores_N.new_tensor(margins),
+                chosen_P,
+                rejected_P,
+                weights_P,
+                targets=targets_P,
+                margins=scores_N.new_tensor(margins),
                 label_smoothing=config.label_smoothing,
-            )  # fmt: skip
+            )
         case "davidson":
             loss = davidson_loss(chosen_P, rejected_P, targets_P, weights_P, log_nu)
         case "plackett_luce":
@@ -181,15 +183,15 @@ def rankings_loss(
     return loss, right, len(strict)
 
 
-def train_member(trainer: Trainer, member: int, saver: Saver) -> None:
+def train_member(training: RewardTraining, member: int, saver: Saver) -> None:
     """The optimiser steps of one member that its checkpoint, if there is one, has not done yet."""
-    config, seed = trainer.config, trainer.seed
-    log_nu = nn.Parameter(torch.zeros((), device=trainer.model.device))
-    learning = list(_parameters_of(trainer.model, member))
+    config, seed = training.config, training.seed
+    log_nu = nn.Parameter(torch.zeros((), device=training.model.device))
+    learning = list(_parameters_of(training.model, member))
     optimiser = MasterAdamW(
         [{"params": [*learning, *([log_nu] if config.loss == "davidson" else [])], "lr": config.learning_rate}]
     )
-    per_epoch = -(-len(trainer.train) // config.rankings_per_step)
+    per_epoch = -(-len(training.train) // config.rankings_per_step)
     steps = config.epochs * per_epoch
     schedule = schedule_of(optimiser, steps, config.warmup_steps, "cosine")
     stream = "reward" if member == 0 else f"reward/{member}"
@@ -204,43 +206,43 @@ def train_member(trainer: Trainer, member: int, saver: Saver) -> None:
             move_schedule(schedule, number)
             advance(count=number)
         else:
-            trainer.seconds.append(0.0)
-            metrics.log(step=0, member=member, **_evaluate(trainer, member, log_nu))
+            training.seconds.append(0.0)
+            metrics.log(step=0, member=member, **_evaluate(training, member, log_nu))
         while number < steps:
             epoch, offset = divmod(number, per_epoch)
             number += 1
             where = f"reward step {number}" + (f" of member {member}" if config.members > 1 else "")
             started = time.perf_counter()
-            order = rng.permutation(seed, stream, epoch, len(trainer.train))
+            order = rng.permutation(seed, stream, epoch, len(training.train))
             rows = order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]
-            examples = [trainer.train[i] for i in rows]
+            examples = [training.train[i] for i in rows]
             with batch_kept(metrics.path.parent, where, partial(_as_rows, examples)):
-                loss, accuracy = _accumulate(trainer, examples, member, log_nu, where)
+                loss, accuracy = _accumulate(training, examples, member, log_nu, where)
                 row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
                 row["grad_norm"] = optimiser_step(optimiser, schedule, config.max_grad_norm, where)
-            trainer.seconds[member] += time.perf_counter() - started
+            training.seconds[member] += time.perf_counter() - started
             every = config.evaluate_every or per_epoch
             if number % every == 0 or number == steps:
-                row |= _evaluate(trainer, member, log_nu)
+                row |= _evaluate(training, member, log_nu)
             metrics.log(step=number, member=member, **row)
             advance(f"loss {loss:.3f}  accuracy {accuracy:.2f}")
             if number == steps:
-                trainer.log_nus.append(log_nu.item())
-            saver.checkpoint(before + number, lambda: _pack(trainer, optimiser, log_nu), last=number == steps)
+                training.log_nus.append(log_nu.item())
+            saver.checkpoint(before + number, lambda: _pack(training, optimiser, log_nu), last=number == steps)
 
 
-def _pack(trainer: Trainer, optimiser: MasterAdamW, log_nu: Tensor) -> State:
-    tensors = within("model", trainer.model.trainable()) | within("optimiser", optimiser.tensors())
+def _pack(training: RewardTraining, optimiser: MasterAdamW, log_nu: Tensor) -> State:
+    tensors = within("model", training.model.trainable()) | within("optimiser", optimiser.tensors())
     tensors |= within("ties", {"log_nu": log_nu})
-    values = {"log_nus": trainer.log_nus, "halvings": trainer.micro.halvings}
-    return State(tensors, values, {"seconds": trainer.seconds})
+    values = {"log_nus": training.log_nus, "halvings": training.micro.halvings}
+    return State(tensors, values, {"seconds": training.seconds})
 
 
-def load_members(trainer: Trainer, state: State) -> None:
+def load_members(training: RewardTraining, state: State) -> None:
     """The weights of all members, as a checkpoint has them; the optimiser in it is of the one that was learning."""
-    load_parameters(trainer.model.trainable(), state.under("model"))
-    trainer.log_nus, trainer.seconds = list(state.values["log_nus"]), list(state.times["seconds"])
-    trainer.micro.halvings = state.values["halvings"]
+    load_parameters(training.model.trainable(), state.under("model"))
+    training.log_nus, training.seconds = list(state.values["log_nus"]), list(state.times["seconds"])
+    training.micro.halvings = state.values["halvings"]
 
 
 def _parameters_of(model: Roles | FullReward, member: int) -> Iterator[nn.Parameter]:
@@ -252,14 +254,14 @@ def _parameters_of(model: Roles | FullReward, member: int) -> Iterator[nn.Parame
 
 
 def _accumulate(
-    trainer: Trainer, examples: list[Example], member: int, log_nu: Tensor, where: str
+    training: RewardTraining, examples: list[EncodedRanking], member: int, log_nu: Tensor, where: str
 ) -> tuple[float, float]:
     """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
 
     def backward() -> tuple[float, float]:
         loss_sum, right, pairs = 0.0, 0.0, 0
-        for part in trainer.micro_batches(examples):
-            total, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
+        for part in training.micro_batches(examples):
+            total, hits, of = rankings_loss(training.config, training.scores(part, member), part, log_nu)
             loss = total / len(examples)
             check_finite("the loss", loss.item(), where)
             loss.backward()
@@ -267,22 +269,22 @@ def _accumulate(
         return loss_sum, right / pairs if pairs else 0.5  # a step of ties only
 
     def undo() -> None:
-        trainer.model.zero_grad()
+        training.model.zero_grad()
         log_nu.grad = None
 
-    return trainer.micro.fit(trainer.config.rankings_per_micro_batch, where, backward, undo)
+    return training.micro.fit(training.config.rankings_per_micro_batch, where, backward, undo)
 
 
-def _as_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
+def _as_rows(examples: Sequence[EncodedRanking]) -> list[dict[str, Any]]:
     """What is kept of a step that stopped: its rankings."""
     return [example.ranking.as_json() for example in examples]
 
 
 @torch.no_grad()
-def _evaluate(trainer: Trainer, member: int, log_nu: Tensor) -> dict[str, float]:
+def _evaluate(training: RewardTraining, member: int, log_nu: Tensor) -> dict[str, float]:
     """Loss a ranking and accuracy on strict pairs of the held-out examples."""
     loss_sum, right, pairs = 0.0, 0.0, 0
-    for part in trainer.micro_batches(trainer.held_out):
-        loss, hits, of = rankings_loss(trainer.config, trainer.scores(part, member), part, log_nu)
+    for part in training.micro_batches(training.held_out):
+        loss, hits, of = rankings_loss(training.config, training.scores(part, member), part, log_nu)
         loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
-    return {"eval_loss": loss_sum / len(trainer.held_out), "eval_accuracy": right / pairs}
+    return {"eval_loss": loss_sum / len(training.held_out), "eval_accuracy": right / pairs}

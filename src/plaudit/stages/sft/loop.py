@@ -30,9 +30,8 @@ from plaudit.data.packing import Example, balanced, by_length
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint, joint_fingerprint
-from plaudit.models.full import FullModel
+from plaudit.models.full import FullPolicy
 from plaudit.models.kernels.attention import Layout, prepare_attention
-from plaudit.models.kernels.fused import plain
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import load_model, save_model
 from plaudit.models.roles import Roles
@@ -83,7 +82,7 @@ class Trainer:
     config: SFTConfig
     run: Run
     chat: ChatFormat
-    model: Roles | FullModel
+    model: Roles | FullPolicy
     packed: bool
     shares: bool
     """Whether a packed row holds the start that all its demonstrations have once."""
@@ -135,7 +134,7 @@ def run(config: SFTConfig, run: Run) -> dict[str, Any]:
         done = train(trainer, steps, saver)
     if isinstance(trainer.model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
-    trainer.model.load_adapter_state(trainer.best)
+    load_parameters(trainer.model.trainable(), trainer.best)
     _save(trainer, folder)
 
     kept = min(trainer.evaluations[1:], key=lambda row: row["eval_loss"])
@@ -166,8 +165,8 @@ def build(
     full = config.lora is None
     base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
     layout = prepare_attention(base) if config.packing else Layout("padded", "sft.packing is false")
-    shares = layout.kind == "shared" and not plain()
-    model = FullModel(base, run.machine.dtype) if full else Roles(
+    shares = layout.kind == "shared"
+    model = FullPolicy(base, run.machine.dtype) if full else Roles(
         base, trained="policy", lora=config.lora, seed=run.seed
     )  # fmt: skip
     if config.gradient_checkpointing:
@@ -191,7 +190,7 @@ def _checkpoint_gradients(base: PreTrainedModel) -> None:
             module.training = True
 
 
-def _learning(model: Roles | FullModel) -> dict[str, torch.nn.Parameter]:
+def _learning(model: Roles | FullPolicy) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.trainable().items() if "value_head" not in name}
 
 

@@ -66,7 +66,7 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
         return {"compared": 0, "why": why}
     judged = [n for n, pair in enumerate(pairs.items) if _unit(pair.ranking, pair.winner, pair.loser) in several]
     agreement = float(np.mean(same))
-    found: dict[str, Any] = {
+    ceiling: dict[str, Any] = {
         "compared": len(same),
         "annotators": len(names),
         "agreement": agreement,
@@ -77,10 +77,10 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
     }
     if judged:
         there = [right[n] for n in judged]
-        found["pairs"] = len(there)
-        found["accuracy"] = float(np.mean(there))
-        found["accuracy_ci"] = list(bootstrap_interval(there, pairs.clusters[judged]))
-    return found
+        ceiling["pairs"] = len(there)
+        ceiling["accuracy"] = float(np.mean(there))
+        ceiling["accuracy_ci"] = list(bootstrap_interval(there, pairs.clusters[judged]))
+    return ceiling
 
 
 def _texts(ranking: Ranking) -> list[tuple[str, int]]:
@@ -106,9 +106,8 @@ def _between(answers: dict[tuple[str, str], list[tuple[int, int]]]) -> list[dict
         both = [sign * a for a, _ in given for sign in (1, -1)], [sign * b for _, b in given for sign in (1, -1)]
         strict = [a == b for a, b in given if a and b]
         agreed = float(np.mean(strict)) if strict else None
-        rows.append(
-            {"first": one, "second": other, "pairs": len(given), "agreement": agreed, "kappa": cohen_kappa(*both)}
-        )
+        counts = {"first": one, "second": other, "pairs": len(given)}
+        rows.append({**counts, "agreement": agreed, "kappa": cohen_kappa(*both)})
     return rows
 
 
@@ -169,9 +168,10 @@ def marks(pairs: Pairs) -> list[dict[str, Any]]:
             continue
         found.append({"mark": name, "layout": layout, "pairs": len(numbers), "coverage": coverage, "share": share})
     # What names a character says more than what names a class of them.
-    return sorted(found, key=lambda row: (not row["layout"], _ALNUM in row["mark"], -row["coverage"], row["mark"]))[
-        :_SHOWN
-    ]
+    telling_most = sorted(
+        found, key=lambda row: (not row["layout"], _ALNUM in row["mark"], -row["coverage"], row["mark"])
+    )
+    return telling_most[:_SHOWN]
 
 
 def _features(text: str) -> Iterator[tuple[bool, str]]:

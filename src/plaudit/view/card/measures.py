@@ -4,8 +4,8 @@
 models, so any scorer gets the same card. Two raw scores of a prompt differ by the log-odds that the first reply is
 preferred (Bradley-Terry); normalised scores would say something else about confidence.
 
-Intervals are 95 %, by bootstrap over prompts. The alarms are card_alarms.py's, the terminal's table is
-run/card_table.py's, the plots are card_plots.py's and the page is card_page.py's.
+Intervals are 95 %, by bootstrap over prompts. alarms.py finds what is suspicious; table.py, plots.py and page.py show
+a card.
 """
 
 from collections import Counter
@@ -38,10 +38,8 @@ SLICES = 20
 FEW_PROMPTS = 5
 """A row of fewer prompts gets no interval: there is nothing to draw from."""
 _GAP_EDGES = (0.5, 0.9, 1.1, 2.0)
-_GAP_NAMES = (
-    "winner under half as long", "winner shorter", "about as long (±10 %)", "winner longer",
-    "winner over twice as long",
-)  # fmt: skip
+_GAP_NAMES = ["winner under half as long", "winner shorter", "about as long (±10 %)"]
+_GAP_NAMES += ["winner longer", "winner over twice as long"]
 _JUDGE_BINS = 4
 _BINS = 24
 
@@ -72,12 +70,10 @@ def report_card(
     _check_finite(scores, pairs)
     margins = pairs.margins(scores)
     right = verdicts(margins)
-    length = _length(pairs, right, scores, train)
     card: dict[str, Any] = {
         "counts": _counts(pairs, train),
-        "accuracy": float(right.mean()),
-        "accuracy_ci": list(bootstrap_interval(right, pairs.clusters)),
-        "length": length,
+        **_mean("accuracy", right, pairs),
+        "length": _length(pairs, right, scores, train),
         "position": _position(pairs),
         "by_kind": _by_name(pairs, right, [pair.ranking.prompt.kind for pair in pairs.items]),
         "by_source": _by_name(pairs, right, [_sources(pair) for pair in pairs.items]),
@@ -105,6 +101,11 @@ def _check_finite(scores: Floats, pairs: Pairs) -> None:
             f"the model scores {scores[number]} for a reply to prompt {identity!r} ({text[:60]!r}); a score must be a "
             "finite number: try --dtype float32, or look for damaged weights"
         )
+
+
+def _mean(name: str, values: Floats, pairs: Pairs) -> dict[str, Any]:
+    """Of one value a pair, with its interval."""
+    return {name: float(values.mean()), f"{name}_ci": list(bootstrap_interval(values, pairs.clusters))}
 
 
 def _counts(pairs: Pairs, train: Sequence[Ranking]) -> dict[str, int]:
@@ -137,10 +138,8 @@ def _length(pairs: Pairs, right: Floats, scores: Floats, train: Sequence[Ranking
     found: dict[str, Any] = {
         "rule": "the longer reply wins" if longer else "the shorter reply wins",
         "learnt_on": "training pairs" if learnt else "these pairs, the better of both directions",
-        "accuracy": float(alone.mean()),
-        "accuracy_ci": list(bootstrap_interval(alone, pairs.clusters)),
-        "gain": float((right - alone).mean()),
-        "gain_ci": list(bootstrap_interval(right - alone, pairs.clusters)),
+        **_mean("accuracy", alone, pairs),
+        **_mean("gain", right - alone, pairs),
         "longer_won": float(pairs.longer_won.mean()),
         "model_chooses_longer": float(chooses_longer[apart].mean()) if apart.any() else None,
         "accuracy_longer_won": _part(right, apart & longer_won, pairs),
@@ -158,11 +157,7 @@ def _position(pairs: Pairs) -> dict[str, Any]:
     """What "the reply listed first wins" reaches. A model of single replies cannot see it; a labeller can."""
     first = pairs.first_won
     listed = "winner first" if first.all() else "winner last" if not first.any() else "either way"
-    return {
-        "accuracy": float(first.mean()),
-        "accuracy_ci": list(bootstrap_interval(first, pairs.clusters)),
-        "listed": listed,
-    }
+    return {**_mean("accuracy", first, pairs), "listed": listed}
 
 
 def _part(right: Floats, where: Any, pairs: Pairs) -> dict[str, Any]:
@@ -207,12 +202,12 @@ def _by_length_gap(pairs: Pairs, right: Floats) -> list[dict[str, Any]]:
 
 def _by_judge_margin(pairs: Pairs, right: Floats) -> dict[str, Any]:
     """By how much better the file says the winner is, in bins of about equally many pairs; `of` says by what."""
-    told = [pair.judge_margin() for pair in pairs.items]
-    kinds = Counter(kind for kind, _ in filter(None, told))
+    stated = [pair.judge_margin() for pair in pairs.items]
+    kinds = Counter(kind for kind, _ in filter(None, stated))
     if not kinds:
         return {"of": None, "rows": []}
     of = kinds.most_common(1)[0][0]
-    values = np.array([item[1] if item is not None and item[0] == of else np.nan for item in told])
+    values = np.array([item[1] if item is not None and item[0] == of else np.nan for item in stated])
     edges = np.unique(np.nanquantile(values, np.linspace(0, 1, _JUDGE_BINS + 1)))
     rows = []
     for low, high in pairwise(edges) if len(edges) > 1 else [(edges[0], edges[0])]:
@@ -252,21 +247,15 @@ def _calibration(pairs: Pairs, margins: Floats) -> dict[str, Any]:
 
 
 def _spread(scores: Floats, pairs: Pairs) -> dict[str, float]:
-    chosen = [scores[pair.first + pair.winner] for pair in pairs.items]
-    rejected = [scores[pair.first + pair.loser] for pair in pairs.items]
-    return {
-        "mean": float(scores.mean()),
-        "std": float(scores.std()),
-        "chosen_mean": float(np.mean(chosen)),
-        "rejected_mean": float(np.mean(rejected)),
-    }
+    of_all = {"mean": float(scores.mean()), "std": float(scores.std())}
+    means = {"chosen_mean": float(scores[pairs.winners].mean()), "rejected_mean": float(scores[pairs.losers].mean())}
+    return of_all | means
 
 
 def _histograms(pairs: Pairs, scores: Floats, margins: Floats) -> dict[str, Any]:
     """Scores of winners and losers, and margins, whose bins end at 0 so that none holds right and wrong together."""
-    chosen = [scores[pair.first + pair.winner] for pair in pairs.items]
-    rejected = [scores[pair.first + pair.loser] for pair in pairs.items]
-    edges = np.histogram_bin_edges([*chosen, *rejected], bins=_BINS)
+    chosen, rejected = scores[pairs.winners], scores[pairs.losers]
+    edges = np.histogram_bin_edges(np.concatenate([chosen, rejected]), bins=_BINS)
     width = float(np.abs(margins).max()) / 12 or 1.0
     first, last = np.floor(margins.min() / width), np.floor(margins.max() / width) + 1
     margin_edges = np.arange(first, last + 1) * width
@@ -283,7 +272,7 @@ def _histograms(pairs: Pairs, scores: Floats, margins: Floats) -> dict[str, Any]
 def _mistakes(pairs: Pairs, scores: Floats, margins: Floats) -> list[dict[str, Any]]:
     """The pairs on which the model is most sure of the wrong reply, to read."""
     worst = np.argsort(margins, kind="stable")[:MISTAKES]
-    return [_to_read(pairs.items[n], scores, float(margins[n])) for n in worst if margins[n] < 0]
+    return [_to_read(pairs.items[n], scores, margins[n]) for n in worst if margins[n] < 0]
 
 
 def _to_read(pair: Pair, scores: Floats, margin: float) -> dict[str, Any]:
@@ -291,12 +280,12 @@ def _to_read(pair: Pair, scores: Floats, margin: float) -> dict[str, Any]:
 
     def side(place: int) -> dict[str, Any]:
         reply = ranking.replies[place]
-        told = {"source": ranking.sources, "judge_score": ranking.judge_scores, "votes": ranking.votes}
+        stated = {"source": ranking.sources, "judge_score": ranking.judge_scores, "votes": ranking.votes}
         return {
             **reply.as_json(),
             "score": float(scores[pair.first + place]),
             "characters": len(reply.text),
-            **{name: values[place] for name, values in told.items() if values is not None},
+            **{name: values[place] for name, values in stated.items() if values is not None},
         }
 
     return {
@@ -306,7 +295,7 @@ def _to_read(pair: Pair, scores: Floats, margin: float) -> dict[str, Any]:
         "prompt": messages_as_json(ranking.prompt.messages),
         "preferred": side(pair.winner),
         "other": side(pair.loser),
-        "margin": margin,
+        "margin": float(margin),
         # σ(|margin|): how sure the model is of its own choice.
         "confidence": float(1 / (1 + np.exp(-abs(margin)))),
     }
@@ -325,7 +314,6 @@ def _suspects(pairs: Pairs, scores: Floats, margins: Floats, members_NM: ArrayLi
     against_P = (-margins_PM / usual_M).min(axis=1)
     order = [int(n) for n in np.argsort(-against_P, kind="stable") if against_P[n] > 1]
     rows = [
-        {**_to_read(pairs.items[n], scores, float(margins[n])), "margins": margins_PM[n].tolist()}
-        for n in order[:SUSPECTS]
+        {**_to_read(pairs.items[n], scores, margins[n]), "margins": margins_PM[n].tolist()} for n in order[:SUSPECTS]
     ]
     return {"members": members.shape[1], "found": len(order), "share": len(order) / len(pairs), "pairs": rows}

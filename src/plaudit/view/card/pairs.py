@@ -84,11 +84,18 @@ class Pairs:
         """1 where the reply that the file lists first won."""
         return np.array([float(pair.winner < pair.loser) for pair in self.items])
 
+    @cached_property
+    def winners(self) -> list[int]:
+        """The number of the reply that won, of every pair."""
+        return [pair.first + pair.winner for pair in self.items]
+
+    @cached_property
+    def losers(self) -> list[int]:
+        return [pair.first + pair.loser for pair in self.items]
+
     def margins(self, scores_N: Floats) -> Floats:
         """score(winner) − score(loser) of every pair, [pairs] or, for scores [N, M] of M members, [pairs, M]."""
-        winners = [pair.first + pair.winner for pair in self.items]
-        losers = [pair.first + pair.loser for pair in self.items]
-        return scores_N[winners] - scores_N[losers]
+        return scores_N[self.winners] - scores_N[self.losers]
 
 
 def verdicts(differences: Floats) -> Floats:

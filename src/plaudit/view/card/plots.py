@@ -1,14 +1,13 @@
-"""The plots of a report card, in the report's own style (plots.py): each says in its title what is seen."""
+"""The plots of a report card, in the report's own style: each says in its title what is seen."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
 from plaudit.view.card.table import PARTS, part_rows
-from plaudit.view.plots import INK, MUTED, PPO, REWARD, SFT, Plot, draw
+from plaudit.view.plots import INK, MUTED, PPO, REWARD, SFT, Plot, column, draw, histogram, in_percent
 from plaudit.view.text import number, percent, temperature
 
 _NAME = 26
@@ -29,12 +28,6 @@ def card_plots(card: Card) -> list[Plot]:
     return plots + [_parts(card, part, title) for part, title in titles.items() if len(part_rows(card, part)) > 1]
 
 
-def _share_axis(axes: Axes, *, x: bool = True, y: bool = False) -> None:
-    for axis, wanted in ((axes.xaxis, x), (axes.yaxis, y)):
-        if wanted:
-            axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
-
-
 def _beside(card: Card) -> Plot:
     """The model, the baselines and people, each with its interval."""
     rows: list[tuple[str, float, Sequence[float], str]] = [
@@ -52,7 +45,7 @@ def _beside(card: Card) -> Plot:
             _with_interval(axes, value, place, ends, colour)
         axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        _share_axis(axes)
+        in_percent(axes.xaxis)
 
     gain = card["length"]["gain"]
     title = f"It is {number(abs(100 * gain), 1)} points {'more' if gain >= 0 else 'less'} accurate than length alone"
@@ -74,17 +67,14 @@ def _reliability(card: Card) -> Plot:
     def paint(axes: Axes) -> None:
         axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle="--", linewidth=1)
         for bins, colour in ((found["bins"], REWARD), (after["bins"] if after else [], PPO)):
-            axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=colour, marker="o")
-        _share_axis(axes, y=True)
+            axes.plot(column(bins, "confidence"), column(bins, "accuracy"), color=colour, marker="o")
+        in_percent(axes.xaxis)
+        in_percent(axes.yaxis)
 
-    title = (
-        f"It claims {percent(found['confidence'])} confidence and is right in {percent(card['accuracy'])}: "
-        f"ECE {number(found['ece'], 3)}"
-    )
-    keys = [
-        ("line", "reward", f"{len(found['bins'])} bins of equally many pairs"),
-        ("dash", "muted", "perfectly calibrated"),
-    ]  # fmt: skip
+    confidence, right = percent(found["confidence"]), percent(card["accuracy"])
+    title = f"It claims {confidence} confidence and is right in {right}: ECE {number(found['ece'], 3)}"
+    bins = f"{len(found['bins'])} bins of equally many pairs"
+    keys = [("line", "reward", bins), ("dash", "muted", "perfectly calibrated")]
     note = f"A perfectly calibrated model would show ECE {number(found['ece_expected'], 3)} on so few pairs."
     if after:
         keys.insert(1, ("line", "ppo", f"divided by a temperature of {temperature(after['value'])}"))
@@ -114,10 +104,7 @@ def _scores(card: Card) -> Plot:
 
     def paint(axes: Axes) -> None:
         for name, colour in (("rejected", SFT), ("chosen", REWARD)):
-            share = np.array(found[name]) / sum(found[name]) * 100
-            axes.stairs(share, found["edges"], fill=True, color=colour, alpha=0.25)
-            axes.stairs(share, found["edges"], color=colour, linewidth=1.3)
-            axes.axvline(spread[f"{name}_mean"], color=colour, linestyle="--", linewidth=1.3)
+            histogram(axes, found[name], found["edges"], spread[f"{name}_mean"], colour)
 
     apart = (spread["chosen_mean"] - spread["rejected_mean"]) / spread["std"] if spread["std"] else 0.0
     way = "higher" if apart >= 0 else "lower"
@@ -139,7 +126,7 @@ def _parts(card: Card, part: str, title: str) -> Plot:
         axes.set_yticks(range(len(rows)), [f"{name}\n{row['pairs']:,}" for name, row in zip(names, rows, strict=True)])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(-0.02, 1.02)
-        _share_axis(axes)
+        in_percent(axes.xaxis)
 
     height = max(2.3, 0.34 * len(rows) + 0.8)
     keys = [("dot", "reward", "with 95 % interval"), ("dash", "reward", "all pairs"), ("dash", "muted", "a coin")]

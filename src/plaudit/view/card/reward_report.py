@@ -1,7 +1,7 @@
 """Report cards of models: of the reward stage's own on its held-out rankings, and `plaudit reward-report MODEL FILE`,
 that of any saved reward model on any file of rankings or preferences.
 
-MODEL is a run folder or its reward/, an exported model, or another trainer's (models/foreign.py says which layouts).
+MODEL is a run folder or its reward/, an exported model, or another trainer's (rewards/foreign.py says which layouts).
 Judged are the file's held-out rows (split validation or test) where it has any, else all of them. Its training rows,
 and those that a run's reward model was trained on, teach the length baseline its direction, and their prompts are
 looked for among the judged ones.

@@ -7,20 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 from plaudit.run.display import console
-from plaudit.view.text import temperature
+from plaudit.view.text import plain_interval, plain_percent, plain_points, temperature
 
-PARTS = {
-    "by_kind": "kind",
-    "by_source": "source",
-    "by_length_gap": "length",
-    "by_judge_margin": "judge's margin",
-}
+PARTS = {"by_kind": "kind", "by_source": "source", "by_length_gap": "length", "by_judge_margin": "judge's margin"}
 """The cards' divisions of the pairs, and what the rows of each are called."""
 _ROWS = 8
 
 
 def print_card(card: Mapping[str, Any], to: Console = console) -> None:
-    """The card of stages/card.py."""
+    """The card that `report_card` gives."""
     counts = card["counts"]
     title = f"Report card: {counts['strict_pairs']:,} strict pairs of {counts['prompts']:,} prompts"
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -31,8 +26,8 @@ def print_card(card: Mapping[str, Any], to: Console = console) -> None:
             table.add_row(*row)
         table.add_section()
     to.print(table)
-    for name, value in _numbers(card).items():
-        to.print(f"{name}: {value}", soft_wrap=True)
+    for line in _numbers(card):
+        to.print(line, soft_wrap=True)
     print_alarms(card, to)
 
 
@@ -46,92 +41,62 @@ def print_alarms(card: Mapping[str, Any], to: Console = console) -> None:
 
 
 def _sections(card: Mapping[str, Any]) -> Iterator[list[tuple[str, ...]]]:
-    pairs = f"{card['counts']['strict_pairs']:,}"
-    length, position, ceiling = card["length"], card["position"], card["ceiling"]
-    longer = percent(length["longer_won"])
-    first: list[tuple[str, ...]] = [
-        ("reward model", percent(card["accuracy"]), interval(card["accuracy_ci"]), longer, pairs),
-        (
-            f"length alone: {length['rule']}",
-            percent(length["accuracy"]),
-            interval(length["accuracy_ci"]),
-            longer,
-            pairs,
-        ),
-    ]
+    pairs, length, position, ceiling = card["counts"]["strict_pairs"], card["length"], card["position"], card["ceiling"]
+    beside = {"longer_won": length["longer_won"], "pairs": pairs}
+    rows = [_row("reward model", card, **beside), _row(f"length alone: {length['rule']}", length, **beside)]
     if position["listed"] == "either way":
-        first.append(
-            ("place alone: listed first wins", percent(position["accuracy"]), interval(position["accuracy_ci"]),
-             longer, pairs)
-        )  # fmt: skip
+        rows.append(_row("place alone: listed first wins", position, **beside))
     if ceiling["compared"]:
-        first.append(
-            ("annotators with each other", percent(ceiling["agreement"]), interval(ceiling["agreement_ci"]), "",
-             f"{ceiling['compared']:,}")
-        )  # fmt: skip
+        people = {"accuracy": ceiling["agreement"], "accuracy_ci": ceiling["agreement_ci"]}
+        rows.append(_row("annotators with each other", people, pairs=ceiling["compared"]))
         if ceiling.get("pairs"):
-            first.append(
-                ("reward model there", percent(ceiling["accuracy"]), interval(ceiling["accuracy_ci"]), "",
-                 f"{ceiling['pairs']:,}")
-            )  # fmt: skip
-    yield first
+            rows.append(_row("reward model there", ceiling, pairs=ceiling["pairs"]))
+    yield rows
     for part, what in PARTS.items():
-        rows = part_rows(card, part)
-        if len(rows) > 1:
-            yield [_part(f"{what}: {row['name']}", row) for row in rows[:_ROWS]]
+        found = part_rows(card, part)
+        if len(found) > 1:
+            yield [
+                _row(f"{what}: {row['name']}", row, longer_won=row["longer_won"], pairs=row["pairs"])
+                for row in found[:_ROWS]
+            ]
 
 
 def part_rows(card: Mapping[str, Any], part: str) -> Sequence[Mapping[str, Any]]:
-    found = card[part]
-    return list(found["rows"] if part == "by_judge_margin" else found)
+    return list(card[part]["rows"] if part == "by_judge_margin" else card[part])
 
 
-def _part(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-    ends = interval(row["accuracy_ci"]) if row["accuracy_ci"] else ""
-    return name, percent(row["accuracy"]), ends, percent(row["longer_won"]), f"{row['pairs']:,}"
+def _row(name: str, row: Mapping[str, Any], *, pairs: int, longer_won: float | None = None) -> tuple[str, ...]:
+    ends = plain_interval(row["accuracy_ci"], "") if row["accuracy_ci"] else ""
+    longer = "" if longer_won is None else plain_percent(longer_won, "")
+    return name, plain_percent(row["accuracy"], ""), ends, longer, f"{pairs:,}"
 
 
-def _numbers(card: Mapping[str, Any]) -> dict[str, str]:
-    """The numbers that are no accuracies."""
+def _numbers(card: Mapping[str, Any]) -> Iterator[str]:
+    """The numbers that are no accuracies, a line each."""
     calibration, length, ceiling, suspects = (card[n] for n in ("calibration", "length", "ceiling", "suspects"))
-    low, high = length["gain_ci"]
-    found = {
-        "better than length alone by": f"{100 * length['gain']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}); "
-        f"direction learnt on {length['learnt_on']}",
-        "score and length": f"r = {length['score_correlation']:.2f}, within a prompt "
-        f"{length['score_correlation_within']:.2f}",
-        "calibration": f"ECE {calibration['ece']:.3f}, {calibration['ece_expected']:.3f} if it were perfectly "
-        f"calibrated; claims {percent(calibration['confidence'])} %",
-    }
+    gain = plain_points(length["gain"], length["gain_ci"])
+    yield f"better than length alone by: {gain}; direction learnt on {length['learnt_on']}"
+    whole, within = length["score_correlation"], length["score_correlation_within"]
+    yield f"score and length: r = {whole:.2f}, within a prompt {within:.2f}"
     after = calibration["temperature"]
-    if after is not None:
-        found["calibration"] += f"; with temperature {temperature(after['value'])}: ECE {after['ece']:.3f}"
+    tempered = f"; with temperature {temperature(after['value'])}: ECE {after['ece']:.3f}" if after is not None else ""
+    yield (
+        f"calibration: ECE {calibration['ece']:.3f}, {calibration['ece_expected']:.3f} if it were perfectly "
+        f"calibrated; claims {plain_percent(calibration['confidence'])}{tempered}"
+    )
     if ceiling["compared"]:
         alpha = "undefined" if ceiling["alpha"] is None else f"{ceiling['alpha']:.3f}"
-        found["annotators"] = (
-            f"{ceiling['annotators']}, Krippendorff's alpha {alpha}; at their agreement no model can expect more than "
-            f"{percent(ceiling['best_accuracy'])} %"
+        yield (
+            f"annotators: {ceiling['annotators']}, Krippendorff's alpha {alpha}; at their agreement no model can "
+            f"expect more than {plain_percent(ceiling['best_accuracy'])}"
         )
     else:
-        found["human ceiling"] = f"unknown: {ceiling['why']}"
-    if card.get("model", {}).get("changed_replies"):
-        found["texts"] = (
-            f"{card['model']['changed_replies']:,} replies did not survive the model's tokenizer or template"
-        )
+        yield f"human ceiling: unknown: {ceiling['why']}"
+    if changed := card.get("model", {}).get("changed_replies"):
+        yield f"texts: {changed:,} replies did not survive the model's tokenizer or template"
     if suspects["found"] is None:
-        found["label-noise suspects"] = f"unknown: {suspects['why']}"
+        yield f"label-noise suspects: unknown: {suspects['why']}"
     else:
-        found["label-noise suspects"] = (
-            f"{suspects['found']:,} pairs ({percent(suspects['share'])} %) that all {suspects['members']} members "
-            "judge the other way"
-        )
-    return found
-
-
-def percent(value: float | None) -> str:
-    """A share in percent, without its sign."""
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def interval(ends: Sequence[float]) -> str:
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+        share = plain_percent(suspects["share"])
+        members = f"all {suspects['members']} members judge the other way"
+        yield f"label-noise suspects: {suspects['found']:,} pairs ({share}) that {members}"

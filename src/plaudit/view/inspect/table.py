@@ -1,12 +1,12 @@
 """One reply token by token, in the terminal: good is green, bad is red, and what the clip cut is marked."""
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from plaudit.run.display import console
+from plaudit.view.inspect.tokens import Inspection
+from plaudit.view.text import number
 
 LEGEND = (
     "r = exp(log π − log π_old); L_CLIP = min(r·Â, clip(r)·Â). Side: where r fell beside the clip range; "
@@ -18,12 +18,10 @@ NO_NEW = (
 )
 
 
-def print_inspection(found: Any, to: Console = console) -> None:
-    """An `Inspection` of stages/inspect.py."""
-    head = (
-        f"update {found.update} (of {found.updates[0]} to {found.updates[1]}), reply {found.sample} of {found.samples}"
-    )
-    to.print(f"{found.run}: {head}", style="bold", soft_wrap=True)
+def print_inspection(found: Inspection, to: Console = console) -> None:
+    """The numbers behind the page, as far as a terminal is wide enough."""
+    update = f"update {found.update} (of {found.updates[0]} to {found.updates[1]})"
+    to.print(f"{found.run}: {update}, reply {found.sample} of {found.samples}", style="bold", soft_wrap=True)
     to.print(f"Prompt: {found.prompt.strip()}", soft_wrap=True)
     cut = "" if found.finished else " [cut by the length limit]"
     to.print(f"Reply: {found.reply.strip()}{cut}", soft_wrap=True)
@@ -47,7 +45,7 @@ def print_inspection(found: Any, to: Console = console) -> None:
     )
 
 
-def _table(found: Any) -> Table:
+def _table(found: Inspection) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("#", justify="right", style="dim")
     table.add_column("token", overflow="fold")
@@ -57,18 +55,14 @@ def _table(found: Any) -> Table:
     for row in found.rows:
         good = "green" if row.advantage > 0 else "red" if row.advantage < 0 else ""
         where = f"{row.side}, cut" if row.cut else row.side
-        table.add_row(
-            str(row.number), Text(row.text, style=good), _number(row.old_logprob), _number(row.new_logprob),
-            _number(row.ratio, 3), _number(row.kl), _number(row.reward), _number(row.value),
-            Text(_number(row.advantage), style=good), _number(row.l_clip, 3),
-            Text(where, style="bold magenta" if row.cut else "" if row.side == "inside" else "magenta"),
-        )  # fmt: skip
+        marked = "bold magenta" if row.cut else "" if row.side == "inside" else "magenta"
+        logprobs = (_number(row.old_logprob), _number(row.new_logprob), _number(row.ratio, 3))
+        rewards = (_number(row.kl), _number(row.reward), _number(row.value), Text(_number(row.advantage), style=good))
+        cells = (*logprobs, *rewards, _number(row.l_clip, 3), Text(where, style=marked))
+        table.add_row(str(row.number), Text(row.text, style=good), *cells)
     return table
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    """Without a minus before a zero; nothing for None."""
-    if value is None:
-        return ""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+    """With the minus of a keyboard; nothing for None."""
+    return "" if value is None else number(value, digits).replace("−", "-")

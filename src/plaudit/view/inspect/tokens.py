@@ -101,7 +101,7 @@ def inspect_run(folder: Path, step: int | None = None, sample: int = 1) -> Inspe
     ids = tensors["tokens_BT"][sample - 1, :end].tolist()
     ppo = recipe["ppo"]
     rows = token_rows(tensors, sample - 1, ppo, [token_text(tokenizer, token) for token in ids[start:]])
-    total = sum(row.l_clip for row in rows)
+    total, update_tokens = sum(row.l_clip for row in rows), int(tensors["mask_BT"].sum())
     whitens = ppo.get("whiten_advantages")
     return Inspection(
         run=recipe["name"],
@@ -123,8 +123,8 @@ def inspect_run(folder: Path, step: int | None = None, sample: int = 1) -> Inspe
         rows=rows,
         kl=sum(row.kl for row in rows),
         mean_l_clip=total / len(rows),
-        share=total / int(tensors["mask_BT"].sum()),
-        update_tokens=int(tensors["mask_BT"].sum()),
+        share=total / update_tokens,
+        update_tokens=update_tokens,
     )
 
 
@@ -148,33 +148,29 @@ def token_rows(
     new = column("new_logprobs_BT") if "new_logprobs_BT" in tensors else old
     ratio = (new - old).exp()
     low, high = clip_bounds(ppo)
+    unclipped = ratio * advantage
     l_clip = clipped_surrogate(ratio, advantage, 1 - low, high - 1, ppo.get("dual_clip"))
-    clipped = ratio.clamp(low, high) * advantage
     value = column("values_BT") if "values_BT" in tensors else None
-    raw = column("returns_BT") - value if value is not None and "returns_BT" in tensors else None
-    kept = torch.isclose(l_clip, ratio * advantage, rtol=1e-12, atol=0)
-    ref, kl, reward = column("ref_logprobs_BT"), column("kl_BT"), column("rewards_BT")
-    return tuple(
-        TokenRow(
-            number=i + 1,
-            text=text,
-            old_logprob=old[0, i].item(),
-            new_logprob=new[0, i].item(),
-            ref_logprob=ref[0, i].item(),
-            kl=kl[0, i].item(),
-            reward=reward[0, i].item(),
-            value=None if value is None else value[0, i].item(),
-            raw_advantage=None if raw is None else raw[0, i].item(),
-            advantage=advantage[0, i].item(),
-            ratio=ratio[0, i].item(),
-            unclipped=(ratio * advantage)[0, i].item(),
-            clipped=clipped[0, i].item(),
-            l_clip=l_clip[0, i].item(),
-            side=side(ratio[0, i].item(), low, high),
-            cut=not bool(kept[0, i]),
-        )
-        for i, text in enumerate(texts)
-    )
+    columns = {
+        "old_logprob": old,
+        "new_logprob": new,
+        "ref_logprob": column("ref_logprobs_BT"),
+        "kl": column("kl_BT"),
+        "reward": column("rewards_BT"),
+        "value": value,
+        "raw_advantage": column("returns_BT") - value if value is not None and "returns_BT" in tensors else None,
+        "advantage": advantage,
+        "ratio": ratio,
+        "unclipped": unclipped,
+        "clipped": ratio.clamp(low, high) * advantage,
+        "l_clip": l_clip,
+        "cut": ~torch.isclose(l_clip, unclipped, rtol=1e-12, atol=0),
+    }
+    rows = []
+    for i, text in enumerate(texts):
+        numbers: dict[str, Any] = {name: None if x is None else x[0, i].item() for name, x in columns.items()}
+        rows.append(TokenRow(number=i + 1, text=text, side=side(numbers["ratio"], low, high), **numbers))
+    return tuple(rows)
 
 
 def side(ratio: float, low: float, high: float) -> str:

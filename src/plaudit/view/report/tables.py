@@ -1,5 +1,6 @@
 """The rows of the report's tables, and the examples it shows."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +79,8 @@ def choose_examples(replies: Rows) -> list[dict[str, Any]]:
     first: dict[str, dict[str, Any]] = {}
     for row in replies:
         first.setdefault(row["id"], row)
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in first.values():
-        groups.setdefault(row["kind"], []).append(row)
-    shares = dict.fromkeys(sorted(groups), 0)
+    groups = _by_kind(first.values())
+    shares = dict.fromkeys(groups, 0)
     left = min(len(first), max(EXAMPLES, len(groups)))
     while left:
         for kind in shares:
@@ -91,26 +90,25 @@ def choose_examples(replies: Rows) -> list[dict[str, Any]]:
     return [groups[kind][i * len(groups[kind]) // share] for kind, share in shares.items() for i in range(share)]
 
 
+def _by_kind(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["kind"], []).append(row)
+    return dict(sorted(groups.items()))
+
+
 def gold_by_kind(replies: Rows) -> list[dict[str, Any]]:
     """Gold score before and after for each kind of prompt, the gain's interval clustered by prompt; [] without gold."""
     if any(row[model]["gold"] is None for row in replies for model in ("sft", "ppo")):
         return []
-    found = []
-    for kind in sorted({row["kind"] for row in replies}):
-        rows = [row for row in replies if row["kind"] == kind]
+    table = []
+    for kind, rows in _by_kind(replies).items():
         sft, ppo = (np.array([row[model]["gold"] for row in rows]) for model in ("sft", "ppo"))
-        clusters = [row["id"] for row in rows]
-        found.append(
-            {
-                "kind": kind,
-                "prompts": len(set(clusters)),
-                "sft": float(sft.mean()),
-                "ppo": float(ppo.mean()),
-                "gain": float((ppo - sft).mean()),
-                "gain_ci": bootstrap_interval(ppo - sft, clusters),
-            }
-        )
-    return found
+        prompts = [row["id"] for row in rows]
+        gain_ci = bootstrap_interval(ppo - sft, prompts)
+        means = {"sft": float(sft.mean()), "ppo": float(ppo.mean()), "gain": float((ppo - sft).mean())}
+        table.append({"kind": kind, "prompts": len(set(prompts)), **means, "gain_ci": gain_ci})
+    return table
 
 
 def seconds_by_part(times: Rows) -> dict[str, float]:

@@ -7,50 +7,48 @@ the rows of one. The page is one file without scripts or anything fetched; what 
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from plaudit.data.files import write_json, write_text
 from plaudit.guard.limits import KL_BUDGET
 from plaudit.run.display import console, format_value, stage_table
-from plaudit.run.folder import ENVIRONMENT, RECIPE, needed_stages, read_recipe
+from plaudit.run.folder import ENVIRONMENT, RECIPE, REPORT, SUMMARY, needed_stages, read_recipe
 from plaudit.run.metrics import read_metrics
 from plaudit.run.provenance import versions
 from plaudit.train.run import Run
 from plaudit.view.card.plots import card_plots
 from plaudit.view.card.table import PARTS
 from plaudit.view.page import render_page
-from plaudit.view.report import plots
 from plaudit.view.report.people import compared_by_people
+from plaudit.view.report.plots import kind_plot, ppo_plots, reward_plots, score_plots, sft_plot
 from plaudit.view.report.tables import choose_examples, gold_by_kind, headline, seconds_by_part
 from plaudit.view.report.verdict import cautions, verdict
 
 
 def write_report(run: Run) -> dict[str, Any]:
     """Write summary.json and report.html into the run folder, print the headline numbers; returns the summary."""
+    folder = run.folder.path
     summary = gather(run)
     page = render(run, summary)
-    write_json(run.folder.path / "summary.json", summary)
-    write_text(run.folder.path / "report.html", page)
-    name = read_recipe(run.folder.path)["name"]
-    stage_table(f"Run {name}: SFT -> PPO on held-out prompts", closing_rows(summary))
-    console.print(f"Report: {run.folder.path / 'report.html'}", soft_wrap=True)
+    write_json(folder / SUMMARY, summary)
+    write_text(folder / REPORT, page)
+    stage_table(f"Run {read_recipe(folder)['name']}: SFT -> PPO on held-out prompts", closing_rows(summary))
+    console.print(f"Report: {folder / REPORT}", soft_wrap=True)
     return summary
 
 
-def stages_of(recipe: dict[str, Any]) -> tuple[str, ...]:
+def stages_of(recipe: dict[str, Any]) -> list[str]:
     """The stages that a resolved recipe needs before its report: those of the reward model only where it pays PPO."""
     sources = recipe["ppo"]["rewards"]
     trained = not sources or any(source["trained"] for source in sources)
-    return tuple(stage for stage in needed_stages(trained) if stage != "report")
+    return [stage for stage in needed_stages(trained) if stage != "report"]
 
 
 def gather(run: Run) -> dict[str, Any]:
     """Every stage's own summary, with seconds, memory and versions beside them."""
     stages = stages_of(read_recipe(run.folder.path))
-    summary: dict[str, Any] = {
-        stage: json.loads(run.folder.require(f"{stage}/summary.json", stage).read_text(encoding="utf-8"))
-        for stage in stages
-    }
+    summary = {stage: _read_json(run.folder.require(f"{stage}/summary.json", stage)) for stage in stages}
     finished = {stage: entry for stage, entry in run.folder.finished().items() if stage in stages}
     people = compared_by_people(run)
     summary |= {} if people is None else {"people": people}
@@ -58,8 +56,11 @@ def gather(run: Run) -> dict[str, Any]:
     summary["peak_rss_mb"] = max((entry["peak_rss_mb"] for entry in finished.values()), default=None)
     on_gpu = [entry["peak_gpu_mb"] for entry in finished.values() if "peak_gpu_mb" in entry]
     summary |= {"peak_gpu_mb": max(on_gpu)} if on_gpu else {}
-    summary["versions"] = versions()
-    return summary
+    return {**summary, "versions": versions()}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
@@ -77,8 +78,7 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
         rows["gold score"] = pair("gold")
         rows["gold gain, 95 % interval"] = with_interval(evaluated, "gold_gain")
         rows["win rate, 95 % interval"] = with_interval(evaluated, "win_rate")
-    if "people" in summary:
-        people = summary["people"]
+    if people := summary.get("people"):
         limits = format_value([people["low"], people["high"]])
         rows["people prefer PPO, 95 % interval"] = f"{people['win_rate']:.3f} {limits}"
     rows["proxy score"] = pair("proxy")
@@ -86,13 +86,12 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
     rows["length, tokens"] = pair("length")
     rows["reference NLL, nats a token"] = pair("ref_nll")
     rows["EOS rate"] = pair("eos")
-    if "reward" in summary:
-        rows["reward accuracy, 95 % interval"] = with_interval(summary["reward"], "accuracy")
-        rows["accuracy of length alone"] = with_interval(summary["reward"], "length_baseline_accuracy")
+    if reward := summary.get("reward"):
+        rows["reward accuracy, 95 % interval"] = with_interval(reward, "accuracy")
+        rows["accuracy of length alone"] = with_interval(reward, "length_baseline_accuracy")
     rows["minutes"] = f"{sum(summary['seconds'].values()) / 60:.1f}"
     rows["peak memory, MB"] = "unknown" if summary["peak_rss_mb"] is None else f"{summary['peak_rss_mb']:.0f}"
-    rows |= {"peak memory of the GPU, MB": f"{summary['peak_gpu_mb']:.0f}"} if "peak_gpu_mb" in summary else {}
-    return rows
+    return rows | ({"peak memory of the GPU, MB": f"{summary['peak_gpu_mb']:.0f}"} if "peak_gpu_mb" in summary else {})
 
 
 def render(run: Run, summary: dict[str, Any]) -> str:
@@ -100,13 +99,13 @@ def render(run: Run, summary: dict[str, Any]) -> str:
     folder = run.folder.path
     recipe = read_recipe(folder)
     replies = read_metrics(run.folder.require("evaluate/replies.jsonl", "evaluate"))
-    environment = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    environment = _read_json(folder / ENVIRONMENT)
+    updates, looks = read_metrics(folder / "ppo/metrics.jsonl"), read_metrics(folder / "ppo/evaluations.jsonl")
     kinds = gold_by_kind(replies)
-    updates = read_metrics(folder / "ppo/metrics.jsonl")
-    card, reward_steps = None, []
+    card, learning = None, [sft_plot(read_metrics(folder / "sft/metrics.jsonl"))]
     if "reward" in summary:
-        card = json.loads(run.folder.require("reward/card.json", "reward").read_text(encoding="utf-8"))
-        reward_steps = read_metrics(folder / "reward/metrics.jsonl")
+        card = _read_json(run.folder.require("reward/card.json", "reward"))
+        learning += reward_plots(read_metrics(folder / "reward/metrics.jsonl"), summary["reward"])
     return render_page(
         "report.html.j2",
         parts=PARTS,
@@ -127,13 +126,9 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         finished=run.folder.finished(),
         stages=stages_of(recipe),
         update_seconds=seconds_by_part(read_metrics(folder / "ppo/times.jsonl")),
-        learning_plots=plots.learning_plots(
-            read_metrics(folder / "sft/metrics.jsonl"), reward_steps, summary.get("reward")
-        ),
-        ppo_plots=plots.ppo_plots(
-            updates, read_metrics(folder / "ppo/evaluations.jsonl"), recipe["ppo"], summary["ppo"]["kept_update"]
-        ),
-        score_plots=plots.score_plots(replies) + ([plots.kind_plot(kinds)] if kinds else []),
+        learning_plots=learning,
+        ppo_plots=ppo_plots(updates, looks, recipe["ppo"], summary["ppo"]["kept_update"]),
+        score_plots=score_plots(replies) + ([kind_plot(kinds)] if kinds else []),
         card=card,
         reward_plots=card_plots(card) if card else [],
         open_mistakes=False,
