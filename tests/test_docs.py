@@ -33,7 +33,7 @@ from safetensors import safe_open
 import plaudit as package
 from plaudit.algo.advantages import gae
 from plaudit.algo.worked import worked_example
-from plaudit.data.audit.audit import LEVELS
+from plaudit.data.audit.problems import LEVELS
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
 from plaudit.data.formats.reader import FORMATS, Reader

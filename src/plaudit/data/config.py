@@ -10,7 +10,7 @@ from plaudit.data.formats.reader import FORMATS
 
 
 def known_format(value: str | None) -> str | None:
-    """A format of rows (data/formats.py) by its name, or None to detect it."""
+    """A format of rows (data/formats) by its name, or None to detect it."""
     if value is not None and value not in FORMATS:
         raise ValueError(f"must be one of {', '.join(FORMATS)}")
     return value

@@ -230,7 +230,7 @@ def run_pipeline(recipe: Recipe, *, resume: bool = False, stages: Sequence[str] 
                 run.folder.check(name, READ_LATER)
         for name in stages:
             if name in DIVIDED or ranks.first:
-                use_threads(ranks.here if name in DIVIDED else 1)
+                use_threads(ranks.local if name in DIVIDED else 1)
                 if name in needs:
                     run.folder.require(*needs[name])
                 goes_on = resume and name == stages[0]
