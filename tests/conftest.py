@@ -200,12 +200,6 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--debug` sets an environment variable; it must not reach the next test."""
-    monkeypatch.setenv("PLAUDIT_DEBUG", "")
-
-
 @pytest.fixture(scope="session")
 def tokenizer_of() -> Callable[..., PreTrainedTokenizerFast]:
     """`make_tokenizer`, for tests that want another pad token, template or end of turn."""

@@ -326,9 +326,13 @@ MODELS: dict[str, tuple[Callable[[Desk], None], tuple[str, ...]]] = {
 @pytest.mark.row(32)
 @pytest.mark.parametrize(("spoil", "says"), MODELS.values(), ids=list(MODELS))
 def test_an_unreadable_model(
-    spoil: Callable[[Desk], None], says: tuple[str, ...], desk: Desk, plaudit: Plaudit,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    spoil: Callable[[Desk], None],
+    says: tuple[str, ...],
+    desk: Desk,
+    plaudit: Plaudit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "cache"))
     spoil(desk)
     refused(plaudit("run", desk.recipe), *says)
@@ -438,9 +442,12 @@ def test_a_stage_before_its_turn(desk: Desk, plaudit: Plaudit) -> None:
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("plaudit")
     return subprocess.run(
-        [str(program), *map(str, arguments)], capture_output=True, text=True, check=False,
+        [str(program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, **environment},
-    )  # fmt: skip
+    )
 
 
 def test_the_installed_command_exits_with_2_and_one_line(desk: Desk) -> None:

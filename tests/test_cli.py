@@ -74,9 +74,15 @@ def test_worked_example_through_the_installed_command() -> None:
         if cells:
             rows[cells[0]] = float(cells[2])
     assert rows == {
-        "value V(s)": 1.5, "reward R": 5.0, "discount γ": 0.9, "advantage Â": 3.5, "ratio r": 1.25,
-        "unclipped": 4.375, "clipped": 4.2, "L_CLIP": 4.2,
-    }  # fmt: skip
+        "value V(s)": 1.5,
+        "reward R": 5.0,
+        "discount γ": 0.9,
+        "advantage Â": 3.5,
+        "ratio r": 1.25,
+        "unclipped": 4.375,
+        "clipped": 4.2,
+        "L_CLIP": 4.2,
+    }
     assert done.stderr == ""
 
 
@@ -86,10 +92,16 @@ def test_the_embedded_demo_on_a_tiny_model(
     """The shipped recipe and its data, with another model and little work; a second one gets its own folder."""
     monkeypatch.chdir(tmp_path)
     small = (
-        f"model={tiny_model()}", "dtype=float32", "sft.epochs=1", "preferences.train_prompts=8",
-        "preferences.replies=2", "sampling.max_new_tokens=4", "ppo.updates=1", "ppo.batch_size=16",
+        f"model={tiny_model()}",
+        "dtype=float32",
+        "sft.epochs=1",
+        "preferences.train_prompts=8",
+        "preferences.replies=2",
+        "sampling.max_new_tokens=4",
+        "ppo.updates=1",
+        "ppo.batch_size=16",
         "evaluate.replies=1",
-    )  # fmt: skip
+    )
     done = plaudit("demo", *small)
     assert (done.code, done.err) == (0, "")
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()

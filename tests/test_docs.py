@@ -33,7 +33,7 @@ from safetensors import safe_open
 import plaudit as package
 from plaudit.algo.advantages import gae
 from plaudit.algo.worked import worked_example
-from plaudit.data.audit.audit import LEVELS
+from plaudit.data.audit.problems import LEVELS
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
 from plaudit.data.formats.reader import FORMATS, Reader
@@ -218,6 +218,7 @@ def test_keys_named_in_the_docs_exist() -> None:
     rows = [row for _, rows in tables((DOCS / "recipe.md").read_text(encoding="utf-8")) for row in rows[1:]]
     known = {quoted(row[0])[0] for row in rows}
     sections = {key.split(".")[0] for key in known if "." in key}
+    known |= {key.rpartition(".")[0] for key in known}  # a section may be named too
     pattern = re.compile(rf"(?:{'|'.join(sections)})(?:\.[a-z_]+)+")
     for page, name in zip(PAGES, NAMES, strict=True):
         for item in quoted(prose(page.read_text(encoding="utf-8"))):

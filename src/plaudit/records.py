@@ -76,20 +76,18 @@ class Ranking:
 
     def pairs(self) -> list[tuple[int, int]]:
         """Index pairs (winner, loser) of the replies that are strictly ordered; ties give no pair."""
-        found = []
-        for first, second in combinations(range(len(self.replies)), 2):
-            if self.ranks[first] != self.ranks[second]:
-                better, worse = (first, second) if self.ranks[first] < self.ranks[second] else (second, first)
-                found.append((better, worse))
-        return found
+        both = combinations(range(len(self.replies)), 2)
+        ordered = (sorted(pair, key=lambda reply: self.ranks[reply]) for pair in both)
+        return [(better, worse) for better, worse in ordered if self.ranks[better] != self.ranks[worse]]
 
     def as_json(self) -> dict[str, Any]:
         replies = [{**reply.as_json(), "rank": rank} for reply, rank in zip(self.replies, self.ranks, strict=True)]
         for name, values in (("votes", self.votes), ("score", self.judge_scores), ("source", self.sources)):
             for reply, value in zip(replies, values or (), strict=False):
                 reply[name] = value
-        told = {name: value for name in ("strength", "annotator") if (value := getattr(self, name)) is not None}
-        return {**self.prompt.as_json(), "responses": replies, **told}
+        row = {**self.prompt.as_json(), "responses": replies}
+        more = {"strength": self.strength, "annotator": self.annotator}
+        return row | {name: value for name, value in more.items() if value is not None}
 
 
 Record = Prompt | Demonstration | Ranking

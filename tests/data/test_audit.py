@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit.data.audit import audit as module
-from plaudit.data.audit.audit import LEVELS, Audit, diversity, plain
+from plaudit.data.audit import near as near_module
+from plaudit.data.audit.check import Audit
 from plaudit.data.audit.near import NearDuplicates, Sample
+from plaudit.data.audit.problems import LEVELS
+from plaudit.data.audit.texts import diversity, words_alone
 
 Plaudit = Callable[..., SimpleNamespace]
 REPLY = "Put the kettle on, wait until the water boils, and pour it over the leaves of the tea."
@@ -34,10 +36,12 @@ def problems(report: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """kind -> (line, text) of its examples, paths shortened to file names."""
     assert all(problem["count"] >= len(problem["examples"]) > 0 for problem in report["problems"])
     return {
-        problem["kind"]: [(Path(e["place"]).name, e["text"].replace(str(Path(e["place"]).parent) + "/", "")) for e in
-                          problem["examples"]]
+        problem["kind"]: [
+            (Path(e["place"]).name, e["text"].replace(str(Path(e["place"]).parent) + "/", ""))
+            for e in problem["examples"]
+        ]
         for problem in report["problems"]
-    }  # fmt: skip
+    }
 
 
 def demonstration(number: int, **changes: Any) -> dict[str, Any]:
@@ -52,8 +56,12 @@ def test_a_clean_file_has_no_problem_and_its_numbers_are_right(tmp_path: Path) -
     assert (report["errors"], report["warnings"], report["problems"], report["overlaps"]) == (0, 0, [], [])
     (file,) = report["files"]
     assert (file["rows"], file["used"], file["bad"], file["format"], file["detected"]) == (
-        10, 10, 0, "prompt-completion", True,
-    )  # fmt: skip
+        10,
+        10,
+        0,
+        "prompt-completion",
+        True,
+    )
     assert file["kinds"] == {"safety": 7, "domain": 3}
     assert file["splits"] == {"train": 10}
     assert file["roles"] == {"user": 10, "assistant": 10}
@@ -69,55 +77,77 @@ PAIR = {"prompt": "Which?", "chosen": "This one, since it is larger.", "rejected
     ("rows", "kind", "found"),
     [
         pytest.param(
-            [demonstration(1), demonstration(2), demonstration(1)], "duplicate", ("a.jsonl:3", "the same as a.jsonl:1"),
+            [demonstration(1), demonstration(2), demonstration(1)],
+            "duplicate",
+            ("a.jsonl:3", "the same as a.jsonl:1"),
             id="duplicate",
         ),
         pytest.param(
             [demonstration(1, completion=LONG), demonstration(1, completion=f"{LONG} Now!")],
-            "near-duplicate", ("a.jsonl:2", "nearly the same as a.jsonl:1"), id="near-duplicate",
+            "near-duplicate",
+            ("a.jsonl:2", "nearly the same as a.jsonl:1"),
+            id="near-duplicate",
         ),
         pytest.param(
             [demonstration(1, split="test"), demonstration(2), demonstration(1, completion="No.")],
-            "leak", ("a.jsonl:1", "the prompt of split 'test' is in split 'train' at a.jsonl:3"), id="leak",
+            "leak",
+            ("a.jsonl:1", "the prompt of split 'test' is in split 'train' at a.jsonl:3"),
+            id="leak",
         ),
         pytest.param(
             [demonstration(1, split="test"), demonstration(1, prompt="tell me ABOUT birch, amber!")],
-            "leak", ("a.jsonl:1", "the prompt of split 'test' is in split 'train' at a.jsonl:2"),
+            "leak",
+            ("a.jsonl:1", "the prompt of split 'test' is in split 'train' at a.jsonl:2"),
             id="leak but for capitals",
         ),
         pytest.param(
             [demonstration(1, split="test"), demonstration(1, split="validation", completion="No.")],
             "validation and test overlap",
-            ("a.jsonl:1", "the prompt of split 'test' is in split 'validation' at a.jsonl:2"), id="held out twice",
+            ("a.jsonl:1", "the prompt of split 'test' is in split 'validation' at a.jsonl:2"),
+            id="held out twice",
         ),
         pytest.param(
-            [demonstration(1, completion=LONG, split="test"),
-             demonstration(1, prompt="Tell me about the birch amber.", completion=LONG)],
-            "near leak", ("a.jsonl:2", "nearly the same as a.jsonl:1, and one of them is held out"), id="near leak",
+            [
+                demonstration(1, completion=LONG, split="test"),
+                demonstration(1, prompt="Tell me about the birch amber.", completion=LONG),
+            ],
+            "near leak",
+            ("a.jsonl:2", "nearly the same as a.jsonl:1, and one of them is held out"),
+            id="near leak",
         ),
         pytest.param(
             [PAIR, {**PAIR, "chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}],
-            "contradiction", ("a.jsonl:2", "prefers the reply that loses at a.jsonl:1"), id="contradiction",
+            "contradiction",
+            ("a.jsonl:2", "prefers the reply that loses at a.jsonl:1"),
+            id="contradiction",
         ),
         pytest.param(
-            [PAIR, {**PAIR, "rejected": PAIR["chosen"]}], "identical replies",
-            ("a.jsonl:2", "the better and the worse reply are 'This one, since it is larger.'"), id="identical",
+            [PAIR, {**PAIR, "rejected": PAIR["chosen"]}],
+            "identical replies",
+            ("a.jsonl:2", "the better and the worse reply are 'This one, since it is larger.'"),
+            id="identical",
         ),
         pytest.param([{**PAIR, "rejected": " "}], "empty reply", ("a.jsonl:1", "a reply is ' '"), id="empty"),
         pytest.param(
-            [demonstration(1), demonstration(2, completion="")], "bad row",
-            ("a.jsonl:2", "field 'completion' must be a non-empty string, found ''"), id="bad row",
+            [demonstration(1), demonstration(2, completion="")],
+            "bad row",
+            ("a.jsonl:2", "field 'completion' must be a non-empty string, found ''"),
+            id="bad row",
         ),
         pytest.param(
-            [demonstration(1, completion=f"{REPLY} After that you should let it stand for")], "cut reply",
-            ("a.jsonl:1", "a reply ends in '. After that you should let it stand for'"), id="cut",
+            [demonstration(1, completion=f"{REPLY} After that you should let it stand for")],
+            "cut reply",
+            ("a.jsonl:1", "a reply ends in '. After that you should let it stand for'"),
+            id="cut",
         ),
         pytest.param(
-            [{"id": "x", "prompt": "One?"}, {"id": "x", "prompt": "Two?"}], "repeated id",
-            ("a.jsonl:2", "the id is that of a.jsonl:1"), id="repeated id",
+            [{"id": "x", "prompt": "One?"}, {"id": "x", "prompt": "Two?"}],
+            "repeated id",
+            ("a.jsonl:2", "the id is that of a.jsonl:1"),
+            id="repeated id",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_planted_fault_is_named_with_its_lines(
     rows: list[dict[str, Any]], kind: str, found: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -189,9 +219,9 @@ def test_diversity_by_hand() -> None:
     assert found["distinct_openings"] == 1.0
 
 
-def test_plain_prompts() -> None:
-    assert plain("  What's, the TIME?\n") == "what's the time"
-    assert plain("?!") == "?!"
+def test_the_words_alone_of_prompts() -> None:
+    assert words_alone("  What's, the TIME?\n") == "what's the time"
+    assert words_alone("?!") == "?!"
 
 
 def test_tokens_are_counted_by_what_is_given(tmp_path: Path) -> None:
@@ -219,7 +249,7 @@ def test_a_sample_is_everything_until_it_is_full_and_then_even() -> None:
 
 
 def test_sampling_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plaudit: Plaudit) -> None:
-    monkeypatch.setattr(module, "SAMPLE", 50)
+    monkeypatch.setattr(near_module, "SAMPLE", 50)
     path = put(tmp_path / "a.jsonl", *(demonstration(i, id=str(i)) for i in range(100)))
     (file,) = json.loads(plaudit("data", "check", path, "--json").out)["files"]
     assert file["near_sampled"] and 10 <= file["near_of_rows"] <= 50
@@ -301,9 +331,12 @@ def test_convert_writes_canonical_rows_and_sets_bad_ones_aside(tmp_path: Path, p
     assert "format alpaca (detected)" in done.out and "6 rows: 5 in" in done.out and "1 in" in done.out
     written = [json.loads(line) for line in to.read_text().splitlines()]
     assert written[0] == {
-        "id": "1", "kind": "instruction", "split": "train", "prompt": [{"role": "user", "content": "Say 0"}],
+        "id": "1",
+        "kind": "instruction",
+        "split": "train",
+        "prompt": [{"role": "user", "content": "Say 0"}],
         "completion": "It is 0.",
-    }  # fmt: skip
+    }
     assert [row["id"] for row in written] == ["1", "2", "3", "5", "6"]
     (aside,) = [json.loads(line) for line in (tmp_path / "out.quarantine.jsonl").read_text().splitlines()]
     assert aside["place"] == f"{path}:4" and aside["raw"] == '{"instruction": "x"'
@@ -337,20 +370,33 @@ def test_a_run_takes_pairs_and_other_formats(tmp_path: Path, write_recipe: Calla
     recipe = write_recipe(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "demonstrations.jsonl").read_text().splitlines()]
     turns = [
-        {"split": row["split"], "kind": row["kind"], "messages": [{"role": "user", "content": row["prompt"]},
-         {"role": "assistant", "content": row["completion"]}]} for row in rows
-    ]  # fmt: skip
+        {
+            "split": row["split"],
+            "kind": row["kind"],
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"]},
+            ],
+        }
+        for row in rows
+    ]
     (tmp_path / "chat.json").write_text(json.dumps(turns))
-    put(tmp_path / "pairs.jsonl", *({"prompt": r["prompt"], "split": r["split"], "chosen": "Yes.", "rejected": "No."}
-                                    for r in rows))  # fmt: skip
+    put(
+        tmp_path / "pairs.jsonl",
+        *({"prompt": r["prompt"], "split": r["split"], "chosen": "Yes.", "rejected": "No."} for r in rows),
+    )
     run = prepare(
         load_recipe(
             recipe,
-            ["data.demonstrations=chat.json", "preferences.rankings=pairs.jsonl",
-             "data.formats={chat.json: messages, pairs.jsonl: pairs}", "preferences.train_prompts=320",
-             "preferences.replies=4"],
+            [
+                "data.demonstrations=chat.json",
+                "preferences.rankings=pairs.jsonl",
+                "data.formats={chat.json: messages, pairs.jsonl: pairs}",
+                "preferences.train_prompts=320",
+                "preferences.replies=4",
+            ],
         )
-    )  # fmt: skip
+    )
     assert [d.completion for d in run.demonstrations] == [row["completion"] for row in rows]
     assert run.rankings is not None
     assert [ranking.ranks for ranking in run.rankings] == [(1, 2)] * 36

@@ -15,7 +15,8 @@ import pytest
 
 from conftest import write_lines
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings
-from plaudit.data.formats import rows as containers
+from plaudit.data.formats import json_rows
+from plaudit.data.formats.containers import rows
 from plaudit.data.formats.reader import FORMATS, KINDS, Reader, canonical
 from plaudit.data.formats.rows import BadRow
 from plaudit.errors import UserError
@@ -361,7 +362,7 @@ def write(kind: str, home: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "json.gz", "txt", "csv", "tsv", "parquet"])
 def test_every_container_gives_the_same_rows(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "_CHUNK", 1000)  # rows of a JSON array span blocks
+    monkeypatch.setattr(json_rows, "_CHUNK", 1000)  # rows of a JSON array span blocks
     found, reader = records(write(kind, tmp_path))
     assert found == WANT and reader.format == "prompt-completion"
 
@@ -369,7 +370,7 @@ def test_every_container_gives_the_same_rows(kind: str, tmp_path: Path, monkeypa
 def test_the_places_of_a_json_array_are_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[\n  {"prompt": "a"},\n\n  {"prompt": 3},\n  {"prompt":\n "b"}]\n')
-    assert [row.place for row in containers.rows(path)] == [f"{path}:2", f"{path}:4", f"{path}:5"]
+    assert [row.place for row in rows(path)] == [f"{path}:2", f"{path}:4", f"{path}:5"]
     assert refusal(path).startswith(f"{path}:4: field 'prompt'")
 
 
@@ -442,15 +443,19 @@ def test_a_folder_is_read_through_datasets_and_its_parts_are_splits(
     put(home / "test.jsonl", {"prompt": "Say 9", "completion": "x"})
     found, reader = records(home)
     assert sorted((r.prompt.text, r.prompt.split) for r in found if isinstance(r, Demonstration)) == [
-        ("Say 0", "train"), ("Say 1", "train"), ("Say 2", "train"), ("Say 9", "test"),
-    ]  # fmt: skip
+        ("Say 0", "train"),
+        ("Say 1", "train"),
+        ("Say 2", "train"),
+        ("Say 9", "test"),
+    ]
     assert reader.rows == 4
 
 
 def test_a_data_set_saved_to_disk_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    datasets.DatasetDict({"train_sft": datasets.Dataset.from_list([{"prompt": P, "completion": "It was boiled."}])}
-    ).save_to_disk(tmp_path / "set")  # fmt: skip
+    datasets.DatasetDict(
+        {"train_sft": datasets.Dataset.from_list([{"prompt": P, "completion": "It was boiled."}])}
+    ).save_to_disk(tmp_path / "set")
     assert records(tmp_path / "set")[0] == [SHOWN]
     datasets.DatasetDict({"extra": datasets.Dataset.from_list([{"prompt": P}])}).save_to_disk(tmp_path / "odd")
     assert "part 'extra' is neither train, validation nor test" in refusal(tmp_path / "odd")
@@ -471,18 +476,20 @@ def test_a_file_is_streamed(tmp_path: Path) -> None:
 
 
 def test_formats_and_reading_load_no_table_library() -> None:
-    code = "import sys, plaudit.data.audit.audit; print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
+    code = "import sys, plaudit.data.audit.check; print('datasets' in sys.modules, 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
 
 
 def test_what_a_ranking_tells_beyond_its_order(tmp_path: Path) -> None:
     row = {
-        "prompt": "Hi", "annotator": "ann", "strength": 2,
+        "prompt": "Hi",
+        "annotator": "ann",
+        "strength": 2,
         "responses": [
             {"text": "a", "rank": 2, "votes": 1, "score": -0.5, "source": "small"},
             {"text": "b", "rank": 1, "votes": 3, "score": 1, "source": "large"},
         ],
-    }  # fmt: skip
+    }
     path = write_lines(tmp_path / "r.jsonl", [row])
     (ranking,) = read_rankings(path)
     assert ranking.votes == (1, 3)

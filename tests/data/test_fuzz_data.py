@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.audit.audit import Audit
+from plaudit.data.audit.check import Audit
 from plaudit.data.convert import convert
 from plaudit.data.formats.reader import FORMATS, Item, Reader
 from plaudit.errors import UserError

@@ -38,7 +38,7 @@ def test_every_role_and_everything_that_learns_is_compared(both: Both) -> None:
     outputs = {
         "reference.logprobs_BT", "reference.entropy_BT", "reward.scores_BM", "critic.values_BT",
         "critic.last_values_B", "policy.logprobs_BT", "policy.entropy_BT", "policy.loss",
-    }  # fmt: skip
+    }
     assert outputs <= names
     assert all(both[0][name].abs().max() > 0 for name in outputs)
     gradients = {name.removeprefix("gradient.") for name in names if name.startswith("gradient.")}

@@ -170,7 +170,7 @@ def test_alone_nothing_is_changed_or_copied() -> None:
     ALONE.wait()
     assert parameter.grad is gradient
     assert ALONE.total({"x": gradient})["x"] is gradient
-    assert ALONE.told("a") == ["a"]
+    assert ALONE.gathered("a") == ["a"]
     assert ALONE.share([3, 4, 5]) == [3, 4, 5]
     assert ALONE.first
 
@@ -181,7 +181,7 @@ def test_another_process_leaves_the_run_folder_alone(tmp_path: Path) -> None:
         assert folder.require("sft", "sft") == tmp_path / "sft"
         own = folder.stage("ppo")
         (own / "metrics.jsonl").write_text("{}\n")
-        folder.begin("sft", ("sft", "ppo"))
+        folder.begin("sft")
         folder.end("ppo", 1.0, {})
     assert not own.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["sft"]

@@ -31,7 +31,7 @@ def torchrun(home: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words, *more], cwd=home, env=known, text=True,
         capture_output=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
+    )
 
 
 def test_the_command_of_the_page_from_ppo_on(

@@ -44,7 +44,7 @@ SECONDS = 300
 COMMON = {
     "updates": 3, "batch_size": 9, "minibatch_size": 3, "micro_batch_size": 1, "epochs": 2,
     "learning_rate": 1e-2, "evaluate_every": 3,
-}  # fmt: skip
+}
 # Nine replies for two ranks; three micro-batches a step, so that the shares are never equal. FUNCTION and MODEL stand
 # for paths that the test knows.
 DRIFT, STOPPED = "drift", "stopped"
@@ -62,7 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
         "advantages": "rloo", "replies_per_prompt": 3, "kl_penalty": "loss", "kl_coef": 0.2,
         "rewards": [{"trained": True}, {"function": "FUNCTION"}, {"model": "MODEL", "weight": 0.5}],
     },
-}  # fmt: skip
+}
 # It looks at all texts of a call, and counts its calls: that it is asked once, for all, is part of the numbers.
 FUNCTION = """
 calls = 0
@@ -107,7 +107,7 @@ def run_of(home: Path, case: str, ranks: Ranks) -> Run:
         folder, 0, choose_machine("float32"), "unused", None, tuple(read_prompts(home / "prompts.jsonl")),
         read_demonstrations(home / "demonstrations.jsonl"), ranks=ranks, sampling=SamplingConfig(max_new_tokens=8),
         lora=LoraSettings(r=4, alpha=8), optimiser=OptimiserConfig(warmup_steps=0),
-    )  # fmt: skip
+    )
 
 
 def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) -> None:
@@ -234,7 +234,7 @@ def pair(job: str, home: Path) -> list[tuple[int, str]]:
             env={**os.environ, **known, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     until = time.monotonic() + SECONDS
     try:
         printed = [rank.communicate(timeout=until - time.monotonic())[0] for rank in ranks]

@@ -9,7 +9,10 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -22,7 +25,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
-from label_load import Client, Unexpected, prepare, start_server
+from label_load import Client, Unexpected, prepare
 from local_postgres import PostgresServer, binaries
 from plaudit.label.db import schema
 from plaudit.label.db.database import connect, open_project, snapshot, writing
@@ -106,6 +109,37 @@ class Annotator(Client):
 NOT_YET = object()
 
 
+class Server:
+    """The labelling server on a database, as the command line starts it, in a process that can be killed and started
+    again; serving.py has imported all it needs."""
+
+    def __init__(self, database: str, port: int):
+        self.arguments = ["label", "serve", "--database", database, "--port", str(port)]
+        script = Path(__file__).with_name("serving.py")
+        self.warm = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self) -> None:
+        assert self.warm.stdin is not None
+        self.warm.stdin.write(json.dumps(self.arguments) + "\n")
+        self.warm.stdin.flush()
+        self.pid = int(self._until(""))
+        self._until("Labelling at http://127.0.0.1:")
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self._until("gone")
+
+    def close(self) -> None:
+        self.kill()
+        self.warm.communicate()
+
+    def _until(self, start: str) -> str:
+        assert self.warm.stdout is not None
+        return next(line for line in self.warm.stdout if line.startswith(start))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -119,7 +153,9 @@ async def run(
     sessions = prepare(database, ANNOTATORS, ITEMS, OVERLAP)
     draw, told, killed = random.Random(seed), Told(), Counter[str]()
     began = time.monotonic()
-    server, port = await asyncio.to_thread(start_server, database, free_port())
+    port = free_port()
+    server = Server(database, port)
+    await asyncio.to_thread(server.start)
     annotators = [Annotator(port, session, told, seed * 1000 + n) for n, session in enumerate(sessions)]
     working = [asyncio.create_task(annotator.work()) for annotator in annotators]
     try:
@@ -135,8 +171,7 @@ async def run(
                 continue
             killed["server"] += 1
             server.kill()
-            server.wait()
-            server, _ = await asyncio.to_thread(start_server, database, port)
+            await asyncio.to_thread(server.start)
         await asyncio.sleep(1.0)
         for annotator in annotators:
             annotator.over = True
@@ -144,8 +179,7 @@ async def run(
     finally:
         for task in working:
             task.cancel()
-        server.kill()
-        server.wait()
+        server.close()
     return told, killed
 
 

@@ -258,7 +258,8 @@ def test_a_slow_endpoint_times_out_and_may_recover(
 ) -> None:
     monkeypatch.setattr(scorers, "LONGEST_WAIT", 0.01)
     reward_server.answers = [slow, score_lengths]
-    assert asking(reward_server, timeout=0.2).score(ITEMS) == LENGTHS
+    # The first answer comes too late; on a busy machine others may too, so there are many tries.
+    assert asking(reward_server, timeout=0.2, retries=50).score(ITEMS) == LENGTHS
     reward_server.answers = [slow]
     with pytest.raises(RunStopped, match=r"no answer within 0.2 s; given up after 1 attempts"):
         asking(reward_server, timeout=0.2, retries=0).score(ITEMS)

@@ -50,7 +50,7 @@ def test_on_a_pipe_progress_is_a_plain_line_with_rate_and_estimate(
 ) -> None:
     clock = iter([100.0, *[110.0] * 20])
     monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(display, "_PLAIN_EVERY_S", 5.0)
+    monkeypatch.setattr(display, "_LINE_EVERY_S", 5.0)
     with display.progress("PPO", 8, "update") as advance:
         advance("score 1.0", count=2)
         advance("quiet")  # no time has passed since the last line

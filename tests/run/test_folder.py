@@ -63,8 +63,13 @@ def test_a_new_folder_gets_recipe_and_environment(tmp_path: Path) -> None:
     assert (path / "recipe.yaml").read_text() == text(RECIPE)
     assert read_recipe(path) == RECIPE
     assert set(json.loads((path / "environment.json").read_text())) == {
-        "versions", "platform", "cores", "command", "git", "started",
-    }  # fmt: skip
+        "versions",
+        "platform",
+        "cores",
+        "command",
+        "git",
+        "started",
+    }
 
 
 def test_an_empty_folder_that_is_there_already_will_do(tmp_path: Path) -> None:

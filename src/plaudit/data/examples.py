@@ -128,7 +128,7 @@ def held_out_rows(sources: Sequence[DemonstrationTable], most: int, seed: int) -
         keys = rows.keys
         for row in np.flatnonzero(rows.splits != "train").tolist():
             places.setdefault(keys[row], (number, row))
-    found = list(places.values())
-    if len(found) > most:
-        found = [found[i] for i in sorted(rng.permutation(seed, "sft/held_out", 0, len(found))[:most])]
-    return [sources[number][row] for number, row in found]
+    chosen = list(places.values())
+    if len(chosen) > most:
+        chosen = [chosen[i] for i in sorted(rng.permutation(seed, "sft/held_out", 0, len(chosen))[:most])]
+    return [sources[number][row] for number, row in chosen]

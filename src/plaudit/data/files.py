@@ -1,7 +1,7 @@
 """Files in and out, strict: a bad row stops with file:line, the field, the value and the fix, or is set aside.
 
-Reads prompts, demonstrations and rankings, of any format (data/formats.py) in any container (data/read.py);
-writes JSON lines, whole or not at all.
+Reads prompts, demonstrations and rankings, of any format in any container (data/formats); writes files and folders
+whole or not at all.
 """
 
 import json
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from plaudit.data.formats.json_rows import json_lines
 from plaudit.data.formats.reader import Reader, prompt_of
-from plaudit.data.formats.rows import BadRow, json_lines
+from plaudit.data.formats.rows import BadRow
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.records import Demonstration, Message, Prompt, Ranking, Record

@@ -44,14 +44,14 @@ def counts(shares: Sequence[Share]) -> list[int]:
     length = min(int(share.size * share.repeat / part + 1e-9) for share, part in zip(shares, parts, strict=True))
     # Largest remainder: whole numbers nearest to the shares, that add up and never exceed what a source has.
     exact = [part * length for part in parts]
-    found = [int(number + 1e-9) for number in exact]
-    order = sorted(range(len(shares)), key=lambda i: (found[i] - exact[i], i))
-    for i in order[: length - sum(found)]:
-        found[i] += found[i] < shares[i].size * shares[i].repeat
-    if 0 in found:
-        empty = shares[found.index(0)].name
+    whole = [int(number + 1e-9) for number in exact]
+    order = sorted(range(len(shares)), key=lambda i: (whole[i] - exact[i], i))
+    for i in order[: length - sum(whole)]:
+        whole[i] += whole[i] < shares[i].size * shares[i].repeat
+    if 0 in whole:
+        empty = shares[whole.index(0)].name
         raise UserError(f"{empty}: its weight is too small to give one of an epoch's {length} examples; raise it")
-    return found
+    return whole
 
 
 def epoch_order(shares: Sequence[Share], seed: int, epoch: int) -> list[tuple[int, int]]:

@@ -31,15 +31,20 @@ class _Stored:
 
     def row(self, place: int) -> list[object]:
         start, end = int(self.starts[place]), int(self.starts[place + 1])
-        found: list[object] = json.loads(os.pread(self.file.fileno(), end - start, start))
-        return found
+        stored: list[object] = json.loads(os.pread(self.file.fileno(), end - start, start))
+        return stored
 
 
 class DemonstrationTable(Sequence[Demonstration]):
     """A sequence of demonstrations; `kinds` and `splits` hold one entry a row, `keys` tells rows of one file apart."""
 
-    def __init__(self, stored: _Stored, index: npt.NDArray[np.int64], kinds: npt.NDArray[np.object_],
-                 splits: npt.NDArray[np.object_]):  # fmt: skip
+    def __init__(
+        self,
+        stored: _Stored,
+        index: npt.NDArray[np.int64],
+        kinds: npt.NDArray[np.object_],
+        splits: npt.NDArray[np.object_],
+    ):
         self._stored, self._index = stored, index
         self.kinds, self.splits = kinds, splits
 
@@ -51,17 +56,17 @@ class DemonstrationTable(Sequence[Demonstration]):
         file = tempfile.TemporaryFile(dir=cache_folder(), suffix=".rows")  # noqa: SIM115
         known: dict[str, str] = {}  # one string object for each kind and split, not one a row
         kinds, splits, starts = [], [], [0]
-        digest = hashlib.sha256()
+        whole = hashlib.sha256()
         for row in records:
             kinds.append(known.setdefault(row.prompt.kind, row.prompt.kind))
             splits.append(known.setdefault(row.prompt.split, row.prompt.split))
             packed = [row.prompt.id, messages_as_json(row.prompt.messages), row.completion]
             line = json.dumps(packed, ensure_ascii=False).encode()
             starts.append(starts[-1] + file.write(line))
-            digest.update(line + f"{kinds[-1]}\0{splits[-1]}\n".encode())
+            whole.update(line + f"{kinds[-1]}\0{splits[-1]}\n".encode())
         file.flush()
         columns = [np.array(column, dtype=object) for column in (kinds, splits)]
-        return cls(_Stored(file, np.array(starts), digest.hexdigest()), np.arange(len(kinds)), *columns)
+        return cls(_Stored(file, np.array(starts), whole.hexdigest()), np.arange(len(kinds)), *columns)
 
     @property
     def sha256(self) -> str:

@@ -97,8 +97,8 @@ def use_threads(processes: int = 1) -> int:
     takes several times as long. torchrun sets it to 1 unasked, so there it says nothing.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = "" if "LOCAL_WORLD_SIZE" in os.environ else os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(told) if told.isdecimal() and int(told) > 0 else max(1, cores // processes)
+    asked = "" if "LOCAL_WORLD_SIZE" in os.environ else os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(asked) if asked.isdecimal() and int(asked) > 0 else max(1, cores // processes)
     torch.set_num_threads(threads)
     return threads
 
@@ -106,10 +106,8 @@ def use_threads(processes: int = 1) -> int:
 def peaks(device: torch.device) -> dict[str, float]:
     """The most memory this process has had, in MB (10^6 bytes): peak_rss_mb, and peak_gpu_mb on a GPU, where it is what
     its tensors took since `start_peaks`."""
-    found = {"peak_rss_mb": peak_rss_mb()}
-    if device.type == "cuda":
-        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
-    return found
+    gpu = {"peak_gpu_mb": torch.cuda.max_memory_allocated(device) / 1e6} if device.type == "cuda" else {}
+    return {"peak_rss_mb": peak_rss_mb(), **gpu}
 
 
 def start_peaks(device: torch.device) -> None:

@@ -36,19 +36,19 @@ def halving(attempt: Callable[[], T], smaller: Callable[[str], None]) -> T:
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            told = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
         # Beyond the except clause: there the traceback would hold on to the tensors of the attempt.
         release_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        smaller(told)
+        smaller(reason)
 
 
-def too_large(where: str, told: str, size: int, change: str) -> RunStopped:
+def too_large(where: str, reason: str, size: int, change: str) -> RunStopped:
     """The stop when micro-batches of `size` do not fit and no smaller ones can be had, with an estimate of what would
     do."""
     peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else peak_rss_mb()
-    asked = re.search(r"allocate (\d+) bytes", told)
+    asked = re.search(r"allocate (\d+) bytes", reason)
     more = int(asked[1]) / 1e6 if asked else 0.0
     about = f"about {peak + more:,.0f} MB would do" if more else f"more than the {peak:,.0f} MB of its peak is needed"
-    return RunStopped(f"{where}: out of memory with micro-batches of {size}; {about}; {change} ({told})")
+    return RunStopped(f"{where}: out of memory with micro-batches of {size}; {about}; {change} ({reason})")

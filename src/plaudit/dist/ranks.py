@@ -32,11 +32,11 @@ PATIENCE = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count` that work together; `here` of them share this machine."""
+    """This process among `count` that work together; `local` of them share this machine."""
 
     rank: int = 0
     count: int = 1
-    here: int = 1
+    local: int = 1
     _patient: dist.ProcessGroup | None = field(default=None, compare=False)
 
     @classmethod
@@ -89,8 +89,8 @@ class Ranks:
         for parameter, gradient, part, ranks in zip(known, gradients, parts, there.tolist(), strict=True):
             parameter.grad = gradient.copy_(part.view_as(gradient)) if ranks else None
 
-    def told(self, text: str) -> list[str]:
-        """What every rank said, in their order."""
+    def gathered(self, text: str) -> list[str]:
+        """Every rank's text, in their order."""
         return [message.decode() for message in self._exchange(text.encode())] if self.count > 1 else [text]
 
     def wait(self) -> None:
@@ -115,9 +115,9 @@ class Ranks:
             dist.all_gather(sizes, torch.tensor([len(message)]))
             longest = max(int(size) for size in sizes)
             padded = torch.frombuffer(bytearray(message.ljust(longest, b"\0")), dtype=torch.uint8)
-            found = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
-            dist.all_gather(found, padded)
-        return [part.numpy().tobytes()[: int(size)] for part, size in zip(found, sizes, strict=True)]
+            parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
+            dist.all_gather(parts, padded)
+        return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
 ALONE = Ranks()

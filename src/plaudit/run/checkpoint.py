@@ -42,7 +42,6 @@ class Checkpoint:
 class Written:
     """What a save cost."""
 
-    path: Path
     bytes: int
     seconds: float
 
@@ -82,7 +81,7 @@ class Checkpoints:
         for old in self._steps():
             if old not in kept:
                 self._drop(old)
-        return Written(self._path(step), size, time.perf_counter() - started)
+        return Written(size, time.perf_counter() - started)
 
     def _write(self, part: Path, step: int, files: Iterable[tuple[str, bytes]]) -> int:
         listed: dict[str, dict[str, Any]] = {}

@@ -13,7 +13,7 @@ from rich.table import Table
 console = Console(highlight=False, markup=False)
 # For what must not stand between a command's own output, such as JSON on stdout.
 error_console = Console(stderr=True, highlight=False, markup=False)
-_PLAIN_EVERY_S = 20.0
+_LINE_EVERY_S = 20.0
 
 
 class Step(Protocol):
@@ -24,7 +24,7 @@ class Step(Protocol):
 
 @contextmanager
 def progress(label: str, total: int, unit: str, to: Console | None = None) -> Iterator[Step]:
-    """A progress bar over `total` units of work; on a pipe or in CI a plain line every 20 s instead."""
+    """A progress bar over `total` units of work; on a pipe or in CI a line every 20 s instead."""
     to = console if to is None else to
     started = time.monotonic()
     done, printed = 0, started
@@ -37,14 +37,14 @@ def progress(label: str, total: int, unit: str, to: Console | None = None) -> It
 
     if not to.is_terminal:
 
-        def plain(note: str = "", count: int = 1) -> None:
+        def line(note: str = "", count: int = 1) -> None:
             nonlocal done, printed
             done += count
-            if time.monotonic() - printed >= _PLAIN_EVERY_S:
+            if time.monotonic() - printed >= _LINE_EVERY_S:
                 printed = time.monotonic()
                 to.print(status(note), soft_wrap=True)
 
-        yield plain
+        yield line
         return
 
     columns = (

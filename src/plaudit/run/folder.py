@@ -5,7 +5,7 @@
 
 `manifest.json` names the stages that ended, with the SHA-256 of every file they left. It is written last, so a stage
 that was stopped half-way is simply not in it. Such a stage may have checkpoints, in a folder of that name within its
-own (stages/saving.py); they go when it has ended.
+own (train/saving.py); they go when it has ended.
 """
 
 import fcntl
@@ -74,16 +74,14 @@ class RunFolder:
         existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         free_mb = shutil.disk_usage(existing).free / 1e6
         if free_mb < need_mb:
-            raise UserError(
-                f"{path}: {free_mb:.0f} MB free, the run needs about {need_mb:.0f} MB; free some disk space"
-            )
+            need = f"the run needs about {need_mb:.0f} MB"
+            raise UserError(f"{path}: {free_mb:.0f} MB free, {need}; free some disk space")
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written: {error.strerror}; give another folder with folder=PATH"
-            ) from error
+            problem = f"cannot be written: {error.strerror}"
+            raise UserError(f"{path}: {problem}; give another folder with folder=PATH") from error
         _take_lock(lock, path)
         write_text(recipe, recipe_yaml)
         if not (path / ENVIRONMENT).is_file():
@@ -106,9 +104,8 @@ class RunFolder:
         """A file or folder an earlier stage leaves; UserError that names that stage when it is missing."""
         path = self.path / relative
         if not path.exists():
-            raise UserError(
-                f"{path} is missing: stage {made_by!r} makes it; run `plaudit {made_by}` on this recipe first"
-            )
+            how = f"stage {made_by!r} makes it; run `plaudit {made_by}` on this recipe first"
+            raise UserError(f"{path} is missing: {how}")
         return path
 
     def finished(self) -> dict[str, Any]:
@@ -123,16 +120,12 @@ class RunFolder:
         kept = {stage: entry for stage, entry in self.finished().items() if stage not in later}
         write_json(self.path / MANIFEST, {"stages": kept})
         for stage in later:
-            if resume and stage == name and self.has_checkpoints(name):
+            if resume and stage == name and (self.path / name / CHECKPOINTS).is_dir():
                 clear_halves(self.path / stage)
             else:
                 shutil.rmtree(self.path / stage, ignore_errors=True)
         for file in (SUMMARY, REPORT):
             (self.path / file).unlink(missing_ok=True)
-
-    def has_checkpoints(self, name: str) -> bool:
-        """Whether the stage has any, whole or not."""
-        return (self.path / name / CHECKPOINTS).is_dir()
 
     def drop_checkpoints(self, name: str) -> None:
         """Delete those of a stage that ended: what it leaves is enough."""
@@ -141,11 +134,11 @@ class RunFolder:
     def check(self, name: str, inputs: Iterable[str]) -> None:
         """UserError when a file that stage `name` left among `inputs` (files, or folders with all that is in them) is
         gone or changed."""
-        for file, digest in self.finished().get(name, {}).get("files", {}).items():
+        for file, known in self.finished().get(name, {}).get("files", {}).items():
             if not any(file == one or file.startswith(f"{one}/") for one in inputs):
                 continue
             path = self.path / file
-            if not path.is_file() or sha256(path) != digest:
+            if not path.is_file() or sha256(path) != known:
                 what = "has changed since" if path.is_file() else "is missing:"
                 raise UserError(f"{path} {what} stage {name!r} made it; put it back, or run --from {name}")
 

@@ -23,9 +23,9 @@ class Metrics:
         fewer."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if start and (not path.is_file() or path.stat().st_size < start):
-            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+            now = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
             raise UserError(
-                f"{path} {found}, its checkpoint was made after {start}: the file was changed or removed since; put it "
+                f"{path} {now}, its checkpoint was made after {start}: the file was changed or removed since; put it "
                 "back, or run the stage again with --from"
             )
         self.path = path

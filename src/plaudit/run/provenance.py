@@ -18,48 +18,40 @@ PACKAGES = ("plaudit", "torch", "transformers", "peft", "accelerate", "safetenso
 
 def differences(old: Any, new: Any, key: str = "") -> dict[str, str]:
     """Dotted key -> "key: old -> new" of every place where two nested values differ; key[i] in lists of one length."""
-    found: dict[str, str] = {}
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(name for name in new if name not in old)]:
-            found |= differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, (one, other) in enumerate(zip(old, new, strict=True)):
-            found |= differences(one, other, f"{key}[{place}]")
-        return found
-    return {} if old == new else {key: f"{key}: {old!r} -> {new!r}"}
+        inner = [(old.get(name), new.get(name), f"{key}.{name}" if key else name) for name in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        inner = [(*both, f"{key}[{place}]") for place, both in enumerate(zip(old, new, strict=True))]
+    else:
+        return {} if old == new else {key: f"{key}: {old!r} -> {new!r}"}
+    return {name: text for parts in inner for name, text in differences(*parts).items()}
 
 
 def is_among(key: str, names: Iterable[str]) -> bool:
     """Whether a key of `differences` is one of `names` or stands below one; a name says nothing of places in lists."""
-    plain = re.sub(r"\[\d+\]", "", key)
-    return any(plain == name or plain.startswith(f"{name}.") for name in names)
+    key = re.sub(r"\[\d+\]", "", key)
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        found[package] = importlib.metadata.version(package)
-    return found
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
 def code_sha256() -> str:
     """Hash of Plaudit's own source files: a version number says less while it is being worked on."""
     home = Path(__file__).parents[1]
-    digest = hashlib.sha256()
+    whole = hashlib.sha256()
     for file in sorted(home.rglob("*.py")):
-        digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
+        whole.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
+    return whole.hexdigest()
 
 
 def environment() -> dict[str, Any]:
     """What the run ran on: versions, machine, command, git revision of the working directory where there is one."""
-    git = (
-        subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        if shutil.which("git")
-        else None
-    )
+    git = None
+    if shutil.which("git"):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "versions": versions(),
         "platform": platform.platform(),

@@ -46,7 +46,7 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
 
 def _run_stage(name: str, recipe: Recipe, run: Run, plan: Plan) -> None:
     """One stage from its inputs to its entry in the manifest."""
-    use_threads(run.ranks.here if name in DIVIDED else 1)
+    use_threads(run.ranks.local if name in DIVIDED else 1)
     if name in plan.needs:
         run.folder.require(*plan.needs[name])
     resume = name == plan.from_checkpoint

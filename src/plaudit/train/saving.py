@@ -148,7 +148,7 @@ class Saver:
 
     def _asked(self) -> int:
         """The signal that any rank has had, 0 for none: all leave after the same step."""
-        return max(int(text) for text in self._ranks.told(str(STOP.asked or 0)))
+        return max(int(text) for text in self._ranks.gathered(str(STOP.asked or 0)))
 
     def _due(self, step: int) -> bool:
         by_steps = self._config.every_steps is not None and step % self._config.every_steps == 0

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+SAMPLE = 200_000
+"""Rows above which an audit looks at a sample."""
 THRESHOLD = 0.8
 PERMUTATIONS = 64
 _BAND = 4  # 16 bands of 4: a pair of similarity 0.8 shares a band with probability 0.9998

@@ -1,1 +1,1 @@
-"""Formats of rows: read from JSON lines, CSV, Parquet or the Hub, told apart, parsed, converted."""
+"""Formats of rows: read from JSON lines, CSV, Parquet or the Hub, recognised, parsed."""

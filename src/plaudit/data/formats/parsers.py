@@ -1,18 +1,19 @@
 """A row of each format as a record, field by field: what is missing or wrong is named with its place, value and fix.
 
-Which format a file has is data/formats.py's business; `PARSERS` has one function a format.
+Which format a file has is formats/reader.py's business.
 """
 
 import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from plaudit.data.formats.rows import SPLITS, shown
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record
 
+T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -62,17 +63,15 @@ def conversation(place: str, field: str, value: Any, ends: str) -> tuple[Message
 def _in_turn(place: str, field: str, messages: list[Message], ends: str) -> tuple[Message, ...]:
     turns = [message.role for message in messages if message.role != "system"]
     expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
-    found = ", ".join(repr(message.role) for message in messages)
-    found = found if len(found) <= 160 else f"{found[:160]}…"
+    roles = ", ".join(repr(message.role) for message in messages)
+    roles = roles if len(roles) <= 160 else f"{roles[:160]}…"
     if turns[-1:] != [ends]:
-        raise UserError(
-            f"{place}: field {field!r} must end with {'a user' if ends == 'user' else 'an assistant'} message; found "
-            f"{found}"
-        )
+        who = "a user" if ends == "user" else "an assistant"
+        raise UserError(f"{place}: field {field!r} must end with {who} message; found {roles}")
     if any(message.role == "system" for message in messages[1:]) or turns != expected:
         raise UserError(
             f"{place}: field {field!r} must be an optional system message, then user and assistant in turn; found "
-            f"{found}; join or remove the turn that is out of order"
+            f"{roles}; join or remove the turn that is out of order"
         )
     return tuple(messages)
 
@@ -104,13 +103,13 @@ def _demonstration(place: str, number: int, row: dict[str, Any], messages: tuple
 
 
 def _prompt_completion(place: str, number: int, row: dict[str, Any]) -> Demonstration:
-    completion = row.get("completion")
+    completion, source, field = row.get("completion"), row, "completion"
     # TRL's conversational form: the completion is a list of one assistant message.
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
-        if completion[0].get("role") != "assistant":
+        source, field = completion[0], "content"
+        if source.get("role") != "assistant":
             raise UserError(f"{place}: field 'completion' must be an assistant message, found {shown(completion)}")
-        return Demonstration(_asked(place, number, row), text_of(place, completion[0], "content"))
-    return Demonstration(_asked(place, number, row), text_of(place, row, "completion"))
+    return Demonstration(_asked(place, number, row), text_of(place, source, field))
 
 
 def _messages(place: str, number: int, row: dict[str, Any]) -> Demonstration:
@@ -162,14 +161,14 @@ def _pair(place: str, number: int, row: dict[str, Any]) -> Ranking:
                 "assistant message only"
             )
         prompt = _prompt(place, number, row, heads[0])
-    elif "prompt" in row:
-        replies = (_reply(place, "chosen", chosen), _reply(place, "rejected", rejected))
-        prompt = _asked(place, number, row)
     else:
-        texts = (_reply(place, "chosen", chosen), _reply(place, "rejected", rejected))
-        shared = _shared_start(place, *texts)
-        prompt = _prompt(place, number, row, conversation(place, "chosen", shared.strip(), "user"))
-        replies = (texts[0][len(shared) :].strip(), texts[1][len(shared) :].strip())
+        replies = (_reply(place, "chosen", chosen), _reply(place, "rejected", rejected))
+        if "prompt" in row:
+            prompt = _asked(place, number, row)
+        else:
+            shared = _shared_start(place, *replies)
+            prompt = _prompt(place, number, row, conversation(place, "chosen", shared.strip(), "user"))
+            replies = (replies[0][len(shared) :].strip(), replies[1][len(shared) :].strip())
     return Ranking(prompt, (Completion(replies[0]), Completion(replies[1])), (1, 2))
 
 
@@ -183,9 +182,10 @@ def _spoken(place: str, field: str, row: dict[str, Any]) -> tuple[tuple[Message,
     if "prompt" not in row:
         return conversation(place, field, items[:-1], "user"), reply
     asked = conversation(place, "prompt", row["prompt"], "user")
-    if len(items) > 1 and conversation(place, field, items[:-1], "user")[-len(asked) :] != asked:
+    whole = conversation(place, field, items[:-1], "user") if len(items) > 1 else asked
+    if whole[-len(asked) :] != asked:
         raise UserError(f"{place}: field {field!r} does not continue the field 'prompt': {shown(items)}")
-    return (conversation(place, field, items[:-1], "user") if len(items) > 1 else asked), reply
+    return whole, reply
 
 
 def _shared_start(place: str, chosen: str, rejected: str) -> str:
@@ -252,38 +252,28 @@ def _ranked(place: str, number: int, row: dict[str, Any], responses: list[dict[s
     replies = tuple(
         Completion(_reply(place, "responses", item["text"]), item.get("finished", True)) for item in responses
     )
-    return _told(place, row, responses, Ranking(_asked(place, number, row), replies, tuple(ranks)))
+    return Ranking(
+        _asked(place, number, row),
+        replies,
+        tuple(ranks),
+        votes=_of_every_reply(place, responses, "votes", lambda item: _whole(place, item, "votes", 0)),
+        judge_scores=_of_every_reply(place, responses, "score", lambda item: _number(place, item, "score")),
+        sources=_of_every_reply(place, responses, "source", lambda item: text_of(place, item, "source")),
+    )
 
 
-def _told(place: str, row: dict[str, Any], responses: list[dict[str, Any]], ranking: Ranking) -> Ranking:
-    """With what else the row says: of every reply or of none."""
-    found: dict[str, Any] = {}
-    for key, name in (("votes", "votes"), ("score", "judge_scores"), ("source", "sources")):
-        given = [item for item in responses if item.get(key) is not None]
-        if not given:
-            continue
-        if len(given) < len(responses):
-            raise UserError(f"{place}: field 'responses': {len(given)} of {len(responses)} replies have {key!r}")
-        readers = {"votes": lambda item: _whole(place, item, "votes", 0), "score": lambda item: _number(place, item)}
-        read = readers.get(key, lambda item: text_of(place, item, "source"))
-        found[name] = tuple(read(item) for item in responses)
-    return replace(ranking, **found)
+def _of_every_reply(
+    place: str, responses: list[dict[str, Any]], field: str, read: Callable[[dict[str, Any]], T]
+) -> tuple[T, ...] | None:
+    """What the replies' `field` holds, None where none of them has it."""
+    given = sum(item.get(field) is not None for item in responses)
+    if 0 < given < len(responses):
+        raise UserError(f"{place}: field 'responses': {given} of {len(responses)} replies have {field!r}")
+    return tuple(read(item) for item in responses) if given else None
 
 
-def told_by_row(place: str, row: dict[str, Any], ranking: Ranking) -> Ranking:
-    """With who ranked, and how much better the better of two is."""
-    found: dict[str, Any] = {}
-    if row.get("annotator") is not None:
-        found["annotator"] = text_of(place, row, "annotator")
-    if row.get("strength") is not None:
-        found["strength"] = _number(place, row, "strength")
-        if len(ranking.replies) != 2 or found["strength"] <= 0:
-            raise UserError(f"{place}: field 'strength' must be above 0 and belongs to a row of two replies")
-    return replace(ranking, **found) if found else ranking
-
-
-def _number(place: str, item: dict[str, Any], field: str = "score") -> float:
-    value = item[field]
+def _number(place: str, item: dict[str, Any], field: str) -> float:
+    value = item.get(field)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise UserError(f"{place}: field {field!r} must be a number, found {shown(value)}")
     return float(value)
@@ -301,12 +291,10 @@ def _votes(place: str, number: int, row: dict[str, Any]) -> Ranking:
 
 
 def _strength(place: str, number: int, row: dict[str, Any]) -> Ranking:
-    strength = row.get("preference_strength")
-    if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not math.isfinite(strength):
-        raise UserError(f"{place}: field 'preference_strength' must be a number, found {shown(strength)}")
+    strength = _number(place, row, "preference_strength")
     ranks = (1, 1) if strength == 0 else (1, 2) if strength < 0 else (2, 1)
     replies = tuple(Completion(_reply(place, name, row.get(name))) for name in ("response_1", "response_2"))
-    return Ranking(_asked(place, number, row), replies, ranks, strength=abs(float(strength)) or None)
+    return Ranking(_asked(place, number, row), replies, ranks, strength=abs(strength) or None)
 
 
 PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
@@ -321,3 +309,17 @@ PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
     "votes": _votes,
     "strength": _strength,
 }
+
+
+def record_of(format: str, place: str, number: int, row: dict[str, Any]) -> Record:
+    """The record of row `number`; of any format a ranking may say who ranked, and by how much the better is better."""
+    record = PARSERS[format](place, number, row)
+    if not isinstance(record, Ranking):
+        return record
+    if row.get("annotator") is not None:
+        record = replace(record, annotator=text_of(place, row, "annotator"))
+    if row.get("strength") is not None:
+        record = replace(record, strength=_number(place, row, "strength"))
+        if len(record.replies) != 2 or record.strength is None or record.strength <= 0:
+            raise UserError(f"{place}: field 'strength' must be above 0 and belongs to a row of two replies")
+    return record

@@ -24,22 +24,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plaudit.data.formats.parsers import PARSERS, told_by_row
-from plaudit.data.formats.rows import BadRow, Row, rows, shown
+from plaudit.data.formats.containers import rows
+from plaudit.data.formats.parsers import record_of
+from plaudit.data.formats.rows import BadRow, Row, shown
 from plaudit.errors import UserError
-from plaudit.records import Demonstration, Prompt, Ranking, Record
+from plaudit.records import Demonstration, Prompt, Record
 
 KINDS = {
     "prompts": "prompts",
-    "prompt-completion": "demonstrations",
-    "messages": "demonstrations",
-    "alpaca": "demonstrations",
-    "sharegpt": "demonstrations",
-    "pairs": "rankings",
-    "hh": "rankings",
-    "rankings": "rankings",
-    "votes": "rankings",
-    "strength": "rankings",
+    **dict.fromkeys(("prompt-completion", "messages", "alpaca", "sharegpt"), "demonstrations"),
+    **dict.fromkeys(("pairs", "hh", "rankings", "votes", "strength"), "rankings"),
 }
 """Every format and the kind of its records."""
 FORMATS = tuple(KINDS)
@@ -64,18 +58,18 @@ _OWN_KEY = {
 
 def fits(row: dict[str, Any]) -> list[str]:
     """The formats that a row's keys fit; a row of none or of several is not understood."""
-    found = [name for key, name in _OWN_KEY.items() if key in row]
+    names = [name for key, name in _OWN_KEY.items() if key in row]
     if "chosen" in row or "rejected" in row:
         texts = [row.get("chosen"), row.get("rejected")]
         is_hh = "prompt" not in row and all(isinstance(t, str) and t.lstrip().startswith("Human:") for t in texts)
-        found.append("hh" if is_hh else "pairs")
+        names.append("hh" if is_hh else "pairs")
     if "responses" in row:
         items = row["responses"] if isinstance(row["responses"], list) else []
         keys = {key for item in items if isinstance(item, dict) for key in ("votes", "rank") if key in item}
-        found.append("votes" if keys == {"votes"} else "rankings")
+        names.append("votes" if keys == {"votes"} else "rankings")
     if "preference_strength" in row or {"response_1", "response_2"} <= row.keys():
-        found.append("strength")
-    return found or ["prompts"] * ("prompt" in row)
+        names.append("strength")
+    return names or ["prompts"] * ("prompt" in row)
 
 
 class Item(NamedTuple):
@@ -134,19 +128,14 @@ class Reader:
 
     def _settle(self, looked_at: list[Row]) -> None:
         """Choose the format: the first row's, or with quarantine the commonest of the first rows."""
-        found: Counter[str] = Counter()
-        places: dict[str, str] = {}
-        for row in looked_at:
-            names = fits(row.value) if row.value is not None else []
-            if len(names) == 1:
-                found[names[0]] += 1
-                places.setdefault(names[0], row.place)
-        if not found:
+        clear = [(fits(row.value), row.place) for row in looked_at if row.value is not None]
+        counted = Counter(names[0] for names, _ in clear if len(names) == 1)
+        if not counted:
             # Nothing to go by: the caller's own format says what is missing.
             self.format = _CANONICAL[self.wanted] if self.wanted else None
             return
-        name = found.most_common(1)[0][0]
-        self.format, self.format_place = name, places[name]
+        name = counted.most_common(1)[0][0]
+        self.format, self.format_place = name, next(place for names, place in clear if names == [name])
         if self.wanted in (None, "prompts", KINDS[name]):
             return
         if name != "prompts":
@@ -167,8 +156,7 @@ class Reader:
             self._check_fit(row.place, row.value)
         assert self.format is not None
         self._check_keys(row.place, row.value)
-        record = PARSERS[self.format](row.place, row.number, row.value)
-        return told_by_row(row.place, row.value, record) if isinstance(record, Ranking) else record
+        return record_of(self.format, row.place, row.number, row.value)
 
     def _check_fit(self, place: str, row: dict[str, Any]) -> None:
         names = fits(row)

@@ -31,7 +31,7 @@ class RunChecks:
         ranks, learning = self.trainer.ranks, self.trainer.roles.trainable().items()
         if ranks.count > 1:
             found = invariants.fingerprint([*learning, ("the advantages", batch.advantages_BT)])
-            invariants.check_ranks_agree([json.loads(text) for text in ranks.told(json.dumps(found))])
+            invariants.check_ranks_agree([json.loads(text) for text in ranks.gathered(json.dumps(found))])
         if number == 0:
             row = self._longest(batch)
             invariants.check_repeatable(self._read(row)[0], self._read(row)[0])

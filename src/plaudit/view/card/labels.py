@@ -14,7 +14,7 @@ import numpy as np
 
 from plaudit.algo.agreement import best_accuracy, cohen_kappa, krippendorff_alpha
 from plaudit.algo.statistics import bootstrap_interval
-from plaudit.data.audit.audit import plain
+from plaudit.data.audit.texts import words_alone
 from plaudit.records import Message, Ranking
 from plaudit.view.card.pairs import Pairs, verdicts
 
@@ -120,9 +120,11 @@ def leaks(pairs: Pairs, train: Sequence[Ranking]) -> dict[str, Any]:
     judged = list(dict.fromkeys(pair.ranking.prompt for pair in pairs.items))
     by_messages = {prompt.messages: prompt for prompt in judged}
     trained = {ranking.prompt.messages for ranking in train}
-    trained_plain = {_plain(messages) for messages in trained}
+    trained_words = {_words_alone(messages) for messages in trained}
     exact = [prompt for messages, prompt in by_messages.items() if messages in trained]
-    near = [p for messages, p in by_messages.items() if messages not in trained and _plain(messages) in trained_plain]
+    near = [
+        p for messages, p in by_messages.items() if messages not in trained and _words_alone(messages) in trained_words
+    ]
     return {
         "prompts": len(by_messages),
         "trained_prompts": len(exact) if train else None,
@@ -132,8 +134,8 @@ def leaks(pairs: Pairs, train: Sequence[Ranking]) -> dict[str, Any]:
     }
 
 
-def _plain(messages: tuple[Message, ...]) -> str:
-    return "\n".join(f"{message.role} {plain(message.content)}" for message in messages)
+def _words_alone(messages: tuple[Message, ...]) -> str:
+    return "\n".join(f"{message.role} {words_alone(message.content)}" for message in messages)
 
 
 def marks(pairs: Pairs) -> list[dict[str, Any]]:

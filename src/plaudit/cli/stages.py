@@ -1,0 +1,80 @@
+"""`plaudit demo`, `plaudit run` and the stages one by one: recipe and overrides in, a run folder out."""
+
+import os
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plaudit.errors import UserError
+
+commands = typer.Typer()
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, for example ppo.updates=10."),
+]
+
+
+@commands.command()
+def demo(overrides: Overrides = None) -> None:
+    """Run the whole pipeline on the embedded default (about twelve minutes on two cores)."""
+    from plaudit.run.folder import free_folder
+    from plaudit.stages.pipeline import run_pipeline
+    from plaudit.stages.recipe import load_recipe
+
+    with as_file(files("plaudit.recipes")) as home:
+        recipe = load_recipe(home / "demo.yaml", overrides or ())
+        if recipe.folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "folder: several processes share one run, and the demo would look for a free one: folder=PATH"
+            )
+        if recipe.folder is None:
+            recipe = recipe.model_copy(update={"folder": free_folder(recipe.run_folder)})
+        run_pipeline(recipe)
+
+
+@commands.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    start: Annotated[str | None, typer.Option("--from", help="Run this stage and those after it again.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run stopped, from the last checkpoint of that stage.")
+    ] = False,
+    inexact: Annotated[
+        bool, typer.Option("--inexact", help="With --resume: also with other code, versions or another machine.")
+    ] = False,
+) -> None:
+    """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
+    from plaudit.run.folder import STAGES
+    from plaudit.stages.pipeline import run_pipeline
+    from plaudit.stages.plan import Flags
+    from plaudit.stages.recipe import load_recipe
+
+    if start is not None and start not in STAGES:
+        raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}")
+    if inexact and (start is not None or not resume):
+        raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
+    run_pipeline(load_recipe(recipe, overrides or ()), Flags(start=start, resume=resume, inexact=inexact))
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(recipe: RecipePath, overrides: Overrides = None) -> None:
+        from plaudit.stages.pipeline import run_pipeline
+        from plaudit.stages.plan import Flags
+        from plaudit.stages.recipe import load_recipe
+
+        run_pipeline(load_recipe(recipe, overrides or ()), Flags(only=(name,)))
+
+    commands.command(name, help=text)(command)
+
+
+_stage_command("sft", "Stage 1: fine-tune the model on demonstrations.")
+_stage_command("preferences", "Stage 2: sample replies from the SFT model and rank them.")
+_stage_command("reward", "Stage 3: train the reward model on the rankings.")
+_stage_command("ppo", "Stage 4: train the policy against the reward model.")
+_stage_command("evaluate", "Stage 5: compare SFT and PPO on held-out prompts.")
+_stage_command("report", "Stage 6: write summary.json and report.html.")

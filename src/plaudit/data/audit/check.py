@@ -1,0 +1,220 @@
+"""`plaudit data check`: what is in data files and what is wrong with it, in one pass and bounded memory.
+
+A row leaves numbers and 64-bit hashes behind, about 60 bytes; texts are not kept, but for a few thousand replies whose
+diversity is measured. Near-duplicates and token lengths are taken from a sample above `near.SAMPLE` rows, which the
+report says.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from plaudit.data.audit import near
+from plaudit.data.audit.counts import Counts, CountTokens
+from plaudit.data.audit.problems import Problems
+from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
+from plaudit.data.formats.reader import Reader, prompt_of
+from plaudit.data.formats.rows import SPLITS, shown
+from plaudit.records import Completion, Demonstration, Ranking, Record
+
+
+class Audit:
+    """Give it files, then ask for the report; `count_tokens` counts the tokens of texts, where they are wanted."""
+
+    def __init__(self, count_tokens: CountTokens | None = None):
+        self._count_tokens = count_tokens
+        self._problems = Problems()
+        self._files: list[Counts] = []
+        self._prefixes: dict[str, int] = {}
+        # One entry a row: its place, split, and the hashes of its content and of its prompt.
+        self._prefix, self._line, self._split = array("I"), array("Q"), array("B")
+        self._content, self._prompt = array("Q"), array("Q")
+        # One entry a strict pair: prompt and both texts in either order, whether the first of them won, the row.
+        self._pair, self._pair_first_won, self._pair_row = array("Q"), array("B"), array("Q")
+        self._id, self._id_row = array("Q"), array("Q")
+        self._near = near.NearDuplicates(near.SAMPLE)
+        self._random = Random(0)
+
+    def add(
+        self, source: str | Path, format: str | None = None, on_rows: Callable[[int], None] = lambda rows: None
+    ) -> None:
+        """Read one file to its end; bad rows are problems, and the others are still looked at. `on_rows` hears now and
+        then how many there were."""
+        reader = Reader(source, format=format, quarantine=True)
+        file = Counts(reader, len(self._line), self._count_tokens, self._random)
+        self._files.append(file)
+        for item in reader:
+            if reader.rows % 5000 == 0:
+                on_rows(reader.rows)
+            if item.record is not None:
+                self._row(file, item.place, item.record)
+            elif item.bad is not None:
+                self._problems.add("bad row", item.place, item.bad.problem.removeprefix(f"{item.place}: "))
+        file.count_waiting()
+        file.last = len(self._line)
+
+    def _place(self, row: int) -> str:
+        return f"{list(self._prefixes)[self._prefix[row]]}:{self._line[row]}"
+
+    # --- a row ---
+
+    def _row(self, file: Counts, place: str, record: Record) -> None:
+        row = len(self._line)
+        prefix, _, line = place.rpartition(":")
+        self._prefix.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
+        self._line.append(int(line))
+        prompt, replies = prompt_of(record), _replies_of(record)
+        asked, texts = joined(prompt.messages), [reply.text for reply in replies]
+        self._split.append(SPLITS.index(prompt.split))
+        self._prompt.append(hash_of(*(part for m in prompt.messages for part in (m.role, words_alone(m.content)))))
+        self._content.append(hash_of(asked, *texts, repr(record.ranks) if isinstance(record, Ranking) else ""))
+        if not replies:
+            self._id.append(hash_of(prompt.id))
+            self._id_row.append(row)
+        file.add(prompt, asked, texts)
+        if isinstance(record, Ranking):
+            self._pairs(file, row, place, record)
+        for reply in replies:
+            self._reply(place, reply)
+        self._near.add(row, "\n".join((asked, *texts)))
+
+    def _reply(self, place: str, reply: Completion) -> None:
+        text = reply.text.strip()
+        if not text:
+            self._problems.add("empty reply", place, f"a reply is {shown(reply.text)}")
+        elif reply.finished and seems_cut(text):
+            self._problems.add("cut reply", place, f"a reply ends in {shown(text[-40:])}")
+
+    def _pairs(self, file: Counts, row: int, place: str, ranking: Ranking) -> None:
+        texts = [reply.text.strip() for reply in ranking.replies]
+        hashes = [hash_of(text) for text in texts]
+        strict = ranking.pairs()
+        file.add_pairs(ranking, strict)
+        for better, worse in strict:
+            if hashes[better] == hashes[worse]:
+                text = f"the better and the worse reply are {shown(texts[better])}"
+                self._problems.add("identical replies", place, text)
+                continue
+            first, second = sorted((hashes[better], hashes[worse]))
+            self._pair.append(hash_of(str(self._prompt[row]), str(first), str(second)))
+            self._pair_first_won.append(first == hashes[better])
+            self._pair_row.append(row)
+
+    # --- the end ---
+
+    def report(self) -> dict[str, Any]:
+        """Everything that was found, as JSON."""
+        content = np.frombuffer(self._content, dtype=np.uint64) if self._content else np.zeros(0, dtype=np.uint64)
+        repeated, nearly = self._duplicates(content), self._near_duplicates(content)
+        self._leaks()
+        self._contradictions()
+        self._repeated_ids()
+        counts = zip(self._files, repeated, nearly, strict=True)
+        files = [file.summary(same, near, self._near.sample) for file, same, near in counts]
+        problems = self._problems.as_json()
+        errors, warnings = (sum(p["count"] for p in problems if p["level"] == level) for level in ("error", "warning"))
+        overlaps = self._overlaps()
+        return {"files": files, "overlaps": overlaps, "problems": problems, "errors": errors, "warnings": warnings}
+
+    def _duplicates(self, content: Any) -> list[int]:
+        """Rows of each file whose content stands earlier in the same file."""
+        repeats = [0] * len(self._files)
+        for number, file in enumerate(self._files):
+            for group in _groups(content[file.first : file.last]):
+                for at in group[1:]:
+                    repeats[number] += 1
+                    row, first = file.first + int(at), file.first + int(group[0])
+                    self._problems.add("duplicate", self._place(row), f"the same as {self._place(first)}")
+        return repeats
+
+    def _near_duplicates(self, content: Any) -> list[int]:
+        """Sampled rows of each file that nearly repeat an earlier one of it."""
+        counts = [0] * len(self._files)
+        sizes = [file.last - file.first for file in self._files]
+        part = np.repeat(np.arange(len(self._files), dtype=np.uint64), sizes)
+        for row, earlier in self._near.pairs(content, part):
+            if not self._held_out_and_trained(row, earlier):
+                counts[int(part[row])] += 1
+                self._problems.add("near-duplicate", self._place(row), f"nearly the same as {self._place(earlier)}")
+        # Two files may well share rows; what is held out in one and trained on in the other is another matter.
+        for row, earlier in self._near.pairs(np.frombuffer(self._prompt, dtype=np.uint64)):
+            if self._held_out_and_trained(row, earlier):
+                text = f"nearly the same as {self._place(earlier)}, and one of them is held out"
+                self._problems.add("near leak", self._place(row), text)
+        return counts
+
+    def _held_out_and_trained(self, row: int, other: int) -> bool:
+        return (SPLITS[self._split[row]] == "train") != (SPLITS[self._split[other]] == "train")
+
+    def _leaks(self) -> None:
+        """A prompt of split train that is held out elsewhere, in one file or across them."""
+        for group in _groups(np.frombuffer(self._prompt, dtype=np.uint64)):
+            splits = {SPLITS[self._split[int(row)]]: int(row) for row in group[::-1]}
+            if len(splits) == 1:
+                continue
+            first = splits.get("train", splits.get("validation", 0))
+            for row in map(int, group):
+                split = SPLITS[self._split[row]]
+                if split == SPLITS[self._split[first]]:
+                    continue
+                kind = "leak" if "train" in (split, SPLITS[self._split[first]]) else "validation and test overlap"
+                text = f"the prompt of split {split!r} is in split {SPLITS[self._split[first]]!r} at"
+                self._problems.add(kind, self._place(row), f"{text} {self._place(first)}")
+
+    def _contradictions(self) -> None:
+        won = np.frombuffer(self._pair_first_won, dtype=np.uint8)
+        for group in _groups(np.frombuffer(self._pair, dtype=np.uint64)):
+            against = [int(at) for at in group if won[at] != won[group[0]]]
+            for at in against:
+                places = self._place(self._pair_row[at]), self._place(self._pair_row[int(group[0])])
+                self._problems.add("contradiction", places[0], f"prefers the reply that loses at {places[1]}")
+
+    def _repeated_ids(self) -> None:
+        """In files of prompts alone; a demonstration may repeat the id of its prompt."""
+        rows = np.frombuffer(self._id_row, dtype=np.uint64)
+        for file in self._files:
+            inside = np.flatnonzero((rows >= file.first) & (rows < file.last))
+            for group in _groups(np.frombuffer(self._id, dtype=np.uint64)[inside]):
+                first = self._place(int(rows[inside[group[0]]]))
+                for at in group[1:]:
+                    self._problems.add("repeated id", self._place(int(rows[inside[at]])), f"the id is that of {first}")
+
+    def _overlaps(self) -> list[dict[str, Any]]:
+        """Distinct prompts in common, for every two parts (file and split) of the files."""
+        prompts, splits = np.frombuffer(self._prompt, np.uint64), np.frombuffer(self._split, np.uint8)
+        parts = []
+        for file in self._files:
+            for number, split in enumerate(SPLITS):
+                if file.splits[split]:
+                    mine = prompts[file.first : file.last][splits[file.first : file.last] == number]
+                    parts.append((str(file.reader.source), split, np.unique(mine)))
+        overlaps = []
+        for (one, split, left), (other, other_split, right) in combinations(parts, 2):
+            common = len(np.intersect1d(left, right, assume_unique=True))
+            if common:
+                overlaps.append({"first": [one, split], "second": [other, other_split], "prompts": common})
+        return overlaps
+
+
+def _groups(hashes: Any) -> Iterator[Any]:
+    """Indices of equal values, in order, for every value that stands more than once; in order of their first."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    same = ordered[1:] == ordered[:-1]
+    begins = np.flatnonzero(np.concatenate(([True], ~same))) if len(ordered) else np.zeros(0, dtype=np.int64)
+    ends = np.append(begins[1:], len(ordered))
+    many = np.flatnonzero(ends - begins > 1)
+    many = many[np.argsort(order[begins[many]], kind="stable")] if len(many) else many
+    for number in many:
+        yield order[begins[number] : ends[number]]
+
+
+def _replies_of(record: Record) -> tuple[Completion, ...]:
+    if isinstance(record, Demonstration):
+        return (Completion(record.completion),)
+    return record.replies if isinstance(record, Ranking) else ()

@@ -1,0 +1,41 @@
+"""The kinds of problems that an audit finds: how bad each is, what to do about it, and how often it was met."""
+
+from collections import Counter
+from typing import Any
+
+_EXAMPLES = 5
+LEVELS = {
+    "bad row": ("error", "mend the row, or read with on_bad_row: quarantine"),
+    "leak": ("error", "a held-out prompt must not be trained on: keep one split of it"),
+    "identical replies": ("error", "one text cannot beat itself: give both the same rank or delete the row"),
+    "repeated id": ("error", "make the id unique"),
+    "contradiction": ("warning", "two rows prefer opposite replies: keep one, or make it a tie"),
+    "duplicate": ("warning", "the row stands twice: delete one, or it counts twice"),
+    "near-duplicate": ("warning", "the row nearly repeats another: keep one of them"),
+    "near leak": ("warning", "a row close to a held-out one is trained on: keep one split of it"),
+    "validation and test overlap": ("warning", "what chooses the policy should not judge it: keep one split"),
+    "empty reply": ("warning", "write the reply or delete the row"),
+    "cut reply": ("warning", "the reply seems to stop in the middle: complete it, or mark it finished: false"),
+}
+"""Kind -> (level, what to do). Errors make training wrong; warnings may be wanted."""
+
+
+class Problems:
+    """Counts every problem and keeps the first few of each kind."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[dict[str, str]]] = {}
+
+    def add(self, kind: str, place: str, text: str) -> None:
+        self._counts[kind] += 1
+        kept = self._examples.setdefault(kind, [])
+        if len(kept) < _EXAMPLES:
+            kept.append({"place": place, "text": text})
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [
+            {"level": level, "kind": kind, "count": self._counts[kind], "fix": fix, "examples": self._examples[kind]}
+            for kind, (level, fix) in LEVELS.items()
+            if self._counts[kind]
+        ]

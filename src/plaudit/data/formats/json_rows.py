@@ -1,0 +1,162 @@
+"""Rows of JSON: lines, or the elements of one array. Strict: no key twice, no NaN, no bytes that are not text."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plaudit.data.formats.rows import (
+    DAMAGE,
+    MAX_HELD,
+    Row,
+    check_size,
+    lines,
+    open_bytes,
+    refuse_bom,
+    row_of,
+    shown,
+    text_of,
+)
+from plaudit.errors import UserError
+
+_CHUNK = 1 << 20
+# A whole JSON string, the start of one that the buffer cuts, or a bracket.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|"|[\[\]{}]', re.DOTALL)
+
+
+def json_lines(path: Path) -> Iterator[Row]:
+    """JSON lines. Every line is a row; an empty one is a bad row."""
+    for number, line in enumerate(lines(path), start=1):
+        if isinstance(line, Row):
+            yield line
+            continue
+        yield json_row(f"{path}:{number}", number, line.removesuffix(b"\n"), ended=line.endswith(b"\n"))
+
+
+def json_row(place: str, number: int, raw: bytes, *, ended: bool = True) -> Row:
+    """The row that `raw` spells; `ended` is False where the file ends without ending the line."""
+    return row_of(place, number, raw, lambda: json_object(place, raw, ended))
+
+
+class _NotStrict(ValueError):
+    """JSON that Python's reader takes and we do not."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in made if keys.count(key) > 1)
+        raise _NotStrict(f"key {shown(twice)} stands twice in one object; keep one")
+    return made
+
+
+def _no_constant(name: str) -> float:
+    raise _NotStrict(f"{name} is not a JSON value; write a number or leave the key out")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
+
+
+def json_object(place: str, raw: bytes, ended: bool = True) -> dict[str, Any]:
+    """The JSON object that `raw` spells; UserError with the place for anything else."""
+    check_size(place, raw)
+    refuse_bom(place, raw)
+    if raw.endswith(b"\r") and raw.strip():
+        raise UserError(f"{place}: the line ends in CRLF (\\r\\n); convert the file to Unix line ends, \\n")
+    text = text_of(place, raw)
+    if not text.strip():
+        raise UserError(f"{place}: the line is empty; delete it or put one JSON object there")
+    try:
+        row = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        cut = "" if ended else "; the file ends in the middle of this line, so it was cut: fetch it again"
+        raise UserError(
+            f"{place}: not valid JSON at column {error.colno}: {error.msg} in {shown(text[:60])}{cut}"
+        ) from error
+    except _NotStrict as error:
+        raise UserError(f"{place}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: JSON that cannot be held: {error}; shorten it: {shown(text[:60])}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: expected a JSON object, found {type(row).__name__} {shown(text[:60])}")
+    return row
+
+
+def array_rows(path: Path) -> Iterator[Row]:
+    """The elements of one JSON array, by their brackets, so that a bad element is one bad row."""
+    with open_bytes(path) as handle:
+        buffer, damage = _block(handle, _CHUNK)
+        refuse_bom(f"{path}:1", buffer)
+        start = buffer.index(b"[") + 1
+        line, number, closed, buffer = 1 + buffer.count(b"\n", 0, start), 0, False, buffer[start:]
+        while True:
+            at = 0
+            while not closed:
+                end, at_close = _element(buffer, at)
+                if end is None:
+                    break
+                piece = buffer[at:end]
+                first_line = line + _leading_lines(piece)
+                line += piece.count(b"\n")
+                at, closed = end + 1, at_close
+                if piece.strip() or not (at_close and number == 0):
+                    number += 1
+                    yield json_row(f"{path}:{first_line}", number, piece.strip())
+            buffer = buffer[at:]
+            if len(buffer) > MAX_HELD:
+                raise UserError(f"{path}:{line}: more than {MAX_HELD >> 20} MiB without the end of a row; split it")
+            # Reading doubles what is held, so that a long element is not searched again for every block.
+            block, damage = (b"", damage) if damage else _block(handle, max(_CHUNK, len(buffer)))
+            if not block:
+                break
+            buffer += block
+    if not closed or buffer.strip() or damage:
+        said = "text after the closing bracket" if closed and not damage else f"the JSON array is cut{damage}"
+        place = f"{path}:{line + _leading_lines(buffer)}"
+        yield Row(
+            place, number + 1, None, f"{place}: {said}; fetch the file again: {shown(buffer.strip()[:60])}", buffer
+        )
+    elif number == 0:
+        raise UserError(f"{path}: the array is empty; it needs one JSON object a row")
+
+
+def _block(handle: Any, size: int) -> tuple[bytes, str]:
+    """(up to `size` bytes, what broke the stream after them). read1 gives what a damaged gzip still holds."""
+    pieces: list[bytes] = []
+    while size > 0:
+        try:
+            piece = handle.read1(size)
+        except DAMAGE as error:
+            return b"".join(pieces), f": {error}"
+        if not piece:
+            break
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces), ""
+
+
+def _leading_lines(piece: bytes) -> int:
+    return piece.count(b"\n", 0, len(piece) - len(piece.lstrip()))
+
+
+def _element(buffer: bytes, start: int) -> tuple[int | None, bool]:
+    """(index of the comma or bracket that ends the element, whether it is the array's end); None: not in the buffer."""
+    depth, at = 0, start
+    while True:
+        match = _TOKEN.search(buffer, at)
+        if depth == 0:
+            # Between tokens of depth 0 a comma ends the element.
+            comma = buffer.find(b",", at, match.start() if match else len(buffer))
+            if comma >= 0:
+                return comma, False
+        if match is None or match.group() == b'"':
+            return None, False
+        token, at = match.group(), match.end()
+        if token in (b"{", b"["):
+            depth += 1
+        elif token in (b"}", b"]"):
+            if depth == 0 and token == b"]":
+                return match.start(), True
+            depth = max(0, depth - 1)
