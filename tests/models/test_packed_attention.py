@@ -197,16 +197,14 @@ def test_a_model_that_leaks_is_found_out(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_lost_positions_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT-2's absolute positions must restart with every example."""
-    plain = attention._probe
+    probed = attention._probe
 
-    def without_positions(
-        model: PreTrainedModel, trunk: torch.nn.Module, rows: list[list[int]], segments: object
-    ) -> Tensor:
+    def without_positions(model: PreTrainedModel, ids: list[int], segments: object = None) -> Tensor:
         if segments is None:
-            return plain(model, trunk, rows, None)
-        ids = torch.tensor([[token for row in rows for token in row]])
+            return probed(model, ids)
+        trunk = getattr(model, model.base_model_prefix)
         with torch.no_grad():
-            return trunk(input_ids=ids, use_cache=False, segments=segments).last_hidden_state[0]
+            return trunk(input_ids=torch.tensor([ids]), use_cache=False, segments=segments).last_hidden_state[0]
 
     monkeypatch.setattr(attention, "_probe", without_positions)
     reason = use_packed_attention(build("gpt2"))

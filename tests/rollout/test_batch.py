@@ -20,7 +20,7 @@ def test_per_token_by_hand() -> None:
 
 def test_every_tensor_is_saved_under_its_name(tmp_path: Path) -> None:
     tokens = pad_right([[5, 6, 7], [8]], [[9, 2], [4, 4, 2]], 0, CPU)
-    names = [field.name for field in fields(RolloutBatch) if field.name != "tokens"]
+    names = [field.name for field in fields(RolloutBatch) if field.name not in ("tokens", "metrics")]
     values = {name: torch.rand(2) if name.endswith("_B") else torch.rand(2, 5) for name in names}
     batch = RolloutBatch(tokens=tokens, **values)
     batch.save(tmp_path / "rollouts" / "00001.safetensors")
@@ -34,7 +34,7 @@ def test_every_tensor_is_saved_under_its_name(tmp_path: Path) -> None:
 
 def test_without_a_critic_there_is_nothing_to_save_of_it(tmp_path: Path) -> None:
     tokens = pad_right([[5, 6, 7], [8]], [[9, 2], [4, 4, 2]], 0, CPU)
-    names = [field.name for field in fields(RolloutBatch) if field.name != "tokens"]
+    names = [field.name for field in fields(RolloutBatch) if field.name not in ("tokens", "metrics")]
     values = {name: torch.rand(2) if name.endswith("_B") else torch.rand(2, 5) for name in names}
     absent = {"values_BT", "returns_BT", "last_values_B"}
     RolloutBatch(tokens=tokens, **{**values, **dict.fromkeys(absent)}).save(tmp_path / "1.safetensors")

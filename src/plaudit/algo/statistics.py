@@ -144,5 +144,5 @@ def bootstrap_gap(values: ArrayLike, group: ArrayLike, clusters: ArrayLike) -> t
         sums, counts = np.bincount(index, weights=x * side), np.bincount(index, weights=side.astype(np.float64))
         with np.errstate(invalid="ignore"):
             means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.nanquantile(means[0] - means[1], [0.025, 0.975])
+    low, high = np.nanquantile(means[0] - means[1], [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
