@@ -31,9 +31,13 @@ def bench() -> Iterator[SimpleNamespace]:
         import task
 
         yield SimpleNamespace(
-            task=task, prepared=prepared, learning=learning, compare=learning_compare, long_run=long_run,
+            task=task,
+            prepared=prepared,
+            learning=learning,
+            compare=learning_compare,
+            long_run=long_run,
             packing=packing,
-        )  # fmt: skip
+        )
         for name in ("task", "prepared", "learning", "learning_compare", "long_run", "packing"):
             sys.modules.pop(name, None)
 
@@ -162,8 +166,10 @@ def test_long_run_on_a_tiny_run(bench: SimpleNamespace, trained: Path, tmp_path:
 
 def test_verdict_of_a_long_run(bench: SimpleNamespace) -> None:
     names = ("update", "kl", "entropy", "gold", "repeated_trigrams")
-    rows = [dict(zip(names, values, strict=True)) for values in (
-        (0, 0.0, 2.0, 0.1, 0.1), (5, 4.0, 1.0, 0.4, 0.3), (10, 12.0, 1.5, 0.5, 0.2))]  # fmt: skip
+    rows = [
+        dict(zip(names, values, strict=True))
+        for values in ((0, 0.0, 2.0, 0.1, 0.1), (5, 4.0, 1.0, 0.4, 0.3), (10, 12.0, 1.5, 0.5, 0.2))
+    ]
     found = bench.long_run.verdict(rows, 5)
     assert (found["kl_kept"], found["kl_last"], found["kl_max"]) == (4.0, 12.0, 12.0)
     assert (found["entropy_ratio_last"], found["entropy_ratio_min"]) == (0.75, 0.5)

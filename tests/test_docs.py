@@ -62,14 +62,37 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 
 # The symbols of the design's glossary, in its order.
 SYMBOLS = (
-    "s_t", "a_t", "π_φ", "π_φold", "π_ref", "r_θ(x, y)", "R_t", "V_ψ(s_t)", "Â_t", "r_t(φ)", "γ, λ, ε", "S[π](s_t)",
-    "D_KL", "c1, c2", "Ê_t", "L",
-)  # fmt: skip
+    "s_t",
+    "a_t",
+    "π_φ",
+    "π_φold",
+    "π_ref",
+    "r_θ(x, y)",
+    "R_t",
+    "V_ψ(s_t)",
+    "Â_t",
+    "r_t(φ)",
+    "γ, λ, ε",
+    "S[π](s_t)",
+    "D_KL",
+    "c1, c2",
+    "Ê_t",
+    "L",
+)
 
 # The formats, in the order of docs/data.md.
 FORMATS_IN_ORDER = (
-    "prompts", "prompt-completion", "messages", "alpaca", "sharegpt", "pairs", "hh", "rankings", "votes", "strength",
-)  # fmt: skip
+    "prompts",
+    "prompt-completion",
+    "messages",
+    "alpaca",
+    "sharegpt",
+    "pairs",
+    "hh",
+    "rankings",
+    "votes",
+    "strength",
+)
 
 # --- reading Markdown ---
 
@@ -171,9 +194,14 @@ def allowed(field: FieldInfo) -> str:
         keys = next((one for one in items if isinstance(one, type) and issubclass(one, BaseModel)), None)
         return "mapping of files" if keys is None else f"mapping to {{{', '.join(keys.model_fields)}}}"
     words = {
-        int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path",
-        list[str]: "list of texts", NoneType: "null",
-    }  # fmt: skip
+        int: "whole number",
+        float: "number",
+        str: "text",
+        bool: "true or false",
+        Path: "path",
+        list[str]: "list of texts",
+        NoneType: "null",
+    }
     if get_origin(field.annotation) is list and field.annotation not in words:
         return f"list of {{{', '.join(get_args(field.annotation)[0].model_fields)}}}"
     options = get_args(field.annotation) if field.annotation not in words else ()
@@ -280,11 +308,18 @@ def test_the_worked_example_page_has_the_librarys_numbers() -> None:
     assert len(names) == 11
     numbers = worked_example()
     expected = {
-        "value V": numbers.value, "reward R": numbers.reward, "discount γ": numbers.gamma,
-        "clip range ε": numbers.clip_range, "old probability π_old": numbers.old_probability,
-        "probability π": numbers.probability, "advantage Â": numbers.advantage, "ratio r": numbers.ratio,
-        "unclipped": numbers.unclipped, "clipped": numbers.clipped, "L_CLIP": numbers.l_clip,
-    }  # fmt: skip
+        "value V": numbers.value,
+        "reward R": numbers.reward,
+        "discount γ": numbers.gamma,
+        "clip range ε": numbers.clip_range,
+        "old probability π_old": numbers.old_probability,
+        "probability π": numbers.probability,
+        "advantage Â": numbers.advantage,
+        "ratio r": numbers.ratio,
+        "unclipped": numbers.unclipped,
+        "clipped": numbers.clipped,
+        "L_CLIP": numbers.l_clip,
+    }
     assert names == pytest.approx(expected, abs=1e-12)
     assert shown["L_CLIP"] == 4.2
 
@@ -616,9 +651,9 @@ def test_the_python_of_the_models_page_runs(here: Path) -> None:
 
 
 def test_the_keys_of_a_reward_source_are_those_of_the_page() -> None:
-    found = {
-        heading: rows[1:] for heading, rows in tables((DOCS / "rewards.md").read_text(encoding="utf-8"))
-    }["The keys of a source"]  # fmt: skip
+    found = {heading: rows[1:] for heading, rows in tables((DOCS / "rewards.md").read_text(encoding="utf-8"))}[
+        "The keys of a source"
+    ]
     fields = RewardSource.model_fields
     wanted = [
         [f"`{name}`", f"`{as_yaml(field.default)}`", " ".join((field.description or "").split())]

@@ -25,12 +25,14 @@ def rankings_file(path: Path, prompts: int = 6) -> Path:
         {
             "prompt": f"Prompt {i}?",
             "responses": [
-                {"text": "a" * (400 if i == 2 else 1), "rank": 1}, {"text": "bb", "rank": 2},
-                {"text": "ccc", "rank": 2}, {"text": "dddd", "rank": 3},
+                {"text": "a" * (400 if i == 2 else 1), "rank": 1},
+                {"text": "bb", "rank": 2},
+                {"text": "ccc", "rank": 2},
+                {"text": "dddd", "rank": 3},
             ],
         }
         for i in range(prompts)
-    ]  # fmt: skip
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -89,9 +91,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert len(workload.read(tmp_path, limit=1).held_out) == 1
     row = json.loads((tmp_path / workload.HELD_OUT).read_text(encoding="utf-8").splitlines()[0])
     assert row == {
-        "id": "test-0", "split": "test", "prompt": [{"role": "user", "content": "q"}],
-        "chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}],
-    }  # fmt: skip
+        "id": "test-0",
+        "split": "test",
+        "prompt": [{"role": "user", "content": "q"}],
+        "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}],
+    }
 
 
 def test_length_alone_takes_the_side_that_won_in_training() -> None:
@@ -166,9 +171,15 @@ def test_the_workload_runs_the_stage_and_reports_its_keys(
     workload.write(workload.select(chat, rankings_file(tmp_path / "rankings.jsonl"), count=7), tmp_path / "pairs")
     kept = None if share else tmp_path / "margins.json"
     found: dict[str, Any] = benchmark.measure(
-        str(tiny_model()), tmp_path / "pairs", 0, micro=2, share=share, limit=7, margins=kept,
+        str(tiny_model()),
+        tmp_path / "pairs",
+        0,
+        micro=2,
+        share=share,
+        limit=7,
+        margins=kept,
         keep=tmp_path / "kept",
-    )  # fmt: skip
+    )
     keys = {"workload", "pairs_per_second", "held_out_accuracy", "peak_rss_mb", "versions"}
     assert keys <= set(found) and found["workload"] == "W-RM"
     assert (found["pairs"], found["replies"], found["held_out_pairs"]) == (7, replies, 7)

@@ -119,9 +119,12 @@ def main() -> None:
         _, status, used = os.wait4(child, 0)
         code = os.waitstatus_to_exitcode(status)
         answer = {
-            "code": code, "signal": -code if code < 0 else None, "events": record.read_text().split(),
-            "said": said.read_text(), "cpu_s": used.ru_utime + used.ru_stime,
-        }  # fmt: skip
+            "code": code,
+            "signal": -code if code < 0 else None,
+            "events": record.read_text().split(),
+            "said": said.read_text(),
+            "cpu_s": used.ru_utime + used.ru_stime,
+        }
         print(json.dumps(answer), flush=True)
 
 

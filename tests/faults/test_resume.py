@@ -20,15 +20,32 @@ from plaudit.run.metrics import read_metrics
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate")
 # What holds seconds or memory, or where the run lies (megabytes: an adapter's file names the folder of its base).
 TIMED = (
-    "manifest.json", "environment.json", "times.json", "times.jsonl", "summary.json", "recipe.yaml",
-)  # fmt: skip
+    "manifest.json",
+    "environment.json",
+    "times.json",
+    "times.jsonl",
+    "summary.json",
+    "recipe.yaml",
+)
 SECONDS = (
-    "tokens_per_second", "seconds_per_member", "pairs_per_second", "seconds_per_update", "megabytes_per_member",
-)  # fmt: skip
+    "tokens_per_second",
+    "seconds_per_member",
+    "pairs_per_second",
+    "seconds_per_update",
+    "megabytes_per_member",
+)
 PPO = {
-    **TINY["ppo"], "updates": 4, "batch_size": 4, "minibatch_size": 2, "micro_batch_size": 1, "epochs": 2,
-    "evaluate_every": 2, "kl_target": 0.5, "kl_horizon": 8, "score_scale": "running",
-}  # fmt: skip
+    **TINY["ppo"],
+    "updates": 4,
+    "batch_size": 4,
+    "minibatch_size": 2,
+    "micro_batch_size": 1,
+    "epochs": 2,
+    "evaluate_every": 2,
+    "kl_target": 0.5,
+    "kl_horizon": 8,
+    "score_scale": "running",
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {**TINY["sft"], "epochs": 2},
     "reward": {**TINY["reward"], "epochs": 1, "members": 2, "rankings_per_step": 8},

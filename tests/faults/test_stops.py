@@ -113,9 +113,12 @@ def nan_loss(patch: pytest.MonkeyPatch, at: int) -> None:
 @pytest.mark.parametrize("fault", [nan_gradient, nan_loss])
 @pytest.mark.parametrize("which", ["sft", "reward", "ppo"])
 def test_after_a_nan_the_weights_are_those_before_the_step(
-    which: str, fault: Callable[[pytest.MonkeyPatch, int], None], stage: Callable[..., Path], tmp_path: Path,
+    which: str,
+    fault: Callable[[pytest.MonkeyPatch, int], None],
+    stage: Callable[..., Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     weights = Weights(monkeypatch)
     fault(monkeypatch, 3)
     with pytest.raises(RunStopped, match="is nan") as stop:

@@ -21,9 +21,17 @@ NEVER = -1
 LENGTH = 10
 ALMOST_ONE = 1 - 2**-24
 PROMPTS = [
-    [9], [11, 12, 13, 14, 15], [200, 7], [40, 41, 42, 43, 44, 45, 46, 47, 48], [5, 6, 7], [100, 101, 102, 103],
-    [9, 9, 9, 9, 9, 9], [250, 1, 90], [33, 34, 35, 36, 37, 38, 39], [8, 60],
-]  # fmt: skip
+    [9],
+    [11, 12, 13, 14, 15],
+    [200, 7],
+    [40, 41, 42, 43, 44, 45, 46, 47, 48],
+    [5, 6, 7],
+    [100, 101, 102, 103],
+    [9, 9, 9, 9, 9, 9],
+    [250, 1, 90],
+    [33, 34, 35, 36, 37, 38, 39],
+    [8, 60],
+]
 
 
 def draws(samples: list[int], length: int = LENGTH) -> np.ndarray:
@@ -192,9 +200,11 @@ def test_the_limit_is_the_number_of_draws(engine_of: Callable[..., InProcessEngi
 
 @pytest.mark.row(31)
 def test_load_weights_replaces_the_policy(
-    engine_of: Callable[..., InProcessEngine], folder: Path, load: Callable[[Path], PreTrainedModel],
+    engine_of: Callable[..., InProcessEngine],
+    folder: Path,
+    load: Callable[[Path], PreTrainedModel],
     stirred: Callable[..., Roles],
-) -> None:  # fmt: skip
+) -> None:
     engine = engine_of()
     before = generate(engine, ALL)
     roles = stirred(load(folder), trained="policy")
@@ -208,9 +218,11 @@ def test_load_weights_replaces_the_policy(
 
 @pytest.mark.row(31)
 def test_loading_twice_does_not_add_up(
-    engine_of: Callable[..., InProcessEngine], folder: Path, load: Callable[[Path], PreTrainedModel],
+    engine_of: Callable[..., InProcessEngine],
+    folder: Path,
+    load: Callable[[Path], PreTrainedModel],
     stirred: Callable[..., Roles],
-) -> None:  # fmt: skip
+) -> None:
     engine, roles = engine_of(), stirred(load(folder), trained="policy")
     engine.load_weights(roles.merged_weights("policy"))
     once = generate(engine, ALL)

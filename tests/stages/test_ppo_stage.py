@@ -335,8 +335,10 @@ def test_rows_13_and_30_a_critic_of_its_own_starts_as_the_reward_model_and_boots
     for row, columns in spans(saved):
         values = saved["values_BT"][row, columns].tolist()
         with torch.no_grad():
-            prefixes = [judge(input_ids=saved["tokens_BT"][row : row + 1, : t + 1]).logits.item()
-                        for t in range(columns.start, columns.stop)]  # fmt: skip
+            prefixes = [
+                judge(input_ids=saved["tokens_BT"][row : row + 1, : t + 1]).logits.item()
+                for t in range(columns.start, columns.stop)
+            ]
         expected = [(raw - contract["mean"][0]) / contract["std"][0] for raw in prefixes]
         assert values == pytest.approx(expected, abs=1e-3)
         rewards = saved["rewards_BT"][row, columns].tolist()
@@ -426,14 +428,20 @@ def test_a_critic_of_its_own_is_saved_and_restored(run_ppo: Callable[..., Path],
     tokens = Tokens(saved["tokens_BT"], saved["prompt_lengths_B"], saved["lengths_B"])
     need = frozenset({"values"})
     roles = Roles(
-        load(trained / "sft/model"), trained="policy", lora=LORA, critic=folder / "critic",
+        load(trained / "sft/model"),
+        trained="policy",
+        lora=LORA,
+        critic=folder / "critic",
         reward=[trained / "reward/adapter"],
-    )  # fmt: skip
+    )
     load_head(roles.value_head, folder / "value_head")
     start = Roles(
-        load(trained / "sft/model"), trained="policy", lora=LORA, critic=trained / "reward/adapter",
+        load(trained / "sft/model"),
+        trained="policy",
+        lora=LORA,
+        critic=trained / "reward/adapter",
         reward=[trained / "reward/adapter"],
-    )  # fmt: skip
+    )
     load_head(start.score_heads[0], trained / "reward")
     contract = RewardContract.load(trained / "reward")
     start.start_critic(contract.mean[0], contract.std[0])
@@ -606,14 +614,23 @@ def test_prompts_of_several_turns_are_conversations(
     tiny_run: Callable[..., Run], trained: Path, tmp_path: Path
 ) -> None:
     run = tiny_run(tmp_path, trained)
-    turns = [("user", "Hello."), ("assistant", "It is great."), ("user", "Tell me more."), ("assistant", "No."),
-             ("user", "Why?")]  # fmt: skip
+    turns = [
+        ("user", "Hello."),
+        ("assistant", "It is great."),
+        ("user", "Tell me more."),
+        ("assistant", "No."),
+        ("user", "Why?"),
+    ]
     rows = [
-        {"id": f"{split}-{i}", "kind": "talk", "split": split,
-         "prompt": [{"role": role, "content": f"{text} {split} {i}"} for role, text in turns[: 1 + 2 * (i % 3)]]}
+        {
+            "id": f"{split}-{i}",
+            "kind": "talk",
+            "split": split,
+            "prompt": [{"role": role, "content": f"{text} {split} {i}"} for role, text in turns[: 1 + 2 * (i % 3)]],
+        }
         for split, count in (("train", 6), ("validation", 3))
         for i in range(count)
-    ]  # fmt: skip
+    ]
     prompts = tuple(read_prompts(write_lines(tmp_path / "talk.jsonl", rows)))
     object.__setattr__(run, "prompts", prompts)
     ppo.train(*settings(run, updates=1))
@@ -673,9 +690,12 @@ def rows_of(*scores: tuple[float, float, float]) -> list[dict[str, float]]:
 
 
 def keep(
-    by: Literal["score", "held_out"] | None, rows: list[dict[str, float]], stopped: bool = False,
-    budget: float | None = None, patience: int = 2,
-) -> float:  # fmt: skip
+    by: Literal["score", "held_out"] | None,
+    rows: list[dict[str, float]],
+    stopped: bool = False,
+    budget: float | None = None,
+    patience: int = 2,
+) -> float:
     keeper = Keeper(by, patience, budget)
     for row in rows:
         keeper.add(row, {"is": torch.tensor(row["update"])})
@@ -764,9 +784,18 @@ def test_every_estimator_and_critic_learns_a_simple_reward(
 ) -> None:
     """Paid by the share of the letter e, the policy comes to write more of it."""
     folder = run_ppo(
-        rewards=paid_by(changes, functions("share")), updates=20, batch_size=24, minibatch_size=12,
-        micro_batch_size=12, missing_eos_penalty=0.0, kl_coef=0.01, evaluate_every=20, kl_budget=100.0,
-        learning_rate=2e-2, evaluate_replies=4, **changes,
-    )  # fmt: skip
+        rewards=paid_by(changes, functions("share")),
+        updates=20,
+        batch_size=24,
+        minibatch_size=12,
+        micro_batch_size=12,
+        missing_eos_penalty=0.0,
+        kl_coef=0.01,
+        evaluate_every=20,
+        kl_budget=100.0,
+        learning_rate=2e-2,
+        evaluate_replies=4,
+        **changes,
+    )
     before, after = (row["score_function"] for row in read_metrics(folder / "evaluations.jsonl"))
     assert after > before + 0.25, (before, after)

@@ -35,10 +35,17 @@ from plaudit.train.saving import Saver, State
 
 # What a seed decides, of the stages that the runs here go through after a stop.
 DECIDED = (
-    "sft/model/model.safetensors", "reward/reward.json", "ppo/metrics.jsonl", "ppo/evaluations.jsonl",
-    "ppo/adapter/adapter_model.safetensors", "ppo/rollouts/00001.safetensors", "ppo/rollouts/00002.safetensors",
-    "ppo/model/model.safetensors", "evaluate/replies.jsonl", "evaluate/summary.json",
-)  # fmt: skip
+    "sft/model/model.safetensors",
+    "reward/reward.json",
+    "ppo/metrics.jsonl",
+    "ppo/evaluations.jsonl",
+    "ppo/adapter/adapter_model.safetensors",
+    "ppo/rollouts/00001.safetensors",
+    "ppo/rollouts/00002.safetensors",
+    "ppo/model/model.safetensors",
+    "evaluate/replies.jsonl",
+    "evaluate/summary.json",
+)
 pytestmark = pytest.mark.usefixtures("undrawn")
 NEVER = "checkpoints.every_minutes=1000"
 
@@ -118,9 +125,13 @@ def test_sigterm_saves_after_the_step_and_the_resumed_run_is_the_unbroken_one(go
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_it_says_what_is_saved_and_how_to_go_on(
-    write_recipe: Callable[..., Path], tmp_path: Path, plaudit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
-    number: int, code: int,
-) -> None:  # fmt: skip
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    plaudit: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+) -> None:
     signalled(sft, "optimiser_step", 3, number, monkeypatch)
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     done = plaudit("run", write_recipe(tmp_path), NEVER)

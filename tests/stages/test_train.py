@@ -117,12 +117,14 @@ def separable(good: str = "It is great.", bad: str = "No.") -> list[dict[str, An
     """Rankings of three replies where the same one is always best; split train and test."""
     return [
         {
-            "id": f"{split}-{i}", "split": split, "prompt": f"Question {i}?",
+            "id": f"{split}-{i}",
+            "split": split,
+            "prompt": f"Question {i}?",
             "responses": [{"text": bad, "rank": 3}, {"text": good, "rank": 1}, {"text": f"Well, {i}.", "rank": 2}],
         }
         for split, count in (("train", 12), ("test", 4))
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def reward_run(
@@ -202,9 +204,14 @@ def test_row_14_reward_does_not_depend_on_the_micro_batches(
     found = []
     for micro in (1, 2, 4):
         folder, summary = reward_run(
-            tiny_run, trained, tmp_path / str(micro), separable(), epochs=1, rankings_per_micro_batch=micro,
+            tiny_run,
+            trained,
+            tmp_path / str(micro),
+            separable(),
+            epochs=1,
+            rankings_per_micro_batch=micro,
             learning_rate=1e-3,
-        )  # fmt: skip
+        )
         found.append((adapter(folder), load_file(folder / "head.safetensors"), summary["score_mean"]))
     for weights, head, mean in found[1:]:
         assert apart(weights, found[0][0]) < 1e-5
@@ -452,9 +459,15 @@ def test_ppo_learns_what_is_rewarded(
     """Paid by the share of its tokens with an even id, the policy comes to use them."""
     planted(rewarded(even))
     folder = run_ppo(
-        updates=15, batch_size=24, minibatch_size=12, micro_batch_size=12, missing_eos_penalty=0.0, kl_coef=0.01,
-        evaluate_every=15, kl_budget=100,
-    )  # fmt: skip
+        updates=15,
+        batch_size=24,
+        minibatch_size=12,
+        micro_batch_size=12,
+        missing_eos_penalty=0.0,
+        kl_coef=0.01,
+        evaluate_every=15,
+        kl_budget=100,
+    )
     before, after = (row["score"] for row in read_metrics(folder / "evaluations.jsonl"))
     assert before < 0.8
     assert after > before + 0.15
@@ -573,9 +586,14 @@ def test_row_14_ppo_does_not_depend_on_the_micro_batches(minibatch: int, run_ppo
     found = []
     for micro in (1, 2, 4):
         folder = run_ppo(
-            f"micro-{micro}", batch_size=8, minibatch_size=minibatch, micro_batch_size=micro, learning_rate=1e-3,
-            evaluate_every=2, updates=2,
-        )  # fmt: skip
+            f"micro-{micro}",
+            batch_size=8,
+            minibatch_size=minibatch,
+            micro_batch_size=micro,
+            learning_rate=1e-3,
+            evaluate_every=2,
+            updates=2,
+        )
         lengths = load_file(folder / "rollouts" / "00001.safetensors")["lengths_B"]
         assert len(set(lengths.tolist())) > 1
         found.append((load_file(folder / "rollouts" / "00002.safetensors"), adapter(folder)))
@@ -590,9 +608,15 @@ def test_the_kept_policy_is_the_best_within_the_budget(
 ) -> None:
     planted(rewarded(even))
     settings: dict[str, Any] = {
-        "updates": 15, "batch_size": 24, "minibatch_size": 12, "micro_batch_size": 12, "missing_eos_penalty": 0.0,
-        "kl_coef": 0.01, "evaluate_every": 3, "watch": {"enabled": False},
-    }  # fmt: skip
+        "updates": 15,
+        "batch_size": 24,
+        "minibatch_size": 12,
+        "micro_batch_size": 12,
+        "missing_eos_penalty": 0.0,
+        "kl_coef": 0.01,
+        "evaluate_every": 3,
+        "watch": {"enabled": False},
+    }
     folder = run_ppo(**settings, kl_budget=1000)
     rows = read_metrics(folder / "evaluations.jsonl")
     kept = json.loads((folder / "summary.json").read_text())["kept_update"]
