@@ -203,13 +203,13 @@ def light_modules() -> list[str]:
     return [*LIGHT, *inside]
 
 
-def first_heavy(modules: list[str]) -> str | None:
+def first_heavy(modules: list[str], heavy: tuple[str, ...] = HEAVY) -> str | None:
     """The first of `modules`, imported one after another in a fresh process, that brings a tensor library with it."""
     code = (
         "import importlib, sys\n"
         f"for name in {modules!r}:\n"
         "    importlib.import_module(name)\n"
-        f"    if (heavy := [one for one in {HEAVY!r} if one in sys.modules]):\n"
+        f"    if (heavy := [one for one in {heavy!r} if one in sys.modules]):\n"
         "        sys.exit(f'{name} loads {heavy[0]}')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -218,6 +218,11 @@ def first_heavy(modules: list[str]) -> str | None:
 
 def test_records_data_run_label_recipe_and_the_command_line_load_no_tensor_library() -> None:
     assert first_heavy(light_modules()) is None
+
+
+def test_ppo_and_evaluation_load_nothing_that_shows_a_run() -> None:
+    modules = ["plaudit.stages.ppo.loop", "plaudit.stages.evaluate.loop"]
+    assert first_heavy(modules, ("plaudit.view", "matplotlib")) is None
 
 
 def test_the_check_for_heavy_libraries_finds_one() -> None:

@@ -26,6 +26,7 @@ from plaudit.records import Completion, Message, Prompt, Ranking
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import load_reward_model
 from plaudit.run.metrics import read_metrics
+from plaudit.stages.export import export_role
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward.config import RewardConfig
@@ -38,7 +39,6 @@ from plaudit.stages.reward.training import (
     rankings_loss,
 )
 from plaudit.train.run import Run
-from plaudit.view.export_role import export_role
 
 Rows = list[dict[str, Any]]
 

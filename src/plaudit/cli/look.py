@@ -48,7 +48,7 @@ def export(
     role: Annotated[str, typer.Option(help="policy or reward.")] = "policy",
 ) -> None:
     """Copy the merged policy (or reward model) of a run as a plain Hugging Face checkpoint."""
-    from plaudit.view.export_role import export_role
+    from plaudit.stages.export import export_role
 
     console.print(f"Wrote {export_role(folder, role, to)}", soft_wrap=True)
 

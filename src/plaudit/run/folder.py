@@ -203,6 +203,14 @@ def finished_stages(folder: Path) -> dict[str, Any]:
     return json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
 
 
+def finished_model(folder: Path, relative: str) -> Path:
+    """A model that a stage of the run in `folder` left, such as ppo/model; UserError where that has not ended."""
+    path = folder / relative
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is missing: {folder} holds no run whose {relative.split('/')[0]} stage has ended")
+    return path
+
+
 def read_recipe(folder: Path) -> dict[str, Any]:
     """The resolved recipe of the run in `folder`."""
     path = folder / RECIPE

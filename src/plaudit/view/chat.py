@@ -1,4 +1,4 @@
-"""After a run: talk to both models side by side, and copy a trained model out of the run folder."""
+"""After a run: talk to the SFT model and the PPO policy side by side."""
 
 from pathlib import Path
 
@@ -8,8 +8,7 @@ from plaudit.dist.machine import choose_machine
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
 from plaudit.records import Message
 from plaudit.rollout.inprocess import InProcessEngine
-from plaudit.run.folder import read_recipe
-from plaudit.view.export_role import _finished
+from plaudit.run.folder import finished_model, read_recipe
 
 
 class SideBySide:
@@ -22,7 +21,7 @@ class SideBySide:
         machine = choose_machine(recipe["dtype"])
         self.engines = []
         for relative in ("sft/model", "ppo/model"):
-            source = _finished(folder, relative)
+            source = str(finished_model(folder, relative))
             self.chat = ChatFormat(load_tokenizer(source), recipe["data"]["system"])
             model = load_model(source, machine.dtype, machine.device)
             engine = InProcessEngine(model, eos_id=self.chat.eos_id, temperature=temperature)

@@ -1,7 +1,7 @@
 """Preferences: sample K replies a prompt from the SFT model, have them ranked best to worst, write the rankings.
 
 The annotator is a simulated one (data/annotator.py), which stands where a person stands, or people on the labelling
-page (preferences_people.py). Leaves preferences/rankings.jsonl, the derived preferences/preferences.jsonl
+page (people.py). Leaves preferences/rankings.jsonl, the derived preferences/preferences.jsonl
 (prompt/chosen/rejected) and preferences/summary.json. With `rankings:` a file of people's rankings is taken instead of
 sampling.
 

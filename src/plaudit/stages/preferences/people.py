@@ -17,7 +17,7 @@ from sqlalchemy import Engine, func, select, update
 from plaudit import rng
 from plaudit.data.files import write_json
 from plaudit.errors import UserError
-from plaudit.label.db.database import connect, ensure_project, migrate, snapshot, writing
+from plaudit.label.db.database import open_project, snapshot, writing
 from plaudit.label.db.ledger import Ledger, read
 from plaudit.label.db.schema import item, label
 from plaudit.label.quality.agreement import agreement
@@ -53,7 +53,7 @@ def ranked_by_people(config: "PreferencesConfig", run: Run, sample: Sample) -> t
             f"{len(drafts) * config.overlap} labels; raise preferences.overlap or train_prompts, or lower labels"
         )
     where = config.database or str(run.folder.path / "label" / "labels.sqlite")
-    engine = open_database(where)
+    engine = open_project(where)
     try:
         add_items(engine, drafts)
         ids = {draft.id for draft in drafts}
@@ -70,16 +70,6 @@ def ranked_by_people(config: "PreferencesConfig", run: Run, sample: Sample) -> t
         "agreement_ci": None if pairs is None else [pairs["low"], pairs["high"]],
         "alpha": agreed["alpha"],
     }
-
-
-def open_database(where: str) -> Engine:
-    """The label database, made where it is not there yet."""
-    if "://" not in where:
-        Path(where).parent.mkdir(parents=True, exist_ok=True)
-    engine = connect(where)
-    migrate(engine)
-    ensure_project(engine, "Plaudit")
-    return engine
 
 
 def _drafts(config: "PreferencesConfig", run: Run, sample: Sample) -> list[Draft]:

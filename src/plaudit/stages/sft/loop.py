@@ -3,7 +3,7 @@
     loss = −(1/N) Σ log π(a_t | s_t)   over the N completion tokens (end-of-turn tokens included) of an optimiser step
 
 Leaves sft/model (Hugging Face checkpoint: *the* SFT model from here on), sft/adapter (PEFT; not for full fine-tuning),
-sft/metrics.jsonl, sft/samples.jsonl and sft/summary.json. Settings are in sft_config.py. A cache of tokens on disk is
+sft/metrics.jsonl, sft/samples.jsonl and sft/summary.json. Settings are in config.py. A cache of tokens on disk is
 not here.
 
     plaudit sft RECIPE
@@ -78,7 +78,7 @@ def _train_sources(config: SFTConfig, found: Sources) -> list[Source]:
 
 
 @dataclass
-class Trainer:
+class SFTTraining:
     """What the loop holds."""
 
     config: SFTConfig
@@ -132,19 +132,19 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
     held_out = [example for row in chosen if (example := encoder.encode(row)) is not None]
     if not held_out:
         raise UserError(f"every held-out demonstration is longer than sft.max_length={config.max_length}; raise it")
-    trainer, layout = build(config, run, chat, held_out, chosen)
-    frozen = fingerprint(trainer.model.base_tensors()) if isinstance(trainer.model, Roles) else {}
-    trainable = _learning(trainer.model)
+    training, layout = build(config, run, chat, held_out, chosen)
+    frozen = fingerprint(training.model.base_tensors()) if isinstance(training.model, Roles) else {}
+    trainable = _learning(training.model)
     folder = run.folder.stage("sft")
     with Saver.open(run, "sft", {"base": joint_fingerprint(frozen)}) as saver:
-        done = optimise(trainer, steps, saver)
-    if isinstance(trainer.model, Roles):
-        check_unchanged("the frozen base", frozen, fingerprint(trainer.model.base_tensors()))
-    load_parameters(trainer.model.trainable(), trainer.best)
-    _save(trainer, folder)
+        done = optimise(training, steps, saver)
+    if isinstance(training.model, Roles):
+        check_unchanged("the frozen base", frozen, fingerprint(training.model.base_tensors()))
+    load_parameters(training.model.trainable(), training.best)
+    _save(training, folder)
 
-    kept = min(trainer.evaluations[1:], key=lambda row: row["eval_loss"])
-    kinds = _by_kind(steps[:done], trainer.evaluations[0], kept)
+    kept = min(training.evaluations[1:], key=lambda row: row["eval_loss"])
+    kinds = _by_kind(steps[:done], training.evaluations[0], kept)
     summary = {
         "demonstrations_train": sum(part["examples"] for part in _by_kind(_first_epoch(steps)).values()),
         "demonstrations_held_out": len(held_out),
@@ -152,13 +152,13 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
         "truncated": encoder.truncated,
         "layout": layout,
         "chat_template": f"default: {chat.default_template}" if chat.default_template else "the tokenizer's own",
-        "eval_loss_before": trainer.evaluations[0]["eval_loss"],
+        "eval_loss_before": training.evaluations[0]["eval_loss"],
         "eval_loss_after": kept["eval_loss"],
         "kept_step": kept["step"],
         "trainable_parameters": sum(parameter.numel() for parameter in trainable.values()),
         "steps": done,
         "tokens": sum(part["tokens"] for part in kinds.values()),
-        "tokens_per_second": sum(part["tokens"] for part in kinds.values()) / trainer.seconds,
+        "tokens_per_second": sum(part["tokens"] for part in kinds.values()) / training.seconds,
         "kinds": kinds,
     }
     return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
@@ -166,8 +166,8 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
 
 def build(
     config: SFTConfig, run: Run, chat: ChatFormat, held_out: list[Example], prompts: list[Demonstration]
-) -> tuple[Trainer, str]:
-    """The trainer, and the layout of its rows in words."""
+) -> tuple[SFTTraining, str]:
+    """The training, and the layout of its rows in words."""
     full = run.lora is None
     base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
     layout = prepare_attention(base)
@@ -182,7 +182,7 @@ def build(
     words = "packed" if layout.packs else str(layout)
     micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
     shown = prompts[: config.samples]
-    return Trainer(config, run, chat, model, layout.packs, shares, held_out, shown, engine, micro), words
+    return SFTTraining(config, run, chat, model, layout.packs, shares, held_out, shown, engine, micro), words
 
 
 def _checkpoint_gradients(base: PreTrainedModel) -> None:
@@ -198,129 +198,129 @@ def _learning(model: Roles | FullPolicy) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.trainable().items() if "value_head" not in name}
 
 
-def optimise(trainer: Trainer, steps: list[Step], saver: Saver) -> int:
+def optimise(training: SFTTraining, steps: list[Step], saver: Saver) -> int:
     """The loop; returns the optimiser steps that were done."""
-    config = trainer.config
-    learning = _learning(trainer.model).values()
+    config = training.config
+    learning = _learning(training.model).values()
     parts = {config.weight_decay: [p for p in learning if p.dim() >= 2]}
     parts[0.0] = parts.get(0.0, []) + [p for p in learning if p.dim() < 2]
     optimiser = MasterAdamW(
         [{"params": part, "lr": config.learning_rate, "weight_decay": decay} for decay, part in parts.items() if part]
     )
-    schedule = schedule_of(optimiser, len(steps), trainer.run.optimiser.warmup_steps, trainer.run.optimiser.schedule)
+    schedule = schedule_of(optimiser, len(steps), training.run.optimiser.warmup_steps, training.run.optimiser.schedule)
     metrics, samples = saver.log("metrics.jsonl"), saver.log("samples.jsonl")
     number = saver.step
     with progress("SFT", len(steps), "step") as advance:
         if saver.state is None:
-            metrics.log(step=0, **_evaluate(trainer, 0, samples))
+            metrics.log(step=0, **_evaluate(training, 0, samples))
         else:
-            _unpack(trainer, optimiser, schedule, saver.state)
+            _unpack(training, optimiser, schedule, saver.state)
             advance(count=number)
-        while number < len(steps) and not _out_of_patience(trainer):
+        while number < len(steps) and not _out_of_patience(training):
             step, number = steps[number], number + 1
             where = f"SFT step {number}"
             started = time.perf_counter()
-            with batch_kept(trainer.run.folder.stage("sft"), where, partial(_as_rows, trainer, step.examples)):
-                loss = _accumulate(trainer, step.examples, where)
+            with batch_kept(training.run.folder.stage("sft"), where, partial(_as_rows, training, step.examples)):
+                loss = _accumulate(training, step.examples, where)
                 row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
                 row["tokens"] = sum(len(example.ids) for example in step.examples)
-                row["grad_norm"] = optimiser_step(optimiser, schedule, trainer.run.optimiser.max_grad_norm, where)
-            trainer.seconds += time.perf_counter() - started
+                row["grad_norm"] = optimiser_step(optimiser, schedule, training.run.optimiser.max_grad_norm, where)
+            training.seconds += time.perf_counter() - started
             due = step.ends_epoch if config.evaluate_every is None else number % config.evaluate_every == 0
             if due or number == len(steps):
-                row |= _evaluate(trainer, number, samples)
+                row |= _evaluate(training, number, samples)
             metrics.log(step=number, **row)
             advance(f"loss {loss:.3f}")
-            last = number == len(steps) or _out_of_patience(trainer)
-            saver.checkpoint(number, lambda: _pack(trainer, optimiser, schedule), last=last)
+            last = number == len(steps) or _out_of_patience(training)
+            saver.checkpoint(number, lambda: _pack(training, optimiser, schedule), last=last)
     return number
 
 
-def _out_of_patience(trainer: Trainer) -> bool:
-    return trainer.config.patience is not None and trainer.without_gain >= trainer.config.patience
+def _out_of_patience(training: SFTTraining) -> bool:
+    return training.config.patience is not None and training.without_gain >= training.config.patience
 
 
-def _pack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR) -> State:
-    tensors = within("model", trainer.model.trainable()) | within("optimiser", optimiser.tensors())
-    tensors |= within("best", trainer.best)
+def _pack(training: SFTTraining, optimiser: MasterAdamW, schedule: LambdaLR) -> State:
+    tensors = within("model", training.model.trainable()) | within("optimiser", optimiser.tensors())
+    tensors |= within("best", training.best)
     values = {
         "schedule": schedule.last_epoch,
-        "evaluations": trainer.evaluations,
-        "without_gain": trainer.without_gain,
-        "halvings": trainer.micro.halvings,
+        "evaluations": training.evaluations,
+        "without_gain": training.without_gain,
+        "halvings": training.micro.halvings,
     }
-    return State(tensors, values, {"seconds": trainer.seconds})
+    return State(tensors, values, {"seconds": training.seconds})
 
 
-def _unpack(trainer: Trainer, optimiser: MasterAdamW, schedule: LambdaLR, state: State) -> None:
-    load_parameters(trainer.model.trainable(), state.under("model"))
+def _unpack(training: SFTTraining, optimiser: MasterAdamW, schedule: LambdaLR, state: State) -> None:
+    load_parameters(training.model.trainable(), state.under("model"))
     optimiser.load_tensors(state.under("optimiser"))
     move_schedule(schedule, state.values["schedule"])
-    trainer.best = state.under("best")
-    trainer.evaluations, trainer.without_gain = state.values["evaluations"], state.values["without_gain"]
-    trainer.micro.halvings, trainer.seconds = state.values["halvings"], state.times["seconds"]
+    training.best = state.under("best")
+    training.evaluations, training.without_gain = state.values["evaluations"], state.values["without_gain"]
+    training.micro.halvings, training.seconds = state.values["halvings"], state.times["seconds"]
 
 
-def _accumulate(trainer: Trainer, examples: list[Example], where: str) -> float:
+def _accumulate(training: SFTTraining, examples: list[Example], where: str) -> float:
     """Backward over micro-batches, divided by the completion tokens of the whole step (docs/correctness.md, row 14)."""
     count = sum(example.targets for example in examples)
 
     def backward() -> float:
         total = 0.0
-        for batch in trainer.batches(examples):
-            loss = trainer.loss(batch) / count
+        for batch in training.batches(examples):
+            loss = training.loss(batch) / count
             check_finite("the loss", loss.item(), where)
             loss.backward()
             total += loss.item()
         return total
 
-    return trainer.micro.fit(trainer.config.micro_batch_size, where, backward, trainer.model.zero_grad)
+    return training.micro.fit(training.config.micro_batch_size, where, backward, training.model.zero_grad)
 
 
-def _as_rows(trainer: Trainer, examples: list[Example]) -> list[dict[str, Any]]:
+def _as_rows(training: SFTTraining, examples: list[Example]) -> list[dict[str, Any]]:
     """What is kept of a step that stopped: its demonstrations, kind, text and ids."""
     ids = [list(example.ids) for example in examples]
-    texts = [trainer.chat.tokenizer.decode(row) for row in ids]
+    texts = [training.chat.tokenizer.decode(row) for row in ids]
     return [{"kind": e.kind, "text": t, "ids": row} for e, t, row in zip(examples, texts, ids, strict=True)]
 
 
 @torch.no_grad()
-def _evaluate(trainer: Trainer, step: int, samples: Metrics) -> dict[str, Any]:
+def _evaluate(training: SFTTraining, step: int, samples: Metrics) -> dict[str, Any]:
     """Held-out loss per completion token in nats, of everything and of each kind; and the sample replies. The weights
     with the lowest one after a step are kept as the best."""
     totals: dict[str, tuple[float, int]] = {}
-    for kind in sorted({example.kind for example in trainer.held_out}):
-        examples = [example for example in trainer.held_out if example.kind == kind]
-        nats = sum(trainer.loss(batch).item() for batch in trainer.batches(examples))
+    for kind in sorted({example.kind for example in training.held_out}):
+        examples = [example for example in training.held_out if example.kind == kind]
+        nats = sum(training.loss(batch).item() for batch in training.batches(examples))
         totals[kind] = (nats, sum(example.targets for example in examples))
     loss = sum(nats for nats, _ in totals.values()) / sum(count for _, count in totals.values())
     row = {"eval_loss": loss, "eval_loss_by_kind": {kind: nats / count for kind, (nats, count) in totals.items()}}
     if step > 0:
-        lowest = min((old["eval_loss"] for old in trainer.evaluations[1:]), default=float("inf"))
-        trainer.without_gain = 0 if loss < lowest else trainer.without_gain + 1
-        if trainer.without_gain == 0:
-            trainer.best = trainer.model.adapter_state()
-    trainer.evaluations.append({"step": step, **row})
-    _sample(trainer, step, samples)
+        lowest = min((old["eval_loss"] for old in training.evaluations[1:]), default=float("inf"))
+        training.without_gain = 0 if loss < lowest else training.without_gain + 1
+        if training.without_gain == 0:
+            training.best = training.model.adapter_state()
+    training.evaluations.append({"step": step, **row})
+    _sample(training, step, samples)
     return row
 
 
-def _sample(trainer: Trainer, step: int, samples: Metrics) -> None:
+def _sample(training: SFTTraining, step: int, samples: Metrics) -> None:
     """One reply to each sample prompt, with the same random numbers every time."""
-    if trainer.engine is None:
+    if training.engine is None:
         return
-    ids = [trainer.chat.prompt_ids(row.prompt.messages) for row in trainer.prompts]
+    ids = [training.chat.prompt_ids(row.prompt.messages) for row in training.prompts]
     uniforms = rng.uniforms(
-        trainer.run.seed, "sft/samples", 0, list(range(len(ids))), trainer.run.sampling.max_new_tokens
+        training.run.seed, "sft/samples", 0, list(range(len(ids))), training.run.sampling.max_new_tokens
     )
-    trainer.engine.load_weights(trainer.model.merged_weights("policy"))
-    for row, sampled in zip(trainer.prompts, trainer.engine.generate(ids, uniforms), strict=True):
-        prompt, reply = messages_as_json(row.prompt.messages), trainer.chat.completion(sampled.ids)
+    training.engine.load_weights(training.model.merged_weights("policy"))
+    for row, sampled in zip(training.prompts, training.engine.generate(ids, uniforms), strict=True):
+        prompt, reply = messages_as_json(row.prompt.messages), training.chat.completion(sampled.ids)
         samples.log(step=step, id=row.prompt.id, kind=row.prompt.kind, prompt=prompt, **reply.as_json())
 
 
-def _save(trainer: Trainer, folder: Path) -> None:
-    run, model = trainer.run, trainer.model
+def _save(training: SFTTraining, folder: Path) -> None:
+    run, model = training.run, training.model
     if isinstance(model, Roles):
         model.save_adapter(folder / "adapter")
     merged = load_model(run.model, run.machine.dtype, run.machine.device)
@@ -328,9 +328,9 @@ def _save(trainer: Trainer, folder: Path) -> None:
     # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
     ends = merged.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
-    if trainer.chat.eos_id not in ends:
-        merged.generation_config.eos_token_id = [*ends, trainer.chat.eos_id]
-    save_model(merged, trainer.chat.tokenizer, folder / "model")
+    if training.chat.eos_id not in ends:
+        merged.generation_config.eos_token_id = [*ends, training.chat.eos_id]
+    save_model(merged, training.chat.tokenizer, folder / "model")
 
 
 def _first_epoch(steps: list[Step]) -> list[Step]:

@@ -7,6 +7,7 @@ from plaudit.data.files import whole_folder
 from plaudit.errors import UserError
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import check_files
+from plaudit.run.folder import finished_model
 
 MODELS = {"policy": "ppo/model", "reward": "reward/model"}
 
@@ -17,7 +18,7 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
         raise UserError(f"--role {role!r}: not one of {', '.join(MODELS)}")
     if to.exists():
         raise UserError(f"--to {to}: already exists; give a folder that does not")
-    sources = [Path(_finished(folder, MODELS[role]))]
+    sources = [finished_model(folder, MODELS[role])]
     if role == "reward":
         sources += sorted(sources[0].parent.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))
         for source in sources:
@@ -26,10 +27,3 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
         for member, source in enumerate(sources):
             shutil.copytree(source, part if len(sources) == 1 else part / f"member_{member}", dirs_exist_ok=True)
     return to
-
-
-def _finished(folder: Path, relative: str) -> str:
-    path = folder / relative
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path} is missing: {folder} holds no run whose {relative.split('/')[0]} stage has ended")
-    return str(path)
