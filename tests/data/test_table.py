@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plaudit.data.files import cache_folder
+from plaudit.data.cache import cache_folder
 from plaudit.data.table import DemonstrationTable
 from plaudit.records import Demonstration, Message, Prompt
 

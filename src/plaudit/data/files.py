@@ -160,9 +160,3 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with whole_file(path) as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be made again: `$PLAUDIT_CACHE`, else `plaudit` in the user's cache folder."""
-    own = os.environ.get("PLAUDIT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plaudit"

@@ -16,7 +16,7 @@ from typing import BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
-from plaudit.data.files import cache_folder
+from plaudit.data.cache import cache_folder
 from plaudit.records import Demonstration, Message, Prompt, messages_as_json
 
 

@@ -29,7 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from plaudit.data.files import cache_folder, whole_folder
+from plaudit.data.cache import cache_folder
+from plaudit.data.files import whole_folder
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
 from plaudit.run.display import console

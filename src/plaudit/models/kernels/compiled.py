@@ -12,7 +12,7 @@ import torch._dynamo
 import torch.fx.experimental._config
 from transformers import PreTrainedModel
 
-from plaudit.data.files import cache_folder
+from plaudit.data.cache import cache_folder
 from plaudit.errors import UserError
 
 GRAPHS = 32
