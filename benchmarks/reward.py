@@ -19,9 +19,11 @@ import argparse
 import json
 import shutil
 import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pairs as workload
 from plaudit.data.chat import ChatFormat
@@ -95,9 +97,9 @@ def measure(
     given = read(source, data, limit)
     train = by_prompt(given.train) if share else as_rankings(given.train, "train")
     config = settings(train, micro, share)
-    if not share:  # each reply gets its prompt
-        attention.prompt_sharing_refused = lambda model: "one ranking a pair"
-    with tempfile.TemporaryDirectory() as home:
+    # Without `share` each reply gets its prompt.
+    apart = patch.object(attention, "prompt_sharing_refused", lambda model: "one ranking a pair")
+    with tempfile.TemporaryDirectory() as home, nullcontext() if share else apart:
         folder = RunFolder.open(Path(home) / "run", f"name: benchmark\nseed: {seed}\n", resume=False)
         (folder.stage("sft") / "model").symlink_to(Path(source).resolve())
         rows = [ranking.as_json() for ranking in (*train, *as_rankings(given.held_out, "test"))]

@@ -85,7 +85,7 @@ def no_stage_left(desk: Desk) -> None:
 OVERRIDES = {
     "unknown key": ("ppo.clip_rnge=0.1", ("unknown key 'ppo.clip_rnge'", "did you mean 'ppo.clip_range'?")),
     "unknown section": ("pppo.updates=1", ("unknown key 'pppo'", "did you mean 'ppo'?")),
-    "unknown key, two deep": ("sft.lora.rank=4", ("unknown key 'sft.lora.rank'", "alpha", "target_modules")),
+    "unknown key, two deep": ("lora.rank=4", ("unknown key 'lora.rank'", "alpha", "target_modules")),
     "text for a number": ("ppo.updates=many", ("ppo.updates", "integer", "'many'")),
     "fraction for a count": ("sft.epochs=1.5", ("sft.epochs", "integer", "1.5")),
     "list for a number": ("ppo.gamma=[1]", ("ppo.gamma", "number", "[1]")),
@@ -98,7 +98,7 @@ OVERRIDES = {
     "no equals sign": ("ppo.updates", ("'ppo.updates'", "key=value")),
     "below a value": ("ppo.updates.x=1", ("'ppo.updates.x=1'", "'updates' has no keys below it")),
     "not yaml": ("ppo.gamma=[", ("'ppo.gamma=['", "not valid YAML")),
-    "wrong type of a choice": ("sft.lora.target_modules=3", ("sft.lora.target_modules", "3")),
+    "wrong type of a choice": ("lora.target_modules=3", ("lora.target_modules", "3")),
     "minibatch does not divide": (
         "ppo.minibatch_size=3",
         ("ppo", "minibatch_size=3", "does not divide", "batch_size=4"),
@@ -115,10 +115,16 @@ OVERRIDES = {
         "reward.rankings_per_micro_batch=3",
         ("rankings_per_micro_batch=3", "does not divide", "rankings_per_step=4"),
     ),
-    "unknown format": ("data.format=alpacca", ("data.format", "prompt-completion, messages, alpaca", "'alpacca'")),
-    "format of nothing": ("preferences.format=pairs", ("preferences", "format=pairs without rankings")),
+    "unknown format": (
+        'data.formats={"demonstrations.jsonl":alpacca}',
+        ("data.formats", "prompt-completion, messages, alpaca", "'alpacca'"),
+    ),
+    "format of nothing": (
+        'data.formats={"other.jsonl":pairs}',
+        ("data.formats", "other.jsonl is no file of this recipe"),
+    ),
     "unknown rule": ("data.on_bad_row=drop", ("data.on_bad_row", "'stop' or 'quarantine'", "'drop'")),
-    "layers that are not there": ("sft.lora.target_modules=[q_prj]", ("target_modules", "q_prj")),
+    "layers that are not there": ("lora.target_modules=[q_prj]", ("target_modules", "q_prj")),
 }
 
 

