@@ -33,6 +33,7 @@ from plaudit.run.stopping import STOP, Interrupted
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo import update as ppo_update
 from plaudit.models.config import LoraSettings
+from plaudit.rewards import sources
 from plaudit.rollout.config import SamplingConfig
 from plaudit.train.config import OptimiserConfig
 from plaudit.train.run import Run
@@ -138,8 +139,8 @@ def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) 
 
     run = replace(run_of(home, case, ranks), resume=resume)
     # Collecting garbage is half the time of a run this small.
-    still = patch.object(ppo, "release_memory", lambda: None)
-    with still, patch.object(ppo, "build", spied), patch.object(Keeper, "add", added), run.folder:
+    still, few = patch.object(ppo, "release_memory", lambda: None), patch.object(sources, "NORMALISE_ON", 12)
+    with still, few, patch.object(ppo, "build", spied), patch.object(Keeper, "add", added), run.folder:
         ppo.train(config_of(case, home), run)
     (trainer,) = trainers
     groups = trainer.optimiser.state_dict()["state"]

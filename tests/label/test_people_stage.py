@@ -39,8 +39,8 @@ def run_again(trained: Path, tmp_path: Path) -> Callable[..., list[str]]:
     shutil.copytree(trained, folder)
 
     def arguments(stage: str, *changes: str) -> list[str]:
-        human = ["annotator=human", "train_prompts=6", "temperature=2.0", *changes]
-        return [stage, str(trained.parent / "recipe.yaml"), f"folder={folder}", *(f"preferences.{c}" for c in human)]
+        human = [f"preferences.{change}" for change in ("annotator=human", "train_prompts=6", *changes)]
+        return [stage, str(trained.parent / "recipe.yaml"), f"folder={folder}", "sampling.temperature=2.0", *human]
 
     return arguments
 
@@ -120,7 +120,7 @@ def test_another_sampling_is_sampled_anew_and_served_first(
     with snapshot(engine) as connection:
         old = {item.id for item in read(connection).items}
     with labelling(path, shorter_is_better, ["bo"]):
-        done = plaudit(*run_again("preferences", "labels=6", "max_new_tokens=7"))
+        done = plaudit(*run_again("preferences", "labels=6"), "sampling.max_new_tokens=7")
     assert done.code == 0, done.err
     with snapshot(engine) as connection:
         book = read(connection)
