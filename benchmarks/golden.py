@@ -2,8 +2,8 @@
 
 For changes that must change nothing: run it before and after on one machine, and compare.
 
-    python benchmarks/golden.py --json before.json
-    python benchmarks/golden.py --against before.json [--only base,own]
+    PYTHONPATH=tests python benchmarks/golden.py --json before.json
+    PYTHONPATH=tests python benchmarks/golden.py --against before.json [--only base,own]
 
 Times (`times.jsonl`, `seconds*`, memory) and HTML are left out, since they differ from run to run. A difference is
 printed by shape and file, and the exit code is 1.
@@ -18,17 +18,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path.insert(0, str(TESTS))
+import torch
+import yaml
 
-import torch  # noqa: E402
-import yaml  # noqa: E402
-
-from conftest import TINY, make_model, make_tokenizer, tiny_rows, write_lines  # noqa: E402
-from plaudit.run.folder import finished_stages  # noqa: E402
-from plaudit.stages.pipeline import run_pipeline  # noqa: E402
-from plaudit.stages.recipe import load_recipe  # noqa: E402
-from plaudit.stages.reward import loop as reward  # noqa: E402
+from conftest import TINY, make_model, make_tokenizer, tiny_rows, write_lines
+from plaudit.run.folder import finished_stages
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.recipe import load_recipe
+from plaudit.stages.reward import loop as reward
 
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "base": {},

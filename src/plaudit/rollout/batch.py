@@ -50,8 +50,6 @@ class RolloutBatch:
         own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("tokens", "metrics")}
         inner = {one.name: getattr(self.tokens, one.name) for one in fields(self.tokens)}
         tensors = {**own, **inner, "mask_BT": self.mask_BT}
-        if self.new_logprobs_BT is None:
-            tensors["new_logprobs_BT"] = self.old_logprobs_BT.clone()  # a file holds no tensor twice
         there = {name: tensor.contiguous().cpu() for name, tensor in tensors.items() if tensor is not None}
         write_bytes(path, save(there))
 

@@ -207,13 +207,13 @@ def _proxy(
     """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
     files, device = trained_reward(run.folder, chat) if rewards.trained else None, run.machine.device
     reward = files.attach(base, run.machine.dtype, device) if files else None
-    trained_BM = torch.cat([reward.raw(tokens) for tokens in batches]) if reward else None
-    parts = [(tokens.prompts, tokens.replies) for tokens in batches]
-    whole = pad_right([p for ps, _ in parts for p in ps], [r for _, rs in parts for r in rs], chat.pad_id, device)
-    contract = reward.contract if reward else None
-    scores = rewards.score(chat, prompts, whole, "evaluation", trained_BM=trained_BM, contract=contract)
-    advance(count=len(prompts))
-    return scores.normalised_B.cpu().numpy()
+    contract, paid = reward.contract if reward else None, []
+    for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
+        part, trained_BM = prompts[start : start + ROWS], reward.raw(tokens) if reward else None
+        scores = rewards.score(chat, part, tokens, "evaluation", trained_BM=trained_BM, contract=contract)
+        paid.append(scores.normalised_B.cpu().numpy())
+        advance(count=len(part))
+    return np.concatenate(paid)
 
 
 def _sums(parts: list[Tensor]) -> np.ndarray:

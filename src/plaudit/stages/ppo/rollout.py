@@ -95,6 +95,7 @@ def rollout(trainer: Trainer, prompts: list[Prompt], number: int, clock: Clock) 
         advantages_BT=advantages_BT,
         returns_BT=returns_BT,
         last_values_B=last_values_B,
+        new_logprobs_BT=old_logprobs_BT.clone(),  # until an update has trained on them
         metrics=metrics,
     )
 
