@@ -84,7 +84,7 @@ class RewardSources:
         divide the texts, while functions and endpoints are asked by the first rank alone, for all."""
         self.ranks = ranks
         self.trained = uses_trained(sources)
-        self.told = bool(sources)
+        self.named = bool(sources)
         paying = list(sources) or [RewardSource(trained=True)]
         self.names = names_of(paying)
         self.sources = dict(zip(self.names, paying, strict=True))
@@ -127,7 +127,7 @@ class RewardSources:
                 normalised[name] = normalise(raw[-1], raw[-1].new_tensor([mean]), raw[-1].new_tensor([std]))[:, 0]
             metrics[f"score_{name}"] = normalised[name].mean().item()
             check_finite("a score", normalised[name].sum().item(), where)
-        return Scores(torch.cat(raw, dim=1), normalised, self.paid(normalised), metrics if self.told else {})
+        return Scores(torch.cat(raw, dim=1), normalised, self.paid(normalised), metrics if self.named else {})
 
     def paid(self, by_source: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum [B] of the sources that pay."""
@@ -172,7 +172,7 @@ class RewardSources:
     def save(self, folder: Path) -> None:
         """Write what pays, with its moments, to folder/rewards.json; nothing where only the own reward model does."""
         rows = []
-        for name, source in self.sources.items() if self.told else ():
+        for name, source in self.sources.items() if self.named else ():
             row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
             row |= {"watch": True} if source.watch else {}
             rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
@@ -199,7 +199,7 @@ class RewardSources:
         rows = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.is_file() else []
         now = [(n, getattr(s, s.kind), s.weight, s.watch) for n, s in self.sources.items()]
         then = [(r["name"], r.get(r["name"].partition("_")[0]), r["weight"], r.get("watch", False)) for r in rows]
-        if self.told and now != then:
+        if self.named and now != then:
             raise UserError(f"{path}: PPO was paid by {then}, the recipe has {now}; run PPO again with --from ppo")
         for row in rows:
             if row["name"] in self.scorers:

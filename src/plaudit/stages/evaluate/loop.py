@@ -89,14 +89,14 @@ def compare(
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
         sft = _judged(saver.state) if saver.state else None
         if sft is None:
-            sampled = _sample(config, run, prompts, run.sft_model, saver, logs["sft"], 0, State(), advance)
-            sft = _judge(config, run, annotator, rewards, prompts, sampled, advance)
+            sampled = _sample(run, prompts, run.sft_model, saver, logs["sft"], 0, State(), advance)
+            sft = _judge(run, annotator, rewards, prompts, sampled, advance)
             saver.checkpoint(_batches(prompts) + 1, sft.as_state)
         else:
             advance(count=2 * len(prompts))
         state, done = sft.as_state(), _batches(prompts) + 1
-        sampled = _sample(config, run, prompts, policy, saver, logs["ppo"], done, state, advance)
-        ppo = _judge(config, run, annotator, rewards, prompts, sampled, advance)
+        sampled = _sample(run, prompts, policy, saver, logs["ppo"], done, state, advance)
+        ppo = _judge(run, annotator, rewards, prompts, sampled, advance)
     clusters = [prompt.id for prompt in prompts]
     summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
     if sft.gold is not None and ppo.gold is not None:
@@ -136,7 +136,6 @@ class _Sampled:
 
 
 def _sample(
-    config: EvaluateConfig,
     run: Run,
     prompts: list[Prompt],
     source: Path,
@@ -166,7 +165,6 @@ def _sample(
 
 
 def _judge(
-    config: EvaluateConfig,
     run: Run,
     annotator: Annotator | None,
     rewards: RewardSources,
@@ -205,8 +203,8 @@ def _proxy(
     advance: Step,
 ) -> np.ndarray:
     """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
-    files, device = trained_reward(run.folder, chat) if rewards.trained else None, run.machine.device
-    reward = files.attach(base, run.machine.dtype, device) if files else None
+    files = trained_reward(run.folder, chat) if rewards.trained else None
+    reward = files.attach(base, run.machine.dtype, run.machine.device) if files else None
     contract, paid = reward.contract if reward else None, []
     for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
         part, trained_BM = prompts[start : start + ROWS], reward.raw(tokens) if reward else None

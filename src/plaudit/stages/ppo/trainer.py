@@ -133,7 +133,7 @@ def build(config: PPOConfig, run: Run) -> Trainer:
         schedule=schedule,
         numbers=Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon)),
         micro=MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1),
-        demonstrations=_demonstrations(config, run, chat) if config.ptx_coef else [],
+        demonstrations=_demonstrations(run, chat) if config.ptx_coef else [],
     )
 
 
@@ -158,7 +158,7 @@ def _optimiser(
     return optimiser, schedule_of(optimiser, steps, shared.warmup_steps, shared.schedule, starts)
 
 
-def _demonstrations(config: PPOConfig, run: Run, chat: ChatFormat) -> list[Example]:
+def _demonstrations(run: Run, chat: ChatFormat) -> list[Example]:
     """The training demonstrations that PTX mixes in, as tokens."""
     encoder = Encoder(chat, run.max_length, "left_truncate")
     train = run.demonstrations.where(run.demonstrations.splits == "train")

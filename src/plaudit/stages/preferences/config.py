@@ -9,8 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from plaudit.config import StrictConfig
 
 HUMAN_ONLY = ("labels", "overlap", "database")
-
-
 SIMULATED_ONLY = ("noise", "tie_margin")
 
 

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Engine, func, select, update
 
@@ -28,22 +28,18 @@ from plaudit.records import Completion, Prompt, Ranking
 from plaudit.rewards.saved import file_hashes, weights_and_rules
 from plaudit.run.display import console, progress
 from plaudit.run.folder import RECIPE
+from plaudit.stages.preferences.config import PreferencesConfig
 from plaudit.train.run import Run
-
-if TYPE_CHECKING:
-    from plaudit.stages.preferences.config import PreferencesConfig
 
 POLL_SECONDS = 2.0
 SAMPLED = "sampled.json"
 AT_ONCE = 200
 """Items changed in one transaction, so that annotators never wait."""
-
-
 Sample = Callable[[], list[tuple[Prompt, tuple[Completion, ...]]]]
 """The stage's own sampling: K replies a prompt."""
 
 
-def ranked_by_people(config: "PreferencesConfig", run: Run, sample: Sample) -> tuple[list[Ranking], dict[str, Any]]:
+def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tuple[list[Ranking], dict[str, Any]]:
     """The rankings of people, one a person and item, and what the summary says of them."""
     drafts = _drafts(config, run, sample)
     wanted = config.labels if config.labels is not None else len(drafts) * config.overlap
@@ -72,7 +68,7 @@ def ranked_by_people(config: "PreferencesConfig", run: Run, sample: Sample) -> t
     }
 
 
-def _drafts(config: "PreferencesConfig", run: Run, sample: Sample) -> list[Draft]:
+def _drafts(config: PreferencesConfig, run: Run, sample: Sample) -> list[Draft]:
     """The items, from what was sampled before where that still holds."""
     path = run.folder.path / "label" / SAMPLED
     model = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
