@@ -33,7 +33,7 @@ from plaudit.label.queue.leases import settle
 
 ANNOTATORS, OVERLAP, ITEMS = 50, 3, 3000
 KILLS, KILLS_LONG = 20, 60
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = 8.0
 MOST_SECONDS = 900.0
 """Longer than any machine takes: what hangs must end."""
 BETWEEN = 15
