@@ -22,6 +22,7 @@ from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
 from plaudit.models.load import load_model
 from plaudit.models.roles import Need, Role, Roles
+from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
 from plaudit.rewards.contract import RewardContract
@@ -176,7 +177,8 @@ def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) 
     prompt_ids = [trainer.chat.prompt_ids(prompt.messages) for prompt in prompts]
     mine, longest = trainer.ranks.share(range(len(prompts))), trainer.run.sampling.max_new_tokens
     uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
-    trainer.engine.load_weights(trainer.roles.merged_weights("policy"))
+    rounding = Rounding(trainer.run.seed, stream, step)
+    trainer.engine.load_weights(trainer.roles.merged_weights("policy", rounding))
     sampled = all_replies(trainer, mine, trainer.engine.generate([prompt_ids[i] for i in mine], uniforms), len(prompts))
     device = trainer.run.machine.device
     tokens = pad_right(prompt_ids, [reply.ids for reply in sampled], trainer.chat.pad_id, device)
