@@ -46,7 +46,7 @@ class Rounding:
         stage = f"{self.stage}/rounding/{name}"
         if device.type == "cpu":
             words = rng.generator(self.seed, stage, self.step).bit_generator.random_raw(-(-count // 4))
-            return torch.from_numpy(words.view("int16"))
+            return torch.from_numpy(words.view("int16")[:count])
         key = hashlib.blake2b(f"{self.seed}/{stage}/{self.step}".encode(), digest_size=7).digest()
         source = torch.Generator(device).manual_seed(int.from_bytes(key, "little"))
         return torch.randint(-0x8000, 0x8000, (count,), dtype=torch.int16, device=device, generator=source)

@@ -45,6 +45,8 @@ class Numbers:
     controller: KLController
     first_std: float | None = None
     """Std of the first update's scores: whitening is floored at a quarter of it."""
+    sampler_noise: float | None = None
+    """Mean square of sampler − trainer in the first rollout: rounding, before there is an adapter to lose."""
     running: Moments = field(default_factory=Moments)
     """Of all scores so far, for the running scale."""
 
