@@ -1,15 +1,15 @@
 """What bfloat16 keeps of an adapter: rounded to the nearest number and at random, in the sampler's copy and in exports.
 
-From a run folder: the policy is the run's SFT model (as bfloat16 holds it) with its PPO adapter, at several sizes. All
-passes are in float32, so that only the rounding of the merged weights is seen:
+The policy is the run's SFT model (as bfloat16 holds it) with its PPO adapter, or, with --of sft, the base model with
+the SFT adapter; at several sizes. All passes are in float32, so that only the rounding of the merged weights is seen:
 
 - kept: ⟨merged − W, ΔW⟩ / ⟨ΔW, ΔW⟩ over all adapted layers; unchanged: share of their weights that are W again.
 - replies are sampled from the merged copy (32 prompts of 16 tokens, 48 new ones). slope: of (sampler − policy) on
   (reference − policy) over their log-probabilities; 0 is the policy, 1 the reference. gap: mean of |sampler − policy|.
 - seconds to merge.
 
-Then the same of the SFT adapter on the run's base model, with the loss of the run's demonstrations that were held out
-under the unmerged weights, and both merged ones.
+Then what it costs SFT: the loss of the run's demonstrations that were held out, under the base, the unmerged weights and
+both merged ones.
 
     python benchmarks/merge.py --run RUN --sizes 1,0.3,0.1,0.03 --json
 """
@@ -73,14 +73,13 @@ def with_weights(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
     return model
 
 
-def policy(run: Path, sizes: list[float]) -> list[dict[str, Any]]:
-    source = str(run / "sft/model")
+def policy(source: str, adapter: Path, sizes: list[float]) -> list[dict[str, Any]]:
     tokenizer, rows = load_tokenizer(source), []
     model = load_model(source, BF16, CPU).float()
     prompts = [task.ids_of(tokenizer, text) for text in task.fixed_prompts(tokenizer, task.BATCH, task.PROMPT_TOKENS)]
     draws = rng.uniforms(0, "benchmark", 0, list(range(len(prompts))), task.REPLY_TOKENS)
     for size in sizes:
-        before, exact, rounded, seconds = merged(source, run / "ppo/adapter", size)
+        before, exact, rounded, seconds = merged(source, adapter, size)
         for name, weights in rounded.items():
             engine = InProcessEngine(load_model(source, BF16, CPU).float(), eos_id=-1)
             engine.load_weights((key, weight.float()) for key, weight in weights.items())
@@ -128,12 +127,15 @@ def sft(run: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--of", choices=("ppo", "sft"), default="ppo")
     parser.add_argument("--sizes", default="1,0.3,0.1,0.03")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     quiet_libraries()
-    rows = policy(arguments.run, [float(size) for size in arguments.sizes.split(",")])
-    found = {"workload": "merge", "policy": rows, "sft": sft(arguments.run), "versions": versions()}
+    run, of = arguments.run, arguments.of
+    source = str(run / "sft/model") if of == "ppo" else resolve(read_recipe(run)["model"])
+    rows = policy(source, run / of / "adapter", [float(size) for size in arguments.sizes.split(",")])
+    found = {"workload": "merge", "policy": rows, "sft": sft(run), "versions": versions()}
     task.finish(found, None, arguments.json)
 
 
