@@ -8,7 +8,7 @@ the SFT adapter; at several sizes. All passes are in float32, so that only the r
   (reference − policy) over their log-probabilities; 0 is the policy, 1 the reference. gap: mean of |sampler − policy|.
 - seconds to merge.
 
-Then what it costs SFT: the loss of the run's demonstrations that were held out, under the base, the unmerged weights and
+Then what it costs SFT: the loss of the run's held-out demonstrations under the base, the unmerged weights and
 both merged ones.
 
     python benchmarks/merge.py --run RUN --sizes 1,0.3,0.1,0.03 --json
