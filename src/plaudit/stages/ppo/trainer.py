@@ -28,8 +28,7 @@ from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import RewardFiles, trained_reward
 from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches, per_token
-from plaudit.rollout.engine import Sampled
-from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.rollout.inprocess import InProcessEngine, Sampled
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.train.config import OptimiserConfig
 from plaudit.train.micro_batches import MicroBatches
@@ -116,9 +115,6 @@ def build(config: PPOConfig, run: Run) -> Trainer:
         roles.packs = rows.kind == "shared" and machine.device.type == "cpu"
     if config.critic == "own" and reward is not None and files is not None and files.adapters:
         roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
-    engine = InProcessEngine(
-        load_model(source, machine.dtype, machine.device), eos_id=chat.eos_id, temperature=run.sampling.temperature
-    )
     optimiser, schedule = _optimiser(config, run.optimiser, roles)
     return Trainer(
         config=config,
@@ -126,7 +122,7 @@ def build(config: PPOConfig, run: Run) -> Trainer:
         chat=chat,
         roles=roles,
         scorer=reward.model if reward else None,
-        engine=engine,
+        engine=run.engine(source, chat.eos_id),
         rewards=rewards,
         contract=reward.contract if reward else None,
         optimiser=optimiser,
