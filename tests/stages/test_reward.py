@@ -460,7 +460,7 @@ def test_a_weight_average(
 ) -> None:
     """One model of rank M·r with the mean of the members' updates and heads; the members started with one head."""
     members, starts = [], []
-    plain_save, plain_build = reward.save, reward.build
+    plain_save, plain_build = reward.save, reward.RewardTraining
 
     def build(*arguments: Any) -> Any:
         trainer = plain_build(*arguments)
@@ -474,7 +474,7 @@ def test_a_weight_average(
         plain_save(config, run, trainer, folder)
 
     monkeypatch.setattr(reward, "save", save)
-    monkeypatch.setattr(reward, "build", build)
+    monkeypatch.setattr(reward, "RewardTraining", build)
     folder, summary = train("run", rows(), members=3, aggregate="weight_averaged")
     assert all(torch.equal(head, starts[0][0]) for head in starts[0])
     assert not list(folder.glob("*_1*"))

@@ -99,9 +99,7 @@ class RewardFiles:
             model: Roles | FullReward = load_merged(self.folder / self.contract.model, dtype, device)
         else:
             assert on is not None
-            model = on if isinstance(on, Roles) else Roles(on, reward=self.adapters)
-            for member, head in enumerate(model.score_heads):
-                load_head(head, self.folder, member)
+            model = with_heads(on if isinstance(on, Roles) else Roles(on, reward=self.adapters), self.folder)
         check_golden(model, self.chat, self.contract, self.folder, dtype)
         return RewardModel(f"reward model {self.folder}", model, self.contract, self.chat, batch_size)
 
@@ -142,6 +140,13 @@ def load_merged(folder: Path, dtype: torch.dtype, device: torch.device) -> FullR
     with torch.no_grad():
         model.score_heads[0].get_parameter("weight").copy_(classifier.score.weight[0].float())
     return model
+
+
+def with_heads(roles: Roles, folder: Path) -> Roles:
+    """The roles with the heads of `folder` on the reward model's members; UserError when one is not there."""
+    for member, head in enumerate(roles.score_heads):
+        load_head(head, folder, member)
+    return roles
 
 
 def adapter_name(member: int = 0) -> str:

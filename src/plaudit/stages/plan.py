@@ -61,8 +61,6 @@ class Plan:
     """Whether the run's folder may hold this run already."""
     checked: tuple[str, ...]
     """Earlier stages whose outputs must be those they left."""
-    skipped: tuple[str, ...]
-    """Stages that were asked for, and that the recipe has no use for."""
     may_change: tuple[str, ...]
     """Keys and sections that may differ from the recipe the folder was made with."""
     needs: dict[str, tuple[str, str]]
@@ -103,7 +101,6 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
         inexact=flags.inexact,
         in_old_folder=old,
         checked=checked,
-        skipped=skipped,
         may_change=(*anew, *_shared_keys(anew), *(MAY_CHANGE if old else ())),
         needs=needs,
         lines=tuple(lines),

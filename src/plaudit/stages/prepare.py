@@ -49,9 +49,9 @@ class RunData:
             "demonstrations": self.demonstrations.sha256,
         }
         found |= {f"sft.mixture {path}": rows.sha256 for path, rows in self.mixed.items()}
-        return found | (
-            {} if self.rankings is None else {"rankings": sha256_rows(ranking.as_json() for ranking in self.rankings)}
-        )
+        if self.rankings is not None:
+            found["rankings"] = sha256_rows(ranking.as_json() for ranking in self.rankings)
+        return found
 
 
 def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> Run:
@@ -69,8 +69,13 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
     if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
         check_sources(recipe.ppo.rewards, machine)
     recipe = recipe.model_copy(update={"folder": recipe.run_folder})
-    need_mb = _needed_mb(model, recipe.reward.members)
-    folder = _open(recipe, plan, need_mb) if ranks.first else FollowedFolder(recipe.run_folder)
+    folder: RunFolder = FollowedFolder(recipe.run_folder)
+    if ranks.first:
+        resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        need, may_change = _needed_mb(model, recipe.reward.members), plan.may_change
+        folder = RunFolder.open(
+            recipe.run_folder, resolved, resume=plan.in_old_folder, may_change=may_change, need_mb=need
+        )
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if ranks.count > 1:
         console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
@@ -100,13 +105,6 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
         checkpoints=recipe.checkpoints,
         made_with=made_with,
         ranks=ranks,
-    )
-
-
-def _open(recipe: Recipe, plan: Plan, need_mb: float) -> RunFolder:
-    resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return RunFolder.open(
-        recipe.run_folder, resolved, resume=plan.in_old_folder, may_change=plan.may_change, need_mb=need_mb
     )
 
 
