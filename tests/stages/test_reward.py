@@ -29,6 +29,7 @@ from plaudit.run.metrics import read_metrics
 from plaudit.stages.export import export_role
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward import training
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.training import (
     EncodedRanking,
@@ -269,7 +270,7 @@ def test_the_layout_does_not_change_the_result(
 ) -> None:
     found = {}
     for layout in (Layout("padded"), Layout("packed"), Layout("shared")):
-        monkeypatch.setattr(reward, "prepare_attention", lambda model, layout=layout: _prepared(model, layout))
+        monkeypatch.setattr(training, "prepare_attention", lambda model, layout=layout: _prepared(model, layout))
         folder, summary = train(layout.kind, rows(), loss=loss, learning_rate=1e-3)
         assert summary["layout"] == layout.kind
         found[layout.kind] = weights(folder)

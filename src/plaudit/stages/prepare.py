@@ -72,7 +72,9 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
     folder: RunFolder = FollowedFolder(recipe.run_folder)
     if ranks.first:
         resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        need, may_change = _needed_mb(model, recipe.reward.members), plan.may_change
+        # The exported models and room for the rest; a Hub model's size is unknown before it is fetched.
+        weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+        need, may_change = (3 + recipe.reward.members) * weights / 1e6 + 100, plan.may_change
         folder = RunFolder.open(
             recipe.run_folder, resolved, resume=plan.in_old_folder, may_change=may_change, need_mb=need
         )
@@ -179,9 +181,3 @@ def _must_match(values: Any, key: str = "") -> Any:
         return values
     names = {name: f"{key}.{name}" if key else name for name in values}
     return {name: _must_match(values[name], whole) for name, whole in names.items() if not is_among(whole, MAY_CHANGE)}
-
-
-def _needed_mb(model: str, members: int) -> float:
-    """The exported models and room for the rest; a Hub model's size is unknown before it is fetched."""
-    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
-    return (3 + members) * weights / 1e6 + 100

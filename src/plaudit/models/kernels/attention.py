@@ -51,11 +51,10 @@ def prepare_attention(model: PreTrainedModel) -> Layout:
     """Switch `model` to `packed_attention` where it can be, and say what that allows."""
     if libraries_only():
         return Layout("padded", "PLAUDIT_PLAIN=1")
-    reason = use_packed_attention(model)
-    if reason is not None:
+    if (reason := use_packed_attention(model)) is not None:
         return Layout("padded", reason)
     reason = prompt_sharing_refused(model)
-    return Layout("shared") if reason is None else Layout("packed", reason)
+    return Layout("shared" if reason is None else "packed", reason)
 
 
 def packed_attention(
@@ -143,8 +142,7 @@ def use_packed_attention(model: PreTrainedModel) -> str | None:
     alone = [_probe(model, ids) for ids in _PROBES]
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
-    reason = _differs(model, alone)
-    if reason is not None:
+    if (reason := _differs(model, alone)) is not None:
         model.set_attn_implementation(usual)
     return reason
 

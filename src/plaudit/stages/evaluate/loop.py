@@ -117,7 +117,12 @@ def compare(
     for name, judged in (("sft", sft), ("ppo", ppo)):
         summary |= _describe(name, judged, prompts)
     summary["kl"] = float((ppo.logprob_sum - ppo.ref_logprob_sum).mean())
-    _write_replies(run, prompts, sft, ppo)
+    rows: list[dict[str, Any]] = [prompt.as_json() for prompt in prompts]
+    for name, judged in (("sft", sft), ("ppo", ppo)):
+        gold = [None] * len(rows) if judged.gold is None else judged.gold.tolist()
+        for row, reply, proxy, utility in zip(rows, judged.replies, judged.proxy.tolist(), gold, strict=True):
+            row[name] = {**reply.as_json(), "proxy": proxy, "gold": utility}
+    write_rows(run.folder.stage("evaluate") / "replies.jsonl", rows)
     shown = [name for name in summary if not name.startswith(("gold_sft_", "gold_ppo_"))]
     return run.finish("evaluate", "Evaluation (held-out prompts)", summary, shown)
 
@@ -194,14 +199,3 @@ def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, flo
     if safety:
         measures["declines"] = float(np.mean(safety))
     return {f"{measure}_{name}": value for measure, value in measures.items()}
-
-
-def _write_replies(run: Run, prompts: list[Prompt], sft: Judged, ppo: Judged) -> None:
-    rows = []
-    for i, prompt in enumerate(prompts):
-        row: dict[str, Any] = prompt.as_json()
-        for name, judged in (("sft", sft), ("ppo", ppo)):
-            gold = None if judged.gold is None else float(judged.gold[i])
-            row[name] = {**judged.replies[i].as_json(), "proxy": float(judged.proxy[i]), "gold": gold}
-        rows.append(row)
-    write_rows(run.folder.stage("evaluate") / "replies.jsonl", rows)

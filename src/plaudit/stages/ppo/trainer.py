@@ -24,7 +24,6 @@ from plaudit.records import Prompt
 from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches, per_token
-from plaudit.rollout.inprocess import Sampled
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.train.config import OptimiserConfig
 from plaudit.train.micro_batches import MicroBatches
@@ -131,18 +130,13 @@ def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) 
     mine, longest = trainer.ranks.share(range(len(prompts))), trainer.run.sampling.max_new_tokens
     uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
     trainer.engine.load_weights(trainer.roles.merged_weights("policy"))
-    sampled = all_replies(trainer, mine, trainer.engine.generate([prompt_ids[i] for i in mine], uniforms))
+    replies = trainer.engine.generate([prompt_ids[i] for i in mine], uniforms)
+    message = json.dumps([[row, reply.ids, reply.logprobs] for row, reply in zip(mine, replies, strict=True)])
+    rows = sorted(row for text in trainer.ranks.gathered(message) for row in json.loads(text))
     device = trainer.run.machine.device
-    tokens = pad_right(prompt_ids, [reply.ids for reply in sampled], trainer.chat.pad_id, device)
-    finished_B = torch.tensor([reply.ids[-1] == trainer.chat.eos_id for reply in sampled], device=device)
-    return tokens, per_token([reply.logprobs for reply in sampled], tokens), finished_B
-
-
-def all_replies(trainer: Trainer, rows: Sequence[int], sampled: Sequence[Sampled]) -> list[Sampled]:
-    """The replies of all ranks, in the order of their rows; this rank has `sampled` those of `rows`."""
-    mine = [[row, reply.ids, reply.logprobs] for row, reply in zip(rows, sampled, strict=True)]
-    found = [row for text in trainer.ranks.gathered(json.dumps(mine)) for row in json.loads(text)]
-    return [Sampled(ids, logprobs) for _, ids, logprobs in sorted(found)]
+    tokens = pad_right(prompt_ids, [ids for _, ids, _ in rows], trainer.chat.pad_id, device)
+    finished_B = torch.tensor([ids[-1] == trainer.chat.eos_id for _, ids, _ in rows], device=device)
+    return tokens, per_token([logprobs for *_, logprobs in rows], tokens), finished_B
 
 
 def layout(trainer: Trainer, tokens: Tokens, number: int) -> list[list[list[int]]]:

@@ -83,8 +83,11 @@ def _rankings(config: PreferencesConfig, run: Run, annotator: Annotator | None) 
 
 
 def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Completion, ...]]]:
-    """K replies of the SFT model to every chosen prompt."""
-    prompts = chosen_prompts(config, run)
+    """K replies of the SFT model to the first `train_prompts` training prompts in seeded order, then to every held-out
+    one."""
+    train = run.split("train")
+    order = rng.permutation(run.seed, "preferences/prompts", 0, len(train))
+    prompts = [train[i] for i in order[: config.train_prompts]] + run.split("validation", "test")
     chat = run.chat(run.sft_model)
     engine = run.engine(run.sft_model, chat.eos_id, AT_ONCE)
     total = len(prompts) * config.replies
@@ -98,13 +101,6 @@ def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Com
     engine.close()
     replies = [chat.completion(reply) for reply in found]
     return [(prompt, tuple(replies[i * config.replies : (i + 1) * config.replies])) for i, prompt in enumerate(prompts)]
-
-
-def chosen_prompts(config: PreferencesConfig, run: Run) -> list[Prompt]:
-    """The first `train_prompts` training prompts in seeded order, then every held-out one."""
-    train = run.split("train")
-    order = rng.permutation(run.seed, "preferences/prompts", 0, len(train))
-    return [train[i] for i in order[: config.train_prompts]] + run.split("validation", "test")
 
 
 def gold_correlations(annotator: Annotator, rankings: list[Ranking]) -> dict[str, Any]:

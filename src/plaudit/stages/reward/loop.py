@@ -113,7 +113,9 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     simulated = run.rankings is None and all(ranking.annotator is None for ranking in rankings)
     summary, card = held_out_card(raw_BM, contract, learnt, test, simulated=simulated)
     write_json(folder / "card.json", card)
-    write_rows(folder / "scores.jsonl", held_out_scores(test, raw_BM))
+    scores = zip(test, raw_BM.split([len(ranking.replies) for ranking in test]), strict=True)
+    rows = ({"id": r.prompt.id, "ranks": list(r.ranks), "scores": raw_KM.tolist()} for r, raw_KM in scores)
+    write_rows(folder / "scores.jsonl", rows)
     files = [folder / name for name in contract.files]
     summary |= {
         "loss": config.loss,
@@ -135,15 +137,6 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
     print_alarms(card)
     return summary
-
-
-def held_out_scores(test: Sequence[Ranking], raw_BM: Tensor) -> list[dict[str, Any]]:
-    """A row a held-out ranking: its id, the ranks of its replies, and the raw scores of each, one a member."""
-    each = raw_BM.split([len(ranking.replies) for ranking in test])
-    return [
-        {"id": ranking.prompt.id, "ranks": list(ranking.ranks), "scores": scores.tolist()}
-        for ranking, scores in zip(test, each, strict=True)
-    ]
 
 
 def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path) -> None:
