@@ -26,7 +26,6 @@ from typing import Any, get_args, get_origin
 import pytest
 import torch
 import yaml
-from plaudit.rewards.texts.endpoint import EndpointScorer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from safetensors import safe_open
@@ -50,6 +49,7 @@ from plaudit.records import Completion, Message
 from plaudit.rewards.config import RewardSource
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.texts.answers import PROBE
+from plaudit.rewards.texts.endpoint import EndpointScorer
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import MAY_CHANGE, Recipe, load_recipe
 
