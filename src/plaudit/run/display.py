@@ -1,5 +1,7 @@
 """What a person sees while a stage works: one bar with a rate and an estimate, then one small table."""
 
+import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,16 @@ console = Console(highlight=False, markup=False)
 # For what must not stand between a command's own output, such as JSON on stdout.
 error_console = Console(stderr=True, highlight=False, markup=False)
 _LINE_EVERY_S = 20.0
+
+
+def print_json(value: object) -> None:
+    """On standard output, for a program: what its encoding cannot hold stands there as JSON's own escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)
 
 
 class Step(Protocol):
