@@ -36,7 +36,7 @@ _SAYS = {
     errno.ENAMETOOLONG: "the name is longer than the file system allows; give a shorter one",
     errno.ELOOP: "is a link that leads back to itself; give what it should lead to",
     errno.ENXIO: "is a pipe, a socket or a device, not a file; give a file",
-    errno.ENOSPC: "no space left on the disk; free some",
+    errno.ENOSPC: "No space left on device; free some",
     errno.EDQUOT: "this user's share of the disk is used up; free some",
     errno.EROFS: "is on a disk that can only be read; give another path",
     errno.EFBIG: "the file is larger than the file system or `ulimit -f` allows",
@@ -46,16 +46,20 @@ _SAYS = {
 }
 
 
+def path_of(error: OSError) -> Path | None:
+    """The path that the system names: of two, the one that was meant; of an open file, none."""
+    named = error.filename2 or error.filename
+    return Path(os.fsdecode(named)) if isinstance(named, str | bytes | os.PathLike) else None
+
+
 def system_says(error: OSError) -> str:
     """What went wrong and how to mend it, after the path where the system names one."""
-    path = error.filename2 or error.filename
-    says = _SAYS.get(error.errno or 0, error.strerror or str(error))
-    if not isinstance(path, str | bytes | os.PathLike):
+    path, says = path_of(error), _SAYS.get(error.errno or 0, error.strerror or str(error))
+    if path is None:
         return says
-    place = Path(os.fsdecode(path))
-    if error.errno == errno.ENOENT and place.is_symlink():
-        says = _leads_nowhere(place)
-    return f"{place}: {says}"
+    if error.errno == errno.ENOENT and path.is_symlink():
+        says = _leads_nowhere(path)
+    return f"{path}: {says}"
 
 
 def no_file(path: Path, what: str = "file") -> str | None:

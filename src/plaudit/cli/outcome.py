@@ -4,10 +4,9 @@ import errno
 import os
 import select
 import sys
-from pathlib import Path
 
 from plaudit.data.cache import cache_folder
-from plaudit.errors import RankLost, RunStopped, UserError, system_says
+from plaudit.errors import RankLost, RunStopped, UserError, path_of, system_says
 from plaudit.run.stopping import Interrupted
 
 EXPECTED = (UserError, RunStopped, RankLost, OSError, Interrupted)
@@ -42,7 +41,9 @@ def _go_on(error: BaseException) -> str:
 
 def _of_cache(error: OSError) -> str | None:
     """In the cache no name was chosen by the user, so the fix is another one."""
-    cache, path = cache_folder(), Path(error.filename or "")
+    cache, path = cache_folder(), path_of(error)
+    if path is None:
+        return None
     forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
     misplaced = error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
     inside = path == cache or cache in path.parents
@@ -64,7 +65,9 @@ def unread(error: BaseException | None) -> bool:
         reader.register(file, 0)
         try:
             stream.flush()
-            gone = lost and any(event & select.POLLERR for _, event in reader.poll(0))
+            # rich, where it prints a help page, has put the null device there already.
+            null = os.fstat(file).st_rdev == os.stat(os.devnull).st_rdev
+            gone = lost and (null or any(event & select.POLLERR for _, event in reader.poll(0)))
         except BrokenPipeError:
             gone = True
         if gone:

@@ -11,10 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+
+class _Console(Console):
+    """rich's, but for a closed pipe: rich would end the process, and a run could not say how it goes on."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 # No markup: what is printed may hold brackets of a path, a prompt or a reply.
-console = Console(highlight=False, markup=False)
+console = _Console(highlight=False, markup=False)
 # For what must not stand between a command's own output, such as JSON on stdout.
-error_console = Console(stderr=True, highlight=False, markup=False)
+error_console = _Console(stderr=True, highlight=False, markup=False)
 _LINE_EVERY_S = 20.0
 
 
