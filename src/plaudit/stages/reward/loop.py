@@ -37,6 +37,7 @@ from plaudit.models.full import FullReward
 from plaudit.models.heads import head_file, save_head
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
+from plaudit.models.rounding import Rounding
 from plaudit.records import Completion, Prompt, Ranking
 from plaudit.rewards.averaging import average_adapters, average_heads
 from plaudit.rewards.contract import RewardContract
@@ -143,7 +144,14 @@ def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path)
     """Write the weights: adapters and heads, their average, or a merged model."""
     model = training.model
     if isinstance(model, FullReward):
-        export_classifier(model, training.chat, str(run.sft_model), folder / "model", run.machine.dtype)
+        export_classifier(
+            model,
+            training.chat,
+            str(run.sft_model),
+            folder / "model",
+            run.machine.dtype,
+            rounding=Rounding(run.seed, "reward/model"),
+        )
         return
     adapters = [folder / adapter_name(member) for member in range(config.members)]
     for member, adapter in enumerate(adapters):
@@ -234,7 +242,15 @@ def export(
     for member, temperature in enumerate(temperatures):
         to = folder / ("model" if member == 0 else f"model_{member}")
         if isinstance(model, Roles):
-            export_classifier(model, chat, str(run.sft_model), to, run.machine.dtype, member)
+            export_classifier(
+                model,
+                chat,
+                str(run.sft_model),
+                to,
+                run.machine.dtype,
+                member,
+                Rounding(run.seed, "reward/model", member),
+            )
         gaps.append(sign_classifier(to, chat, contract.of_member(member, temperature), run.machine.dtype))
     if run.machine.dtype == torch.float32 and max(gaps) > 1e-3:
         raise AssertionError(f"the exported reward model scores otherwise by {max(gaps):.1e} standard deviations")
