@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -33,6 +33,7 @@ from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
+from plaudit.models.logits import shape_of
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
@@ -301,8 +302,15 @@ def _targets(tokens: Tokens | Batch) -> Tensor:
     return tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
 
 
+def _head(model: PreTrainedModel) -> tuple[Tensor, dict[str, Any]]:
+    """The LM head's weight, and what else makes logits of its product."""
+    head = model.get_output_embeddings()
+    return head.weight, {"bias_V": getattr(head, "bias", None), "shape": shape_of(model)}
+
+
 def _batch_loss(model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch) -> Tensor:
-    return completion_loss(hidden_ND, model.get_output_embeddings().weight, _targets(tokens))
+    weight_VD, more = _head(model)
+    return completion_loss(hidden_ND, weight_VD, _targets(tokens), **more)
 
 
 def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
@@ -314,8 +322,8 @@ def _reply_logprobs(
     model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """`hidden_ND` are the states at the mask."""
-    weight_VD = model.get_output_embeddings().weight
-    logprobs_N, entropy_N = token_logprobs(hidden_ND, weight_VD, _targets(tokens), temperature)
+    weight_VD, more = _head(model)
+    logprobs_N, entropy_N = token_logprobs(hidden_ND, weight_VD, _targets(tokens), temperature, **more)
     return _scatter(logprobs_N, tokens.mask_BT), _scatter(entropy_N, tokens.mask_BT)
 
 

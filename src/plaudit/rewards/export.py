@@ -32,9 +32,7 @@ def export_classifier(
     It gives raw scores: transformers reads them at the rightmost token that is not `pad_token_id` and adds no bias.
     So the pad id is one that cannot end a reply (never the end-of-turn token). `rounding` as in `Roles.merged_weights`.
     """
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=1, dtype=dtype, attn_implementation="sdpa"
-    )
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=dtype)
     merge_into(classifier, model.merged_weights(reward_adapter(member), rounding))
     with torch.no_grad():
         classifier.score.weight.copy_(model.get_parameter(f"score_heads.{member}.weight")[None].to(dtype))
