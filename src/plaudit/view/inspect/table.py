@@ -27,6 +27,7 @@ def print_inspection(found: Inspection, to: Console = console) -> None:
     to.print(f"Reply: {found.reply.strip()}{cut}", soft_wrap=True)
     raw = ", ".join(f"{score:.3f}" for score in found.raw_scores)
     to.print(f"Raw score {raw}; after its way {found.score:.3f}; KL {found.kl:.3f} nats", soft_wrap=True)
+    to.print(f"The update's replies were sampled {found.sampler}", soft_wrap=True)
     if not found.has_new:
         to.print(NO_NEW, soft_wrap=True, style="yellow")
     to.print(_table(found))
