@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from plaudit.algo.preferences import fit_temperature
@@ -153,17 +153,18 @@ def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path)
             rounding=Rounding(run.seed, "reward/model"),
         )
         return
-    adapters = [folder / adapter_name(member) for member in range(config.members)]
-    for member, adapter in enumerate(adapters):
-        model.save_adapter(adapter, member)
-        save_head(model.score_heads[member], folder, member)
-    if config.aggregate == "weight_averaged":
+    averaged, adapters = config.aggregate == "weight_averaged", list[Path]()
+    for member, head in enumerate(model.score_heads):
+        adapters.append(folder / adapter_name(member))
+        model.save_adapter(adapters[member], member)
+        if not averaged:
+            save_head(head, folder, member)
+    if averaged:
         average_adapters(adapters, adapters[0])
-        heads = [load_file(folder / head_file(member))["weight"] for member in range(config.members)]
+        heads = [head.get_parameter("weight").detach().cpu() for head in model.score_heads]
         save_file({"weight": average_heads(heads)}, folder / head_file())
-        for member in range(1, config.members):
-            shutil.rmtree(adapters[member])
-            (folder / head_file(member)).unlink()
+        for adapter in adapters[1:]:
+            shutil.rmtree(adapter)
 
 
 def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
