@@ -260,14 +260,14 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 
 def plant(change: Callable[[Trainer], object], patch: pytest.MonkeyPatch) -> None:
     """Do `change` to the trainer before PPO's loop starts."""
-    build = ppo.build
+    build = ppo.Trainer
 
     def changed(*arguments: Any) -> Trainer:
         trainer = build(*arguments)
         change(trainer)
         return trainer
 
-    patch.setattr(ppo, "build", changed)
+    patch.setattr(ppo, "Trainer", changed)
 
 
 @pytest.fixture
