@@ -1,4 +1,4 @@
-"""The plots of a report card, in the report's own style: each says in its title what is seen."""
+"""The plots of a report card, in the report's own style: each says in its title what is seen. And its own page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from plaudit.view.card.table import PARTS, part_rows
+from plaudit.view.page import render_page
 from plaudit.view.plots import INK, MUTED, PPO, REWARD, SFT, Plot, column, draw, histogram, in_percent
 from plaudit.view.text import number, percent, temperature
 
@@ -26,6 +27,11 @@ def card_plots(card: Card) -> list[Plot]:
         "by_judge_margin": f"Accuracy by how much better the winner is by {card['by_judge_margin']['of']}",
     }
     return plots + [_parts(card, part, title) for part, title in titles.items() if len(part_rows(card, part)) > 1]
+
+
+def card_page(card: Card) -> str:
+    """A report card, with its model and data, as a page of its own: one file without scripts or anything fetched."""
+    return render_page("card.html.j2", parts=PARTS, card=card, plots=card_plots(card), open_mistakes=True)
 
 
 def _beside(card: Card) -> Plot:
