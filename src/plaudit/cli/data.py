@@ -73,7 +73,7 @@ def convert(
 
     if on_bad_row not in ("stop", "quarantine"):
         raise UserError(f"--on-bad-row {on_bad_row!r}: write stop or quarantine")
-    done = convert_rows(source, to, format=format, quarantine=on_bad_row == "quarantine")
-    console.print(done.described, soft_wrap=True)
-    aside = f", {done.quarantined:,} in {done.quarantine}" if done.quarantined else ""
-    console.print(f"{done.rows:,} rows: {done.written:,} in {to}{aside}", soft_wrap=True)
+    done, quarantine = convert_rows(source, to, format=format, quarantine=on_bad_row == "quarantine")
+    console.print(done.describe(), soft_wrap=True)
+    aside = f", {done.bad:,} in {quarantine}" if done.bad else ""
+    console.print(f"{done.rows:,} rows: {done.rows - done.bad:,} in {to}{aside}", soft_wrap=True)

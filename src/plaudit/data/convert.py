@@ -2,7 +2,6 @@
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.data.files import whole_file
@@ -10,19 +9,11 @@ from plaudit.data.formats.reader import Reader, canonical
 from plaudit.errors import UserError
 
 
-@dataclass(frozen=True)
-class Converted:
-    """What became of the rows."""
-
-    described: str
-    rows: int
-    written: int
-    quarantined: int
-    quarantine: Path
-
-
-def convert(source: str | Path, to: Path, *, format: str | None = None, quarantine: bool = False) -> Converted:
+def convert(
+    source: str | Path, to: Path, *, format: str | None = None, quarantine: bool = False
+) -> tuple[Reader, Path]:
     """Write `to`, and the bad rows to TO.quarantine.jsonl beside it; without `quarantine` the first bad row stops it.
+    Returns the reader, which counted the rows, and the path of the bad ones.
 
     Both files appear at the end, whole; a file that is there already is not replaced.
     """
@@ -39,4 +30,4 @@ def convert(source: str | Path, to: Path, *, format: str | None = None, quaranti
             elif item.bad is not None:
                 bad = bad or opened.enter_context(whole_file(aside))
                 bad.write(json.dumps(item.bad.as_json()).encode() + b"\n")
-    return Converted(reader.describe(), reader.rows, reader.rows - reader.bad, reader.bad, aside)
+    return reader, aside

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,9 +31,6 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield row.place, row.value
 
 
-def _quiet(line: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class Reading:
     """How files are read: `format` overrides detection, `bad` takes the rows that are set aside (None stops at the
@@ -41,7 +38,7 @@ class Reading:
 
     format: str | None = None
     bad: list[BadRow] | None = None
-    say: Callable[[str], None] = field(default=_quiet)
+    say: Callable[[str], None] = lambda line: None
 
     def records(self, source: Path, wanted: str) -> Iterator[tuple[str, Record]]:
         """(place, record) of every good row."""

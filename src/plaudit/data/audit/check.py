@@ -80,15 +80,12 @@ class Audit:
         if isinstance(record, Ranking):
             self._pairs(file, row, place, record)
         for reply in replies:
-            self._reply(place, reply)
+            text = reply.text.strip()
+            if not text:
+                self._problems.add("empty reply", place, f"a reply is {shown(reply.text)}")
+            elif reply.finished and seems_cut(text):
+                self._problems.add("cut reply", place, f"a reply ends in {shown(text[-40:])}")
         self._near.add(row, "\n".join((asked, *texts)))
-
-    def _reply(self, place: str, reply: Completion) -> None:
-        text = reply.text.strip()
-        if not text:
-            self._problems.add("empty reply", place, f"a reply is {shown(reply.text)}")
-        elif reply.finished and seems_cut(text):
-            self._problems.add("cut reply", place, f"a reply ends in {shown(text[-40:])}")
 
     def _pairs(self, file: Counts, row: int, place: str, ranking: Ranking) -> None:
         texts = [reply.text.strip() for reply in ranking.replies]

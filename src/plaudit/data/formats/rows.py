@@ -98,14 +98,10 @@ def refuse_bom(place: str, raw: bytes) -> None:
         raise UserError(f"{place}: the file begins with a byte order mark (BOM); save it as UTF-8 without BOM")
 
 
-def check_size(place: str, raw: bytes) -> None:
-    """UserError for a row that is too long."""
+def text_of(place: str, raw: bytes) -> str:
+    """The text of a row; UserError where it is too long or its bytes are none."""
     if len(raw) > MAX_LINE:
         raise UserError(f"{place}: the row has {len(raw):,} bytes, more than {MAX_LINE:,}; split or shorten it")
-
-
-def text_of(place: str, raw: bytes) -> str:
-    """The text of a row; UserError where its bytes are none."""
     if b"\0" in raw:
         raise UserError(f"{place}: NUL byte at column {raw.index(0) + 1}; the file is damaged or not UTF-8 text")
     try:

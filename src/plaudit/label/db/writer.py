@@ -82,17 +82,12 @@ class Writer:
                     self._jobs.put(None)
                     break
                 group.append(other)
-            self._commit([waiting for waiting in group if waiting.answer.set_running_or_notify_cancel()])
-
-    def _commit(self, group: list[_Waiting]) -> None:
-        if not group:
-            return
-        results = self._results(group)
-        for waiting, result in zip(group, results, strict=True):
-            if isinstance(result, Exception):
-                waiting.answer.set_exception(result)
-            else:
-                waiting.answer.set_result(result)
+            group = [waiting for waiting in group if waiting.answer.set_running_or_notify_cancel()]
+            for waiting, result in zip(group, self._results(group) if group else (), strict=True):
+                if isinstance(result, Exception):
+                    waiting.answer.set_exception(result)
+                else:
+                    waiting.answer.set_result(result)
 
     def _results(self, group: list[_Waiting]) -> list[Any]:
         try:

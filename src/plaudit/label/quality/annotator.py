@@ -50,17 +50,17 @@ def pace(items: Mapping[str, ItemRow], own: Sequence[Label]) -> dict[str, Any]:
         return {"seconds": None, "too_fast": None}
     seconds = [label.seconds for label in timed]
     low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9])
-    too_fast = [(float(label.seconds < words_of(items[label.item]) / WORDS_A_SECOND), label.item) for label in timed]
+    too_fast = []
+    for label in timed:
+        item = items[label.item]
+        # The least that has to be read: the last turn and all replies.
+        texts = [item.messages[-1].content, *(reply.text for reply in item.replies)]
+        words = sum(len(text.split()) for text in texts)
+        too_fast.append((float(label.seconds < words / WORDS_A_SECOND), label.item))
     return {
         "seconds": {"p10": float(low), "median": float(middle), "p90": float(high)},
         "too_fast": share_of(too_fast),
     }
-
-
-def words_of(item: ItemRow) -> int:
-    """Words of the last turn and of all replies: the least that has to be read."""
-    texts = [item.messages[-1].content, *(reply.text for reply in item.replies)]
-    return sum(len(text.split()) for text in texts)
 
 
 def habits(own: Sequence[Label]) -> dict[str, Any]:

@@ -154,7 +154,9 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
     now = time.time() if now is None else now
     settings = connection.execute(_SETTINGS).one()
     if settings.earliest is not None and settings.earliest < now:
-        _sweep(connection, me, now)
+        # End the leases of others that ran out, and give their slots back.
+        for stale in connection.execute(_STALE, {"now": now, "me": me}).all():
+            _end(connection, stale, "expired")
     held = _first(connection, _OPEN, me, task)
     if held is not None:
         expires = held.expires_at
@@ -175,12 +177,6 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
     times = {"served_at": now, "expires_at": expires}
     connection.execute(insert(lease), {**row, **times, "state": "open", "purpose": purpose, "late": False})
     return made
-
-
-def _sweep(connection: Connection, me: int, now: float) -> None:
-    """End the leases of others that ran out, and give their slots back."""
-    for stale in connection.execute(_STALE, {"now": now, "me": me}).all():
-        _end(connection, stale, "expired")
 
 
 def _end(connection: Connection, ended: Any, state: str) -> None:
@@ -269,16 +265,13 @@ def submit(
         late = held.state != "open" or now > held.expires_at
         row |= {"late": late, "seconds": max(0.0, now - held.served_at), "supersedes": None}
     seq = connection.execute(_ADD, row).scalar_one()
+    late = row["late"]
     if not rows:
-        _answered(connection, held, late=row["late"])
-    return Stored(seq, row["late"], replayed=False)
-
-
-def _answered(connection: Connection, held: Any, *, late: bool) -> None:
-    state = held.state if held.state != "open" else "expired" if late else "done"
-    connection.execute(_ANSWERED, {"which": held.id, "to": state, "is_late": late})
-    if held.state == "open" and late and held.slot is not None:
-        recount(connection, held.item)
+        state = held.state if held.state != "open" else "expired" if late else "done"
+        connection.execute(_ANSWERED, {"which": which, "to": state, "is_late": late})
+        if held.state == "open" and late and held.slot is not None:
+            recount(connection, held.item)
+    return Stored(seq, late, replayed=False)
 
 
 def correct(connection: Connection, me: int, seq: int, client: str, sent: dict[str, Any]) -> Stored | Conflict:
@@ -299,8 +292,7 @@ def settle(connection: Connection, settings: Mapping[str, Any]) -> None:
         connection.execute(update(project).values(given))
     if "overlap" in given:
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql(
-                "LOCK TABLE item IN EXCLUSIVE MODE"
-            )  # claims wait, so that the count below holds
+            # Claims wait, so that the count below holds.
+            connection.exec_driver_sql("LOCK TABLE item IN EXCLUSIVE MODE")
         change = update(item).where(item.c.gold.is_(None), item.c.overlap.is_(None))
         connection.execute(change.values(free=_at_least_0(given["overlap"] - _TAKEN)))
