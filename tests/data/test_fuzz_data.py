@@ -130,21 +130,21 @@ def test_every_row_is_used_or_set_aside_and_nothing_but_a_user_error_is_raised(
         if stopped is not None:
             assert str(path) in stopped
         else:
-            used = sum(item.record is not None for item in items)
+            used = sum(record is not None for _, record in items)
             assert reader.rows == len(items) == used + reader.bad
-            assert all((item.record is None) != (item.bad is None) for item in items)
+            assert all((record is None) == (row.problem is not None) for row, record in items)
             if name == "a.jsonl":
                 assert reader.rows == lines_in(data)
                 # What was set aside is there byte for byte.
-                assert [item.bad.raw for item in items if item.bad] == [
-                    line for line, item in zip(data.split(b"\n"), items, strict=False) if item.bad
+                assert [row.raw for row, record in items if record is None] == [
+                    line for line, (_, record) in zip(data.split(b"\n"), items, strict=False) if record is None
                 ]
         taken, refused = read(Reader(path, format=format, wanted=wanted))
         if refused is not None:
             assert str(path) in refused and "\n" not in refused and len(refused) < 700
         else:
             assert stopped is None and reader.bad == 0
-            assert [item.record for item in taken] == [item.record for item in items]
+            assert [record for _, record in taken] == [record for _, record in items]
 
 
 @SETTINGS

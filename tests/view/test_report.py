@@ -22,7 +22,7 @@ from plaudit.run.metrics import read_metrics
 from plaudit.stages.recipe import Recipe
 from plaudit.train.run import Run
 from plaudit.view.card.measures import report_card
-from plaudit.view.page import pages
+from plaudit.view.page import words
 from plaudit.view.report import tables, write
 from plaudit.view.text import number, percent
 
@@ -437,10 +437,6 @@ def test_missing_stage_is_named_and_nothing_is_written(written: Run) -> None:
     assert not (written.folder.path / "report.html").exists()
 
 
-def words(macro: str, *values: Any) -> str:
-    return str(getattr(pages().get_template("words.html.j2").module, macro)(*values)).strip()
-
-
 @pytest.mark.parametrize(
     ("evaluate", "ppo", "begins"),
     [
@@ -452,7 +448,7 @@ def words(macro: str, *values: Any) -> str:
 )
 def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, Any], begins: str) -> None:
     summary = {"evaluate": {**EVALUATE, **evaluate}, "ppo": {**PPO, **ppo}}
-    sentence = words("verdict", summary)
+    sentence = words("words.html.j2", "verdict", summary)
     assert sentence.startswith(begins)
     assert sentence.endswith(".")
 
@@ -471,8 +467,8 @@ def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, A
 )
 def test_cautions_name_what_is_wrong_and_only_that(part: str, change: dict[str, Any], says: str) -> None:
     summary: dict[str, dict[str, Any]] = {"reward": REWARD, "evaluate": EVALUATE}
-    assert words("cautions", summary, KL_BUDGET) == ""
-    said = words("cautions", {**summary, part: {**summary[part], **change}}, KL_BUDGET)
+    assert words("words.html.j2", "cautions", summary, KL_BUDGET) == ""
+    said = words("words.html.j2", "cautions", {**summary, part: {**summary[part], **change}}, KL_BUDGET)
     assert says in said and said.count("<li>") == 1
 
 

@@ -24,10 +24,10 @@ def convert(
     reader = Reader(source, format=format, quarantine=quarantine)
     with ExitStack() as opened:
         good, bad = opened.enter_context(whole_file(to)), None
-        for item in reader:
-            if item.record is not None:
-                good.write(json.dumps(canonical(item.record), ensure_ascii=False).encode() + b"\n")
-            elif item.bad is not None:
+        for row, record in reader:
+            if record is not None:
+                good.write(json.dumps(canonical(record), ensure_ascii=False).encode() + b"\n")
+            else:
                 bad = bad or opened.enter_context(whole_file(aside))
-                bad.write(json.dumps(item.bad.as_json()).encode() + b"\n")
+                bad.write(json.dumps(row.as_json()).encode() + b"\n")
     return reader, aside

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from plaudit.data.formats.json_rows import json_lines
 from plaudit.data.formats.reader import Reader, prompt_of
-from plaudit.data.formats.rows import BadRow
+from plaudit.data.formats.rows import Row
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.records import Demonstration, Message, Prompt, Ranking, Record
@@ -37,17 +37,17 @@ class Reading:
     first), `say` hears what was detected."""
 
     format: str | None = None
-    bad: list[BadRow] | None = None
+    bad: list[Row] | None = None
     say: Callable[[str], None] = lambda line: None
 
     def records(self, source: Path, wanted: str) -> Iterator[tuple[str, Record]]:
         """(place, record) of every good row."""
         reader = Reader(source, format=self.format, wanted=wanted, quarantine=self.bad is not None)
-        for item in reader:
-            if item.record is not None:
-                yield item.place, item.record
-            elif item.bad is not None and self.bad is not None:
-                self.bad.append(item.bad)
+        for row, record in reader:
+            if record is not None:
+                yield row.place, record
+            elif self.bad is not None:
+                self.bad.append(row)
         self.say(reader.describe())
 
 

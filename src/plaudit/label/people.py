@@ -12,10 +12,11 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from plaudit.errors import UserError
 from plaudit.label.db.schema import ROLES, invite, login_attempt, person, session
@@ -53,15 +54,11 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name.isprintable()
 
 
-def check_password(password: str) -> str:
-    """The password, or UserError."""
+def hash_password(password: str) -> str:
+    """argon2id, or UserError for one that is too short or too long; takes tens of milliseconds on purpose, so never
+    inside a transaction."""
     if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
         raise UserError(f"the password must have {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters")
-    return password
-
-
-def hash_password(password: str) -> str:
-    """argon2id; takes tens of milliseconds on purpose, so never inside a transaction."""
     with _at_once:
         return _hasher.hash(password.encode("utf-8", "surrogatepass"))
 
@@ -118,18 +115,17 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
 def invited(connection: Connection, token: str, now: float | None = None) -> str | None:
     """The name that an invite is for; None when it was used, ran out or never was."""
     valid = _open_invite(connection, token, time.time() if now is None else now)
-    return None if valid is None else valid[1]
+    return None if valid is None else str(valid.name)
 
 
-def _open_invite(connection: Connection, token: str, now: float) -> tuple[int, str] | None:
+def _open_invite(connection: Connection, token: str, now: float) -> Row[Any, Any] | None:
     query = (
         select(invite.c.person, invite.c.name)
         .join(person, person.c.id == invite.c.person)
         .where(invite.c.token_hash == digest(token), invite.c.used.is_(None), invite.c.expires > now, person.c.active)
         .with_for_update(of=invite)
     )
-    row = connection.execute(query).first()
-    return None if row is None else (row.person, row.name)
+    return connection.execute(query).first()
 
 
 def take_invite(connection: Connection, token: str, password_hash: str) -> str | None:
@@ -139,9 +135,9 @@ def take_invite(connection: Connection, token: str, password_hash: str) -> str |
     if valid is None:
         return None
     connection.execute(update(invite).where(invite.c.token_hash == digest(token)).values(used=now))
-    connection.execute(update(person).where(person.c.id == valid[0]).values(password_hash=password_hash))
-    connection.execute(delete(session).where(session.c.person == valid[0]))
-    return begin_session(connection, valid[0], now)
+    connection.execute(update(person).where(person.c.id == valid.person).values(password_hash=password_hash))
+    connection.execute(delete(session).where(session.c.person == valid.person))
+    return begin_session(connection, valid.person, now)
 
 
 # --- sessions ---

@@ -1,4 +1,4 @@
-"""Pages: the templates in pages/, rendered with autoescape on; replies, prompts and names are hostile input."""
+"""Pages and words: the templates in pages/. HTML has autoescape on; replies, prompts and names are hostile input."""
 
 from functools import cache
 from pathlib import Path
@@ -6,18 +6,30 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from plaudit.view.text import interval, number, percent, temperature
+from plaudit.view.text import interval, number, percent, plain_percent, plain_points, temperature
 
 
 def render_page(template: str, **values: Any) -> str:
     """The page `template` (report.html.j2, card.html.j2, inspect.html.j2) as HTML."""
-    return pages().get_template(template).render(**values)
+    return _pages().get_template(template).render(**values)
+
+
+def words(template: str, macro: str, *values: Any) -> str:
+    """What one macro of a template says of the values."""
+    return str(getattr(_pages().get_template(template).module, macro)(*values)).strip()
 
 
 @cache
-def pages() -> Environment:
+def _pages() -> Environment:
     """All templates, with the filters that write numbers."""
     folder = FileSystemLoader(Path(__file__).parent / "pages")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=folder)
+    page = Environment(
+        autoescape=lambda name: ".html" in str(name),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=folder,
+    )
     page.filters |= {"number": number, "percent": percent, "interval": interval, "temperature": temperature}
+    page.filters |= {"plain_percent": plain_percent, "points": plain_points}
     return page

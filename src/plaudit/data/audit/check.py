@@ -48,13 +48,13 @@ class Audit:
         reader = Reader(source, format=format, quarantine=True)
         file = Counts(reader, len(self._line), self._count_tokens, self._random)
         self._files.append(file)
-        for item in reader:
+        for row, record in reader:
             if reader.rows % 5000 == 0:
                 on_rows(reader.rows)
-            if item.record is not None:
-                self._row(file, item.place, item.record)
-            elif item.bad is not None:
-                self._problems.add("bad row", item.place, item.bad.problem.removeprefix(f"{item.place}: "))
+            if record is not None:
+                self._row(file, row.place, record)
+            else:
+                self._problems.add("bad row", row.place, str(row.problem).removeprefix(f"{row.place}: "))
         file.count_waiting()
         file.last = len(self._line)
 

@@ -22,11 +22,11 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from plaudit.data.formats.containers import rows
 from plaudit.data.formats.parsers import record_of
-from plaudit.data.formats.rows import BadRow, Row, shown
+from plaudit.data.formats.rows import Row, shown
 from plaudit.errors import UserError
 from plaudit.records import Demonstration, Prompt, Record
 
@@ -72,19 +72,11 @@ def fits(row: dict[str, Any]) -> list[str]:
     return names or ["prompts"] * ("prompt" in row)
 
 
-class Item(NamedTuple):
-    """One row of a file, as a record or as a bad row."""
-
-    place: str
-    record: Record | None
-    bad: BadRow | None
-
-
 class Reader:
     """The rows of one source as records. Iterate once; then `format`, `rows`, `bad` and `ignored` say what was read.
 
-    `wanted` is the kind of records that the caller can use (any, if None). With `quarantine` a bad row is an Item of
-    its own; without it the first one is raised.
+    `wanted` is the kind of records that the caller can use (any, if None). It gives (row, record); with `quarantine` a
+    bad row comes with None and says its problem, without it the first one is raised.
     """
 
     def __init__(
@@ -108,7 +100,7 @@ class Reader:
         aside = f", {self.bad} of them bad" if self.bad else ""
         return f"{self.source}: format {self.format or 'unknown'} ({said}){kind}; {self.rows} rows{aside}{ignored}"
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[tuple[Row, Record | None]]:
         stream = rows(self.source)
         if self.format is None:
             looked_at = list(islice(stream, _LOOKED_AT if self.quarantine else 1))
@@ -119,12 +111,12 @@ class Reader:
         for row in stream:
             self.rows += 1
             try:
-                yield Item(row.place, self._record(row), None)
+                yield row, self._record(row)
             except UserError as error:
                 if not self.quarantine:
                     raise
                 self.bad += 1
-                yield Item(row.place, None, BadRow(row.place, str(error), row.raw))
+                yield row._replace(problem=str(error)), None
 
     def _settle(self, looked_at: list[Row]) -> None:
         """Choose the format: the first row's, or with quarantine the commonest of the first rows."""

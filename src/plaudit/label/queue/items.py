@@ -86,9 +86,9 @@ def drafts(source: str | Path, *, task: str | None = None, gold: bool = False) -
 
     UserError with the place for a row that cannot be read or cannot be that task.
     """
-    for read in Reader(source):
-        assert read.record is not None  # without quarantine a bad row is raised
-        yield _draft(read.place, read.record, task, gold, Path(str(source)).name)
+    for row, record in Reader(source):
+        assert record is not None  # without quarantine a bad row is raised
+        yield _draft(row.place, record, task, gold, Path(str(source)).name)
 
 
 def _draft(place: str, record: Record, task: str | None, gold: bool, file: str) -> Draft:

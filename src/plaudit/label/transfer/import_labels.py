@@ -80,15 +80,15 @@ def import_labels(
 
 
 def _rows(source: str | Path, compare: bool, annotator: str | None) -> Iterator[_Said]:
-    for read in Reader(source):
-        record, place = read.record, read.place
+    for row, record in Reader(source):
         if isinstance(record, Demonstration):
             draft = Draft("write", record.prompt, (), (), source_file="import")
-            yield _Said(place, draft, annotator, {"text": record.completion})
+            yield _Said(row.place, draft, annotator, {"text": record.completion})
         elif isinstance(record, Ranking):
-            yield _ranking(place, record, compare, annotator)
+            yield _ranking(row.place, record, compare, annotator)
         else:
-            raise UserError(f"{place}: a prompt without a reply is no label; `plaudit label serve` takes it as an item")
+            fix = "`plaudit label serve` takes it as an item"
+            raise UserError(f"{row.place}: a prompt without a reply is no label; {fix}")
 
 
 def _ranking(place: str, record: Ranking, compare: bool, annotator: str | None) -> _Said:
