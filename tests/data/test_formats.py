@@ -17,7 +17,7 @@ from conftest import write_lines
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings
 from plaudit.data.formats import json_rows
 from plaudit.data.formats.containers import rows
-from plaudit.data.formats.reader import FORMATS, KINDS, Reader, canonical
+from plaudit.data.formats.reader import FORMATS, KINDS, Reader
 from plaudit.data.formats.rows import Row
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record
@@ -185,7 +185,7 @@ def test_the_stages_readers_take_every_format(name: str, row: dict[str, Any], re
 
 @pytest.mark.parametrize(("name", "row", "record"), ROWS.values(), ids=list(ROWS))
 def test_the_canonical_form_is_read_back(name: str, row: dict[str, Any], record: Record, tmp_path: Path) -> None:
-    assert records(put(tmp_path / "a.jsonl", canonical(record)))[0] == [record]
+    assert records(put(tmp_path / "a.jsonl", record.as_json()))[0] == [record]
 
 
 def test_what_is_detected_is_said(tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_a_file_is_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD * 10 + b"broken")
     stream = iter(Reader(path))
-    assert next(stream).place == f"{path}:1"
+    assert next(stream)[0].place == f"{path}:1"
 
 
 def test_formats_and_reading_load_no_table_library() -> None:

@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit.data.audit.check import Audit
-from plaudit.data.convert import convert
-from plaudit.data.formats.reader import FORMATS, Item, Reader
+from plaudit.data.files import convert
+from plaudit.data.formats.reader import FORMATS, Reader
+from plaudit.data.formats.rows import Row
 from plaudit.errors import UserError
+from plaudit.records import Record
 
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 SEEDS: list[dict[str, Any]] = [
@@ -100,9 +102,9 @@ WANTED = (None, "prompts", "demonstrations", "rankings")
 SETTINGS = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def read(reader: Reader) -> tuple[list[Item], str | None]:
+def read(reader: Reader) -> tuple[list[tuple[Row, Record | None]], str | None]:
     """(what was read, the UserError that stopped it); any other exception fails the test."""
-    items: list[Item] = []
+    items: list[tuple[Row, Record | None]] = []
     try:
         items.extend(reader)
     except UserError as error:

@@ -69,7 +69,7 @@ def convert(
     on_bad_row: Annotated[str, typer.Option(help="stop, or quarantine: set bad rows aside.")] = "stop",
 ) -> None:
     """Write the rows as canonical JSON lines."""
-    from plaudit.data.convert import convert as convert_rows
+    from plaudit.data.files import convert as convert_rows
 
     if on_bad_row not in ("stop", "quarantine"):
         raise UserError(f"--on-bad-row {on_bad_row!r}: write stop or quarantine")

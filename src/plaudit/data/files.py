@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -157,3 +157,27 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with whole_file(path) as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def convert(
+    source: str | Path, to: Path, *, format: str | None = None, quarantine: bool = False
+) -> tuple[Reader, Path]:
+    """Any file to the canonical JSON lines `to`, row by row, and the bad rows to TO.quarantine.jsonl beside it; without
+    `quarantine` the first bad row stops it. Returns the reader, which counted the rows, and the path of the bad ones.
+
+    Both files appear at the end, whole; a file that is there already is not replaced.
+    """
+    aside = to.with_name(f"{to.name.removesuffix('.jsonl')}.quarantine.jsonl")
+    for path in (to, aside):
+        if path.exists():
+            raise UserError(f"{path}: the file is there already; move it or choose another name with --to")
+    reader = Reader(source, format=format, quarantine=quarantine)
+    with ExitStack() as opened:
+        good, bad = opened.enter_context(whole_file(to)), None
+        for row, record in reader:
+            if record is not None:
+                good.write(json.dumps(record.as_json(), ensure_ascii=False).encode() + b"\n")
+            else:
+                bad = bad or opened.enter_context(whole_file(aside))
+                bad.write(json.dumps(row.as_json()).encode() + b"\n")
+    return reader, aside

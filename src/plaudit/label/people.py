@@ -5,7 +5,6 @@ out (links, session cookies) are random and stored as hashes. A session is a row
 with its time, and when the person is disabled, and logging in always makes a new one.
 """
 
-import hashlib
 import re
 import secrets
 import threading
@@ -18,6 +17,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
+from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
 from plaudit.label.db.schema import ROLES, invite, login_attempt, person, session
 
@@ -42,11 +42,6 @@ class Caller:
     name: str
     role: str
     csrf: str
-
-
-def digest(token: str) -> str:
-    """What is stored of a random token."""
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_name(name: str) -> bool:
@@ -107,7 +102,7 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
     # An older link of the same person stops working: only the newest is in the hands of who it is for.
     connection.execute(update(invite).where(invite.c.person == identity, invite.c.used.is_(None)).values(used=now))
     times = {"created": now, "expires": now + INVITE_DAYS * _DAY}
-    row = {"token_hash": digest(token), "person": identity, "role": role, "name": name, **times}
+    row = {"token_hash": sha256_text(token), "person": identity, "role": role, "name": name, **times}
     connection.execute(insert(invite), row)
     return token
 
@@ -122,7 +117,9 @@ def _open_invite(connection: Connection, token: str, now: float) -> Row[Any, Any
     query = (
         select(invite.c.person, invite.c.name)
         .join(person, person.c.id == invite.c.person)
-        .where(invite.c.token_hash == digest(token), invite.c.used.is_(None), invite.c.expires > now, person.c.active)
+        .where(
+            invite.c.token_hash == sha256_text(token), invite.c.used.is_(None), invite.c.expires > now, person.c.active
+        )
         .with_for_update(of=invite)
     )
     return connection.execute(query).first()
@@ -134,7 +131,7 @@ def take_invite(connection: Connection, token: str, password_hash: str) -> str |
     valid = _open_invite(connection, token, now)
     if valid is None:
         return None
-    connection.execute(update(invite).where(invite.c.token_hash == digest(token)).values(used=now))
+    connection.execute(update(invite).where(invite.c.token_hash == sha256_text(token)).values(used=now))
     connection.execute(update(person).where(person.c.id == valid.person).values(password_hash=password_hash))
     connection.execute(delete(session).where(session.c.person == valid.person))
     return begin_session(connection, valid.person, now)
@@ -155,19 +152,19 @@ def begin_session(connection: Connection, who: int, now: float | None = None) ->
     token = secrets.token_urlsafe(32)
     connection.execute(delete(session).where(session.c.expires < now))
     times = {"created": now, "expires": now + SESSION_DAYS * _DAY}
-    row = {"token_hash": digest(token), "person": who, "csrf": secrets.token_urlsafe(32), **times}
+    row = {"token_hash": sha256_text(token), "person": who, "csrf": secrets.token_urlsafe(32), **times}
     connection.execute(insert(session), row)
     return token
 
 
 def caller_of(connection: Connection, token: str) -> Caller | None:
     """Whose session it is; None when it ended or the person was disabled."""
-    row = connection.execute(_CALLER, {"token": digest(token), "now": time.time()}).first()
+    row = connection.execute(_CALLER, {"token": sha256_text(token), "now": time.time()}).first()
     return None if row is None else Caller(*row)
 
 
 def end_session(connection: Connection, token: str) -> None:
-    connection.execute(delete(session).where(session.c.token_hash == digest(token)))
+    connection.execute(delete(session).where(session.c.token_hash == sha256_text(token)))
 
 
 # --- logging in ---

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from plaudit.view.text import interval, number, percent, plain_percent, plain_points, temperature
+from plaudit.view.text import interval, number, percent, plain_interval, plain_percent, plain_points, temperature
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -16,20 +16,15 @@ def render_page(template: str, **values: Any) -> str:
 
 def words(template: str, macro: str, *values: Any) -> str:
     """What one macro of a template says of the values."""
-    return str(getattr(_pages().get_template(template).module, macro)(*values)).strip()
+    return str(getattr(_pages().get_template(template).module, macro)(*values)).rstrip()
 
 
 @cache
 def _pages() -> Environment:
     """All templates, with the filters that write numbers."""
-    folder = FileSystemLoader(Path(__file__).parent / "pages")
-    page = Environment(
-        autoescape=lambda name: ".html" in str(name),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=folder,
-    )
-    page.filters |= {"number": number, "percent": percent, "interval": interval, "temperature": temperature}
-    page.filters |= {"plain_percent": plain_percent, "points": plain_points}
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent / "pages"), undefined=StrictUndefined)
+    page.autoescape = lambda name: ".html" in str(name)
+    page.trim_blocks = page.lstrip_blocks = True
+    numbers = (number, percent, interval, temperature, plain_percent, plain_interval, plain_points)
+    page.filters |= {write.__name__: write for write in numbers}
     return page

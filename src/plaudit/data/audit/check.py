@@ -18,9 +18,9 @@ from plaudit.data.audit import near
 from plaudit.data.audit.counts import Counts, CountTokens
 from plaudit.data.audit.problems import Problems
 from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
-from plaudit.data.formats.reader import Reader, prompt_of
+from plaudit.data.formats.reader import Reader, prompt_of, replies_of
 from plaudit.data.formats.rows import SPLITS, shown
-from plaudit.records import Completion, Demonstration, Ranking, Record
+from plaudit.records import Ranking, Record
 
 
 class Audit:
@@ -68,7 +68,7 @@ class Audit:
         prefix, _, line = place.rpartition(":")
         self._prefix.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
         self._line.append(int(line))
-        prompt, replies = prompt_of(record), _replies_of(record)
+        prompt, replies = prompt_of(record), replies_of(record)
         asked, texts = joined(prompt.messages), [reply.text for reply in replies]
         self._split.append(SPLITS.index(prompt.split))
         self._prompt.append(hash_of(*(part for m in prompt.messages for part in (m.role, words_alone(m.content)))))
@@ -209,9 +209,3 @@ def _groups(hashes: Any) -> Iterator[Any]:
     many = many[np.argsort(order[begins[many]], kind="stable")] if len(many) else many
     for number in many:
         yield order[begins[number] : ends[number]]
-
-
-def _replies_of(record: Record) -> tuple[Completion, ...]:
-    if isinstance(record, Demonstration):
-        return (Completion(record.completion),)
-    return record.replies if isinstance(record, Ranking) else ()

@@ -28,7 +28,7 @@ from plaudit.data.formats.containers import rows
 from plaudit.data.formats.parsers import record_of
 from plaudit.data.formats.rows import Row, shown
 from plaudit.errors import UserError
-from plaudit.records import Demonstration, Prompt, Record
+from plaudit.records import Completion, Demonstration, Prompt, Ranking, Record
 
 KINDS = {
     "prompts": "prompts",
@@ -111,7 +111,13 @@ class Reader:
         for row in stream:
             self.rows += 1
             try:
-                yield row, self._record(row)
+                if row.value is None:
+                    raise UserError(row.problem)
+                if self.given is None:
+                    self._check_fit(row.place, row.value)
+                assert self.format is not None
+                self._check_keys(row.place, row.value)
+                yield row, record_of(self.format, row.place, row.number, row.value)
             except UserError as error:
                 if not self.quarantine:
                     raise
@@ -140,15 +146,6 @@ class Reader:
             f"the rows are of format {self.format!r}, which holds {KINDS[str(self.format)]}; {self.wanted} are needed "
             f"here: {', '.join(able)}"
         )
-
-    def _record(self, row: Row) -> Record:
-        if row.value is None:
-            raise UserError(row.problem)
-        if self.given is None:
-            self._check_fit(row.place, row.value)
-        assert self.format is not None
-        self._check_keys(row.place, row.value)
-        return record_of(self.format, row.place, row.number, row.value)
 
     def _check_fit(self, place: str, row: dict[str, Any]) -> None:
         names = fits(row)
@@ -188,8 +185,8 @@ def prompt_of(record: Record) -> Prompt:
     return record if isinstance(record, Prompt) else record.prompt
 
 
-def canonical(record: Record) -> dict[str, Any]:
-    """A record as a row of the formats that `plaudit data convert` writes."""
+def replies_of(record: Record) -> tuple[Completion, ...]:
+    """The replies of any record; a prompt has none."""
     if isinstance(record, Demonstration):
-        return {**record.prompt.as_json(), "completion": record.completion}
-    return record.as_json()
+        return (Completion(record.completion),)
+    return record.replies if isinstance(record, Ranking) else ()

@@ -19,10 +19,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, case, exists, func, insert, or_, select, update
 
+from plaudit.data.hashes import sha256_text
 from plaudit.label.db.database import Raced
 from plaudit.label.db.schema import conflict, item, label, lease, project
 from plaudit.label.kinds import body_of
-from plaudit.label.kinds.shared import canonical, hash_of
+from plaudit.label.kinds.shared import canonical
 
 _draw = random.SystemRandom()
 _SWEPT_AT_ONCE = 50
@@ -246,7 +247,7 @@ def submit(
     if held is None or held.person != me:
         raise NotYours
     body = canonical(body_of(held.task, held.order, held.flags, sent))
-    digest = hash_of(body)
+    digest = sha256_text(body)
     rows = connection.execute(_KNOWN, {"client": client, "which": which}).all()
     known = next((row for row in rows if row.client_id == client), None)
     if known is not None:

@@ -26,10 +26,9 @@ from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
 from plaudit.label.kinds import KINDS
 from plaudit.label.kinds.rank import dense, labelled_ranking, ranking_of, rows_of
 from plaudit.label.kinds.shared import Aggregate, Format
-from plaudit.label.kinds.write import demonstration_row
 from plaudit.label.quality.agreement import item_agreement, judged_pairs, middle_ranks, strict
 from plaudit.label.quality.reliability import log_odds, mean_ranks, reliabilities
-from plaudit.records import Ranking
+from plaudit.records import Demonstration, Ranking
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
@@ -109,7 +108,8 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
         raise UserError(f"flag {unknown[0]!r}: not in this database; there are {', '.join(sorted(flags)) or 'none'}")
     labels = chosen(ledger, items, filters, _KIND_OF[known].name, out.left_out)
     if known == "demonstrations":
-        rows = [demonstration_row(items[label.item], label) for label in labels]
+        written = [(items[label.item].prompt, label.text) for label in labels if label.text is not None]
+        rows = [Demonstration(prompt, text).as_json() for prompt, text in written]
     else:
         if aggregate is None:
             rankings = _rankings(ledger, items, labels)

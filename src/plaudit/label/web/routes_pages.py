@@ -32,26 +32,14 @@ Text = Annotated[str, Form()]
 
 
 @router.get("/")
-def label_page(request: Request) -> Response:
-    return _signed_in(request, "label")
-
-
 @router.get("/history")
-def history_page(request: Request) -> Response:
-    return _signed_in(request, "history")
-
-
 @router.get("/admin")
-def admin_page(request: Request) -> Response:
-    caller = caller_of(request)
-    if caller is not None and caller.role != "admin":
-        return RedirectResponse("/?for=admins", 303)  # the page says why it is another one
-    return _signed_in(request, "admin")
-
-
-def _signed_in(request: Request, page: str) -> Response:
-    if caller_of(request) is None:
+def page_of_a_session(request: Request) -> Response:
+    caller, page = caller_of(request), request.url.path.strip("/") or "label"
+    if caller is None:
         return RedirectResponse("/login", 303)
+    if page == "admin" and caller.role != "admin":
+        return RedirectResponse("/?for=admins", 303)  # the page says why it is another one
     return HTMLResponse(page_html(page))
 
 

@@ -44,7 +44,8 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
     verdict_of: dict[Unit, dict[str, int]] = defaultdict(dict)
     for ranking in rankings:
         if ranking.annotator is not None:
-            for (text, rank), (other, other_rank) in combinations(_texts(ranking), 2):
+            ranked = sorted(zip((reply.text for reply in ranking.replies), ranking.ranks, strict=True))
+            for (text, rank), (other, other_rank) in combinations(ranked, 2):
                 if text != other:
                     unit: Unit = (ranking.prompt.messages, text, other)
                     verdict_of[unit][ranking.annotator] = (other_rank > rank) - (other_rank < rank)
@@ -55,7 +56,8 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
         named = {ranking.annotator for ranking in rankings} - {None}
         why = "no annotators are named" if not named else "no two annotators ordered the same two replies"
         return {"compared": 0, "why": why}
-    judged = [n for n, pair in enumerate(pairs.items) if _unit(pair.ranking, pair.winner, pair.loser) in several]
+    units = [(p.ranking.prompt.messages, *sorted((p.chosen.text, p.rejected.text))) for p in pairs.items]
+    judged = [number for number, unit in enumerate(units) if unit in several]
     same, prompts = zip(*compared, strict=True)
     agreement, (alpha, between) = float(np.mean(same)), verdict_agreement(several)
     ceiling: dict[str, Any] = {
@@ -73,15 +75,6 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
         ceiling["accuracy"] = float(np.mean(there))
         ceiling["accuracy_ci"] = list(bootstrap_interval(there, pairs.clusters[judged]))
     return ceiling
-
-
-def _texts(ranking: Ranking) -> list[tuple[str, int]]:
-    return sorted((reply.text, rank) for reply, rank in zip(ranking.replies, ranking.ranks, strict=True))
-
-
-def _unit(ranking: Ranking, one: int, other: int) -> Unit:
-    first, second = sorted((ranking.replies[one].text, ranking.replies[other].text))
-    return ranking.prompt.messages, first, second
 
 
 def leaks(pairs: Pairs, train: Sequence[Ranking]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _length(pairs: Pairs, right: Floats, scores: Floats, train: Sequence[Ranking
 
 def _position(pairs: Pairs) -> dict[str, Any]:
     """What "the reply listed first wins" reaches. A model of single replies cannot see it; a labeller can."""
-    first = pairs.first_won
+    first = np.array([float(pair.winner < pair.loser) for pair in pairs.items])
     listed = "winner first" if first.all() else "winner last" if not first.any() else "either way"
     return {**_mean("accuracy", first, pairs), "listed": listed}
 

@@ -1,6 +1,8 @@
 """The rows of the report's tables, and the examples it shows."""
 
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,8 @@ def choose_examples(replies: Rows) -> list[dict[str, Any]]:
 
 
 def _by_kind(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["kind"], []).append(row)
-    return dict(sorted(groups.items()))
+    kind = itemgetter("kind")
+    return {name: list(own) for name, own in groupby(sorted(rows, key=kind), key=kind)}
 
 
 def gold_by_kind(replies: Rows) -> list[dict[str, Any]]:
