@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 import task
+from listening import functions_asked_here
 from plaudit.dist.machine import peak_rss_mb
 from plaudit.models.load import load_tokenizer
 from plaudit.run.metrics import read_metrics
@@ -99,7 +100,7 @@ def evaluations_of(logged: list[dict[str, Any]], tokenizer: Any) -> Iterator[dic
 
 def measure(model: str, seed: int, learning_rate: float, overrides: list[str], dtype: str) -> dict[str, Any]:
     """Train; settings, evaluations and times."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, functions_asked_here():
         home = Path(name)
         read, run = begin(home, model, prompts(), recipe(seed, learning_rate), overrides, dtype, closes=False)
         SCORED.clear()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import task
+from listening import functions_asked_here
 from plaudit.data.annotator import Annotator
 from plaudit.data.files import read_prompts
 from plaudit.errors import UserError
@@ -122,11 +123,12 @@ def measure(recipe: Path, source: Path, folder: Path, updates: int, overrides: l
         raise UserError(f"{recipe}: people ranked, so there is no gold score to watch")
     prompts = read_prompts(read.data.prompts)
     _Watch.annotator, _Watch.kinds, _Watch.seen = annotator, {prompt.id: prompt.kind for prompt in prompts}, []
-    with prepare(read).folder as opened:
-        for stage in COPIED:
-            shutil.copytree(source / stage, opened.path / stage)
-        shutil.copy(source / MANIFEST, opened.path / MANIFEST)
-    run_pipeline(read, Flags(only=("ppo",)))
+    with functions_asked_here():
+        with prepare(read).folder as opened:
+            for stage in COPIED:
+                shutil.copytree(source / stage, opened.path / stage)
+            shutil.copy(source / MANIFEST, opened.path / MANIFEST)
+        run_pipeline(read, Flags(only=("ppo",)))
     held_out = [prompt.id for prompt in prompts if prompt.split == "validation"]
     tokenizer = load_tokenizer(str(folder / "sft" / "model"))
     rows = evaluations_of(read_metrics(folder / "ppo" / "evaluations.jsonl"), held_out, tokenizer)

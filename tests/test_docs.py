@@ -48,8 +48,8 @@ from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message
 from plaudit.rewards.config import RewardSource
 from plaudit.rewards.contract import RewardContract
-from plaudit.rewards.score import PROBE
-from plaudit.rewards.scorers import EndpointScorer
+from plaudit.rewards.texts.answers import PROBE
+from plaudit.rewards.texts.endpoint import EndpointScorer
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import MAY_CHANGE, Recipe, load_recipe
 

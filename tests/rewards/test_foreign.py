@@ -24,7 +24,7 @@ from conftest import CPU, EOS, LLAMA3, MISTRAL, PAD, make_tokenizer, shaped_toke
 from plaudit.errors import RunStopped, UserError
 from plaudit.records import Completion, Message, Prompt
 from plaudit.rewards.foreign import ForeignRewardModel, find_checkpoint, load_foreign
-from plaudit.rewards.score import ScoreItem
+from plaudit.rewards.texts.answers import ScoreItem
 
 TINY = Callable[..., Path]
 TEXTS = ("It is great and lovely.", "No.", "The price is good, I think, or so they say in town.", "Sí, ¿cómo no? 🙂")

@@ -20,6 +20,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings
 from plaudit.errors import UserError
 from plaudit.models.tokens import Tokens, pad_right
+from plaudit.records import Completion, Message, Prompt
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import (
     FLOAT32_BOUND,
@@ -29,6 +30,7 @@ from plaudit.rewards.saved import (
     load_reward_model,
     template_hash,
 )
+from plaudit.rewards.texts.answers import ScoreItem
 from plaudit.stages.reward import loop as reward
 from plaudit.train.run import Run
 
@@ -246,3 +248,38 @@ def test_a_place_without_a_model(tmp_path: Path, saved: Path) -> None:
     shutil.rmtree(saved.parent / "sft")
     with pytest.raises(UserError, match="no model is here"):
         loaded(saved)
+
+
+ITEMS = [
+    ScoreItem(f"p{i}#0", Prompt(f"p{i}", (Message("user", f"Question {i}?"),), "domain", "train"), Completion("x" * i))
+    for i in range(5)
+]
+
+
+@pytest.mark.parametrize("folder", ["reward", "reward/model"], ids=["adapter", "merged"])
+def test_a_saved_reward_model_scores_texts_as_transformers_does(folder: str, trained: Path) -> None:
+    """Prompt, reply, end-of-turn token; normalised by its own mean and std; a cut reply has no end."""
+    path = trained / folder
+    scorer = load_reward_model(path, torch.float32, CPU, 2)
+    model = AutoModelForSequenceClassification.from_pretrained(trained / "reward/model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained / "reward/model")
+    items, wanted = [*ITEMS, replace(ITEMS[3], id="cut", completion=Completion("xxx", finished=False))], {}
+    for item in items:
+        turns = [message.as_json() for message in item.prompt.messages]
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text + item.completion.text, add_special_tokens=False)["input_ids"]
+        ids += [tokenizer.eos_token_id] if item.completion.finished else []
+        with torch.no_grad():
+            raw = model(torch.tensor([ids])).logits.item()
+        wanted[item.id] = (raw - model.config.plaudit_score_mean) / model.config.plaudit_score_std
+    assert scorer.score(items) == pytest.approx(wanted, abs=1e-3)
+    assert wanted["cut"] != pytest.approx(wanted["p3#0"], abs=1e-3)
+
+
+def test_a_saved_reward_model_that_was_damaged_is_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "reward/model", tmp_path / "model")
+    with (tmp_path / "model/model.safetensors").open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"model\.safetensors.*has not the bytes that it was saved with"):
+        load_reward_model(tmp_path / "model", torch.float32, CPU, 2)

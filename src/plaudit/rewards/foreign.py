@@ -34,7 +34,8 @@ from plaudit.models.roles import last_hidden
 from plaudit.models.tokens import pad_right
 from plaudit.records import Message
 from plaudit.rewards.contract import CONTRACT
-from plaudit.rewards.score import ROWS, ScoreItem, in_batches, matched, unseen
+from plaudit.rewards.score import ROWS, in_batches, unseen
+from plaudit.rewards.texts.answers import ScoreItem, matched
 from plaudit.run.display import Step
 
 Layout = Literal["huggingface", "openrlhf"]
@@ -215,7 +216,8 @@ class ForeignRewardModel:
             return last_hidden(self.model, tokens).float() @ self.head_D[:, None]
 
         scores_B1 = in_batches([len(row) for row in ids], self.batch_size, score, advance)
-        return matched(self.name, items, dict(zip((item.id for item in items), scores_B1[:, 0].tolist(), strict=True)))
+        asked = [item.id for item in items]
+        return matched(self.name, asked, dict(zip(asked, scores_B1[:, 0].tolist(), strict=True)))
 
     def ids(self, item: ScoreItem) -> list[int]:
         """Token ids of the prompt with its reply, as this model was trained to see them; counts what it changed."""

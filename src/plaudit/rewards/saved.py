@@ -31,7 +31,8 @@ from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Message
 from plaudit.rewards.contract import RewardContract
-from plaudit.rewards.score import ROWS, ScoreItem, matched, score_replies
+from plaudit.rewards.score import ROWS, score_replies
+from plaudit.rewards.texts.answers import ScoreItem, matched
 from plaudit.run.folder import RunFolder
 
 PROBES: tuple[tuple[tuple[Message, ...], Completion], ...] = (
@@ -68,9 +69,9 @@ class RewardModel:
 
     def score(self, items: Sequence[ScoreItem]) -> dict[str, float]:
         """Normalised by the contract, of an ensemble aggregated as it says."""
-        replies = [(item.prompt, item.completion) for item in items]
+        asked, replies = [item.id for item in items], [(item.prompt, item.completion) for item in items]
         scores_B = self.contract.normalised(score_replies(self.model, self.chat, replies, rows=self.batch_size))
-        return matched(self.name, items, dict(zip((item.id for item in items), scores_B.tolist(), strict=True)))
+        return matched(self.name, asked, dict(zip(asked, scores_B.tolist(), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from plaudit.rewards.config import RewardSource, names_of, uses_trained
 from plaudit.rewards.contract import CONTRACT, RewardContract
 from plaudit.rewards.foreign import ForeignRewardModel, load_foreign
 from plaudit.rewards.saved import load_reward_model
-from plaudit.rewards.score import PROBE, ScoreItem, Scorer
-from plaudit.rewards.scorers import EndpointScorer, FunctionScorer
+from plaudit.rewards.texts.answers import PROBE, ScoreItem, Scorer
+from plaudit.rewards.texts.endpoint import EndpointScorer
+from plaudit.rewards.texts.function import FunctionScorer
 from plaudit.run.display import console
 
 REWARDS = "rewards.json"

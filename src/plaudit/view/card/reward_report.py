@@ -25,7 +25,8 @@ from plaudit.records import Completion, Message, Ranking
 from plaudit.rewards.contract import CONTRACT, RewardContract
 from plaudit.rewards.foreign import load_foreign
 from plaudit.rewards.saved import load_reward_model
-from plaudit.rewards.score import ScoreItem, score_replies
+from plaudit.rewards.score import score_replies
+from plaudit.rewards.texts.answers import ScoreItem
 from plaudit.view.card.measures import report_card
 
 Progress = Callable[[int], Any]
