@@ -14,8 +14,7 @@ from plaudit import rng
 from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import pad_right
 from plaudit.rollout.batch import per_token
-from plaudit.rollout.engine import Sampled
-from plaudit.rollout.inprocess import InProcessEngine, sample
+from plaudit.rollout.inprocess import InProcessEngine, Sampled, sample
 
 NEVER = -1
 LENGTH = 10

@@ -23,6 +23,7 @@ from plaudit.models.heads import load_head
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
 from plaudit.rewards.contract import RewardContract
+from plaudit.rewards.saved import RewardFiles
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo import trainer as ppo_trainer
@@ -460,8 +461,8 @@ def test_without_a_reward_models_adapter_the_critic_starts_fresh_and_learns(
 ) -> None:
     """No reward model in the run, or a fully fine-tuned one."""
     if not paid_by_a_function:
-        monkeypatch.setattr(ppo_trainer.RewardFiles, "adapters", [])
-        monkeypatch.setattr(ppo_trainer.RewardFiles, "attach", lambda *_: None)
+        monkeypatch.setattr(RewardFiles, "adapters", [])
+        monkeypatch.setattr(RewardFiles, "attach", lambda *_: None)
     trainer = build(**OWN, **({"rewards": [functions("share")]} if paid_by_a_function else {}))
     prompts = picked(trainer, trainer.run.split("train"), 0)
     tokens = ppo_trainer.sample(trainer, prompts, "ppo/rollout", 0)[0]

@@ -29,6 +29,7 @@ from plaudit.run.metrics import read_metrics
 from plaudit.stages.export import export_role
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward import training
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.training import (
     EncodedRanking,
@@ -269,7 +270,7 @@ def test_the_layout_does_not_change_the_result(
 ) -> None:
     found = {}
     for layout in (Layout("padded"), Layout("packed"), Layout("shared")):
-        monkeypatch.setattr(reward, "prepare_attention", lambda model, layout=layout: _prepared(model, layout))
+        monkeypatch.setattr(training, "prepare_attention", lambda model, layout=layout: _prepared(model, layout))
         folder, summary = train(layout.kind, rows(), loss=loss, learning_rate=1e-3)
         assert summary["layout"] == layout.kind
         found[layout.kind] = weights(folder)
@@ -460,7 +461,7 @@ def test_a_weight_average(
 ) -> None:
     """One model of rank M·r with the mean of the members' updates and heads; the members started with one head."""
     members, starts = [], []
-    plain_save, plain_build = reward.save, reward.build
+    plain_save, plain_build = reward.save, reward.RewardTraining
 
     def build(*arguments: Any) -> Any:
         trainer = plain_build(*arguments)
@@ -474,7 +475,7 @@ def test_a_weight_average(
         plain_save(config, run, trainer, folder)
 
     monkeypatch.setattr(reward, "save", save)
-    monkeypatch.setattr(reward, "build", build)
+    monkeypatch.setattr(reward, "RewardTraining", build)
     folder, summary = train("run", rows(), members=3, aggregate="weight_averaged")
     assert all(torch.equal(head, starts[0][0]) for head in starts[0])
     assert not list(folder.glob("*_1*"))

@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
 
 
 def bootstrap_interval(
@@ -18,14 +20,19 @@ def bootstrap_interval(
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         raise ValueError("an interval needs at least one value, got none")
-    labels = np.arange(x.size) if clusters is None else np.asarray(clusters)
-    _, index = np.unique(labels, return_inverse=True)
-    sums = np.bincount(index, weights=x)
-    counts = np.bincount(index).astype(np.float64)
-    drawn = np.random.default_rng(0).integers(0, len(sums), size=(draws, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    means = _drawn_means(x, np.ones(x.size), np.arange(x.size) if clusters is None else clusters, draws)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _drawn_means(x: Floats, counted: Floats, clusters: ArrayLike, draws: int = 4000) -> Floats:
+    """Mean of `x` where `counted` is 1, over whole clusters drawn with replacement; NaN for a draw that has none."""
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums, counts = np.bincount(index, weights=x * counted), np.bincount(index, weights=counted)
+    drawn = np.random.default_rng(0).integers(0, len(sums), size=(draws, len(sums)))
+    with np.errstate(invalid="ignore"):
+        means: Floats = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return means
 
 
 def wilson_interval(values: ArrayLike, clusters: ArrayLike | None = None) -> tuple[float, float]:
@@ -137,12 +144,6 @@ def bootstrap_gap(values: ArrayLike, group: ArrayLike, clusters: ArrayLike) -> t
     x, g = np.asarray(values, dtype=np.float64), np.asarray(group, dtype=bool)
     if not g.any() or g.all():
         raise ValueError(f"a gap needs values in both groups, got {int(g.sum())} of {g.size} in the first")
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    drawn = np.random.default_rng(0).integers(0, index.max() + 1, size=(4000, index.max() + 1))
-    means = []
-    for side in (g, ~g):
-        sums, counts = np.bincount(index, weights=x * side), np.bincount(index, weights=side.astype(np.float64))
-        with np.errstate(invalid="ignore"):
-            means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.nanquantile(means[0] - means[1], [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    of, rest = (_drawn_means(x, side.astype(np.float64), clusters) for side in (g, ~g))
+    low, high = np.nanquantile(of - rest, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)

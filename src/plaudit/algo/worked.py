@@ -29,30 +29,14 @@ class WorkedExample:
     l_clip: float
 
 
-def worked_example(
-    value: float = 1.5,
-    reward: float = 5.0,
-    gamma: float = 0.9,
-    old_probability: float = 0.60,
-    probability: float = 0.75,
-    clip_range: float = 0.2,
-) -> WorkedExample:
-    """The example for any inputs; the defaults are the documented ones."""
+def worked_example(reward: float = 5.0, probability: float = 0.75) -> WorkedExample:
+    """The example, also for another reward or probability."""
+    value, gamma, old_probability, clip_range = 1.5, 0.9, 0.60, 0.2
     one = torch.ones(1, 1, dtype=torch.float64)
     advantages_BT, _ = gae(reward * one, value * one, one.bool(), gamma=gamma, lam=1.0)
     ratio_BT = (torch.log(probability * one) - torch.log(old_probability * one)).exp()
     l_clip = clipped_surrogate(ratio_BT, advantages_BT, clip_range)
     clipped = ratio_BT.clamp(1 - clip_range, 1 + clip_range) * advantages_BT
-    return WorkedExample(
-        value=value,
-        reward=reward,
-        gamma=gamma,
-        old_probability=old_probability,
-        probability=probability,
-        clip_range=clip_range,
-        advantage=advantages_BT.item(),
-        ratio=ratio_BT.item(),
-        unclipped=(ratio_BT * advantages_BT).item(),
-        clipped=clipped.item(),
-        l_clip=l_clip.item(),
-    )
+    given = (value, reward, gamma, old_probability, probability, clip_range)
+    computed = (advantages_BT, ratio_BT, ratio_BT * advantages_BT, clipped, l_clip)
+    return WorkedExample(*given, *(number.item() for number in computed))

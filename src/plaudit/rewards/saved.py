@@ -4,7 +4,7 @@
 `RewardFiles.attach` then loads the heads and recomputes the scores of a few fixed texts: they must be those that were
 stored (docs/correctness.md, rows 21 and 26). What is missing, damaged or different is a `UserError` with the reason.
 
-    files = files_of(folder, chat, sft_model)
+    files = files_of(folder, sft_model, chat)
     roles = Roles(base, trained="policy", lora=lora, reward=files.adapters)    # beside a policy, on its base
     reward = files.attach(roles, dtype, device)
     reward = load_reward_model(folder, dtype, device)                          # by itself
@@ -100,24 +100,25 @@ class RewardFiles:
             model: Roles | FullReward = load_merged(self.folder / self.contract.model, dtype, device)
         else:
             assert on is not None
-            model = on if isinstance(on, Roles) else Roles(on, reward=self.adapters)
-            for member, head in enumerate(model.score_heads):
-                load_head(head, self.folder, member)
+            model = with_heads(on if isinstance(on, Roles) else Roles(on, reward=self.adapters), self.folder)
         check_golden(model, self.chat, self.contract, self.folder, dtype)
         return RewardModel(f"reward model {self.folder}", model, self.contract, self.chat, batch_size)
 
 
-def files_of(folder: Path, chat: ChatFormat, base: Path | None) -> RewardFiles:
-    """Open a reward model's folder; `base` is the SFT model it stands on, None for a merged model."""
+def files_of(folder: Path, base: Path | None, chat: ChatFormat | None = None) -> RewardFiles:
+    """Open a reward model's folder; `base` is the SFT model it stands on, None for a merged model. Without `chat` its
+    own: the tokenizer beside the weights, and the system message it was trained with."""
     contract = RewardContract.load(folder)
     check_files(folder, contract, base)
+    if chat is None:
+        chat = ChatFormat(load_tokenizer(str(base or folder / (contract.model or ""))), contract.system)
     contract.check(chat.eos_id, chat.system, template_hash(chat))
     return RewardFiles(folder, contract, chat)
 
 
 def trained_reward(run: RunFolder, chat: ChatFormat) -> RewardFiles:
     """A run's own reward model, its files and rules checked; UserError when they are not those of its reward stage."""
-    return files_of(run.require("reward/reward.json", "reward").parent, chat, run.require("sft/model", "sft"))
+    return files_of(run.require("reward/reward.json", "reward").parent, run.require("sft/model", "sft"), chat)
 
 
 def load_reward_model(folder: Path, dtype: torch.dtype, device: torch.device, batch_size: int = ROWS) -> RewardModel:
@@ -128,10 +129,7 @@ def load_reward_model(folder: Path, dtype: torch.dtype, device: torch.device, ba
     source = base or folder / (contract.model or "")
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: no model is here; {folder} cannot score without it")
-    check_files(folder, contract, base)
-    chat = ChatFormat(load_tokenizer(str(source)), contract.system)
-    contract.check(chat.eos_id, chat.system, template_hash(chat))
-    files = RewardFiles(folder, contract, chat)
+    files = files_of(folder, base)
     model = load_model(str(source), dtype, device) if files.adapters else None
     return files.attach(model, dtype, device, batch_size)
 
@@ -143,6 +141,13 @@ def load_merged(folder: Path, dtype: torch.dtype, device: torch.device) -> FullR
     with torch.no_grad():
         model.score_heads[0].get_parameter("weight").copy_(classifier.score.weight[0].float())
     return model
+
+
+def with_heads(roles: Roles, folder: Path) -> Roles:
+    """The roles with the heads of `folder` on the reward model's members; UserError when one is not there."""
+    for member, head in enumerate(roles.score_heads):
+        load_head(head, folder, member)
+    return roles
 
 
 def adapter_name(member: int = 0) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from plaudit.data.chat import ChatFormat
+from plaudit.data.packing import by_length
 from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
@@ -27,9 +28,8 @@ def in_batches(
 
     Long ones come first, so that what does not fit into memory fails at once and the estimate of the time falls.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     scores_BM = torch.zeros(len(lengths), members)
-    for part in reversed([order[start : start + rows] for start in range(0, len(order), rows)]):
+    for part in reversed(by_length(lengths, rows)):
         scores_BM[part] = score(part).cpu()
         advance(count=len(part))
     return scores_BM

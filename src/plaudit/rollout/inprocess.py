@@ -7,20 +7,29 @@ trainer and checks that the two stay within a stated bound.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plaudit.data.packing import by_length
 from plaudit.models.kernels.decoder import Decoder, LibraryDecoder
 from plaudit.models.kernels.fused_decoder import FusedDecoder
-from plaudit.rollout.engine import Sampled
 
 BATCH_ROWS = {"cpu": 64, "gpu": 256}
 """A GPU reads the weights for many rows in the time it takes for one."""
 BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed first: the cumulative sum runs over blocks, then in one."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One sampled reply: its ids, the last one the end-of-turn token unless the limit cut it, and their log-probs."""
+
+    ids: list[int]
+    logprobs: list[float]
 
 
 class InProcessEngine:
@@ -36,21 +45,23 @@ class InProcessEngine:
         self.decoder: Decoder = FusedDecoder.of(model) or LibraryDecoder(model)
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Take over named weights, as `Roles.merged_weights` gives them."""
         self.decoder.load(weights)
 
     def close(self) -> None:
+        """Let go of the copy."""
         del self.model, self.decoder
 
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[Sequence[int]], uniforms: np.ndarray, on_rows: Callable[[int], None] | None = None
     ) -> list[Sampled]:
-        """See `Engine.generate`. Rows are batched by prompt length, which their own random numbers make harmless."""
+        """One reply per prompt, in order; `uniforms[i, p]` decides token p of reply i, so its second dimension is the
+        longest reply. `on_rows` is called with the number of replies that were just finished. Rows are batched by
+        prompt length, which their own random numbers make harmless."""
         assert len(prompts) == len(uniforms)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         replies: dict[int, Sampled] = {}
-        for start in range(0, len(order), self.batch_rows):
-            rows = order[start : start + self.batch_rows]
+        for rows in by_length([len(prompt) for prompt in prompts], self.batch_rows):
             batch = self._generate_batch([list(prompts[i]) for i in rows], uniforms[rows])
             replies.update(zip(rows, batch, strict=True))
             if on_rows is not None:

@@ -1,5 +1,6 @@
 """Rollouts that were stored, one safetensors file an update: which there are, and what is in one."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -7,23 +8,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plaudit.errors import UserError
+from plaudit.models.tokens import Tokens
+from plaudit.rollout.batch import RolloutBatch
 
 # What every rollout has; values, returns and others are there where the recipe makes them.
-ALWAYS = (
-    "tokens_BT",
-    "prompt_lengths_B",
-    "lengths_B",
-    "mask_BT",
-    "finished_B",
-    "raw_scores_BM",
-    "scores_B",
-    "kl_BT",
-    "old_logprobs_BT",
-    "ref_logprobs_BT",
-    "sampler_logprobs_BT",
-    "rewards_BT",
-    "advantages_BT",
-)
+ALWAYS = [one.name for one in (*fields(Tokens), *fields(RolloutBatch)) if one.type is Tensor] + ["mask_BT"]
 
 
 def stored_rollouts(run: Path) -> dict[int, Path]:

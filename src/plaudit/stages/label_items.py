@@ -4,7 +4,6 @@ What of labelling needs torch is here, in a process of its own (`plaudit label s
 items and priorities to the database, and the web service never waits for it.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +67,24 @@ def sampled(folder: Path, sampling: Sampling) -> tuple[list[Draft], int]:
     turns = [
         [voices[(number + reply) % len(voices)] for reply in range(sampling.replies)] for number in range(len(asked))
     ]
+    machine = choose_machine(recipe.dtype)
+    chat = ChatFormat(load_tokenizer(str(folder / MODELS["sft"])), recipe.data.system)
     replies: dict[tuple[int, int], Completion] = {}
     with progress("Sampling", len(asked) * sampling.replies, "reply") as advance:
         for model in dict.fromkeys(voice.folder for voice in voices):
             own = [voice for voice in voices if voice.folder == model]
-            replies |= _answers(recipe, folder, sampling, asked, turns, own, lambda rows: advance(count=rows))
+            engine = InProcessEngine(load_model(str(model), machine.dtype, machine.device), eos_id=chat.eos_id)
+            for voice in own:
+                places = [(n, k) for n, turn in enumerate(turns) for k, one in enumerate(turn) if one == voice]
+                if places:
+                    numbers = [n * sampling.replies + k for n, k in places]
+                    uniforms = rng.uniforms(sampling.seed, "label/sample", 0, numbers, sampling.max_new_tokens)
+                    engine.temperature = voice.temperature
+                    ids = [chat.prompt_ids(asked[n].messages) for n, _ in places]
+                    said = engine.generate(ids, uniforms, lambda rows: advance(count=rows))
+                    replies.update(zip(places, (chat.completion(reply.ids) for reply in said), strict=True))
+            engine.close()
+            release_memory()
     drafts = []
     for number, prompt in enumerate(asked):
         group = [(replies[number, k], voice.source) for k, voice in enumerate(turns[number])]
@@ -102,34 +114,6 @@ def _voices(folder: Path, sampling: Sampling) -> list[Voice]:
     return voices
 
 
-def _answers(
-    recipe: Recipe,
-    folder: Path,
-    sampling: Sampling,
-    asked: Sequence[Prompt],
-    turns: Sequence[Sequence[Voice]],
-    voices: Sequence[Voice],
-    on_rows: Callable[[int], None],
-) -> dict[tuple[int, int], Completion]:
-    """(prompt, reply) -> what the voices of one model say where it is their turn."""
-    machine = choose_machine(recipe.dtype)
-    chat = ChatFormat(load_tokenizer(str(folder / MODELS["sft"])), recipe.data.system)
-    model = load_model(str(voices[0].folder), machine.dtype, machine.device)
-    engine = InProcessEngine(model, eos_id=chat.eos_id)
-    found: dict[tuple[int, int], Completion] = {}
-    for voice in voices:
-        places = [(n, k) for n, turn in enumerate(turns) for k, own in enumerate(turn) if own == voice]
-        if places:
-            numbers = [n * sampling.replies + k for n, k in places]
-            uniforms = rng.uniforms(sampling.seed, "label/sample", 0, numbers, sampling.max_new_tokens)
-            engine.temperature = voice.temperature
-            said = engine.generate([chat.prompt_ids(asked[n].messages) for n, _ in places], uniforms, on_rows)
-            found.update(zip(places, (chat.completion(reply.ids) for reply in said), strict=True))
-    engine.close()
-    release_memory()
-    return found
-
-
 def priorities(folder: Path, ledger: Ledger, by: By) -> dict[str, float]:
     """Item -> priority by the run's reward model, for every rank item that nobody has labelled yet.
 
@@ -149,10 +133,6 @@ def priorities(folder: Path, ledger: Ledger, by: By) -> dict[str, float]:
         for reply in item.replies
     ]
     with progress("Scoring", len(texts), "reply") as advance:
-        raw_BM = score_replies(reward.model, reward.chat, texts, advance).numpy()
-    found, first = {}, 0
-    for item in items:
-        count = len(item.replies)
-        found[item.id] = priority(raw_BM[first : first + count], [reply.text for reply in item.replies], by)
-        first += count
-    return found
+        raw_BM = score_replies(reward.model, reward.chat, texts, advance)
+    each = zip(items, raw_BM.split([len(item.replies) for item in items]), strict=True)
+    return {item.id: priority(raw.numpy(), [reply.text for reply in item.replies], by) for item, raw in each}

@@ -61,8 +61,6 @@ class Plan:
     """Whether the run's folder may hold this run already."""
     checked: tuple[str, ...]
     """Earlier stages whose outputs must be those they left."""
-    skipped: tuple[str, ...]
-    """Stages that were asked for, and that the recipe has no use for."""
     may_change: tuple[str, ...]
     """Keys and sections that may differ from the recipe the folder was made with."""
     needs: dict[str, tuple[str, str]]
@@ -95,6 +93,9 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
         lines.append(f"Skipping {' and '.join(skipped)}: ppo.rewards has no `trained: true`, so nothing uses them")
     from_checkpoint = stages[0] if resume and stages[0] in checkpoints else None
     anew = STAGES[STAGES.index(stages[0]) + (from_checkpoint is not None) :]
+    # Of the sections that several stages read: whole where all of these begin anew, else what they say of those.
+    shared = [section for section, readers in SHARED.items() if set(readers) <= set(anew)]
+    shared += [f"{section}.stages.{name}" for section, readers in SHARED.items() for name in readers if name in anew]
     old = resume or flags.only != () or flags.start is not None
     needs = NEEDS if needed == STAGES else {**NEEDS, "ppo": NEEDS["preferences"]}
     return Plan(
@@ -103,14 +104,7 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
         inexact=flags.inexact,
         in_old_folder=old,
         checked=checked,
-        skipped=skipped,
-        may_change=(*anew, *_shared_keys(anew), *(MAY_CHANGE if old else ())),
+        may_change=(*anew, *shared, *(MAY_CHANGE if old else ())),
         needs=needs,
         lines=tuple(lines),
     )
-
-
-def _shared_keys(anew: tuple[str, ...]) -> list[str]:
-    """Of the sections that several stages read: whole where all of these begin anew, else what they say of those."""
-    keys = [section for section, stages in SHARED.items() if set(stages) <= set(anew)]
-    return keys + [f"{section}.stages.{name}" for section, stages in SHARED.items() for name in stages if name in anew]

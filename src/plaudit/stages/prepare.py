@@ -49,9 +49,9 @@ class RunData:
             "demonstrations": self.demonstrations.sha256,
         }
         found |= {f"sft.mixture {path}": rows.sha256 for path, rows in self.mixed.items()}
-        return found | (
-            {} if self.rankings is None else {"rankings": sha256_rows(ranking.as_json() for ranking in self.rankings)}
-        )
+        if self.rankings is not None:
+            found["rankings"] = sha256_rows(ranking.as_json() for ranking in self.rankings)
+        return found
 
 
 def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> Run:
@@ -69,8 +69,15 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
     if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
         check_sources(recipe.ppo.rewards, machine)
     recipe = recipe.model_copy(update={"folder": recipe.run_folder})
-    need_mb = _needed_mb(model, recipe.reward.members)
-    folder = _open(recipe, plan, need_mb) if ranks.first else FollowedFolder(recipe.run_folder)
+    folder: RunFolder = FollowedFolder(recipe.run_folder)
+    if ranks.first:
+        resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        # The exported models and room for the rest; a Hub model's size is unknown before it is fetched.
+        weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+        need, may_change = (3 + recipe.reward.members) * weights / 1e6 + 100, plan.may_change
+        folder = RunFolder.open(
+            recipe.run_folder, resolved, resume=plan.in_old_folder, may_change=may_change, need_mb=need
+        )
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if ranks.count > 1:
         console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
@@ -100,13 +107,6 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
         checkpoints=recipe.checkpoints,
         made_with=made_with,
         ranks=ranks,
-    )
-
-
-def _open(recipe: Recipe, plan: Plan, need_mb: float) -> RunFolder:
-    resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return RunFolder.open(
-        recipe.run_folder, resolved, resume=plan.in_old_folder, may_change=plan.may_change, need_mb=need_mb
     )
 
 
@@ -181,9 +181,3 @@ def _must_match(values: Any, key: str = "") -> Any:
         return values
     names = {name: f"{key}.{name}" if key else name for name in values}
     return {name: _must_match(values[name], whole) for name, whole in names.items() if not is_among(whole, MAY_CHANGE)}
-
-
-def _needed_mb(model: str, members: int) -> float:
-    """The exported models and room for the rest; a Hub model's size is unknown before it is fetched."""
-    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
-    return (3 + members) * weights / 1e6 + 100

@@ -5,7 +5,6 @@ nearest valid name.
 """
 
 import difflib
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -110,47 +109,47 @@ SHARED = {
 """Sections that several stages read. SFT samples too, but only for people to read."""
 
 
-def _moved() -> dict[str, str]:
-    """Keys of before -> what they are now."""
-    found = {}
-    for section, stages, keys in (
-        ("sampling", ("preferences", "ppo", "evaluate"), ("temperature", "max_new_tokens")),
-        ("optimiser", ("sft", "reward", "ppo"), ("schedule", "warmup_steps", "max_grad_norm")),
-    ):
-        for stage, key in itertools.product(stages, keys):
-            found[f"{stage}.{key}"] = f"{section}.{key} now (for {stage} alone {section}.stages.{stage}.{key})"
-    del found["reward.schedule"]
-    found |= {
-        f"{stage}.lora": f"lora now (for {stage} alone lora.stages.{stage})" for stage in ("sft", "reward", "ppo")
-    }
-    formats = ("data.format", "data.prompts_format", "preferences.format", "sft.mixture.format")
-    found |= dict.fromkeys(formats, "data.formats now, a mapping {FILE: FORMAT}")
-    return found
-
-
-MOVED = _moved() | {
-    "sft.sample_tokens": "sampling.max_new_tokens now (for sft alone sampling.stages.sft.max_new_tokens)",
-    "sft.packing": "no key any more: demonstrations share rows wherever the model can",
-    "sft.evaluate_on": "no key any more: the held-out loss is over at most 1000 demonstrations",
-    "preferences.batch_rows": "no key any more: 64 replies are sampled at once",
-    "reward.layout": "no key any more: replies share rows and prompts wherever the model can",
-    "reward.evaluate_on": "no key any more: the held-out loss is over at most 100 rankings",
-    "reward.normalise_on": "no key any more: 256 replies give the mean and the std of the scores",
-    "reward.aggregate_k": "reward.aggregate_strength now",
-    "reward.aggregate_beta": "reward.aggregate_strength now",
-    "ppo.grpo_std": "ppo.advantages=dr_grpo now, where it was false",
-    "ppo.value_gradient": "ppo.critic=head now, where it was false",
-    "ppo.bootstrap": "ppo.missing_eos=bootstrap now, where it was true",
-    "ppo.whiten_scores": "ppo.score_scale now: whiten, running or none",
-    "ppo.running_scale": "ppo.score_scale now: whiten, running or none",
-    "ppo.ptx_max_length": "sft.max_length now",
-    "ppo.rewards.normalise_on": "no key any more: the SFT replies to 64 training prompts measure mean and std",
-    "ppo.kl_in": "ppo.kl_penalty now: k1, k2 or k3 in the reward, or loss",
-    "ppo.kl_estimator": "ppo.kl_penalty now: k1, k2 or k3 in the reward, or loss",
-    "checkpoints.keep_finished": "no key any more: those of a stage that ended are deleted",
-    "ppo.watch.tolerance": "no key any more: a change beyond 2 standard errors counts",
-    "ppo.watch.smallest_change": "no key any more: a change of 0.02 counts",
-    "checkpoints.keep": "no key any more: the last two stay",
+MOVED = {
+    f"{stage}.{key}": f"{section}.{key} now (for {stage} alone {section}.stages.{stage}.{key})"
+    for section, keys in (
+        ("sampling", ("temperature", "max_new_tokens")),
+        ("optimiser", ("schedule", "warmup_steps", "max_grad_norm")),
+    )
+    for stage in SHARED[section]
+    for key in keys
+}
+MOVED |= {f"{stage}.lora": f"lora now (for {stage} alone lora.stages.{stage})" for stage in SHARED["lora"]}
+MOVED |= {
+    old: f"{now} now{more}"
+    for now, more, *before in (
+        ("data.formats", ", a mapping {FILE: FORMAT}", "data.format", "data.prompts_format", "preferences.format"),
+        ("data.formats", ", a mapping {FILE: FORMAT}", "sft.mixture.format"),
+        ("sampling.max_new_tokens", " (for sft alone sampling.stages.sft.max_new_tokens)", "sft.sample_tokens"),
+        ("reward.aggregate_strength", "", "reward.aggregate_k", "reward.aggregate_beta"),
+        ("ppo.advantages=dr_grpo", ", where it was false", "ppo.grpo_std"),
+        ("ppo.critic=head", ", where it was false", "ppo.value_gradient"),
+        ("ppo.missing_eos=bootstrap", ", where it was true", "ppo.bootstrap"),
+        ("ppo.score_scale", ": whiten, running or none", "ppo.whiten_scores", "ppo.running_scale"),
+        ("sft.max_length", "", "ppo.ptx_max_length"),
+        ("ppo.kl_penalty", ": k1, k2 or k3 in the reward, or loss", "ppo.kl_in", "ppo.kl_estimator"),
+    )
+    for old in before
+}
+MOVED |= {
+    old: f"no key any more: {why}"
+    for old, why in (
+        ("sft.packing", "demonstrations share rows wherever the model can"),
+        ("sft.evaluate_on", "the held-out loss is over at most 1000 demonstrations"),
+        ("preferences.batch_rows", "64 replies are sampled at once"),
+        ("reward.layout", "replies share rows and prompts wherever the model can"),
+        ("reward.evaluate_on", "the held-out loss is over at most 100 rankings"),
+        ("reward.normalise_on", "256 replies give the mean and the std of the scores"),
+        ("ppo.rewards.normalise_on", "the SFT replies to 64 training prompts measure mean and std"),
+        ("checkpoints.keep_finished", "those of a stage that ended are deleted"),
+        ("ppo.watch.tolerance", "a change beyond 2 standard errors counts"),
+        ("ppo.watch.smallest_change", "a change of 0.02 counts"),
+        ("checkpoints.keep", "the last two stay"),
+    )
 }
 """Keys of before, which are refused, and what they are now."""
 
@@ -182,30 +181,25 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         explained = dict.fromkeys(_explain(path, places, item) for item in error.errors())
         raise UserError("; ".join(explained)) from error
-    home = path.resolve().parent
-    paths = {name: _located(home, getattr(recipe.data, name)) for name in ("prompts", "demonstrations")}
-    formats = {_located(home, path): name for path, name in recipe.data.formats.items()}
-    data = recipe.data.model_copy(update={**paths, "formats": formats})
-    rankings = recipe.preferences.rankings
-    database = recipe.preferences.database
-    chosen = recipe.preferences.model_copy(
-        update={
-            "rankings": _located(home, rankings) if rankings else None,
-            "database": str(home / database) if database and "://" not in database else database,
-        }
-    )
-    sources = [
-        source.model_copy(update={"path": _located(home, source.path) if source.path else None})
-        for source in recipe.sft.mixture
-    ]
-    sft = recipe.sft.model_copy(update={"mixture": sources})
-    ppo = recipe.ppo.model_copy(update={"rewards": [source.located(home) for source in recipe.ppo.rewards]})
-    return recipe.model_copy(update={"data": data, "preferences": chosen, "sft": sft, "ppo": ppo})
+    home, data, chosen = path.resolve().parent, recipe.data, recipe.preferences
 
+    def located(source: Path) -> Path:
+        """A relative path starts at the recipe's folder; the name of a Hub data set stays what it is."""
+        return source if is_hub(source) else home / source
 
-def _located(home: Path, source: Path) -> Path:
-    """A relative path starts at the recipe's folder; the name of a Hub data set stays what it is."""
-    return source if is_hub(source) else home / source
+    database = chosen.database if chosen.database is None or "://" in chosen.database else str(home / chosen.database)
+    changes: dict[str, dict[str, Any]] = {
+        "data": {
+            "prompts": located(data.prompts),
+            "demonstrations": located(data.demonstrations),
+            "formats": {located(file): name for file, name in data.formats.items()},
+        },
+        "preferences": {"rankings": chosen.rankings and located(chosen.rankings), "database": database},
+        "sft": {"mixture": [s.model_copy(update={"path": s.path and located(s.path)}) for s in recipe.sft.mixture]},
+        "ppo": {"rewards": [source.located(home) for source in recipe.ppo.rewards]},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=values) for name, values in changes.items()}
+    return recipe.model_copy(update=sections)
 
 
 def _lines(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
@@ -275,32 +269,18 @@ def _explain(path: Path, places: dict[str, str], item: Any) -> str:
 
 def _place(path: Path, places: dict[str, str], name: str) -> str:
     """Where a key was given: its line, the override that holds it, or the line of the section around it."""
-    if name and (below := next((key for key in places if key.startswith(f"{name}.")), None)) and name not in places:
-        return places[below]
+    below = (key for key in places if name and key.startswith(f"{name}."))
     parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        if (key := ".".join(parts[:length])) in places:
-            return places[key]
-    return f"{path}"
+    around = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((places[key] for key in (name, *below, *around) if key in places), f"{path}")
 
 
-def _fields(loc: Sequence[str]) -> set[str]:
-    """Names of the keys below a dotted place of the recipe."""
-    model: type[BaseModel] = Recipe
-    inside = False  # a list or a mapping, whose items have keys of their own
-    for part in loc:
-        if inside:
-            inside = False
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        inside = get_origin(annotation) in (list, dict)
-        options = [
-            annotation,
-            *get_args(annotation),
-            *(one for inner in get_args(annotation) for one in get_args(inner)),
-        ]
-        found = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if found is None:
-            return set()
-        model = found
-    return set() if inside else set(model.model_fields)
+def _fields(loc: Sequence[str], kind: Any = Recipe) -> set[str]:
+    """Names of the keys below a dotted place of the recipe, or of a type in it."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not loc:
+            return set(kind.model_fields)
+        return _fields(loc[1:], kind.model_fields[loc[0]].annotation) if loc[0] in kind.model_fields else set()
+    if get_origin(kind) in (list, dict):  # whose items have keys of their own
+        return _fields(loc[1:], get_args(kind)[-1]) if loc else set()
+    return set[str]().union(*(_fields(loc, option) for option in get_args(kind)))

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plaudit.rollout.engine import Engine
+from plaudit.data.packing import by_length
+from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step
 from plaudit.run.metrics import Metrics, read_metrics
 from plaudit.train.saving import Saver, State
 
 
 def sample_in_batches(
-    engine: Engine,
+    engine: InProcessEngine,
     prompts: Sequence[Sequence[int]],
     uniforms: np.ndarray,
     size: int,
@@ -24,11 +25,10 @@ def sample_in_batches(
 ) -> list[list[int]]:
     """The ids of one reply a prompt, in order; `size` of like length at a time, and those that `log` has are taken.
 
-    `uniforms` as for `Engine.generate`. A checkpoint counts the batches, after `done` steps of the stage; with `log`,
-    `state` is all that the stage has then.
+    `uniforms` as for `InProcessEngine.generate`. A checkpoint counts the batches, after `done` steps of the stage; with
+    `log`, `state` is all that the stage has then.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = by_length([len(prompt) for prompt in prompts], size)
     replies: dict[int, list[int]] = {row["row"]: row["ids"] for row in read_metrics(log.path)}
     advance(count=len(replies))
     for number, rows in enumerate(batches, start=done + 1):

@@ -139,21 +139,15 @@ class Saver:
 
         Raises Interrupted when it was asked to stop.
         """
-        asked = self._asked()
-        if self._ranks.first and step != self._saved and (last or asked or self._due(step)):
+        # The signal that any rank has had, 0 for none: all leave after the same step.
+        asked = max(int(text) for text in self._ranks.gathered(str(STOP.asked or 0)))
+        by_steps = self._config.every_steps is not None and step % self._config.every_steps == 0
+        by_time = time.monotonic() - self._since >= max(60 * self._config.every_minutes, SHARE * self._cost)
+        if self._ranks.first and step != self._saved and (last or asked or by_steps or by_time):
             self._save(step, state())
         if asked:
             path = self._run / RECIPE
             raise Interrupted(asked, f"{self._stage} is saved; go on with `plaudit run {path} --resume`")
-
-    def _asked(self) -> int:
-        """The signal that any rank has had, 0 for none: all leave after the same step."""
-        return max(int(text) for text in self._ranks.gathered(str(STOP.asked or 0)))
-
-    def _due(self, step: int) -> bool:
-        by_steps = self._config.every_steps is not None and step % self._config.every_steps == 0
-        wait = max(60 * self._config.every_minutes, SHARE * self._cost)
-        return by_steps or time.monotonic() - self._since >= wait
 
     def _save(self, step: int, state: State) -> None:
         written = self._checkpoints.save(step, self._files(state))

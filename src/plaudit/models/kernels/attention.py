@@ -23,7 +23,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from plaudit.models.kernels.probe import libraries_only, relative_error
-from plaudit.models.kernels.segments import Segment, positions, size
+from plaudit.models.kernels.segments import Segment, parts, positions
 from plaudit.models.kernels.short_attention import attend
 
 PACKED = "plaudit_packed"
@@ -51,11 +51,10 @@ def prepare_attention(model: PreTrainedModel) -> Layout:
     """Switch `model` to `packed_attention` where it can be, and say what that allows."""
     if libraries_only():
         return Layout("padded", "PLAUDIT_PLAIN=1")
-    reason = use_packed_attention(model)
-    if reason is not None:
+    if (reason := use_packed_attention(model)) is not None:
         return Layout("padded", reason)
     reason = prompt_sharing_refused(model)
-    return Layout("shared") if reason is None else Layout("packed", reason)
+    return Layout("shared" if reason is None else "packed", reason)
 
 
 def packed_attention(
@@ -75,24 +74,24 @@ def packed_attention(
     """
     assert attention_mask is None and query.shape[2] == key.shape[2], "no mask and no cache in training"
     segments = (query.shape[2],) if segments is None else segments
-    sizes = [size(segment) for segment in segments]
+    sizes = [sum(parts(segment)) for segment in segments]
     assert sum(sizes) == query.shape[2], (segments, query.shape)
     alone = len(segments) == 1 and isinstance(segments[0], int)
     if not alone and query.shape[2] <= DENSE.get(query.device.type, 0):
         seen = sees(tuple(segments), sliding_window, query.device)
         return sdpa_attention_forward(module, query, key, value, seen, **rest)[0], None
-    parts = zip(segments, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
     outputs = []
-    for segment, q, k, v in parts:
-        prompt, *replies = (segment,) if isinstance(segment, int) else segment
-        spans = [q.split([prompt, *replies], 2), k.split([prompt, *replies], 2), v.split([prompt, *replies], 2)]
-        (q_prompt, *q_replies), (k_prompt, *k_replies), (v_prompt, *v_replies) = spans
-        mask = _band(0, prompt, sliding_window, q.device)
+    for segment, *qkv in zip(segments, *(x.split(sizes, 2) for x in (query, key, value)), strict=True):
+        prompt = parts(segment)[0]
+        (q_prompt, *q_replies), (k_prompt, *k_replies), (v_prompt, *v_replies) = (
+            x.split(parts(segment), 2) for x in qkv
+        )
+        mask = _band(0, prompt, sliding_window, query.device)
         outputs.append(attend(module, q_prompt, k_prompt, v_prompt, mask, **rest))
         for q_reply, k_reply, v_reply in zip(q_replies, k_replies, v_replies, strict=True):
             if q_reply.shape[2] > 0:  # a reply that the length limit cut before its first token
                 keys, values = torch.cat([k_prompt, k_reply], dim=2), torch.cat([v_prompt, v_reply], dim=2)
-                mask = _band(prompt, q_reply.shape[2], sliding_window, q.device)
+                mask = _band(prompt, q_reply.shape[2], sliding_window, query.device)
                 outputs.append(attend(module, q_reply, keys, values, mask, **rest))
     return torch.cat(outputs, dim=1), None
 
@@ -103,7 +102,7 @@ def sees(segments: tuple[Segment, ...], window: int | None, device: torch.device
     t's own reply, and stands before t or is t; inside the sliding window where there is one."""
     example, reply = list[int](), list[int]()
     for number, segment in enumerate(segments):
-        for part, length in enumerate((segment,) if isinstance(segment, int) else segment):
+        for part, length in enumerate(parts(segment)):
             example += [number] * length
             reply += [part] * length
     example_T, reply_T = torch.tensor(example, device=device), torch.tensor(reply, device=device)
@@ -143,8 +142,7 @@ def use_packed_attention(model: PreTrainedModel) -> str | None:
     alone = [_probe(model, ids) for ids in _PROBES]
     AttentionInterface.register(PACKED, packed_attention)
     model.set_attn_implementation(PACKED)
-    reason = _differs(model, alone)
-    if reason is not None:
+    if (reason := _differs(model, alone)) is not None:
         model.set_attn_implementation(usual)
     return reason
 

@@ -8,25 +8,23 @@ Leaves evaluate/replies.jsonl and evaluate/summary.json.
     plaudit evaluate RECIPE
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from plaudit import rng
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.annotator import Annotator, declines
-from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_rows
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.models.load import load_model
 from plaudit.models.roles import plain_logprobs
-from plaudit.models.tokens import Tokens, pad_right
+from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.config import RewardSource
 from plaudit.rewards.saved import trained_reward
@@ -34,7 +32,6 @@ from plaudit.rewards.sources import RewardSources
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.run.folder import CHECKPOINTS
-from plaudit.run.metrics import Metrics
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.train.run import Run
 from plaudit.train.sampling import sample_in_batches
@@ -85,18 +82,21 @@ def compare(
     policy = run.folder.require("ppo/model", "ppo")
     rewards = RewardSources(paid_by, run.machine)
     rewards.load(policy.parent)
+    batches = -(-len(prompts) // SAMPLED)
     with Saver.open(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
         sft = _judged(saver.state) if saver.state else None
+
+        def judge(name: str, source: Path, done: int, state: State) -> Judged:
+            sampling = partial(sample_in_batches, saver=saver, log=logs[name], done=done, state=state, advance=advance)
+            return _judge(run, annotator, rewards, prompts, source, sampling, advance)
+
         if sft is None:
-            sampled = _sample(run, prompts, run.sft_model, saver, logs["sft"], 0, State(), advance)
-            sft = _judge(run, annotator, rewards, prompts, sampled, advance)
-            saver.checkpoint(_batches(prompts) + 1, sft.as_state)
+            sft = judge("sft", run.sft_model, 0, State())
+            saver.checkpoint(batches + 1, sft.as_state)
         else:
             advance(count=2 * len(prompts))
-        state, done = sft.as_state(), _batches(prompts) + 1
-        sampled = _sample(run, prompts, policy, saver, logs["ppo"], done, state, advance)
-        ppo = _judge(run, annotator, rewards, prompts, sampled, advance)
+        ppo = judge("ppo", policy, batches + 1, sft.as_state())
     clusters = [prompt.id for prompt in prompts]
     summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
     if sft.gold is not None and ppo.gold is not None:
@@ -117,105 +117,70 @@ def compare(
     for name, judged in (("sft", sft), ("ppo", ppo)):
         summary |= _describe(name, judged, prompts)
     summary["kl"] = float((ppo.logprob_sum - ppo.ref_logprob_sum).mean())
-    _write_replies(run, prompts, sft, ppo)
+    rows: list[dict[str, Any]] = [prompt.as_json() for prompt in prompts]
+    for name, judged in (("sft", sft), ("ppo", ppo)):
+        gold = [None] * len(rows) if judged.gold is None else judged.gold.tolist()
+        for row, reply, proxy, utility in zip(rows, judged.replies, judged.proxy.tolist(), gold, strict=True):
+            row[name] = {**reply.as_json(), "proxy": proxy, "gold": utility}
+    write_rows(run.folder.stage("evaluate") / "replies.jsonl", rows)
     shown = [name for name in summary if not name.startswith(("gold_sft_", "gold_ppo_"))]
     return run.finish("evaluate", "Evaluation (held-out prompts)", summary, shown)
 
 
-def _batches(prompts: Sequence[Prompt]) -> int:
-    return -(-len(prompts) // SAMPLED)
-
-
-@dataclass(frozen=True)
-class _Sampled:
-    """A model's reply to each prompt: its ids, the rows in batches, and log π of the whole reply under that model."""
-
-    ids: list[list[int]]
-    batches: list[Tokens]
-    logprob_sum: np.ndarray
-
-
-def _sample(
-    run: Run,
-    prompts: list[Prompt],
-    source: Path,
-    saver: Saver,
-    log: Metrics,
-    done: int,
-    state: State,
-    advance: Step,
-) -> _Sampled:
-    """Sample from the model in `source`, with the same random numbers for both models."""
-    chat = run.chat(run.sft_model)
-    model = load_model(str(source), run.machine.dtype, run.machine.device)
-    engine = InProcessEngine(model, eos_id=chat.eos_id, temperature=run.sampling.temperature, batch_rows=SAMPLED)
-    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), run.sampling.max_new_tokens)
-    prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
-    ids = sample_in_batches(
-        engine, prompt_ids, uniforms, SAMPLED, saver=saver, log=log, done=done, state=state, advance=advance
-    )
-    engine.close()
-    batches = [
-        pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, run.machine.device)
-        for i in range(0, len(ids), ROWS)
-    ]
-    return _Sampled(
-        ids, batches, _sums([plain_logprobs(model, tokens, run.sampling.temperature) for tokens in batches])
-    )
-
-
+@torch.no_grad()
 def _judge(
     run: Run,
     annotator: Annotator | None,
     rewards: RewardSources,
     prompts: list[Prompt],
-    sampled: _Sampled,
+    source: Path,
+    sampling: Callable[..., list[list[int]]],
     advance: Step,
 ) -> Judged:
-    """Measure a model's replies."""
-    chat, ids, batches = run.chat(run.sft_model), sampled.ids, sampled.batches
-    reference = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
-    ref = _sums([plain_logprobs(reference, tokens, run.sampling.temperature) for tokens in batches])
-    ref_nll = -_sums([plain_logprobs(reference, tokens, 1.0) for tokens in batches])
-    proxy = _proxy(run, chat, rewards, reference, prompts, batches, advance)
+    """Sample from the model in `source`, with the same random numbers for both models, and measure its replies.
+
+    The proxy is what PPO was paid for each reply before the missing-EOS rule.
+    """
+    chat, machine, law = run.chat(run.sft_model), run.machine, run.sampling
+    model = load_model(str(source), machine.dtype, machine.device)
+    engine = InProcessEngine(model, eos_id=chat.eos_id, temperature=law.temperature, batch_rows=SAMPLED)
+    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), law.max_new_tokens)
+    prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    ids = sampling(engine, prompt_ids, uniforms, SAMPLED)
+    engine.close()
+    starts = range(0, len(ids), ROWS)
+    batches = [pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, machine.device) for i in starts]
+
+    def logprob_sum(temperature: float) -> np.ndarray:
+        """log π of each whole reply under the model of now."""
+        parts = [plain_logprobs(model, tokens, temperature).sum(dim=1) for tokens in batches]
+        return torch.cat(parts).cpu().numpy()
+
+    own = logprob_sum(law.temperature)
+    del model  # before the next one is there
+    model = load_model(str(run.sft_model), machine.dtype, machine.device)
+    ref, ref_nll, paid = logprob_sum(law.temperature), -logprob_sum(1.0), []
+    # From here on the reference is the reward model's base, if one pays.
+    files = trained_reward(run.folder, chat) if rewards.trained else None
+    reward = files.attach(model, machine.dtype, machine.device) if files else None
+    contract = reward.contract if reward else None
+    for start, tokens in zip(starts, batches, strict=True):
+        part, trained_BM = prompts[start : start + ROWS], reward.raw(tokens) if reward else None
+        scores = rewards.score(chat, part, tokens, "evaluation", trained_BM=trained_BM, contract=contract)
+        paid.append(scores.normalised_B.cpu().numpy())
+        advance(count=len(part))
     replies = [chat.completion(reply) for reply in ids]
     gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
     return Judged(
         replies=replies,
         ids=ids,
-        proxy=proxy,
+        proxy=np.concatenate(paid),
         gold=None if gold is None else np.array(gold),
-        logprob_sum=sampled.logprob_sum,
+        logprob_sum=own,
         ref_logprob_sum=ref,
         ref_nll_sum=ref_nll,
         lengths=np.array([len(reply) for reply in ids]),
     )
-
-
-@torch.no_grad()
-def _proxy(
-    run: Run,
-    chat: ChatFormat,
-    rewards: RewardSources,
-    base: PreTrainedModel,
-    prompts: list[Prompt],
-    batches: list[Tokens],
-    advance: Step,
-) -> np.ndarray:
-    """What PPO was paid for each reply before the missing-EOS rule; `base` becomes the reward model's, if one pays."""
-    files = trained_reward(run.folder, chat) if rewards.trained else None
-    reward = files.attach(base, run.machine.dtype, run.machine.device) if files else None
-    contract, paid = reward.contract if reward else None, []
-    for start, tokens in zip(range(0, len(prompts), ROWS), batches, strict=True):
-        part, trained_BM = prompts[start : start + ROWS], reward.raw(tokens) if reward else None
-        scores = rewards.score(chat, part, tokens, "evaluation", trained_BM=trained_BM, contract=contract)
-        paid.append(scores.normalised_B.cpu().numpy())
-        advance(count=len(part))
-    return np.concatenate(paid)
-
-
-def _sums(parts: list[Tensor]) -> np.ndarray:
-    return np.concatenate([part.sum(dim=1).cpu().numpy() for part in parts])
 
 
 def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, float]:
@@ -234,14 +199,3 @@ def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, flo
     if safety:
         measures["declines"] = float(np.mean(safety))
     return {f"{measure}_{name}": value for measure, value in measures.items()}
-
-
-def _write_replies(run: Run, prompts: list[Prompt], sft: Judged, ppo: Judged) -> None:
-    rows = []
-    for i, prompt in enumerate(prompts):
-        row: dict[str, Any] = prompt.as_json()
-        for name, judged in (("sft", sft), ("ppo", ppo)):
-            gold = None if judged.gold is None else float(judged.gold[i])
-            row[name] = {**judged.replies[i].as_json(), "proxy": float(judged.proxy[i]), "gold": gold}
-        rows.append(row)
-    write_rows(run.folder.stage("evaluate") / "replies.jsonl", rows)

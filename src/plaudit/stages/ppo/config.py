@@ -153,48 +153,46 @@ class PPOConfig(StrictConfig):
                 f"ppo.micro_batch_size to at most {self.minibatch_size // count or 1}, or start fewer processes"
             )
 
-    def _refuse(self, names: tuple[str, ...], beside: str, why: str) -> None:
-        """ValueError when one of `names` is not at its default, because `beside` leaves it without effect."""
-        fields = type(self).model_fields
-        dead = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name) != fields[name].default]
-        if dead:
-            raise ValueError(f"{', '.join(dead)} would do nothing beside {beside}={getattr(self, beside)}: {why}")
+    @model_validator(mode="after")
+    def _nothing_dead(self) -> "PPOConfig":
+        """ValueError for what is not at its default, though another setting leaves it without effect."""
+        no_coef = tuple(name for name in CRITIC if name != "value_coef")
+        unpunished, no_value = self.missing_eos in ("none", "bootstrap"), self.has_critic and self.value_coef == 0
+        for idle, beside, names, why in (
+            (self.micro_batch_tokens is not None, "micro_batch_tokens", ("micro_batch_size",), "give one of them"),
+            (not self.has_critic, "advantages", (*CRITIC, "lam"), "it has no critic"),
+            (self.advantages in GROUPS, "advantages", ("gamma",), "it takes a reply's whole return"),
+            (self.advantages == "reinforce_pp", "advantages", ("whiten_advantages",), "whitening is part of it"),
+            (no_value, "value_coef", no_coef, "no critic learns"),
+            (self.kl_coef == 0, "kl_coef", ("kl_penalty", "kl_target", "kl_horizon"), "there is no KL penalty"),
+            (self.kl_target is None, "kl_target", ("kl_horizon",), "β does not move"),
+            (self.ptx_coef == 0, "ptx_coef", ("ptx_rows",), "no demonstration is mixed in"),
+            (
+                unpunished and self.missing_eos_penalty != 0,
+                "missing_eos",
+                ("missing_eos_penalty",),
+                "no reply is penalised",
+            ),
+            (self.length_penalty == 0, "length_penalty", ("length_free",), "no token costs anything"),
+        ):
+            if idle and (dead := self.given(*names)):
+                shown = ", ".join(f"{name}={getattr(self, name)}" for name in dead)
+                raise ValueError(f"{shown} would do nothing beside {beside}={getattr(self, beside)}: {why}")
+        return self
 
     @model_validator(mode="after")
-    def _divisible(self) -> "PPOConfig":
-        if self.micro_batch_tokens is not None:
-            self._refuse(("micro_batch_size",), "micro_batch_tokens", "give one of them")
-        for part, whole in (
-            ("replies_per_prompt", "batch_size"),
-            ("minibatch_size", "batch_size"),
-            *([("micro_batch_size", "minibatch_size")] if self.micro_batch_tokens is None else []),
-        ):
+    def _possible(self) -> "PPOConfig":
+        parts = [("replies_per_prompt", "batch_size"), ("minibatch_size", "batch_size")]
+        for part, whole in parts + [("micro_batch_size", "minibatch_size")] * (self.micro_batch_tokens is None):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}")
-        return self
-
-    @model_validator(mode="after")
-    def _estimator(self) -> "PPOConfig":
-        name = self.advantages
-        if not self.has_critic:
-            self._refuse((*CRITIC, "lam"), "advantages", "it has no critic")
-            if self.bootstrap:
-                raise ValueError(f"missing_eos=bootstrap needs a critic, and advantages={name} has none")
-        if name in GROUPS:
-            self._refuse(("gamma",), "advantages", "it takes a reply's whole return")
-            if self.replies_per_prompt < 2:
-                raise ValueError(
-                    f"advantages={name} compares the replies to one prompt: replies_per_prompt="
-                    f"{self.replies_per_prompt} must be at least 2"
-                )
-        if name == "reinforce_pp":
-            self._refuse(("whiten_advantages",), "advantages", "whitening is part of it")
-        return self
-
-    @model_validator(mode="after")
-    def _critic(self) -> "PPOConfig":
-        if self.has_critic and self.value_coef == 0:
-            self._refuse(tuple(name for name in CRITIC if name != "value_coef"), "value_coef", "no critic learns")
+        name, replies = self.advantages, self.replies_per_prompt
+        if self.bootstrap and not self.has_critic:
+            raise ValueError(f"missing_eos=bootstrap needs a critic, and advantages={name} has none")
+        if name in GROUPS and replies < 2:
+            raise ValueError(
+                f"advantages={name} compares the replies to one prompt: replies_per_prompt={replies} must be at least 2"
+            )
         if self.critic_warmup >= self.updates:
             raise ValueError(f"critic_warmup={self.critic_warmup} leaves the policy none of updates={self.updates}")
         if self.target_kl is not None and self.steps_per_update == 1:
@@ -202,26 +200,8 @@ class PPOConfig(StrictConfig):
                 f"target_kl={self.target_kl} would do nothing: with epochs={self.epochs} and minibatch_size="
                 f"{self.minibatch_size} an update has one step, before which the KL from the old policy is 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _penalties(self) -> "PPOConfig":
-        if self.kl_coef == 0:
-            self._refuse(("kl_penalty", "kl_target", "kl_horizon"), "kl_coef", "there is no KL penalty")
-        if self.kl_target is None:
-            self._refuse(("kl_horizon",), "kl_target", "β does not move")
-        elif self.kl_horizon < self.batch_size:
+        if self.kl_target is not None and self.kl_horizon < self.batch_size:
             raise ValueError(f"kl_horizon={self.kl_horizon} is less than batch_size={self.batch_size}")
-        if self.ptx_coef == 0:
-            self._refuse(("ptx_rows",), "ptx_coef", "no demonstration is mixed in")
-        return self
-
-    @model_validator(mode="after")
-    def _scores(self) -> "PPOConfig":
-        if self.missing_eos in ("none", "bootstrap") and self.missing_eos_penalty != 0:
-            self._refuse(("missing_eos_penalty",), "missing_eos", "no reply is penalised")
-        if self.length_penalty == 0:
-            self._refuse(("length_free",), "length_penalty", "no token costs anything")
         if self.rewards and all(source.watch for source in self.rewards):
             raise ValueError("rewards: every source has watch=true, so nothing pays; add `trained: true`")
         return self

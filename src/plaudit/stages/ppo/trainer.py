@@ -1,8 +1,8 @@
 """What PPO's loop holds, how it is built, and the passes its parts share: sampling, one partition, forward passes."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,22 +14,16 @@ from plaudit.algo.rewards import KLController
 from plaudit.data.chat import ChatFormat
 from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
-from plaudit.dist.ranks import Ranks
 from plaudit.errors import UserError
-from plaudit.models.config import LoraSettings
-from plaudit.models.full import FullReward
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
 from plaudit.models.load import load_model
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
-from plaudit.rewards.contract import RewardContract
-from plaudit.rewards.saved import RewardFiles, trained_reward
+from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches, per_token
-from plaudit.rollout.engine import Sampled
-from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.train.config import OptimiserConfig
 from plaudit.train.micro_batches import MicroBatches
@@ -48,102 +42,61 @@ class Numbers:
     """Of all scores so far, for the running scale."""
 
 
-@dataclass
 class Trainer:
     """What the loop holds: the four roles, the sampling engine, the optimiser, and the numbers it hands on."""
 
-    config: PPOConfig
-    run: Run
-    chat: ChatFormat
-    roles: Roles
-    scorer: Roles | FullReward | None
-    engine: InProcessEngine
-    rewards: RewardSources
-    contract: RewardContract | None
-    optimiser: MasterAdamW
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    numbers: Numbers
-    micro: MicroBatches
-    demonstrations: list[Example] = field(default_factory=list)
-    """What PTX mixes in."""
-    references: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Prompt id -> source -> normalised score of the reference reply, where scores are centred on it."""
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes that share the work."""
-        return self.run.ranks
-
-    @property
-    def value_role(self) -> Role:
-        """Whose pass gives the values."""
-        return "critic" if self.config.critic == "own" else "policy"
+    def __init__(self, config: PPOConfig, run: Run):
+        """The four roles on the run's SFT model, the sampling engine with its own copy, the sources that pay."""
+        self.config, self.run, self.ranks = config, run, run.ranks
+        self.chat = run.chat(run.sft_model)
+        self.rewards = RewardSources(config.rewards, run.machine, run.ranks)
+        files = trained_reward(run.folder, self.chat) if self.rewards.trained else None
+        adapters = files.adapters if files else []
+        machine, own = run.machine, config.critic == "own"
+        base = load_model(str(run.sft_model), machine.dtype, machine.device)
+        self.roles = Roles(
+            base,
+            trained="policy",
+            lora=run.lora,
+            seed=run.seed,
+            reward=adapters,
+            # A critic of its own starts from the trained reward model's adapter; where there is none, from a fresh one.
+            critic=None if not own else adapters[0] if adapters else run.lora,
+            value_gradient=config.critic == "policy",
+            temperature=run.sampling.temperature,
+        )
+        reward = files.attach(self.roles, machine.dtype, machine.device) if files else None
+        self.scorer = reward.model if reward else None
+        self.contract = reward.contract if reward else None
+        # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
+        # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
+        rows = prepare_attention(base)
+        if config.torch_compile:
+            compile_layers(base)
+        else:
+            # On a GPU padded rows were faster (docs/benchmarks.md).
+            self.roles.packs = rows.kind == "shared" and machine.device.type == "cpu"
+        if own and reward is not None and adapters:
+            self.roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
+        self.engine = run.engine(run.sft_model, self.chat.eos_id)
+        self.optimiser, self.schedule = _optimiser(config, run.optimiser, self.roles)
+        self.numbers = Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon))
+        self.micro = MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1)
+        self.demonstrations = _demonstrations(run, self.chat) if config.ptx_coef else []
+        """What PTX mixes in."""
+        self.references: dict[str, dict[str, float]] = {}
+        """Prompt id -> source -> normalised score of the reference reply, where scores are centred on it."""
 
     def needs(self, role: Role) -> frozenset[Need]:
         """What the loop asks of a role about a rollout."""
-        found: dict[Role, set[Need]] = {"policy": {"logprobs"}, "reference": {"logprobs"}, "reward": {"scores"}}
-        own = found.get(role, set())
-        if self.config.has_critic and role == self.value_role:
-            own |= {"values", "last_values"} if self.config.bootstrap else {"values"}
-        return frozenset(own)
+        found: set[Need] = {"scores"} if role == "reward" else set() if role == "critic" else {"logprobs"}
+        if self.config.has_critic and role == ("critic" if self.config.critic == "own" else "policy"):
+            found |= {"values", "last_values"} if self.config.bootstrap else {"values"}
+        return frozenset(found)
 
 
 def build(config: PPOConfig, run: Run) -> Trainer:
-    """The four roles on the run's SFT model, the sampling engine with its own copy, the sources that pay."""
-    chat = run.chat(run.sft_model)
-    rewards = RewardSources(config.rewards, run.machine, run.ranks)
-    files = trained_reward(run.folder, chat) if rewards.trained else None
-    source, machine = str(run.sft_model), run.machine
-    base = load_model(source, machine.dtype, machine.device)
-    roles = Roles(
-        base,
-        trained="policy",
-        lora=run.lora,
-        seed=run.seed,
-        reward=files.adapters if files else [],
-        critic=_critic_start(config, run.lora, files),
-        value_gradient=config.critic == "policy",
-        temperature=run.sampling.temperature,
-    )
-    reward = files.attach(roles, machine.dtype, machine.device) if files else None
-    # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
-    # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
-    rows = prepare_attention(base)
-    if config.torch_compile:
-        compile_layers(base)
-    else:
-        # On a GPU padded rows were faster (docs/benchmarks.md).
-        roles.packs = rows.kind == "shared" and machine.device.type == "cpu"
-    if config.critic == "own" and reward is not None and files is not None and files.adapters:
-        roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
-    engine = InProcessEngine(
-        load_model(source, machine.dtype, machine.device), eos_id=chat.eos_id, temperature=run.sampling.temperature
-    )
-    optimiser, schedule = _optimiser(config, run.optimiser, roles)
-    return Trainer(
-        config=config,
-        run=run,
-        chat=chat,
-        roles=roles,
-        scorer=reward.model if reward else None,
-        engine=engine,
-        rewards=rewards,
-        contract=reward.contract if reward else None,
-        optimiser=optimiser,
-        schedule=schedule,
-        numbers=Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon)),
-        micro=MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1),
-        demonstrations=_demonstrations(run, chat) if config.ptx_coef else [],
-    )
-
-
-def _critic_start(
-    config: PPOConfig, lora: LoraSettings | None, files: RewardFiles | None
-) -> Path | LoraSettings | None:
-    """What a critic of its own starts from: the trained reward model's adapter; where there is none, a fresh one."""
-    if config.critic != "own":
-        return None
-    return files.adapters[0] if files is not None and files.adapters else lora
+    return Trainer(config, run)
 
 
 def _optimiser(
@@ -177,29 +130,13 @@ def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) 
     mine, longest = trainer.ranks.share(range(len(prompts))), trainer.run.sampling.max_new_tokens
     uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
     trainer.engine.load_weights(trainer.roles.merged_weights("policy"))
-    sampled = all_replies(trainer, mine, trainer.engine.generate([prompt_ids[i] for i in mine], uniforms), len(prompts))
+    replies = trainer.engine.generate([prompt_ids[i] for i in mine], uniforms)
+    message = json.dumps([[row, reply.ids, reply.logprobs] for row, reply in zip(mine, replies, strict=True)])
+    rows = sorted(row for text in trainer.ranks.gathered(message) for row in json.loads(text))
     device = trainer.run.machine.device
-    tokens = pad_right(prompt_ids, [reply.ids for reply in sampled], trainer.chat.pad_id, device)
-    finished_B = torch.tensor([reply.ids[-1] == trainer.chat.eos_id for reply in sampled], device=device)
-    return tokens, per_token([reply.logprobs for reply in sampled], tokens), finished_B
-
-
-def all_replies(trainer: Trainer, rows: Sequence[int], sampled: Sequence[Sampled], count: int) -> list[Sampled]:
-    """The `count` replies of all ranks, in the order of their rows; this rank has `sampled` those of `rows`."""
-    lengths_B = torch.zeros(count, dtype=torch.int64)
-    ids_BN = torch.zeros(count, trainer.run.sampling.max_new_tokens, dtype=torch.int64)
-    logprobs_BN = torch.zeros(ids_BN.shape, dtype=torch.float64)
-    for row, reply in zip(rows, sampled, strict=True):
-        here = (row, slice(len(reply.ids)))
-        lengths_B[row], ids_BN[here] = len(reply.ids), torch.tensor(reply.ids)
-        logprobs_BN[here] = torch.tensor(reply.logprobs, dtype=torch.float64)
-    whole = trainer.ranks.total({"lengths": lengths_B, "ids": ids_BN, "logprobs": logprobs_BN})
-    return [
-        Sampled(ids[:length], logprobs[:length])
-        for ids, logprobs, length in zip(
-            whole["ids"].tolist(), whole["logprobs"].tolist(), whole["lengths"].tolist(), strict=True
-        )
-    ]
+    tokens = pad_right(prompt_ids, [ids for _, ids, _ in rows], trainer.chat.pad_id, device)
+    finished_B = torch.tensor([ids[-1] == trainer.chat.eos_id for _, ids, _ in rows], device=device)
+    return tokens, per_token([logprobs for *_, logprobs in rows], tokens), finished_B
 
 
 def layout(trainer: Trainer, tokens: Tokens, number: int) -> list[list[list[int]]]:

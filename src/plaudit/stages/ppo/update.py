@@ -54,7 +54,12 @@ def update(trainer: Trainer, batch: RolloutBatch, number: int, clock: Clock) -> 
             steps.append(terms)
         for _ in range(len(order) - len(steps)):
             trainer.schedule.step()  # the rate depends on the update, not on how early those before it ended
-        whole_BT = _of_all_ranks(trainer, new_logprobs_BT, layout(trainer, batch.tokens, number))
+        # Every row's new log-probs on every rank: those of a row are known where its micro-batches were trained.
+        shares = [trainer.ranks.share(minibatch) for minibatch in layout(trainer, batch.tokens, number)]
+        mine = [row for share in shares for rows in share for row in rows]
+        own_BT = torch.zeros_like(new_logprobs_BT)
+        own_BT[mine] = new_logprobs_BT[mine]
+        whole_BT = trainer.ranks.total({"new": own_BT})["new"]
     # The entropy is logged once, over the batch as it was sampled.
     means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0] if name != "entropy"}
     return replace(batch, new_logprobs_BT=whole_BT), {**means, "steps": len(steps)}
@@ -161,14 +166,6 @@ def _loss(
         loss = loss + trainer.numbers.controller.coef * kl
         logged |= {"loss": loss.item(), "kl_loss": kl.item()}
     return loss, logged, output.logprobs_BT.detach()
-
-
-def _of_all_ranks(trainer: Trainer, logprobs_BT: Tensor, minibatches: list[Minibatch]) -> Tensor:
-    """Every row's new log-probs on every rank: those of a row are known where its micro-batches were trained."""
-    mine = [row for minibatch in minibatches for rows in trainer.ranks.share(minibatch) for row in rows]
-    own_BT = torch.zeros_like(logprobs_BT)
-    own_BT[mine] = logprobs_BT[mine]
-    return trainer.ranks.total({"new": own_BT})["new"]
 
 
 def _mix_in_demonstrations(trainer: Trainer, step: int, where: str) -> float:

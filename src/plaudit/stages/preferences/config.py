@@ -44,11 +44,8 @@ class PreferencesConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _nothing_dead(self) -> "PreferencesConfig":
-        fields = type(self).model_fields
-        changed = {name for name, field in fields.items() if getattr(self, name) != field.default}
-        if self.rankings is not None and (dead := [n for n in fields if n in changed - {"rankings"}]):
+        if self.rankings is not None and (dead := [name for name in self.given() if name != "rankings"]):
             raise ValueError(f"nothing is sampled with rankings={self.rankings}: {', '.join(dead)} would do nothing")
-        unused = HUMAN_ONLY if self.annotator == "simulated" else SIMULATED_ONLY
-        if dead := [name for name in unused if name in changed]:
+        if dead := self.given(*(HUMAN_ONLY if self.annotator == "simulated" else SIMULATED_ONLY)):
             raise ValueError(f"{', '.join(dead)} would do nothing with annotator={self.annotator}")
         return self

@@ -18,9 +18,7 @@ from plaudit.algo.statistics import correlation
 from plaudit.data.annotator import Annotator, simulated_annotator, words
 from plaudit.data.files import write_rows
 from plaudit.errors import UserError
-from plaudit.models.load import load_model
 from plaudit.records import Completion, Prompt, Ranking, preferences_of
-from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.folder import CHECKPOINTS
 from plaudit.stages.preferences.config import PreferencesConfig
@@ -85,40 +83,24 @@ def _rankings(config: PreferencesConfig, run: Run, annotator: Annotator | None) 
 
 
 def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Completion, ...]]]:
-    """K replies of the SFT model to every chosen prompt."""
-    prompts = chosen_prompts(config, run)
+    """K replies of the SFT model to the first `train_prompts` training prompts in seeded order, then to every held-out
+    one."""
+    train = run.split("train")
+    order = rng.permutation(run.seed, "preferences/prompts", 0, len(train))
+    prompts = [train[i] for i in order[: config.train_prompts]] + run.split("validation", "test")
     chat = run.chat(run.sft_model)
-    engine = InProcessEngine(
-        load_model(str(run.sft_model), run.machine.dtype, run.machine.device),
-        eos_id=chat.eos_id,
-        temperature=run.sampling.temperature,
-        batch_rows=AT_ONCE,
-    )
+    engine = run.engine(run.sft_model, chat.eos_id, AT_ONCE)
     total = len(prompts) * config.replies
     ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
     uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), run.sampling.max_new_tokens)
     with Saver.open(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
+        log = saver.log(f"{CHECKPOINTS}/replies.jsonl")
         found = sample_in_batches(
-            engine,
-            ids,
-            uniforms,
-            AT_ONCE,
-            saver=saver,
-            log=saver.log(f"{CHECKPOINTS}/replies.jsonl"),
-            done=0,
-            state=State(),
-            advance=advance,
+            engine, ids, uniforms, AT_ONCE, saver=saver, log=log, done=0, state=State(), advance=advance
         )
     engine.close()
     replies = [chat.completion(reply) for reply in found]
     return [(prompt, tuple(replies[i * config.replies : (i + 1) * config.replies])) for i, prompt in enumerate(prompts)]
-
-
-def chosen_prompts(config: PreferencesConfig, run: Run) -> list[Prompt]:
-    """The first `train_prompts` training prompts in seeded order, then every held-out one."""
-    train = run.split("train")
-    order = rng.permutation(run.seed, "preferences/prompts", 0, len(train))
-    return [train[i] for i in order[: config.train_prompts]] + run.split("validation", "test")
 
 
 def gold_correlations(annotator: Annotator, rankings: list[Ranking]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ time: run again, it goes on waiting.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample) -> list[Draft]:
     model = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
     law = (run.sampling.max_new_tokens, run.sampling.temperature)
     settings = (config.train_prompts, config.replies, *law, run.seed, run.system)
-    name = digest([settings, sorted(model.items()), [(p.id, p.messages, p.split) for p in run.prompts]])
+    decide = [settings, sorted(model.items()), [(p.id, p.messages, p.split) for p in run.prompts]]
+    name = hashlib.sha256(repr(decide).encode()).hexdigest()[:24]
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if stored.get("sampling") != name:
         groups = [[prompt.id, [reply.as_json() for reply in replies]] for prompt, replies in sample()]
@@ -160,8 +161,3 @@ def _labels(engine: Engine, ids: set[str]) -> tuple[Ledger, list[Ranking]]:
     with snapshot(engine) as connection:
         ledger = read(connection)
     return ledger, rankings_of(ledger, only=ids)
-
-
-def digest(parts: Sequence[object]) -> str:
-    """What names a sampling: a hash of what decides its replies."""
-    return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:24]

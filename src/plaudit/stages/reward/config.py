@@ -57,10 +57,10 @@ class RewardConfig(StrictConfig):
                 f"rankings_per_micro_batch={self.rankings_per_micro_batch} does not divide "
                 f"rankings_per_step={self.rankings_per_step}"
             )
-        of_pairs = {"ties": "drop", "soft_labels": False, "margin_coef": 0.0, "label_smoothing": 0.0}
-        idle = [f"{name}={getattr(self, name)}" for name, default in of_pairs.items() if getattr(self, name) != default]
+        idle = self.given("ties", "soft_labels", "margin_coef", "label_smoothing")
         if self.loss != "pairs" and idle:
-            raise ValueError(f"{', '.join(idle)} belongs to loss=pairs and does nothing with loss={self.loss}")
+            shown = ", ".join(f"{name}={getattr(self, name)}" for name in idle)
+            raise ValueError(f"{shown} belongs to loss=pairs and does nothing with loss={self.loss}")
         if self.soft_labels and self.margin_coef:
             raise ValueError("soft_labels and margin_coef exclude each other: a margin is for a side that surely won")
         if self.members == 1 and self.aggregate != "mean":

@@ -26,7 +26,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plaudit import rng
 from plaudit.algo.preferences import fit_temperature
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, write_json, write_rows
@@ -35,8 +34,7 @@ from plaudit.dist.machine import release_memory
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.full import FullReward
-from plaudit.models.heads import head_file, load_head, save_head
-from plaudit.models.kernels.attention import prepare_attention
+from plaudit.models.heads import head_file, save_head
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
 from plaudit.records import Completion, Prompt, Ranking
@@ -51,6 +49,7 @@ from plaudit.rewards.saved import (
     member_files,
     template_hash,
     weights_and_rules,
+    with_heads,
 )
 from plaudit.rewards.score import score_replies
 from plaudit.run.display import progress
@@ -59,18 +58,14 @@ from plaudit.stages.reward.training import (
     RewardTraining,
     check_rankings,
     comparisons,
-    encode,
     load_members,
     train_member,
 )
-from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver
 from plaudit.view.card.reward_report import held_out_card
 from plaudit.view.card.table import print_alarms
 
-EVALUATE_ON = 100
-"""Held-out rankings in a held-out loss at most; of more, a seeded choice. The test at the end takes all."""
 NORMALISE_ON = 256
 """Replies of the training rankings whose scores get mean 0 and std 1: the std is then known to about 5 %."""
 
@@ -89,7 +84,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     check_rankings(config, learnt)
     chat = run.chat(run.sft_model)
     folder = run.folder.stage("reward")
-    training = build(config, run, chat, learnt, test)
+    training = RewardTraining(config, run, chat, learnt, test)
     model, layout = training.model, str(training.layout)
     frozen = fingerprint(model.base_tensors()) if isinstance(model, Roles) else {}
     parameters = sum(parameter.numel() for parameter in model.trainable().values())
@@ -118,7 +113,9 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     simulated = run.rankings is None and all(ranking.annotator is None for ranking in rankings)
     summary, card = held_out_card(raw_BM, contract, learnt, test, simulated=simulated)
     write_json(folder / "card.json", card)
-    write_rows(folder / "scores.jsonl", held_out_scores(test, raw_BM))
+    scores = zip(test, raw_BM.split([len(ranking.replies) for ranking in test]), strict=True)
+    rows = ({"id": r.prompt.id, "ranks": list(r.ranks), "scores": raw_KM.tolist()} for r, raw_KM in scores)
+    write_rows(folder / "scores.jsonl", rows)
     files = [folder / name for name in contract.files]
     summary |= {
         "loss": config.loss,
@@ -140,34 +137,6 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
     print_alarms(card)
     return summary
-
-
-def held_out_scores(test: Sequence[Ranking], raw_BM: Tensor) -> list[dict[str, Any]]:
-    """A row a held-out ranking: its id, the ranks of its replies, and the raw scores of each, one a member."""
-    rows, first = [], 0
-    for ranking in test:
-        scores = raw_BM[first : first + len(ranking.replies)].tolist()
-        rows.append({"id": ranking.prompt.id, "ranks": list(ranking.ranks), "scores": scores})
-        first += len(scores)
-    return rows
-
-
-def build(
-    config: RewardConfig, run: Run, chat: ChatFormat, learnt: list[Ranking], test: list[Ranking]
-) -> RewardTraining:
-    full, dtype = run.lora is None, run.machine.dtype
-    base = load_model(str(run.sft_model), torch.float32 if full else dtype, run.machine.device)
-    model: Roles | FullReward = (
-        FullReward(base, dtype, learns=True)
-        if run.lora is None
-        else Roles(base, trained="reward", lora=run.lora, seed=run.seed, members=config.members)
-    )
-    # Of many held-out rankings a seeded choice, in file order.
-    chosen = sorted(rng.permutation(run.seed, "reward/held_out", 0, len(test))[:EVALUATE_ON])
-    held_out = encode(config, chat, [test[i] for i in chosen])
-    micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
-    layout, examples = prepare_attention(base), encode(config, chat, learnt)
-    return RewardTraining(config, run.optimiser, run.seed, chat, model, layout, examples, held_out, micro)
 
 
 def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path) -> None:
@@ -195,10 +164,7 @@ def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
         return load_merged(folder / "model", run.machine.dtype, run.machine.device)
     members = 1 if config.aggregate == "weight_averaged" else config.members
     base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
-    roles = Roles(base, reward=[folder / adapter_name(member) for member in range(members)])
-    for member, head in enumerate(roles.score_heads):
-        load_head(head, folder, member)
-    return roles
+    return with_heads(Roles(base, reward=[folder / adapter_name(member) for member in range(members)]), folder)
 
 
 def _scored(
@@ -248,10 +214,8 @@ def describe(
 def _temperature(scores_N: Tensor, rankings: list[Ranking]) -> float:
     """Of the margins of the strict pairs, with Platt's targets (1999), (n + 1)/(n + 2) in place of 1: pairs that are
     all right prove no certainty. `scores_N` are of the replies of `rankings`."""
-    margins, first = [], 0
-    for ranking in rankings:
-        margins += [scores_N[first + w] - scores_N[first + l] for w, l in ranking.pairs()]
-        first += len(ranking.replies)
+    each = zip(rankings, scores_N.split([len(ranking.replies) for ranking in rankings]), strict=True)
+    margins = [scores[w] - scores[l] for ranking, scores in each for w, l in ranking.pairs()]
     target = (len(margins) + 1) / (len(margins) + 2)
     return fit_temperature(torch.stack(margins), torch.full((len(margins),), target, dtype=scores_N.dtype))
 
@@ -279,8 +243,8 @@ def export(
 
 def _with_hashes(contract: RewardContract, run: Run, folder: Path) -> RewardContract:
     """With the SHA-256 of the files that the scores come from: the reward model's own, and the base's."""
-    if contract.model is not None:
-        names = [f"{contract.model}/{name}" for name in weights_and_rules(folder / contract.model)]
-        return replace(contract, files=file_hashes(folder, names))
-    base = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
-    return replace(contract, files=file_hashes(folder, member_files(len(contract.mean))), base=base)
+    if contract.model is None:
+        base = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
+        return replace(contract, files=file_hashes(folder, member_files(len(contract.mean))), base=base)
+    names = [f"{contract.model}/{name}" for name in weights_and_rules(folder / contract.model)]
+    return replace(contract, files=file_hashes(folder, names))

@@ -5,8 +5,8 @@ docs/correctness.md, row 24). The losses are algo/preferences.py's; what becomes
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -28,16 +28,20 @@ from plaudit.data.packing import balanced, by_length
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.full import FullReward, raw_scores
-from plaudit.models.kernels.attention import Layout
+from plaudit.models.kernels.attention import prepare_attention
+from plaudit.models.load import load_model
 from plaudit.models.roles import Roles, reward_adapter
 from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right
 from plaudit.records import Ranking
 from plaudit.run.display import progress
 from plaudit.stages.reward.config import RewardConfig
-from plaudit.train.config import OptimiserConfig
 from plaudit.train.micro_batches import MicroBatches, batch_kept
 from plaudit.train.optimiser import MasterAdamW, move_schedule, optimiser_step, schedule_of
+from plaudit.train.run import Run
 from plaudit.train.saving import Saver, State, load_parameters, within
+
+EVALUATE_ON = 100
+"""Held-out rankings in a held-out loss at most; of more, a seeded choice. The test at the end takes all."""
 
 
 @dataclass(frozen=True)
@@ -103,23 +107,28 @@ def _tie_groups(ranking: Ranking, first: int = 0) -> list[list[int]]:
     return [[first + i for i, rank in enumerate(ranking.ranks) if rank == level] for level in levels]
 
 
-@dataclass
 class RewardTraining:
     """The members in training, and what they learn from."""
 
-    config: RewardConfig
-    optimiser: OptimiserConfig
-    seed: int
-    chat: ChatFormat
-    model: Roles | FullReward
-    layout: Layout
-    train: list[EncodedRanking]
-    held_out: list[EncodedRanking]
-    micro: MicroBatches
-    log_nus: list[float] = field(default_factory=list)
-    """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
-    seconds: list[float] = field(default_factory=list)
-    """Seconds of its steps, the member that is being trained included."""
+    def __init__(self, config: RewardConfig, run: Run, chat: ChatFormat, learnt: list[Ranking], test: list[Ranking]):
+        """On the run's SFT model; the held-out loss is over some of the rankings `test`."""
+        full, dtype = run.lora is None, run.machine.dtype
+        base = load_model(str(run.sft_model), torch.float32 if full else dtype, run.machine.device)
+        self.config, self.optimiser, self.seed, self.chat = config, run.optimiser, run.seed, chat
+        self.model: Roles | FullReward = (
+            FullReward(base, dtype, learns=True)
+            if full
+            else Roles(base, trained="reward", lora=run.lora, seed=run.seed, members=config.members)
+        )
+        # Of many held-out rankings a seeded choice, in file order.
+        chosen = sorted(rng.permutation(run.seed, "reward/held_out", 0, len(test))[:EVALUATE_ON])
+        self.held_out = encode(config, chat, [test[i] for i in chosen])
+        self.micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
+        self.layout, self.train = prepare_attention(base), encode(config, chat, learnt)
+        self.log_nus: list[float] = []
+        """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
+        self.seconds: list[float] = []
+        """Seconds of its steps, the member that is being trained included."""
 
     def micro_batches(self, examples: Sequence[EncodedRanking]) -> list[list[EncodedRanking]]:
         """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
@@ -148,19 +157,15 @@ def rankings_loss(
 
     A ranking of P comparisons gives each the weight 1/P; of a whole order, with K − 1 choices, 1/(K − 1).
     """
-    better, worse, targets, margins, weights, strict, first = [], [], [], [], [], [], 0
-    orders = []
+    pairs, strict, orders, first = list[tuple[Any, ...]](), list[tuple[int, int]](), list[list[list[int]]](), 0
     for example in examples:
-        for w, l, target, margin in example.comparisons:
-            better.append(first + w)
-            worse.append(first + l)
-            targets.append(target)
-            margins.append(margin)
-            weights.append(1 / len(example.comparisons))
+        weight = 1 / len(example.comparisons)
+        pairs += [(first + w, first + l, target, margin, weight) for w, l, target, margin in example.comparisons]
         strict += [(first + w, first + l) for w, l in example.ranking.pairs()]
         orders.append(_tie_groups(example.ranking, first))
         first += len(example.replies)
     assert scores_N.shape == (first,), (scores_N.shape, first)
+    better, worse, targets, margins, weights = (list(column) for column in zip(*pairs, strict=True))
     chosen_P, rejected_P = scores_N[better], scores_N[worse]
     targets_P, weights_P = scores_N.new_tensor(targets), scores_N.new_tensor(weights)
     match config.loss:
@@ -189,7 +194,12 @@ def train_member(training: RewardTraining, member: int, saver: Saver) -> None:
     """The optimiser steps of one member that its checkpoint, if there is one, has not done yet."""
     config, seed = training.config, training.seed
     log_nu = nn.Parameter(torch.zeros((), device=training.model.device))
-    learning = list(_parameters_of(training.model, member))
+    parts = (f".{reward_adapter(member)}.", f"score_heads.{member}.")
+    learning = [
+        parameter
+        for name, parameter in training.model.trainable().items()
+        if isinstance(training.model, FullReward) or parts[0] in name or name.startswith(parts[1])
+    ]
     optimiser = MasterAdamW(
         [{"params": [*learning, *([log_nu] if config.loss == "davidson" else [])], "lr": config.learning_rate}]
     )
@@ -245,14 +255,6 @@ def load_members(training: RewardTraining, state: State) -> None:
     load_parameters(training.model.trainable(), state.under("model"))
     training.log_nus, training.seconds = list(state.values["log_nus"]), list(state.times["seconds"])
     training.micro.halvings = state.values["halvings"]
-
-
-def _parameters_of(model: Roles | FullReward, member: int) -> Iterator[nn.Parameter]:
-    """What a member learns with."""
-    own = (f".{reward_adapter(member)}.", f"score_heads.{member}.")
-    for name, parameter in model.trainable().items():
-        if isinstance(model, FullReward) or own[0] in name or name.startswith(own[1]):
-            yield parameter
 
 
 def _accumulate(
