@@ -1,4 +1,5 @@
-"""Pages and words: the templates in pages/. HTML has autoescape on; replies, prompts and names are hostile input."""
+"""Pages and words: the templates in pages/. Autoescape is on for all but plain text; replies, prompts and names are
+hostile input."""
 
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ def words(template: str, macro: str, *values: Any) -> str:
 def _pages() -> Environment:
     """All templates, with the filters that write numbers."""
     page = Environment(loader=FileSystemLoader(Path(__file__).parent / "pages"), undefined=StrictUndefined)
-    page.autoescape = lambda name: ".html" in str(name)
+    page.autoescape = lambda name: not str(name).endswith(".txt.j2")
     page.trim_blocks = page.lstrip_blocks = True
     numbers = (number, percent, interval, temperature, plain_percent, plain_interval, plain_points)
     page.filters |= {write.__name__: write for write in numbers}
