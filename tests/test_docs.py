@@ -458,7 +458,7 @@ def test_the_findings_on_the_doctors_page_are_those_of_the_code() -> None:
     made = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id in ("Finding", "Symptom")]
     given = {node.args[0].value for node in made if isinstance(node.args[0], ast.Constant)} | set(FAULTS)
     given |= {f"{what} sign" for what in ("value loss", "entropy bonus")} | {name for name, _ in FROZEN.values()}
-    given |= {"temperature mismatch", "sampling law cut short"}  # gap_pattern of guard/invariants.py
+    given |= {"temperature mismatch", "sampling law cut short"}  # gap_pattern of guard/sampler.py
     found = dict(tables((DOCS / "doctor.md").read_text(encoding="utf-8")))
     rows = [*found["Faults: the arithmetic, done again"][1:], *found["Symptoms"][1:]]
     assert sorted(quoted(row[0])[0] for row in rows) == sorted(given)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import tiny_stage
 from plaudit.algo import advantages, losses, masked, rewards
 from plaudit.data.chat import ChatFormat
 from plaudit.errors import RunStopped, UserError
-from plaudit.guard import invariants
+from plaudit.guard import invariants, sampler
 from plaudit.guard.doctor import examine
 from plaudit.models.load import load_tokenizer
 from plaudit.models.roles import Roles
@@ -27,6 +28,8 @@ from plaudit.stages.plan import Flags
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo import rollout as ppo_rollout
 from plaudit.stages.recipe import load_recipe
+from plaudit.stages.reward import loop as reward
+from plaudit.train.run import Run
 
 Patch = pytest.MonkeyPatch
 Fault = Callable[[Patch], object]
@@ -359,6 +362,73 @@ def test_the_reward_model_of_another_template_is_refused(run_ppo: Callable[..., 
 
     with pytest.raises((RunStopped, UserError), match="template"):
         run_ppo(tmp_path, change)
+
+
+# --- a sampler that is not the policy ---
+
+
+def scaled_adapter(factor: float) -> Fault:
+    """The copy that samples has `factor` times the adapter."""
+    right = Roles.merged_weights
+
+    def wrong(self: Roles, adapter: str, *rest: Any) -> Any:
+        own = [layer.scaling[adapter] for layer in self._lora_layers]
+        for layer, scaling in zip(self._lora_layers, own, strict=True):
+            layer.scaling[adapter] = scaling * factor
+        yield from right(self, adapter, *rest)
+        for layer, scaling in zip(self._lora_layers, own, strict=True):
+            layer.scaling[adapter] = scaling
+
+    return lambda patch: patch.setattr(Roles, "merged_weights", wrong)
+
+
+def yesterdays_adapter(patch: Patch) -> None:
+    """The copy that samples has the weights it was given one merge ago."""
+    right, given = Roles.merged_weights, list[list[tuple[str, Tensor]]]()
+
+    def wrong(self: Roles, adapter: str, *rest: Any) -> Any:
+        given.append([(name, weight.clone()) for name, weight in right(self, adapter, *rest)])
+        return iter(given[-2:][0])
+
+    patch.setattr(Roles, "merged_weights", wrong)
+
+
+ELSEWHERE = {
+    "half": (scaled_adapter(0.5), "stale or lost adapter"),
+    "none": (scaled_adapter(0.0), "stale or lost adapter"),
+    "twice": (scaled_adapter(2.0), "adapter applied more than once"),
+    "yesterday's": (yesterdays_adapter, "stale or lost adapter"),
+}
+
+
+@pytest.mark.row(31)
+@pytest.mark.parametrize(("fault", "says"), ELSEWHERE.values(), ids=ELSEWHERE)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_row_31_a_sampler_without_the_whole_adapter_of_today_stops_the_run(
+    fault: Fault,
+    says: str,
+    dtype: str,
+    tiny_run: Callable[..., Run],
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: Patch,
+) -> None:
+    """No look between the rollouts, so one merge ago is one update ago. In bf16 the gap alone passes."""
+    fault(monkeypatch)
+    run = tiny_run(tmp_path, trained, dtype)
+    if dtype != "float32":  # scores of one format are not those of another
+        reward.train(*tiny_stage("reward", run))
+    with pytest.raises(RunStopped, match=says):
+        ppo.train(*tiny_stage("ppo", run, **{**SETTINGS, "evaluate_every": 4, "batch_size": 16}))
+
+
+def test_the_doctor_names_a_sampler_without_the_whole_adapter(
+    run_ppo: Callable[..., Path], tmp_path: Path, monkeypatch: Patch
+) -> None:
+    scaled_adapter(0.5)(monkeypatch)
+    monkeypatch.setattr(sampler, "check_law", lambda *_: None)
+    (found,) = [f for f in examine(run_ppo(tmp_path)).findings if f.name == "stale or lost adapter"]
+    assert "+0.5" in found.evidence and found.level == "fault"
 
 
 # --- the checks themselves ---

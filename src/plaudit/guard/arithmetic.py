@@ -16,9 +16,9 @@ from torch import Tensor
 
 from plaudit.guard import formulas
 from plaudit.guard.formulas import Floats
-from plaudit.guard.invariants import gap_pattern
 from plaudit.guard.limits import Row
 from plaudit.guard.monitors import repeated_trigrams
+from plaudit.guard.sampler import CLEAR_OF_NOISE, Slope, gap_pattern
 from plaudit.guard.symptoms import Finding
 
 EXACT = 1e-4
@@ -32,6 +32,8 @@ FAULTS = {
     "end of turn masked out": "the mask leaves out end-of-turn tokens, so the policy never learns to stop",
     "mask not from lengths": "the mask is not the one that the lengths give",
     "wrong end of turn": "replies are said to have ended, or not, against their own tokens",
+    "stale or lost adapter": "the sampler does not sample the policy: it is nearer to the reference, or "
+    "farther from it, than the policy",
     "KL sign flipped": "the KL is log π_ref − log π: its penalty drives the policy away from the reference",
     "KL does not follow": "the stored KL is not the one of the stored log-probabilities",
     "wrong reference": "the reference is not the model that the policy started from",
@@ -145,6 +147,31 @@ def sampler(stored: Stored) -> Finding | None:
         return None
     evidence = f"update {stored.update}: over {int(stored['mask_BT'].sum())} tokens"
     return Finding(*pattern, evidence, "set one sampling.temperature for both", "fault")
+
+
+def sampler_slope(first: Stored, stored: Stored) -> Slope | None:
+    """Where the sampler was between policy and reference, less the rounding that the run's `first` rollout shows; None
+    where that cannot be told (see guard/sampler.py)."""
+    if first.update != 1 or stored.update == 1 or len(stored["mask_BT"]) < 2:
+        return None
+
+    def differences(one: Stored, a: str, b: str) -> list[Floats]:
+        return [x - y for x, y in zip(one.replies(a), one.replies(b), strict=True)]
+
+    noise = float((np.concatenate(differences(first, "sampler_logprobs_BT", "old_logprobs_BT")) ** 2).mean())
+    gap = differences(stored, "sampler_logprobs_BT", "old_logprobs_BT")
+    way = differences(stored, "ref_logprobs_BT", "old_logprobs_BT")
+    if float((np.concatenate(way) ** 2).mean()) <= max(CLEAR_OF_NOISE * noise, 1e-9):
+        return None
+    return Slope(*formulas.through_origin(gap, way, noise))
+
+
+def lost_adapter(first: Stored, stored: Stored) -> Finding | None:
+    """The sampler is not the policy (docs/correctness.md, row 31)."""
+    slope = sampler_slope(first, stored)
+    if slope is None or not slope.lost:
+        return None
+    return stored.fault("stale or lost adapter", f"sampler − policy is {slope} of reference − policy")
 
 
 def rewards(stored: Stored) -> Finding | None:

@@ -81,6 +81,7 @@ def _spread(updates: Sequence[int], count: int) -> list[int]:
 def _recomputed(stored: Sequence[Stored]) -> list[Finding]:
     """The faults of all rollouts, each told once: where it was seen first."""
     found = [check(one) for one in stored for check in arithmetic.CHECKS]
+    found += [arithmetic.lost_adapter(stored[0], one) for one in stored]
     found += [arithmetic.frozen_critic(stored[0], stored[-1])] if stored else []
     first: dict[str, Finding] = {}
     for finding in found:

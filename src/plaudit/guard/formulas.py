@@ -19,6 +19,16 @@ def kl_estimates(logprobs: Floats, ref_logprobs: Floats, estimator: str) -> Floa
     return {"k1": k1, "k2": k1**2 / 2, "k3": np.exp(-k1) - 1 + k1}[estimator]
 
 
+def through_origin(y: Sequence[Floats], x: Sequence[Floats], noise: float) -> tuple[float, float]:
+    """The slope of y on x, an array a reply, and its standard error with replies as clusters. x and y share an error
+    of variance noise/2, and x has another one like it (see guard/sampler.py)."""
+    products = np.array([a @ b - noise / 2 * len(a) for a, b in zip(y, x, strict=True)])
+    squares = np.array([b @ b - noise * len(b) for b in x])
+    slope = products.sum() / squares.sum()
+    errors = products - slope * squares
+    return float(slope), float(np.sqrt((errors**2).sum() * len(x) / (len(x) - 1)) / squares.sum())
+
+
 def discounted(values: Floats, discount: float) -> Floats:
     """Σ_{k ≥ t} discount^(k−t)·x_k for every t."""
     places = np.arange(len(values))

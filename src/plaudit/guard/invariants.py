@@ -3,7 +3,7 @@
 - Before the first optimiser step of an update the trainer's ratio is 1 (float32: within 1e-6; bf16: exactly, because
   old log-probs are computed in the very micro-batches that are trained on) and no token is clipped.
 - A fresh policy adapter changes nothing, so the KL before the first update is 0.
-- Sampler and trainer agree about the log-probabilities of the sampled tokens.
+- Sampler and trainer agree about the log-probabilities of the sampled tokens (sampler.py).
 - Losses, gradients and scores are finite before the optimiser moves anything.
 - No module is in train mode, and one pass gives the same numbers twice: dropout is off.
 - A log-probability and a value see the tokens up to their state, and not the action they judge.
@@ -22,9 +22,6 @@ from plaudit.errors import RunStopped
 from plaudit.models.tokens import Tokens
 
 RATIO_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.0}
-# (mean, 99th percentile) of |sampler − trainer| in nats a token. The bf16 bounds are about three times the largest seen
-# on SmolLM2-135M over whole demo runs (docs/benchmarks.md).
-GAP_BOUND = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.15, 0.8)}
 
 
 def check_first_ratio(largest: float, dtype: torch.dtype) -> None:
@@ -44,61 +41,6 @@ def check_fresh_kl(kl_BT: Tensor, dtype: torch.dtype) -> None:
             f"a fresh policy differs from the reference by {largest:.3g} nats a token, allowed "
             f"{RATIO_TOLERANCE[dtype]:g}: the reference is not the model the policy started from"
         )
-
-
-def sampler_gap(sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tensor) -> tuple[float, float]:
-    """Mean and 99th percentile of |sampler − trainer| over the reply tokens, in nats."""
-    gap_N = (sampler_logprobs_BT - logprobs_BT)[mask_BT].abs()
-    return gap_N.mean().item(), gap_N.quantile(0.99).item()
-
-
-def check_sampler_gap(mean: float, p99: float, dtype: torch.dtype) -> None:
-    """Stop when the replies were sampled from another law than the one that is trained."""
-    for name, value, bound in zip(("mean", "99th percentile"), (mean, p99), GAP_BOUND[dtype], strict=True):
-        if not value <= bound:
-            raise RunStopped(
-                f"sampler and trainer disagree: the {name} of |Δ log-prob| is {value:.3g} nats a token, allowed "
-                f"{bound:g}; the replies do not come from the policy that is trained"
-            )
-
-
-def gap_pattern(sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tensor) -> tuple[str, str] | None:
-    """(name, what it means) when the gap between sampler and trainer has the shape of a known mistake, else None.
-
-    - another temperature: log p(T₁) of a token is log p(T₂)·T₂/T₁ plus what its state adds, so a line through the pairs
-      has another slope than 1. Noise, stale weights and rounding leave it at 1 (within 0.05).
-    - top-k, top-p: the sampler spreads the law over fewer tokens, so each that it draws is more likely to it.
-    """
-    sampler_N, trainer_N = sampler_logprobs_BT[mask_BT].double(), logprobs_BT[mask_BT].double()
-    gap_N = sampler_N - trainer_N
-    spread = trainer_N - trainer_N.mean()
-    if len(gap_N) < 8 or gap_N.abs().mean() <= GAP_BOUND[torch.float32][0] or (spread**2).sum() < 1e-9:
-        return None
-    slope = ((sampler_N * spread).sum() / (spread**2).sum()).item()
-    if gap_N.min() > -1e-5 and abs(slope - 1) < 0.5:
-        return (
-            "sampling law cut short",
-            "the sampler holds each of its tokens more likely than the trainer: top-k or top-p",
-        )
-    if abs(slope - 1) > 0.05:
-        says = f"the sampler's log-probabilities change {slope:.3g} times as much as the trainer's"
-        return "temperature mismatch", says
-    return None
-
-
-def check_sampler(
-    sampler_logprobs_BT: Tensor, logprobs_BT: Tensor, mask_BT: Tensor, dtype: torch.dtype
-) -> tuple[float, float]:
-    """`sampler_gap`, within its bounds; when it is not, the run stops and the pattern of the gap names the mistake."""
-    mean, p99 = sampler_gap(sampler_logprobs_BT, logprobs_BT, mask_BT)
-    try:
-        check_sampler_gap(mean, p99, dtype)
-    except RunStopped as stop:
-        pattern = gap_pattern(sampler_logprobs_BT, logprobs_BT, mask_BT)
-        if pattern is None:
-            raise
-        raise RunStopped(f"{pattern[0]}: {pattern[1]} ({stop})") from stop
-    return mean, p99
 
 
 def check_modes(model: nn.Module) -> None:

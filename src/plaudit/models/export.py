@@ -8,10 +8,14 @@ from plaudit.data.chat import ChatFormat
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import load_model, save_model
 from plaudit.models.roles import Roles
+from plaudit.models.rounding import Rounding
 
 
-def export_policy(roles: Roles, chat: ChatFormat, base: str, folder: Path, dtype: torch.dtype) -> None:
-    """The policy merged into its base, as a plain causal language model with its tokenizer."""
+def export_policy(
+    roles: Roles, chat: ChatFormat, base: str, folder: Path, dtype: torch.dtype, rounding: Rounding | None = None
+) -> None:
+    """The policy merged into its base, as a plain causal language model with its tokenizer; `rounding` as in
+    `Roles.merged_weights`."""
     model = load_model(base, dtype, torch.device("cpu"))
-    merge_into(model, roles.merged_weights("policy"))
+    merge_into(model, roles.merged_weights("policy", rounding))
     save_model(model, chat.tokenizer, folder)

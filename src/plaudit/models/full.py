@@ -5,7 +5,7 @@ multiplies bfloat16, the products run in it (autocast). Weights, gradients and A
 parameter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,21 @@ from transformers import PreTrainedModel
 
 from plaudit.models.heads import ScalarHead
 from plaudit.models.roles import Need, Role, RoleOutput, Roles, last_hidden, plain_loss
+from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens
 
 
 def _computing_in(dtype: torch.dtype, base: PreTrainedModel) -> torch.autocast:
     low = dtype != base.dtype
     return torch.autocast(base.device.type, dtype if low else torch.bfloat16, enabled=low)
+
+
+def _rounded(
+    parameters: Iterable[tuple[str, nn.Parameter]], dtype: torch.dtype, rounding: Rounding | None
+) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in parameters:
+        weight = parameter.detach()
+        yield name, weight if rounding is None or weight.dtype == dtype else rounding(name, weight.clone(), dtype)
 
 
 class FullPolicy(nn.Module):
@@ -45,10 +54,11 @@ class FullPolicy(nn.Module):
         """A copy of the trained weights."""
         return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
 
-    def merged_weights(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
-        """(name in the plain model, its weight) of everything; `adapter` is there for the call's likeness."""
+    def merged_weights(self, adapter: str, rounding: Rounding | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name in the plain model, its weight in the format of the products) of everything; see
+        `Roles.merged_weights`. `adapter` is there for the call's likeness."""
         assert adapter == "policy"
-        yield from ((name, parameter.detach()) for name, parameter in self.base.named_parameters())
+        yield from _rounded(self.base.named_parameters(), self.compute, rounding)
 
 
 class FullReward(nn.Module):
@@ -84,12 +94,12 @@ class FullReward(nn.Module):
         """Name -> parameter of everything an optimiser may change."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def merged_weights(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
-        """(name in the plain model, its weight) of the trunk; `adapter` is there for the call's likeness."""
+    def merged_weights(self, adapter: str, rounding: Rounding | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name in the plain model, its weight in the format of the products) of the trunk; see
+        `Roles.merged_weights`. `adapter` is there for the call's likeness."""
         assert adapter == "reward"
-        for name, parameter in self.base.named_parameters():
-            if name.startswith(f"{self.prefix}."):
-                yield name, parameter.detach()
+        trunk = ((name, p) for name, p in self.base.named_parameters() if name.startswith(f"{self.prefix}."))
+        yield from _rounded(trunk, self.compute, rounding)
 
 
 def raw_scores(model: Roles | FullReward, tokens: Tokens | ReplyRow, member: int | None = None) -> Tensor:

@@ -34,6 +34,7 @@ from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
 from plaudit.models.logprobs import completion_loss, token_logprobs
+from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
 
 PACKED_BELOW = 0.8
@@ -215,18 +216,23 @@ class Roles(nn.Module):
         """A copy of the trained adapter and heads."""
         return {name: parameter.detach().clone() for name, parameter in self.trainable().items()}
 
-    def merged_weights(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
-        """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once."""
+    @torch.no_grad()
+    def merged_weights(self, adapter: str, rounding: Rounding | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once: as `rounding`
+        does it, or to the nearest, which loses much of a small adapter."""
         prefix = "base_model.model."
         for name, module in self.peft.named_modules():
             if isinstance(module, LoraLayer) and adapter in module.lora_A:
-                weight = module.get_base_layer().weight
+                weight, plain_name = module.get_base_layer().weight, f"{name.removeprefix(prefix)}.weight"
                 # PEFT's own get_delta_weight would round ΔW to the adapter's format before it is added.
-                with torch.no_grad():
-                    delta = module.lora_B[adapter].weight.float() @ module.lora_A[adapter].weight.float()
-                    delta *= module.scaling[adapter]
-                    merged = (weight.float() + (delta.T if module.fan_in_fan_out else delta)).to(weight.dtype)
-                yield f"{name.removeprefix(prefix)}.weight", merged
+                left, right = module.lora_B[adapter].weight.float(), module.lora_A[adapter].weight.float()
+                if module.fan_in_fan_out:
+                    left, right = right.T, left.T
+                merged = torch.addmm(weight.float(), left, right, alpha=module.scaling[adapter])
+                yield (
+                    plain_name,
+                    merged.to(weight.dtype) if rounding is None else rounding(plain_name, merged, weight.dtype),
+                )
 
     def save_adapter(self, folder: Path, member: int = 0) -> None:
         """A trained adapter in PEFT's own format, whole or not at all: entry `member` of `learning`, so of an ensemble

@@ -25,6 +25,7 @@ from plaudit.guard.invariants import joint_fingerprint
 from plaudit.guard.watch import verdict
 from plaudit.models.export import export_policy
 from plaudit.models.heads import save_head
+from plaudit.models.rounding import Rounding
 from plaudit.records import Prompt
 from plaudit.rollout.batch import RolloutBatch
 from plaudit.run.display import console, progress
@@ -131,4 +132,5 @@ def _save(trainer: Trainer) -> None:
         save_head(roles.value_head, folder / "value_head")
     if config.critic == "own":
         roles.save_adapter(folder / "critic", 1)
-    export_policy(roles, trainer.chat, str(run.sft_model), folder / "model", run.machine.dtype)
+    rounding = Rounding(run.seed, "ppo/model")
+    export_policy(roles, trainer.chat, str(run.sft_model), folder / "model", run.machine.dtype, rounding)

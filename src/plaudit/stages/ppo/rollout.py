@@ -21,6 +21,7 @@ from plaudit.algo.masked import masked_mean, moments_of, whiten
 from plaudit.algo.statistics import explained_variance
 from plaudit.data.files import read_rows, write_rows
 from plaudit.guard import invariants
+from plaudit.guard.sampler import check_sampler, sampler_noise
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.rewards.sources import Scores
@@ -53,7 +54,7 @@ def rollout(trainer: Trainer, prompts: list[Prompt], number: int, clock: Clock) 
         scores, ref_logprobs_BT, old = judge(trainer, prompts, tokens, number, where)
         old_logprobs_BT, values_BT, last_values_B = old["logprobs_BT"], old.get("values_BT"), old.get("last_values_B")
         k1_BT = rewards.kl_estimate(old_logprobs_BT, ref_logprobs_BT)
-        gap = _checked(trainer, sampler_logprobs_BT, old_logprobs_BT, k1_BT, mask_BT, number)
+        gap = _checked(trainer, sampler_logprobs_BT, old_logprobs_BT, ref_logprobs_BT, mask_BT, number)
 
     earned_B, terms = earned(trainer, prompts, tokens, finished_B, scores)
     scores_B, scale = clipped_and_scaled(config, numbers, earned_B)
@@ -118,15 +119,18 @@ def judge(
 
 
 def _checked(
-    trainer: Trainer, sampler_logprobs_BT: Tensor, old_logprobs_BT: Tensor, k1_BT: Tensor, mask_BT: Tensor, number: int
+    trainer: Trainer, sampler_BT: Tensor, policy_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, number: int
 ) -> dict[str, float]:
-    """RunStopped where sampler, policy or reference are not what they must be; how far the sampler is, for the log."""
-    dtype = trainer.run.machine.dtype
-    mean, p99 = invariants.check_sampler(sampler_logprobs_BT, old_logprobs_BT, mask_BT, dtype)
+    """RunStopped where sampler, policy or reference are not what they must be, by their log-probs; where the sampler
+    is, for the log."""
+    dtype, numbers = trainer.run.machine.dtype, trainer.numbers
+    k1_BT = rewards.kl_estimate(policy_BT, reference_BT)
+    row = check_sampler(sampler_BT, policy_BT, reference_BT, mask_BT, dtype, numbers.sampler_noise)
     invariants.check_finite("a log-probability", k1_BT.sum().item(), f"PPO update {number + 1}")
     if number == 0:
         invariants.check_fresh_kl(k1_BT, dtype)
-    return {"sampler_gap_mean": mean, "sampler_gap_p99": p99}
+        numbers.sampler_noise = sampler_noise(sampler_BT, policy_BT, mask_BT)
+    return row
 
 
 def earned(

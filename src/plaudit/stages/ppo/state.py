@@ -28,6 +28,7 @@ def pack(trainer: Trainer, looks: Looks, keeper: Keeper, seconds: list[float]) -
         "schedule": trainer.schedule.last_epoch,
         "controller": asdict(numbers.controller),
         "first_std": numbers.first_std,
+        "sampler_noise": numbers.sampler_noise,
         "running": asdict(numbers.running),
         "halvings": trainer.micro.halvings,
         "moments": trainer.rewards.moments,
@@ -46,7 +47,8 @@ def unpack(state: State, trainer: Trainer, looks: Looks, keeper: Keeper) -> list
     trainer.optimiser.load_tensors(state.under("optimiser"))
     move_schedule(trainer.schedule, values["schedule"])
     numbers.controller, numbers.running = KLController(**values["controller"]), Moments(**values["running"])
-    numbers.first_std, trainer.micro.halvings = values["first_std"], values["halvings"]
+    numbers.first_std, numbers.sampler_noise = values["first_std"], values["sampler_noise"]
+    trainer.micro.halvings = values["halvings"]
     trainer.rewards.moments = {name: (mean, std) for name, (mean, std) in values["moments"].items()}
     if trainer.config.sigmoid_centred:
         trainer.references = read_references(trainer.run.folder.path / "ppo")

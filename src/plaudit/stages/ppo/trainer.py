@@ -19,6 +19,7 @@ from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
 from plaudit.models.load import load_model
 from plaudit.models.roles import Need, Role, Roles
+from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
 from plaudit.rewards.saved import trained_reward
@@ -38,6 +39,8 @@ class Numbers:
     controller: KLController
     first_std: float | None = None
     """Std of the first update's scores: whitening is floored at a quarter of it."""
+    sampler_noise: float | None = None
+    """Mean square of sampler − trainer in the first rollout: rounding, before there is an adapter to lose."""
     running: Moments = field(default_factory=Moments)
     """Of all scores so far, for the running scale."""
 
@@ -129,7 +132,8 @@ def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) 
     prompt_ids = [trainer.chat.prompt_ids(prompt.messages) for prompt in prompts]
     mine, longest = trainer.ranks.share(range(len(prompts))), trainer.run.sampling.max_new_tokens
     uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
-    trainer.engine.load_weights(trainer.roles.merged_weights("policy"))
+    rounding = Rounding(trainer.run.seed, stream, step)
+    trainer.engine.load_weights(trainer.roles.merged_weights("policy", rounding))
     replies = trainer.engine.generate([prompt_ids[i] for i in mine], uniforms)
     message = json.dumps([[row, reply.ids, reply.logprobs] for row, reply in zip(mine, replies, strict=True)])
     rows = sorted(row for text in trainer.ranks.gathered(message) for row in json.loads(text))

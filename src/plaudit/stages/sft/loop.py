@@ -35,6 +35,7 @@ from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import load_model, save_model
 from plaudit.models.roles import Roles
+from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, messages_as_json
 from plaudit.rollout.inprocess import InProcessEngine
@@ -313,7 +314,8 @@ def _sample(training: SFTTraining, step: int, samples: Metrics) -> None:
     uniforms = rng.uniforms(
         training.run.seed, "sft/samples", 0, list(range(len(ids))), training.run.sampling.max_new_tokens
     )
-    training.engine.load_weights(training.model.merged_weights("policy"))
+    rounding = Rounding(training.run.seed, "sft/samples")
+    training.engine.load_weights(training.model.merged_weights("policy", rounding))
     for row, sampled in zip(training.prompts, training.engine.generate(ids, uniforms), strict=True):
         prompt, reply = messages_as_json(row.prompt.messages), training.chat.completion(sampled.ids)
         samples.log(step=step, id=row.prompt.id, kind=row.prompt.kind, prompt=prompt, **reply.as_json())
@@ -324,7 +326,7 @@ def _save(training: SFTTraining, folder: Path) -> None:
     if isinstance(model, Roles):
         model.save_adapter(folder / "adapter")
     merged = load_model(run.model, run.machine.dtype, run.machine.device)
-    merge_into(merged, model.merged_weights("policy"))
+    merge_into(merged, model.merged_weights("policy", Rounding(run.seed, "sft/model")))
     # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
     ends = merged.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends] if ends is not None else []

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from plaudit.algo.losses import clipped_surrogate
 from plaudit.errors import UserError
+from plaudit.guard.arithmetic import Stored, sampler_slope
+from plaudit.guard.sampler import sampler_gap
 from plaudit.models.load import load_tokenizer, quiet_libraries
 from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.run.folder import read_recipe
@@ -72,6 +74,7 @@ class Inspection:
     mean_l_clip: float
     share: float
     update_tokens: int
+    sampler: str
 
     @property
     def telling(self) -> TokenRow:
@@ -125,7 +128,16 @@ def inspect_run(folder: Path, step: int | None = None, sample: int = 1) -> Inspe
         mean_l_clip=total / len(rows),
         share=total / update_tokens,
         update_tokens=update_tokens,
+        sampler=_sampler(*(Stored(n, read_rollout(files[n]), ppo, {}) for n in (min(files), update))),
     )
+
+
+def _sampler(first: Stored, stored: Stored) -> str:
+    """How far from the policy the update's replies were sampled."""
+    gap, _ = sampler_gap(*(stored.tensors[n] for n in ("sampler_logprobs_BT", "old_logprobs_BT", "mask_BT")))
+    slope = sampler_slope(first, stored)
+    where = "" if slope is None else f", {slope} of the way to the reference"
+    return f"{gap:.2g} nats a token from the policy{where}"
 
 
 def clip_bounds(ppo: Mapping[str, Any]) -> tuple[float, float]:

@@ -148,6 +148,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         kinds=kinds,
         gap_mean=max(row["sampler_gap_mean"] for row in updates),
         gap_p99=max(row["sampler_gap_p99"] for row in updates),
+        slope=max((abs(row["sampler_slope"]) for row in updates if "sampler_slope" in row), default=None),
         finished=run.folder.finished(),
         stages=stages_of(recipe),
         update_seconds=seconds_by_part(read_metrics(folder / "ppo/times.jsonl")),
