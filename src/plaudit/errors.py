@@ -1,10 +1,16 @@
-"""The exceptions that are one line for the user: the one they can cause, and the two that end a run.
+"""The exceptions that are one line for the user: the one they can cause, and the two that end a run; and what the
+system says of a path, as a sentence.
 
 Everything that a recipe, a file, a model folder or the machine can get wrong is raised as `UserError` with a
 message that names the place, the value and the fix. The command line prints it as one line and exits with 2; what a
 guard stops, and the loss of another process of the run, are one line too. Any other exception is our bug and keeps its
 traceback.
 """
+
+import errno
+import os
+import stat
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -17,3 +23,62 @@ class RankLost(RuntimeError):
 
 class RunStopped(RuntimeError):
     """A run-time guard found a number that must hold and does not; the message names it, its value and its bound."""
+
+
+_SAYS = {
+    errno.ENOENT: "no such file or folder; check the name",
+    errno.ENOTDIR: "a part of this path is a file, where a folder is needed; give another path",
+    errno.EEXIST: "is a file, where a folder is needed; give another path, or move the file",
+    errno.EISDIR: "is a folder, where a file is needed; give a file",
+    errno.ENOTEMPTY: "is a folder that is not empty; give another one",
+    errno.EACCES: "this user may not read or write it; change its permissions, or give another path",
+    errno.EPERM: "this user may not do that to it; change its permissions, or give another path",
+    errno.ENAMETOOLONG: "the name is longer than the file system allows; give a shorter one",
+    errno.ELOOP: "is a link that leads back to itself; give what it should lead to",
+    errno.ENXIO: "is a pipe, a socket or a device, not a file; give a file",
+    errno.ENOSPC: "No space left on device; free some",
+    errno.EDQUOT: "this user's share of the disk is used up; free some",
+    errno.EROFS: "is on a disk that can only be read; give another path",
+    errno.EFBIG: "the file is larger than the file system or `ulimit -f` allows",
+    errno.EIO: "the disk fails to read or write it",
+    errno.EMFILE: "this process has too many open files; raise `ulimit -n`",
+    errno.ENFILE: "this machine has too many open files; close some programs",
+}
+
+
+def path_of(error: OSError) -> Path | None:
+    """The path that the system names: of two, the one that was meant; of an open file, none."""
+    named = error.filename2 or error.filename
+    return Path(os.fsdecode(named)) if isinstance(named, str | bytes | os.PathLike) else None
+
+
+def system_says(error: OSError) -> str:
+    """What went wrong and how to mend it, after the path where the system names one."""
+    path, says = path_of(error), _SAYS.get(error.errno or 0, error.strerror or str(error))
+    if path is None:
+        return says
+    if error.errno == errno.ENOENT and path.is_symlink():
+        says = _leads_nowhere(path)
+    return f"{path}: {says}"
+
+
+def no_file(path: Path, what: str = "file") -> str | None:
+    """Why `path` is no file (called `what`) whose end can be read, with the fix; None when it is one. A pipe would be
+    waited for."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return _leads_nowhere(path) if path.is_symlink() else f"no such {what}; check the name"
+        return _SAYS.get(error.errno or 0, str(error))
+    except ValueError:  # a NUL
+        return f"no such {what}; check the name"
+    if stat.S_ISREG(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        return _SAYS[errno.EISDIR]
+    return _SAYS[errno.ENXIO]
+
+
+def _leads_nowhere(link: Path) -> str:
+    return f"is a link to {os.readlink(link)}, which is not there; give a file"

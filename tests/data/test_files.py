@@ -73,7 +73,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
-    assert f"{tmp_path}: no such file" in message_of(files.read_rows, tmp_path)
+    assert f"{tmp_path}: is a folder, where a file is needed" in message_of(files.read_rows, tmp_path)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`plaudit data`: what is in data files, and any of them as canonical JSON lines."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.status import Status
 
 from plaudit.errors import UserError
-from plaudit.run.display import console
+from plaudit.run.display import console, print_json
 
 commands = typer.Typer(help="What is in data files, and what is wrong with it, line by line.", no_args_is_help=True)
 
@@ -36,7 +35,7 @@ def check(
             audit.add(source, format, _follow(status, source))
     report = audit.report()
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
     else:
         print_report(report)
     if report["errors"]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from plaudit.errors import UserError
+from plaudit.errors import UserError, no_file
 from plaudit.run.display import console, error_console
 from plaudit.run.folder import RECIPE
 
@@ -52,8 +52,8 @@ def database_of(source: Path | None, database: str | None) -> str:
 
 def need_file(file: Path | None) -> None:
     """UserError when a file or folder that is named is not there: a mistyped name must not make a new database."""
-    if file is not None and not file.exists():
-        raise UserError(f"{file}: no such file or folder")
+    if file is not None and not file.is_dir() and (why := no_file(file, "file or folder")):
+        raise UserError(f"{file}: {why}")
 
 
 def opened(source: Path | None, database: str | None) -> Any:

@@ -3,7 +3,6 @@
 Loads neither torch nor the extra.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from plaudit.cli.label import Database, Source, database_of, label, need_extra, need_file, opened
 from plaudit.errors import UserError
-from plaudit.run.display import console, error_console, stage_table
+from plaudit.run.display import console, error_console, print_json, stage_table
 
 commands = label
 """The whole group: label.py's commands, then these."""
@@ -66,7 +65,7 @@ def export(
     done = rows_of(ledger, format, filters, aggregate)
     text = "".join(done.lines())
     if str(to) == "-":
-        typer.echo(text, nl=False)
+        typer.echo(text.encode(), nl=False)  # UTF-8, as in a file, whatever the terminal's encoding is
     else:
         write_text(to, text)
     left = "; left out: " + ", ".join(f"{n:,} {why}" for why, n in done.left_out.items()) if done.left_out else ""
@@ -112,7 +111,7 @@ def stats(
     with snapshot(opened(source, database)) as connection:
         numbers = dashboard(read(connection), time.time())
     if as_json:
-        print(json.dumps(numbers, indent=2, ensure_ascii=False))
+        print_json(numbers)
     else:
         _print(numbers)
 

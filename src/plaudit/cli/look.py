@@ -1,6 +1,5 @@
 """Commands that look at runs and models: chat, export, reward-report, doctor, inspect, worked-example."""
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ import typer
 from rich.table import Table
 
 from plaudit.cli.data import FormatOption
-from plaudit.run.display import Step, console, error_console, progress
+from plaudit.run.display import Step, console, error_console, print_json, progress
 
 commands = typer.Typer()
 
@@ -36,9 +35,11 @@ def chat(
 
 def _ask() -> str:
     try:
-        return console.input("you> ").strip()
+        text = console.input("you> ").strip()
     except EOFError:
         return ""
+    # Half a surrogate pair, as a terminal may paste it, is no text: no tokenizer takes it.
+    return text.encode(errors="replace").decode()
 
 
 @commands.command()
@@ -81,7 +82,7 @@ def reward_report(
 
         write_text(html, card_page(card))
     if as_json:
-        print(json.dumps(card, indent=2, ensure_ascii=False))
+        print_json(card)
         return
     print_card(card)
     if html is not None:
@@ -102,7 +103,7 @@ def doctor(
     found = examine(folder)
     report = {**asdict(found), "faults": found.faults}
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
     else:
         print_examination(report)
     if found.faults:

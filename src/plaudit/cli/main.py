@@ -1,7 +1,6 @@
 """The command line. A mistake of the user's is one line and exit code 2, a guard's stop one line and 3, Ctrl-C 130,
-SIGTERM 143."""
+SIGTERM 143, output that nobody reads 141."""
 
-import errno
 import os
 import sys
 from typing import Annotated
@@ -10,8 +9,9 @@ import typer
 
 from plaudit.cli import data, look, stages
 from plaudit.cli.label_transfer import commands as label
-from plaudit.errors import RankLost, RunStopped, UserError
-from plaudit.run.stopping import Interrupted, signals_heard
+from plaudit.cli.outcome import EXPECTED, UNREAD, outcome, unread, unread_says
+from plaudit.run.stopping import signals_heard
+from plaudit.run.streams import lenient_streams
 
 app = typer.Typer(
     help="Classic RLHF: supervised fine-tuning, a reward model from rankings, and PPO, on one machine.",
@@ -41,31 +41,28 @@ def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    with signals_heard():
-        try:
+    lenient_streams()
+    code: int | str | None = 0
+    ended_by: BaseException | None = None
+    try:
+        with signals_heard():
             app()
-        except (UserError, RunStopped, RankLost, OSError, Interrupted) as error:
-            if debug:
-                raise
-            code, text = _outcome(error)
-            rank = os.environ.get("RANK", "0")  # of several processes of one run (docs/distributed.md)
-            print(text if rank == "0" else f"Rank {rank}: {text}", file=sys.stderr)
-            sys.exit(code)
-
-
-def _outcome(error: BaseException) -> tuple[int, str]:
-    go_on = "checkpoints and the stages that ended are kept; go on with `plaudit run FOLDER/recipe.yaml --resume`"
-    if isinstance(error, Interrupted):
-        return error.exit_code, f"Stopped: {error.saved}." if error.saved else f"Stopped. If a run was going, {go_on}."
-    if isinstance(error, RankLost):
-        return 4, f"Stopped: {error}"
-    if isinstance(error, RunStopped):
-        return 3, f"Stopped by a guard: {error}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return 2, f"Error: no space left on the disk ({error}); free some: {go_on}"
-    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG):
-        return 2, f"Error: the disk cannot be written or read ({error}); {go_on}"
-    return 2, f"Error: {error}"
+    except SystemExit as done:
+        # typer ends every command so, and takes a closed pipe for a failure without a word.
+        code, ended_by = done.code, done.__context__ if isinstance(done.__context__, BrokenPipeError) else None
+    except EXPECTED as error:
+        if debug:
+            raise
+        ended_by = error
+    text = None
+    if unread(ended_by):
+        code, text = UNREAD, unread_says(ended_by)
+    elif ended_by is not None:
+        code, text = outcome(ended_by)
+    if text is not None:
+        rank = os.environ.get("RANK", "0")  # of several processes of one run (docs/distributed.md)
+        print(text if rank == "0" else f"Rank {rank}: {text}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

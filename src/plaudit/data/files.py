@@ -17,14 +17,14 @@ from plaudit.data.formats.json_rows import json_lines
 from plaudit.data.formats.reader import Reader, prompt_of
 from plaudit.data.formats.rows import Row
 from plaudit.data.table import DemonstrationTable
-from plaudit.errors import UserError
+from plaudit.errors import UserError, no_file
 from plaudit.records import Demonstration, Message, Prompt, Ranking, Record
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of every line of JSON lines; place is "file:line". An empty or malformed line is an error."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a JSONL file")
+    if why := no_file(path):
+        raise UserError(f"{path}: {why}")
     for row in json_lines(path):
         if row.value is None:
             raise UserError(row.problem)
@@ -94,6 +94,8 @@ def read_rankings(path: Path, reading: Reading = _STRICT) -> list[Ranking]:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that is at `path` when the block has ended, flushed to disk, replacing what was there; an error leaves
     what was there."""
+    if path.exists() and (why := no_file(path)):  # a device would be replaced, not written to
+        raise UserError(f"{path}: {why}")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:

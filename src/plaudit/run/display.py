@@ -1,5 +1,7 @@
 """What a person sees while a stage works: one bar with a rate and an estimate, then one small table."""
 
+import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,11 +11,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+
+class _Console(Console):
+    """rich's, but for a closed pipe: rich would end the process, and a run could not say how it goes on."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 # No markup: what is printed may hold brackets of a path, a prompt or a reply.
-console = Console(highlight=False, markup=False)
+console = _Console(highlight=False, markup=False)
 # For what must not stand between a command's own output, such as JSON on stdout.
-error_console = Console(stderr=True, highlight=False, markup=False)
+error_console = _Console(stderr=True, highlight=False, markup=False)
 _LINE_EVERY_S = 20.0
+
+
+def print_json(value: object) -> None:
+    """On standard output, for a program: what its encoding cannot hold stands there as JSON's own escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)
 
 
 class Step(Protocol):

@@ -25,6 +25,7 @@ from plaudit.data.files import clear_halves, write_json, write_text
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
 from plaudit.run.provenance import differences, environment, is_among
+from plaudit.run.stopping import Interrupted
 
 RECIPE, ENVIRONMENT, MANIFEST, LOCK = "recipe.yaml", "environment.json", "manifest.json", ".lock"
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -91,8 +92,15 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._lock.close()
+        self._note(error)
+
+    def _note(self, error: BaseException | None) -> None:
+        """What the system or a signal did to a run that was going ends with how it goes on."""
+        if isinstance(error, OSError | Interrupted):
+            how = f"go on with `plaudit run {self.path / RECIPE} --resume`"
+            error.add_note(f"checkpoints and the stages that ended are kept; {how}")
 
     def stage(self, name: str) -> Path:
         """The stage's own folder, created."""
@@ -165,8 +173,9 @@ class FollowedFolder(RunFolder):
         self.path = path
         self._scratch = tempfile.TemporaryDirectory(prefix="plaudit-")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._scratch.cleanup()
+        self._note(error)
 
     def stage(self, name: str) -> Path:
         folder = Path(self._scratch.name) / name

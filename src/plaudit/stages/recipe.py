@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from plaudit.config import StrictConfig
 from plaudit.data.config import DataConfig
 from plaudit.data.formats.rows import is_hub
-from plaudit.errors import UserError
+from plaudit.errors import UserError, no_file
 from plaudit.models.config import LoraConfig
 from plaudit.rollout.config import SamplingConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
@@ -156,9 +156,8 @@ MOVED |= {
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override, validate. Relative data paths start at the recipe's own folder."""
-    if not path.is_file():
-        what = "is a folder; give the recipe file in it" if path.is_dir() else "no such recipe file"
-        raise UserError(f"{path}: {what}; `plaudit demo` runs the one that is shipped")
+    if why := no_file(path, "recipe file"):
+        raise UserError(f"{path}: {why}; `plaudit demo` runs the one that is shipped")
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)

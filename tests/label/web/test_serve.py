@@ -138,7 +138,7 @@ def test_a_file_that_is_not_there_makes_no_database(tmp_path: Path, plaudit: Any
         ("serve", str(file), "--gold", "typo.jsonl"),
     ):
         done = plaudit("label", *words)
-        assert done.code == 2 and done.err == "Error: typo.jsonl: no such file or folder\n"
+        assert done.code == 2 and done.err == "Error: typo.jsonl: no such file or folder; check the name\n"
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from plaudit.data.formats.json_rows import array_rows, json_lines
 from plaudit.data.formats.rows import BOM, DAMAGE, HUB, Row, is_hub, open_bytes
 from plaudit.data.formats.table_rows import csv_rows, dataset_rows, parquet_rows
-from plaudit.errors import UserError
+from plaudit.errors import UserError, no_file
 
 
 def rows(source: str | Path) -> Iterator[Row]:
@@ -19,8 +19,9 @@ def rows(source: str | Path) -> Iterator[Row]:
     if is_hub(source) or path.is_dir():
         yield from dataset_rows(str(source))
         return
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a data file, a folder, or {HUB}OWNER/NAME")
+    if why := no_file(path):
+        hub = "" if path.exists() else f"; a data set of the Hub is {HUB}OWNER/NAME"
+        raise UserError(f"{path}: {why}{hub}")
     suffix = path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
     if suffix == ".parquet":
         yield from parquet_rows(path)
