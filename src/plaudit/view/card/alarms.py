@@ -34,24 +34,25 @@ def alarms(card: Card) -> list[Alarm]:
     return sorted(raised, key=lambda alarm: alarm["level"] != "alarm")
 
 
-def _alarm(macro: str, card: Card, kind: str, level: str, evidence: Card, *facts: Any) -> Alarm:
-    """`facts` are what the macro of the words asks for beside the card."""
-    says, do = words("alarms.txt.j2", macro, card, *facts).split("\n")
+def _alarm(kind: str, level: str, card: Card, evidence: Card, *facts: Any, macro: str = "") -> Alarm:
+    """`facts` are what the macro of the words, by default that of the kind's name, asks for beside the card."""
+    says, do = words("alarms.txt.j2", macro or kind.replace(" ", "_"), card, *facts).split("\n")
     return {"kind": kind, "level": level, "says": says, "do": do, "evidence": dict(evidence)}
 
 
 def _constant(card: Card) -> Alarm | None:
     if card["scores"]["std"] > 0:
         return None
-    return _alarm("constant", card, "constant", "alarm", {"std": 0.0})
+    return _alarm("constant", "alarm", card, {"std": 0.0})
 
 
 def _chance(card: Card) -> Alarm | None:
     low, high = card["accuracy_ci"]
     if card["scores"]["std"] == 0 or low > 0.5:
         return None
-    kind, level = ("swapped", "alarm") if high < 0.5 else ("chance", "warning")
-    return _alarm(kind, card, kind, level, {"accuracy_ci": [low, high]})
+    if high < 0.5:
+        return _alarm("swapped", "alarm", card, {"accuracy_ci": [low, high]})
+    return _alarm("chance", "warning", card, {"accuracy_ci": [low, high]})
 
 
 def _trained_prompts(card: Card) -> Alarm | None:
@@ -61,7 +62,7 @@ def _trained_prompts(card: Card) -> Alarm | None:
         return None
     level = "alarm" if (exact + near) >= 0.01 * leaks["prompts"] else "warning"
     evidence = {"trained_prompts": exact, "near_trained_prompts": near}
-    return _alarm("trained_prompts", card, "leak", level, evidence, exact, near)
+    return _alarm("leak", level, card, evidence, exact, near, macro="trained_prompts")
 
 
 def _marks(card: Card) -> Alarm | None:
@@ -69,7 +70,7 @@ def _marks(card: Card) -> Alarm | None:
     if not marks:
         return None
     sure = marks[0]["layout"] or marks[0]["coverage"] >= ALARMING_COVERAGE
-    return _alarm("marks", card, "leak", "alarm" if sure else "warning", {"marks": marks}, sure)
+    return _alarm("leak", "alarm" if sure else "warning", card, {"marks": marks}, sure, macro="marks")
 
 
 def _ceiling(card: Card) -> Alarm | None:
@@ -78,7 +79,7 @@ def _ceiling(card: Card) -> Alarm | None:
         return None
     level = "alarm" if ceiling["accuracy_ci"][0] > ceiling["best_accuracy"] else "warning"
     evidence = {name: ceiling[name] for name in ("accuracy_ci", "agreement", "best_accuracy")}
-    return _alarm("ceiling", card, "ceiling", level, evidence, level)
+    return _alarm("ceiling", level, card, evidence, level)
 
 
 def _too_good(card: Card) -> Alarm | None:
@@ -86,7 +87,7 @@ def _too_good(card: Card) -> Alarm | None:
         return None
     if card["leaks"]["marks"] or card["leaks"]["trained_prompts"]:
         return None  # the reason is found
-    return _alarm("too_good", card, "too good", "warning", {"accuracy_ci": card["accuracy_ci"]})
+    return _alarm("too good", "warning", card, {"accuracy_ci": card["accuracy_ci"]})
 
 
 def _length(card: Card) -> Alarm | None:
@@ -104,7 +105,7 @@ def _length(card: Card) -> Alarm | None:
     if not level:
         return None
     evidence = {name: length[name] for name in ("accuracy", "gain", "gain_ci", "gap_ci", "model_chooses_longer")}
-    return _alarm("length", card, "length", level, evidence, explains, leans)
+    return _alarm("length", level, card, evidence, explains, leans)
 
 
 def _position(card: Card) -> Alarm | None:
@@ -114,7 +115,7 @@ def _position(card: Card) -> Alarm | None:
         return None
     place = "first" if low > POSITION else "last"
     share = position["accuracy"] if place == "first" else 1 - position["accuracy"]
-    return _alarm("position", card, "position", "warning", {"accuracy_ci": position["accuracy_ci"]}, place, share)
+    return _alarm("position", "warning", card, {"accuracy_ci": position["accuracy_ci"]}, place, share)
 
 
 def _calibration(card: Card) -> Alarm | None:
@@ -122,11 +123,11 @@ def _calibration(card: Card) -> Alarm | None:
     if stated["ece"] <= max(ECE, stated["ece_limit"]):
         return None
     evidence = {"ece": stated["ece"], "ece_limit": stated["ece_limit"]}
-    return _alarm("calibration", card, "calibration", "warning", evidence, stated["confidence"] > card["accuracy"])
+    return _alarm("calibration", "warning", card, evidence, stated["confidence"] > card["accuracy"])
 
 
 def _wide(card: Card) -> Alarm | None:
     (low, high), counts = card["accuracy_ci"], card["counts"]
     if high - low <= WIDE and counts["prompts"] >= 10:
         return None
-    return _alarm("few_pairs", card, "few pairs", "warning", {"accuracy_ci": [low, high], "prompts": counts["prompts"]})
+    return _alarm("few pairs", "warning", card, {"accuracy_ci": [low, high], "prompts": counts["prompts"]})
