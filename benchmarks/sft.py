@@ -69,14 +69,15 @@ def measure(
         run = Run(folder, seed, choose_machine("bfloat16"), source, None, (), ())
         if not packing:
             sft.prepare_attention = lambda model: Layout("padded", "--no-packing")
-        trainer, layout = sft.build(config, run, chat, held_out, [])
+        trainer = sft.SFTTraining(config, run, chat, held_out, [])
         trainer.shares = trainer.shares and sharing
         with Saver.open(run, "sft") as saver:
             sft.optimise(trainer, steps, saver)
     tokens = sum(len(example.ids) for step in steps for example in step.examples)
+    once = ", a common start once" if trainer.shares else ""
     return {
         "workload": "W-SFT",
-        "what": f"plaudit, {layout}, {micro} rows a micro-batch{', a common start once' if trainer.shares else ''}",
+        "what": f"plaudit, {trainer.layout}, {micro} rows a micro-batch{once}",
         "tokens": tokens,
         "seconds": round(trainer.seconds, 2),
         "tokens_per_second": round(tokens / trainer.seconds, 1),

@@ -4,7 +4,6 @@ Every case below starts from a recipe that works, spoils one thing, and names wh
 """
 
 import builtins
-import json
 import os
 import shutil
 import subprocess
@@ -299,11 +298,6 @@ def lost_tensor(desk: Desk) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def scaled_logits(desk: Desk) -> None:
-    path = desk.copy_model() / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "logit_scale": 0.5}))
-
-
 def random_gguf(desk: Desk) -> None:
     (desk.home / "weights.gguf").write_bytes(os.urandom(4096))
     desk.edit(model=str(desk.home / "weights.gguf"))
@@ -325,7 +319,6 @@ MODELS: dict[str, tuple[Callable[[Desk], None], tuple[str, ...]]] = {
     "random bytes as gguf": (random_gguf, ("weights.gguf", "cannot be converted")),
     "cut weights": (cut_weights, ("model: ", "cannot be loaded")),
     "a tensor is missing": (lost_tensor, ("model: ", "model.layers.1.mlp.up_proj.weight")),
-    "scaled logits": (scaled_logits, ("model: ", "config.logit_scale=0.5", "not supported")),
 }
 
 

@@ -115,7 +115,7 @@ def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) 
     """A whole PPO stage, or with `resume` the rest of one; what learnt and the optimiser's state are saved as they are at its end, and what was done."""
     trainers: list[Any] = []
     states: list[dict[str, torch.Tensor]] = []
-    done, build, add = {"sampled": 0, "trained": 0}, ppo.build, Keeper.add
+    done, build, add = {"sampled": 0, "trained": 0}, ppo.Trainer, Keeper.add
 
     def spied(*arguments: Any) -> Any:
         trainer = build(*arguments)
@@ -140,7 +140,7 @@ def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) 
     run = replace(run_of(home, case, ranks), resume=resume)
     # Collecting garbage is half the time of a run this small.
     still, few = patch.object(ppo, "release_memory", lambda: None), patch.object(sources, "NORMALISE_ON", 12)
-    with still, few, patch.object(ppo, "build", spied), patch.object(Keeper, "add", added), run.folder:
+    with still, few, patch.object(ppo, "Trainer", spied), patch.object(Keeper, "add", added), run.folder:
         ppo.train(config_of(case, home), run)
     (trainer,) = trainers
     groups = trainer.optimiser.state_dict()["state"]

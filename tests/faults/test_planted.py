@@ -65,14 +65,14 @@ def trainer_with(change: Callable[[Any], object]) -> Fault:
     """A change to the trainer before its loop starts."""
 
     def plant(patch: Patch) -> None:
-        build = ppo.build
+        build = ppo.Trainer
 
         def changed(*arguments: Any) -> Any:
             trainer = build(*arguments)
             change(trainer)
             return trainer
 
-        patch.setattr(ppo, "build", changed)
+        patch.setattr(ppo, "Trainer", changed)
 
     return plant
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -95,9 +96,9 @@ def test_row_5_probabilities_sum_to_one(temperature: float) -> None:
 def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, sizes = logprobs._product, []
 
-    def recording(hidden_nD: Tensor, weight_VD: Tensor) -> Tensor:
+    def recording(hidden_nD: Tensor, *rest: Any) -> Tensor:
         sizes.append(len(hidden_nD))
-        return plain(hidden_nD, weight_VD)
+        return plain(hidden_nD, *rest)
 
     monkeypatch.setattr(logprobs, "_product", recording)
     hidden_ND, weight_VD, targets_N = inputs(2 * CHUNK + 3)

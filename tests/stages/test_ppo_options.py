@@ -146,7 +146,7 @@ class Training:
     """PPO an update at a time: what each logged, and where it left the policy."""
 
     def __init__(self, config: PPOConfig, run: Run):
-        self.trainer, self.prompts = ppo.build(config, run), run.split("train")
+        self.trainer, self.prompts = ppo.Trainer(config, run), run.split("train")
         self.rows: list[dict[str, Any]] = []
         self.policies: list[list[torch.Tensor]] = []
         self.layout: Any = None

@@ -70,7 +70,7 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
 def build(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Callable[..., Trainer]:
     """build(gamma=0.9) -> a trainer before its first update."""
     made = iter(range(99))
-    return lambda **changes: ppo.build(*settings(tiny_run(tmp_path / f"build-{next(made)}", trained), **changes))
+    return lambda **changes: ppo.Trainer(*settings(tiny_run(tmp_path / f"build-{next(made)}", trained), **changes))
 
 
 def step(trainer: Trainer, update: int = 0) -> tuple[Any, dict[str, float]]:

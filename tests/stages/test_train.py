@@ -263,14 +263,14 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trainer], ob
     """planted(change): do `change` to the trainer before PPO's loop starts."""
 
     def plant(change: Callable[[Trainer], object]) -> None:
-        build = ppo.build
+        build = ppo.Trainer
 
         def changed(*arguments: Any) -> Trainer:
             trainer = build(*arguments)
             change(trainer)
             return trainer
 
-        monkeypatch.setattr(ppo, "build", changed)
+        monkeypatch.setattr(ppo, "Trainer", changed)
 
     return plant
 

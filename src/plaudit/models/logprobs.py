@@ -6,7 +6,8 @@ The gradients are written by hand. With q = log softmax(z), p = exp q and H = �
 
 The first one needs nothing from above but a factor a token, so it is taken in the forward pass while a chunk's logits
 are there: one product with the LM head instead of two in the backward pass. The second, which only a run with an
-entropy bonus asks for, computes the logits again.
+entropy bonus asks for, computes the logits again. z is what the model makes of its head's output (logits.py): where
+that is scaled or capped, both have one factor more.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from plaudit.models.logits import PLAIN, LogitShape
 
 CHUNK_MIB = {"cpu": 48.0, "gpu": 256.0}
 """Memory of a chunk's logits: products over fewer rows read the LM head more often."""
@@ -30,14 +33,23 @@ def _rows(budget: dict[str, float], weight_VD: Tensor, size: int) -> int:
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, gradient: bool
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        temperature: float,
+        shape: LogitShape,
+        gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, slopes = [], [], []
         for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD, weight_VD.element_size()):
-            z_nV, totals = _product(hidden, weight_VD), []
+            z_nV, totals = _product(hidden, weight_VD, bias_V), []
             rows = _rows(BLOCK_MIB, weight_VD, 4)
             for z_rV, targets_r1 in zip(z_nV.split(rows), targets_n1.split(rows), strict=True):
-                z = z_rV.float() / temperature
+                logits = shape(z_rV.float())
+                slope = shape.slope(logits) if gradient else 1.0
+                z = logits / temperature
                 z -= z.amax(dim=1, keepdim=True)
                 z_target = z.gather(1, targets_r1)
                 p = z.exp()  # up to the factor 1 / total
@@ -46,30 +58,31 @@ class _TokenLogprobs(torch.autograd.Function):
                 entropies.append(total.log() - z.mul_(p).sum(dim=1, keepdim=True) / total)
                 if gradient:
                     # The target's own entry is 1 − p before it is rounded: all that a confident token's gradient has.
-                    z_rV.copy_(p.scatter_(1, targets_r1, z_target.exp() - total))
+                    p.scatter_(1, targets_r1, z_target.exp() - total)
+                    z_rV.copy_(p if shape is PLAIN else p.mul_(slope))
                     totals.append(total)
             if gradient:
                 slopes.append((z_nV @ weight_VD) / (-temperature * torch.cat(totals)))
         entropy_N = torch.cat(entropies).squeeze(1)
         slope_ND = torch.cat(slopes).to(hidden_ND.dtype) if gradient else None
-        ctx.save_for_backward(hidden_ND, weight_VD, slope_ND, entropy_N)
-        ctx.temperature = temperature
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, slope_ND, entropy_N)
+        ctx.temperature, ctx.shape = temperature, shape
         return torch.cat(logprobs).squeeze(1), entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        hidden_ND, weight_VD, slope_ND, entropy_N = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, bias_V, slope_ND, entropy_N = ctx.saved_tensors
         grad_logprobs_N, grad_entropy_N = gradients
         grad_ND = slope_ND * grad_logprobs_N[:, None]
         if grad_entropy_N.any():
             factors = torch.stack([entropy_N, grad_entropy_N / ctx.temperature], dim=1)
             grads = []
             for hidden, factor in _chunks(hidden_ND, factors, weight_VD):
-                q = _log_softmax(hidden, weight_VD, ctx.temperature)
+                q, slope = _log_softmax(hidden, weight_VD, bias_V, ctx.temperature, ctx.shape)
                 entropy, above = factor.split(1, dim=1)
-                grads.append((q.exp() * (q + entropy) * above).to(weight_VD.dtype) @ weight_VD)
+                grads.append((q.exp() * (q + entropy) * above * slope).to(weight_VD.dtype) @ weight_VD)
             grad_ND = grad_ND - torch.cat(grads)
-        return grad_ND.to(hidden_ND.dtype), None, None, None, None
+        return grad_ND.to(hidden_ND.dtype), *[None] * 6
 
 
 def _chunks(hidden_ND: Tensor, other: Tensor, weight_VD: Tensor, size: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
@@ -77,20 +90,31 @@ def _chunks(hidden_ND: Tensor, other: Tensor, weight_VD: Tensor, size: int = 4) 
     return zip(hidden_ND.split(rows), other.split(rows), strict=True)
 
 
-def _product(hidden_nD: Tensor, weight_VD: Tensor) -> Tensor:
-    return hidden_nD @ weight_VD.T
+def _product(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    return hidden_nD @ weight_VD.T if bias_V is None else torch.addmm(bias_V, hidden_nD, weight_VD.T)
 
 
-def _log_softmax(hidden_nD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(_product(hidden_nD, weight_VD).float() / temperature, dim=1)
+def _log_softmax(
+    hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, temperature: float, shape: LogitShape
+) -> tuple[Tensor, Tensor | float]:
+    """And ∂logits/∂(the head's output)."""
+    logits = shape(_product(hidden_nD, weight_VD, bias_V).float())
+    return torch.log_softmax(logits / temperature, dim=1), shape.slope(logits)
 
 
 def token_logprobs(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float = 1.0
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    temperature: float = 1.0,
+    *,
+    bias_V: Tensor | None = None,
+    shape: LogitShape = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """log π(target) and the entropy of π for N states, both float32 [N], in nats.
 
-    `hidden_ND` are last hidden states, `weight_VD` the frozen LM head, `targets_N` token ids. The sampling
+    `hidden_ND` are last hidden states, `weight_VD` and `bias_V` the frozen LM head, `targets_N` token ids,
+    `shape` what the model makes of its head's output. The sampling
     temperature divides the logits here too, so that sampler and trainer speak of one law (docs/correctness.md, row 5).
     """
     assert hidden_ND.shape[0] == targets_N.shape[0] and hidden_ND.shape[1] == weight_VD.shape[1]
@@ -98,7 +122,7 @@ def token_logprobs(
     if len(targets_N) == 0:
         return hidden_ND.new_zeros(0, dtype=torch.float32), hidden_ND.new_zeros(0, dtype=torch.float32)
     gradient = torch.is_grad_enabled() and hidden_ND.requires_grad
-    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, gradient)
+    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, shape, gradient)
     return logprobs_N, entropy_N
 
 
@@ -106,35 +130,55 @@ class _CompletionLoss(torch.autograd.Function):
     """The gradient is taken in the forward pass, while a chunk's logits are there: they are computed only once."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        hidden_grad, weight_grad = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        shape: LogitShape,
+    ) -> Tensor:
+        hidden_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_grad else None
+        grad_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and bias_grad else None
         total, grads = hidden_ND.new_zeros((), dtype=torch.float32), []
         for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD):
-            q = _log_softmax(hidden, weight_VD, 1.0)
+            q, slope = _log_softmax(hidden, weight_VD, bias_V, 1.0, shape)
             total -= q.gather(1, targets_n1).sum()
             if hidden_grad or weight_grad:
                 grad_z = q.exp_()
                 grad_z.scatter_add_(1, targets_n1, grad_z.new_full(targets_n1.shape, -1.0))
+                if shape is not PLAIN:
+                    grad_z *= slope
+                if grad_V is not None:
+                    grad_V += grad_z.sum(dim=0)
                 grad_z = grad_z.to(weight_VD.dtype)
                 grads.append(grad_z @ weight_VD)
                 if grad_VD is not None:
                     grad_VD += (grad_z.T @ hidden).float()
         hidden_grad_ND = torch.cat(grads).to(hidden_ND.dtype) if grads else None
-        ctx.save_for_backward(hidden_grad_ND, None if grad_VD is None else grad_VD.to(weight_VD.dtype))
+        ctx.save_for_backward(hidden_grad_ND, *(x if x is None else x.to(weight_VD.dtype) for x in (grad_VD, grad_V)))
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        hidden_grad_ND, grad_VD = ctx.saved_tensors
-        return hidden_grad_ND * grad.to(hidden_grad_ND.dtype), None if grad_VD is None else grad_VD * grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad_ND, grad_VD, grad_V = ctx.saved_tensors
+        learnt = (None if x is None else x * grad for x in (grad_VD, grad_V))
+        return hidden_grad_ND * grad.to(hidden_grad_ND.dtype), *learnt, None, None
 
 
-def completion_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """−Σ log π(target) over N states at temperature 1, one float32 number in nats.
+def completion_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    shape: LogitShape = PLAIN,
+) -> Tensor:
+    """−Σ log π(target) over N states at temperature 1, one float32 number in nats; see `token_logprobs`.
 
     What SFT needs and no more: no entropies, and half the products of `token_logprobs` where its weight is frozen. A
-    weight that learns (full fine-tuning) gets its gradient too.
+    weight and a bias that learn (full fine-tuning) get their gradients too.
     """
     assert hidden_ND.shape[0] == targets_N.shape[0] and hidden_ND.shape[1] == weight_VD.shape[1]
-    return _CompletionLoss.apply(hidden_ND, weight_VD, targets_N)
+    return _CompletionLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, shape)

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -33,6 +33,7 @@ from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
+from plaudit.models.logits import shape_of
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
@@ -125,24 +126,14 @@ class Roles(nn.Module):
         """Whether padded tokens are computed in one row where that saves enough, what prompts share once
         (`tokens.pack_tokens`). For a model that `kernels.attention` has proven to obey the segments of a row."""
         self._lora_layers = [module for module in self.peft.modules() if isinstance(module, LoraLayer)]
-        self._fix_gradients()
+        # Only the trained adapter and its head learn; set here once and never flipped again.
+        head = "score_heads." if trained == "reward" else "value_head."
+        for name, parameter in self.named_parameters():
+            own = name.startswith(head) or any(f".{adapter}." in name for adapter in self.learning)
+            parameter.requires_grad_(trained is not None and own)
         self.to(base.device)
         self.eval()
         fuse(self.peft)
-
-    def _fix_gradients(self) -> None:
-        """Only the trained adapter and its head learn; set here once and never flipped again."""
-        learning: set[int] = set()
-        if self.trained is not None:
-            heads = self.score_heads if self.trained == "reward" else self.value_head
-            learning |= {id(parameter) for parameter in heads.parameters()}
-            for layer in self._lora_layers:
-                for matrices in (layer.lora_A, layer.lora_B):
-                    for name in self.learning:
-                        if name in matrices:  # another adapter may stand on other layers
-                            learning |= {id(parameter) for parameter in matrices[name].parameters()}
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in learning)
 
     def _activate(self, adapter: str | None) -> None:
         # PEFT's own set_adapter flips requires_grad on every call; the two attributes it keeps are set directly.
@@ -168,8 +159,11 @@ class Roles(nn.Module):
         model = self.peft.get_base_model()
         if role == "reward":
             assert not isinstance(tokens, Batch)
-            members = range(self.members) if member is None else (member,)
-            return RoleOutput(scores_BM=torch.stack([self._score(model, tokens, m) for m in members], dim=1))
+            scores = []
+            for m in range(self.members) if member is None else (member,):
+                self._activate(reward_adapter(m))
+                scores.append(self.score_heads[m](last_hidden(model, tokens, packs=self.packs)))
+            return RoleOutput(scores_BM=torch.stack(scores, dim=1))
         assert not isinstance(tokens, ReplyRow)
         self._activate(None if role == "reference" else role)
         read = tokens.acted_on if isinstance(tokens, Tokens) and "last_values" not in need else tokens
@@ -189,10 +183,6 @@ class Roles(nn.Module):
         if "loss" in need:
             loss = _batch_loss(model, hidden_ND, tokens)
         return RoleOutput(logprobs_BT, entropy_BT, values_BT, last_values_B, None, loss)
-
-    def _score(self, model: PreTrainedModel, tokens: Tokens | ReplyRow, member: int) -> Tensor:
-        self._activate(reward_adapter(member))
-        return self.score_heads[member](last_hidden(model, tokens, packs=self.packs))
 
     @torch.no_grad()
     def start_critic(self, mean: float, std: float) -> None:
@@ -301,8 +291,15 @@ def _targets(tokens: Tokens | Batch) -> Tensor:
     return tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
 
 
+def _head(model: PreTrainedModel) -> tuple[Tensor, dict[str, Any]]:
+    """The LM head's weight, and what else makes logits of its product."""
+    head = model.get_output_embeddings()
+    return head.weight, {"bias_V": getattr(head, "bias", None), "shape": shape_of(model)}
+
+
 def _batch_loss(model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch) -> Tensor:
-    return completion_loss(hidden_ND, model.get_output_embeddings().weight, _targets(tokens))
+    weight_VD, more = _head(model)
+    return completion_loss(hidden_ND, weight_VD, _targets(tokens), **more)
 
 
 def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
@@ -314,8 +311,8 @@ def _reply_logprobs(
     model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """`hidden_ND` are the states at the mask."""
-    weight_VD = model.get_output_embeddings().weight
-    logprobs_N, entropy_N = token_logprobs(hidden_ND, weight_VD, _targets(tokens), temperature)
+    weight_VD, more = _head(model)
+    logprobs_N, entropy_N = token_logprobs(hidden_ND, weight_VD, _targets(tokens), temperature, **more)
     return _scatter(logprobs_N, tokens.mask_BT), _scatter(entropy_N, tokens.mask_BT)
 
 

@@ -13,22 +13,27 @@ from plaudit.models.full import FullReward
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import save_model
 from plaudit.models.roles import Roles, reward_adapter
+from plaudit.models.rounding import Rounding
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import file_hashes, golden_scores, load_merged, weights_and_rules
 
 
 def export_classifier(
-    model: Roles | FullReward, chat: ChatFormat, base: str, folder: Path, dtype: torch.dtype, member: int = 0
+    model: Roles | FullReward,
+    chat: ChatFormat,
+    base: str,
+    folder: Path,
+    dtype: torch.dtype,
+    member: int = 0,
+    rounding: Rounding | None = None,
 ) -> None:
     """A member of the reward model, merged, as `AutoModelForSequenceClassification` with one label.
 
     It gives raw scores: transformers reads them at the rightmost token that is not `pad_token_id` and adds no bias.
-    So the pad id is one that cannot end a reply (never the end-of-turn token).
+    So the pad id is one that cannot end a reply (never the end-of-turn token). `rounding` as in `Roles.merged_weights`.
     """
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=1, dtype=dtype, attn_implementation="sdpa"
-    )
-    merge_into(classifier, model.merged_weights(reward_adapter(member)))
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=dtype)
+    merge_into(classifier, model.merged_weights(reward_adapter(member), rounding))
     with torch.no_grad():
         classifier.score.weight.copy_(model.get_parameter(f"score_heads.{member}.weight")[None].to(dtype))
     classifier.config.pad_token_id = chat.pad_id

@@ -234,7 +234,7 @@ def _load_trunk(found: ForeignCheckpoint, dtype: torch.dtype) -> PreTrainedModel
     name = f"reward model {found.source}"
     with refusing(f"{name}: cannot be loaded"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            found.base, num_labels=1, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            found.base, num_labels=1, dtype=dtype, output_loading_info=True
         )
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise UserError(

@@ -164,11 +164,21 @@ class RewardSources:
         UserError when a source scores all replies alike: its std would be 0.
         """
         items = score_items(chat, prompts, tokens)
-        for name, _ in self._unmeasured():
-            self.moments[name] = self._measured(name, items)
+        for name in self._unmeasured():
+            called, metrics = self.scorers[name].name, dict[str, float]()
+            raw = self._raw(name, items, metrics).double().numpy()
+            if np.ptp(raw) <= 1e-6 * max(1.0, float(np.abs(raw).max())):
+                raise UserError(
+                    f"ppo.rewards, {called}: it gives all {len(raw)} replies of the SFT model the score {raw[0]:g}, so "
+                    "there is no std to divide by; state mean and std"
+                )
+            self.moments[name] = mean, std = float(raw.mean()), float(raw.std())
+            console.print(f"{called}: mean {mean:.4g}, std {std:.4g} over {len(raw)} SFT replies", soft_wrap=True)
+            if changed := metrics.get(f"text_changed_{name}"):
+                console.print(f"{called}: {changed:.1%} of those texts did not survive its tokenizer", soft_wrap=True)
 
-    def _unmeasured(self) -> list[tuple[str, RewardSource]]:
-        return [(name, self.sources[name]) for name in self.scorers if name not in self.moments]
+    def _unmeasured(self) -> list[str]:
+        return [name for name in self.scorers if name not in self.moments]
 
     def save(self, folder: Path) -> None:
         """Write what pays, with its moments, to folder/rewards.json; nothing where only the own reward model does."""
@@ -179,20 +189,6 @@ class RewardSources:
             rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
         if rows:
             write_json(folder / REWARDS, {"sources": rows})
-
-    def _measured(self, name: str, items: Sequence[ScoreItem]) -> tuple[float, float]:
-        called, metrics = self.scorers[name].name, dict[str, float]()
-        raw = self._raw(name, items, metrics).double().numpy()
-        if np.ptp(raw) <= 1e-6 * max(1.0, float(np.abs(raw).max())):
-            raise UserError(
-                f"ppo.rewards, {called}: it gives all {len(raw)} replies of the SFT model the score {raw[0]:g}, so "
-                "there is no std to divide by; state mean and std"
-            )
-        mean, std = float(raw.mean()), float(raw.std())
-        console.print(f"{called}: mean {mean:.4g}, std {std:.4g} over {len(raw)} SFT replies", soft_wrap=True)
-        if changed := metrics.get(f"text_changed_{name}"):
-            console.print(f"{called}: {changed:.1%} of those texts did not survive its tokenizer", soft_wrap=True)
-        return mean, std
 
     def load(self, folder: Path) -> None:
         """Take the moments that `save` wrote to folder/rewards.json; UserError when they are of other sources."""

@@ -98,5 +98,6 @@ def minibatches(
 def per_token(rows: Sequence[Sequence[float]], tokens: Tokens) -> Tensor:
     """Put one number per reply token, as a sampler gives them, into the [B, T] layout."""
     out_BT = torch.zeros(tokens.tokens_BT.shape, dtype=torch.float32)
-    out_BT[tokens.mask_BT.cpu()] = torch.tensor([number for row in rows for number in row], dtype=torch.float32)
+    for row, (numbers, start) in enumerate(zip(rows, tokens.prompt_lengths_B.tolist(), strict=True)):
+        out_BT[row, start - 1 : start - 1 + len(numbers)] = torch.tensor(list(numbers), dtype=torch.float32)
     return out_BT.to(tokens.tokens_BT.device)

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -77,19 +76,19 @@ def load_parameters(parameters: Mapping[str, nn.Parameter], saved: Mapping[str, 
         parameter.copy_(saved[name])
 
 
-class Saver:
+class Saver(ExitStack[bool | None]):
     """The checkpoints and logs of one stage. `state` is what it goes on from, None where it begins; `step` is how many
     steps were done then."""
 
     def __init__(self, run: Run, stage: str, inputs: Mapping[str, str], ranks: Ranks):
         """Of a stage that begins; `open` is for one that may go on."""
+        super().__init__()
         self._stage, self._run, self._config, self._ranks = stage, run.folder.path, run.checkpoints, ranks
         self._folder = run.folder.stage(stage)
         # As it comes back from a file: tuples and paths are lists and texts there.
         self._made_with = json.loads(json.dumps({**run.made_with, "inputs": dict(inputs)}))
         self._logs: dict[str, tuple[Metrics, bool]] = {}
         self._starts: dict[str, int] = {}
-        self._open = ExitStack()
         self._checkpoints = Checkpoints(self._run / stage / CHECKPOINTS, KEEP, _say)
         self.state: State | None = None
         self.step = 0
@@ -116,13 +115,8 @@ class Saver:
         return saver
 
     def __enter__(self) -> "Saver":
-        self._open.enter_context(STOP.deferred())
+        self.enter_context(STOP.deferred())
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
 
     def log(self, name: str, *, timed: bool = False) -> Metrics:
         """The log of this name in the stage's folder, cut where the checkpoint was made; `timed` for one that holds
@@ -131,7 +125,7 @@ class Saver:
             return self._logs[name][0]
         # The logs of the other ranks are thrown away, and have no beginning here.
         metrics = Metrics(self._folder / name, self._starts.get(name, 0) if self._ranks.first else 0)
-        self._logs[name] = self._open.enter_context(metrics), timed
+        self._logs[name] = self.enter_context(metrics), timed
         return metrics
 
     def checkpoint(self, step: int, state: Callable[[], State], *, last: bool = False) -> None:

@@ -51,10 +51,18 @@ def prepare_attention(model: PreTrainedModel) -> Layout:
     """Switch `model` to `packed_attention` where it can be, and say what that allows."""
     if libraries_only():
         return Layout("padded", "PLAUDIT_PLAIN=1")
+    if not has_torchs_attention(model):
+        return Layout("padded", "its attention does more than torch's kernel")
     if (reason := use_packed_attention(model)) is not None:
         return Layout("padded", reason)
     reason = prompt_sharing_refused(model)
     return Layout("shared" if reason is None else "packed", reason)
+
+
+def has_torchs_attention(model: PreTrainedModel) -> bool:
+    """Whether torch's kernel computes its attention. What else a model does there (a cap on the scores, sinks) hardly
+    shows in the short texts of a probe, so a path of our own must not be tried."""
+    return bool(getattr(model, "_supports_sdpa", False))
 
 
 def packed_attention(

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from plaudit.models.kernels.merge import merge_into
+from plaudit.models.logits import shaped
 
 
 class Decoder(Protocol):
@@ -73,8 +74,7 @@ class LibraryDecoder:
         return self._forward(tokens_B[:, None], self.positions_B1)
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
-        logits_BV: Tensor = self.model.get_output_embeddings()(hidden_BD)
-        return logits_BV
+        return shaped(self.model, self.model.get_output_embeddings()(hidden_BD))
 
     def _forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         hidden_BTD = self.trunk(

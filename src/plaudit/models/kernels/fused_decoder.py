@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
+from plaudit.models.kernels.attention import has_torchs_attention
 from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, left_padded
 from plaudit.models.kernels.fused import fuse
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.kernels.probe import libraries_only, relative_error
+from plaudit.models.logits import shaped
 
 ROWS = 32
 """The batch that weights are laid out for; others are computed too."""
@@ -147,7 +149,12 @@ class FusedDecoder:
         """A decoder of `model`; None where a part is missing or a probe comes out otherwise."""
         config = model.config.get_text_config()
         windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-        if libraries_only() or windows or getattr(config, "attention_chunk_size", None) is not None:
+        if (
+            libraries_only()
+            or not has_torchs_attention(model)
+            or windows
+            or getattr(config, "attention_chunk_size", None) is not None
+        ):
             return None  # a window is longer than a probe
         expected = _probe(LibraryDecoder(model), model.device)
         try:
@@ -226,7 +233,7 @@ class FusedDecoder:
         return hidden_BD
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
-        return self.head(hidden_BD)
+        return shaped(self.model, self.head(hidden_BD))
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Room for that many more columns, and some: attention runs over all of them, those that are empty masked."""

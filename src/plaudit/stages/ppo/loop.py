@@ -35,7 +35,7 @@ from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.looks import Keeper, Looks
 from plaudit.stages.ppo.rollout import picked, rollout, score_references
 from plaudit.stages.ppo.state import forget_later, pack, unpack
-from plaudit.stages.ppo.trainer import Trainer, build, sample
+from plaudit.stages.ppo.trainer import Trainer, sample
 from plaudit.stages.ppo.update import update
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver, load_parameters
@@ -43,7 +43,7 @@ from plaudit.train.saving import Saver, load_parameters
 
 def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> dict[str, Any]:
     """Train, keep the best policy, save; returns the summary. `annotator` gives the validation replies' gold score."""
-    trainer = build(config, run)
+    trainer = Trainer(config, run)
     folder, prompts = run.folder.stage("ppo"), run.split("train")
     checks, stopped, seconds = RunChecks(trainer), None, list[float]()
     looks = Looks(trainer, run.split("validation"), annotator, folder)

@@ -98,10 +98,6 @@ class Trainer:
         return frozenset(found)
 
 
-def build(config: PPOConfig, run: Run) -> Trainer:
-    return Trainer(config, run)
-
-
 def _optimiser(
     config: PPOConfig, shared: OptimiserConfig, roles: Roles
 ) -> tuple[MasterAdamW, torch.optim.lr_scheduler.LambdaLR]:

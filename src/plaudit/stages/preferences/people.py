@@ -41,7 +41,8 @@ Sample = Callable[[], list[tuple[Prompt, tuple[Completion, ...]]]]
 
 def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tuple[list[Ranking], dict[str, Any]]:
     """The rankings of people, one a person and item, and what the summary says of them."""
-    drafts = _drafts(config, run, sample)
+    origin = f"preferences of {run.folder.path.name}"  # what the database says of these items; runs may share one
+    drafts = _drafts(config, run, sample, origin)
     wanted = config.labels if config.labels is not None else len(drafts) * config.overlap
     if wanted > len(drafts) * config.overlap:
         raise UserError(
@@ -53,7 +54,7 @@ def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tup
     try:
         add_items(engine, drafts)
         ids = {draft.id for draft in drafts}
-        _settle(engine, ids, _origin(run.folder.path), config.overlap)
+        _settle(engine, ids, origin, config.overlap)
         ledger, rankings = _wait(engine, where, run.folder.path, ids, wanted)
     finally:
         engine.dispose()
@@ -68,7 +69,7 @@ def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tup
     }
 
 
-def _drafts(config: PreferencesConfig, run: Run, sample: Sample) -> list[Draft]:
+def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) -> list[Draft]:
     """The items, from what was sampled before where that still holds."""
     path = run.folder.path / "label" / SAMPLED
     model = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
@@ -91,21 +92,11 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample) -> list[Draft]:
     for place, number in enumerate(order):
         identity, replies = stored["replies"][number]
         group = [(Completion(reply["text"], reply["finished"]), "sft") for reply in replies]
-        found += rank_draft(
-            prompts[identity],
-            group,
-            _origin(run.folder.path),
-            overlap=config.overlap,
-            priority=1 - place / len(order),
-        )
+        priority = 1 - place / len(order)
+        found += rank_draft(prompts[identity], group, origin, overlap=config.overlap, priority=priority)
     if not found:
         raise UserError("preferences: of no prompt two replies differ, so there is nothing to rank; raise temperature")
     return found
-
-
-def _origin(folder: Path) -> str:
-    """What the database says of where these items come from; runs may share one."""
-    return f"preferences of {folder.name}"
 
 
 def _settle(engine: Engine, ids: set[str], origin: str, overlap: int) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from plaudit.algo.preferences import fit_temperature
@@ -37,6 +37,7 @@ from plaudit.models.full import FullReward
 from plaudit.models.heads import head_file, save_head
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
+from plaudit.models.rounding import Rounding
 from plaudit.records import Completion, Prompt, Ranking
 from plaudit.rewards.averaging import average_adapters, average_heads
 from plaudit.rewards.contract import RewardContract
@@ -143,19 +144,27 @@ def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path)
     """Write the weights: adapters and heads, their average, or a merged model."""
     model = training.model
     if isinstance(model, FullReward):
-        export_classifier(model, training.chat, str(run.sft_model), folder / "model", run.machine.dtype)
+        export_classifier(
+            model,
+            training.chat,
+            str(run.sft_model),
+            folder / "model",
+            run.machine.dtype,
+            rounding=Rounding(run.seed, "reward/model"),
+        )
         return
-    adapters = [folder / adapter_name(member) for member in range(config.members)]
-    for member, adapter in enumerate(adapters):
-        model.save_adapter(adapter, member)
-        save_head(model.score_heads[member], folder, member)
-    if config.aggregate == "weight_averaged":
+    averaged, adapters = config.aggregate == "weight_averaged", list[Path]()
+    for member, head in enumerate(model.score_heads):
+        adapters.append(folder / adapter_name(member))
+        model.save_adapter(adapters[member], member)
+        if not averaged:
+            save_head(head, folder, member)
+    if averaged:
         average_adapters(adapters, adapters[0])
-        heads = [load_file(folder / head_file(member))["weight"] for member in range(config.members)]
+        heads = [head.get_parameter("weight").detach().cpu() for head in model.score_heads]
         save_file({"weight": average_heads(heads)}, folder / head_file())
-        for member in range(1, config.members):
-            shutil.rmtree(adapters[member])
-            (folder / head_file(member)).unlink()
+        for adapter in adapters[1:]:
+            shutil.rmtree(adapter)
 
 
 def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
@@ -234,7 +243,15 @@ def export(
     for member, temperature in enumerate(temperatures):
         to = folder / ("model" if member == 0 else f"model_{member}")
         if isinstance(model, Roles):
-            export_classifier(model, chat, str(run.sft_model), to, run.machine.dtype, member)
+            export_classifier(
+                model,
+                chat,
+                str(run.sft_model),
+                to,
+                run.machine.dtype,
+                member,
+                Rounding(run.seed, "reward/model", member),
+            )
         gaps.append(sign_classifier(to, chat, contract.of_member(member, temperature), run.machine.dtype))
     if run.machine.dtype == torch.float32 and max(gaps) > 1e-3:
         raise AssertionError(f"the exported reward model scores otherwise by {max(gaps):.1e} standard deviations")

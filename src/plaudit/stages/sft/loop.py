@@ -11,7 +11,6 @@ not here.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, messages_as_json
-from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.metrics import Metrics
 from plaudit.stages.sft.config import SFTConfig, SourceConfig
@@ -78,26 +76,35 @@ def _train_sources(config: SFTConfig, found: Sources) -> list[Source]:
     return sources
 
 
-@dataclass
 class SFTTraining:
     """What the loop holds."""
 
-    config: SFTConfig
-    run: Run
-    chat: ChatFormat
-    model: Roles | FullPolicy
-    packed: bool
-    shares: bool
-    """Whether a packed row holds the start that all its demonstrations have once."""
-    held_out: list[Example]
-    prompts: list[Demonstration]
-    engine: InProcessEngine | None
-    micro: MicroBatches
-    best: dict[str, Tensor] = field(default_factory=dict)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    without_gain: int = 0
-    """Evaluations in a row without a lower held-out loss."""
-    seconds: float = 0.0
+    def __init__(
+        self, config: SFTConfig, run: Run, chat: ChatFormat, held_out: list[Example], prompts: list[Demonstration]
+    ):
+        """On the run's model; the first of the held-out `prompts` are those that are answered at every evaluation."""
+        full, machine = run.lora is None, run.machine
+        base = load_model(run.model, torch.float32 if full else machine.dtype, machine.device)
+        layout = prepare_attention(base)
+        self.config, self.run, self.chat, self.held_out = config, run, chat, held_out
+        self.packed = layout.packs
+        self.shares = layout.kind == "shared"
+        """Whether a packed row holds the start that all its demonstrations have once."""
+        self.layout = "packed" if layout.packs else str(layout)
+        """That of its rows in words."""
+        self.model: Roles | FullPolicy = (
+            FullPolicy(base, machine.dtype) if full else Roles(base, trained="policy", lora=run.lora, seed=run.seed)
+        )
+        if config.gradient_checkpointing:
+            _checkpoint_gradients(base)
+        self.prompts = prompts[: config.samples]
+        self.engine = run.engine(run.model, chat.eos_id) if config.samples else None
+        self.micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
+        self.best: dict[str, Tensor] = {}
+        self.evaluations: list[dict[str, Any]] = []
+        self.without_gain = 0
+        """Evaluations in a row without a lower held-out loss."""
+        self.seconds = 0.0
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """The micro-batches of some examples: packed rows, or padded rows of like length."""
@@ -133,7 +140,7 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
     held_out = [example for row in chosen if (example := encoder.encode(row)) is not None]
     if not held_out:
         raise UserError(f"every held-out demonstration is longer than sft.max_length={config.max_length}; raise it")
-    training, layout = build(config, run, chat, held_out, chosen)
+    training = SFTTraining(config, run, chat, held_out, chosen)
     frozen = fingerprint(training.model.base_tensors()) if isinstance(training.model, Roles) else {}
     trainable = _learning(training.model)
     folder = run.folder.stage("sft")
@@ -146,12 +153,13 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
 
     kept = min(training.evaluations[1:], key=lambda row: row["eval_loss"])
     kinds = _by_kind(steps[:done], training.evaluations[0], kept)
+    epoch = next((i for i, step in enumerate(steps, start=1) if step.ends_epoch), len(steps))
     summary = {
-        "demonstrations_train": sum(part["examples"] for part in _by_kind(_first_epoch(steps)).values()),
+        "demonstrations_train": sum(len(step.examples) for step in steps[:epoch]),
         "demonstrations_held_out": len(held_out),
         "dropped": encoder.dropped,
         "truncated": encoder.truncated,
-        "layout": layout,
+        "layout": training.layout,
         "chat_template": f"default: {chat.default_template}" if chat.default_template else "the tokenizer's own",
         "eval_loss_before": training.evaluations[0]["eval_loss"],
         "eval_loss_after": kept["eval_loss"],
@@ -163,27 +171,6 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
         "kinds": kinds,
     }
     return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
-
-
-def build(
-    config: SFTConfig, run: Run, chat: ChatFormat, held_out: list[Example], prompts: list[Demonstration]
-) -> tuple[SFTTraining, str]:
-    """The training, and the layout of its rows in words."""
-    full = run.lora is None
-    base = load_model(run.model, torch.float32 if full else run.machine.dtype, run.machine.device)
-    layout = prepare_attention(base)
-    shares = layout.kind == "shared"
-    model = FullPolicy(base, run.machine.dtype) if full else Roles(base, trained="policy", lora=run.lora, seed=run.seed)
-    if config.gradient_checkpointing:
-        _checkpoint_gradients(base)
-    engine = None
-    if config.samples:
-        copy = load_model(run.model, run.machine.dtype, run.machine.device)
-        engine = InProcessEngine(copy, eos_id=chat.eos_id, temperature=run.sampling.temperature)
-    words = "packed" if layout.packs else str(layout)
-    micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
-    shown = prompts[: config.samples]
-    return SFTTraining(config, run, chat, model, layout.packs, shares, held_out, shown, engine, micro), words
 
 
 def _checkpoint_gradients(base: PreTrainedModel) -> None:
@@ -335,13 +322,7 @@ def _save(training: SFTTraining, folder: Path) -> None:
     save_model(merged, training.chat.tokenizer, folder / "model")
 
 
-def _first_epoch(steps: list[Step]) -> list[Step]:
-    return steps[: next((i for i, step in enumerate(steps, start=1) if step.ends_epoch), len(steps))]
-
-
-def _by_kind(
-    steps: list[Step], before: dict[str, Any] | None = None, after: dict[str, Any] | None = None
-) -> dict[str, dict[str, Any]]:
+def _by_kind(steps: list[Step], before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Kind -> examples and tokens that were learnt from, share of the examples, held-out loss before and after."""
     found: dict[str, dict[str, Any]] = {}
     examples = [example for step in steps for example in step.examples]
@@ -353,7 +334,7 @@ def _by_kind(
     for kind, part in found.items():
         part["share"] = part["examples"] / len(examples)
         for name, row in (("eval_loss_before", before), ("eval_loss_after", after)):
-            part[name] = None if row is None else row["eval_loss_by_kind"].get(kind)
+            part[name] = row["eval_loss_by_kind"].get(kind)
     return dict(sorted(found.items()))
 
 
