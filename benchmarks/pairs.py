@@ -22,7 +22,7 @@ from pathlib import Path
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_rankings, write_rows
-from plaudit.data.formats.rows import BadRow
+from plaudit.data.formats.rows import Row
 from plaudit.data.hashes import sha256
 from plaudit.models.load import load_tokenizer, resolve
 from plaudit.records import Message, Preference, preferences_of
@@ -73,7 +73,7 @@ def select(
     count: int = COUNT,
     share: float = 0.0,
     seed: int = 0,
-    bad: list[BadRow] | None = None,
+    bad: list[Row] | None = None,
     held_out_tokens: int = WIDTH,
 ) -> Pairs:
     """See above; bad rows go to `bad`, without it the first one stops. ValueError when the file has too few pairs."""
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--held-out-tokens", type=int, default=WIDTH, help="longest held-out side")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
     given = parser.parse_args()
-    bad: list[BadRow] = []
+    bad: list[Row] = []
     chat = ChatFormat(load_tokenizer(resolve(given.model)))
     pairs = select(chat, given.data, given.count, given.held_out, given.seed, bad, given.held_out_tokens)
     write(pairs, given.to)

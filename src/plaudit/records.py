@@ -45,6 +45,9 @@ class Demonstration:
     prompt: Prompt
     completion: str
 
+    def as_json(self) -> dict[str, Any]:
+        return {**self.prompt.as_json(), "completion": self.completion}
+
 
 @dataclass(frozen=True)
 class Completion:

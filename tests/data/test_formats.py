@@ -17,8 +17,8 @@ from conftest import write_lines
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings
 from plaudit.data.formats import json_rows
 from plaudit.data.formats.containers import rows
-from plaudit.data.formats.reader import FORMATS, KINDS, Reader, canonical
-from plaudit.data.formats.rows import BadRow
+from plaudit.data.formats.reader import FORMATS, KINDS, Reader
+from plaudit.data.formats.rows import Row
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record
 
@@ -143,7 +143,7 @@ def put(path: Path, *rows: Any) -> Path:
 
 def records(source: str | Path, **options: Any) -> tuple[list[Record], Reader]:
     reader = Reader(source, **options)
-    return [item.record for item in reader if item.record is not None], reader
+    return [record for _, record in reader if record is not None], reader
 
 
 def refusal(source: str | Path, **options: Any) -> str:
@@ -185,7 +185,7 @@ def test_the_stages_readers_take_every_format(name: str, row: dict[str, Any], re
 
 @pytest.mark.parametrize(("name", "row", "record"), ROWS.values(), ids=list(ROWS))
 def test_the_canonical_form_is_read_back(name: str, row: dict[str, Any], record: Record, tmp_path: Path) -> None:
-    assert records(put(tmp_path / "a.jsonl", canonical(record)))[0] == [record]
+    assert records(put(tmp_path / "a.jsonl", record.as_json()))[0] == [record]
 
 
 def test_what_is_detected_is_said(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_bad_bytes_stop_at_their_line_or_are_set_aside(
     assert message.startswith(f"{path}:{line}: ") and len(message) < 500
     for part in says:
         assert part in message
-    bad: list[BadRow] = []
+    bad: list[Row] = []
     kept = read_prompts(path, Reading(bad=bad))
     lines = data.count(b"\n") + (not data.endswith(b"\n"))
     assert len(kept) + len(bad) == lines
@@ -313,7 +313,7 @@ def test_bad_bytes_stop_at_their_line_or_are_set_aside(
 
 
 def test_bytes_that_are_no_text_are_kept_in_hex() -> None:
-    assert BadRow("a:1", "p", b"caf\xe9").as_json() == {"place": "a:1", "problem": "p", "raw_hex": "636166e9"}
+    assert Row("a:1", 1, None, "p", b"caf\xe9").as_json() == {"place": "a:1", "problem": "p", "raw_hex": "636166e9"}
 
 
 # --- containers ---
@@ -393,8 +393,8 @@ def test_a_damaged_array_keeps_its_good_rows(text: str, rows: int, says: str, tm
     path.write_text(text)
     reader = Reader(path, quarantine=True)
     items = list(reader)
-    assert [item.record is not None for item in items].count(True) == rows
-    assert [says in item.bad.problem for item in items if item.bad] == [True]
+    assert sum(record is not None for _, record in items) == rows
+    assert [says in str(row.problem) for row, record in items if record is None] == [True]
     assert reader.rows == rows + reader.bad
 
 
@@ -472,7 +472,7 @@ def test_a_file_is_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD * 10 + b"broken")
     stream = iter(Reader(path))
-    assert next(stream).place == f"{path}:1"
+    assert next(stream)[0].place == f"{path}:1"
 
 
 def test_formats_and_reading_load_no_table_library() -> None:

@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit.data.audit.check import Audit
-from plaudit.data.convert import convert
-from plaudit.data.formats.reader import FORMATS, Item, Reader
+from plaudit.data.files import convert
+from plaudit.data.formats.reader import FORMATS, Reader
+from plaudit.data.formats.rows import Row
 from plaudit.errors import UserError
+from plaudit.records import Record
 
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 SEEDS: list[dict[str, Any]] = [
@@ -100,9 +102,9 @@ WANTED = (None, "prompts", "demonstrations", "rankings")
 SETTINGS = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def read(reader: Reader) -> tuple[list[Item], str | None]:
+def read(reader: Reader) -> tuple[list[tuple[Row, Record | None]], str | None]:
     """(what was read, the UserError that stopped it); any other exception fails the test."""
-    items: list[Item] = []
+    items: list[tuple[Row, Record | None]] = []
     try:
         items.extend(reader)
     except UserError as error:
@@ -130,21 +132,21 @@ def test_every_row_is_used_or_set_aside_and_nothing_but_a_user_error_is_raised(
         if stopped is not None:
             assert str(path) in stopped
         else:
-            used = sum(item.record is not None for item in items)
+            used = sum(record is not None for _, record in items)
             assert reader.rows == len(items) == used + reader.bad
-            assert all((item.record is None) != (item.bad is None) for item in items)
+            assert all((record is None) == (row.problem is not None) for row, record in items)
             if name == "a.jsonl":
                 assert reader.rows == lines_in(data)
                 # What was set aside is there byte for byte.
-                assert [item.bad.raw for item in items if item.bad] == [
-                    line for line, item in zip(data.split(b"\n"), items, strict=False) if item.bad
+                assert [row.raw for row, record in items if record is None] == [
+                    line for line, (_, record) in zip(data.split(b"\n"), items, strict=False) if record is None
                 ]
         taken, refused = read(Reader(path, format=format, wanted=wanted))
         if refused is not None:
             assert str(path) in refused and "\n" not in refused and len(refused) < 700
         else:
             assert stopped is None and reader.bad == 0
-            assert [item.record for item in taken] == [item.record for item in items]
+            assert [record for _, record in taken] == [record for _, record in items]
 
 
 @SETTINGS
@@ -164,15 +166,15 @@ def test_check_and_convert_account_for_every_row(file: tuple[str, bytes]) -> Non
         assert found["rows"] == found["used"] + found["bad"]
         assert (found["bad"] > 0) == any(problem["kind"] == "bad row" for problem in report["problems"])
         json.dumps(report)
-        done = convert(path, Path(home) / "out.jsonl", quarantine=True)
-        assert done.rows == found["rows"] == done.written + done.quarantined
-        assert lines_in((Path(home) / "out.jsonl").read_bytes()) == done.written
-        assert done.quarantine.exists() == (done.quarantined > 0)
-        if done.quarantined:
-            assert lines_in(done.quarantine.read_bytes()) == done.quarantined
-        if done.written:
+        done, aside = convert(path, Path(home) / "out.jsonl", quarantine=True)
+        written = lines_in((Path(home) / "out.jsonl").read_bytes())
+        assert done.rows == found["rows"] == written + done.bad
+        assert aside.exists() == (done.bad > 0)
+        if done.bad:
+            assert lines_in(aside.read_bytes()) == done.bad
+        if written:
             again = list(Reader(Path(home) / "out.jsonl"))
-            assert len(again) == done.written
+            assert len(again) == written
 
 
 @SETTINGS

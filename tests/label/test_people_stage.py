@@ -24,7 +24,7 @@ from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.preferences import people as preferences_people
 from plaudit.stages.preferences.config import PreferencesConfig
 from plaudit.stages.recipe import load_recipe
-from plaudit.view.report.people import compared_by_people
+from plaudit.view.report.write import compared_by_people
 
 
 def shorter_is_better(shown: list[str]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import CPU
 from plaudit.errors import UserError
+from plaudit.models.kernels.logits import PLAIN, LogitShape, shape_of, shaped
 from plaudit.models.load import load_model
-from plaudit.models.logits import PLAIN, LogitShape, shape_of, shaped
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.roles import plain_logprobs, plain_loss
 from plaudit.models.tokens import Tokens

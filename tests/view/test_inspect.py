@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from plaudit.algo.worked import worked_example
 from plaudit.errors import UserError
-from plaudit.view.inspect.page import inspection_page
 from plaudit.view.inspect.tokens import inspect_run, token_rows, token_text
+from plaudit.view.page import render_page
 
 PPO = {"clip_range": 0.2, "gamma": 0.9, "lam": 0.95}
 
@@ -190,4 +190,4 @@ def test_hostile_texts_stay_texts(moved: Path) -> None:
     found = inspect_run(moved)
     attack = "<script>alert(1)</script>"
     rows = (replace(found.rows[0], text=attack), *found.rows[1:])
-    assert "<script" not in inspection_page(replace(found, run=attack, prompt=attack, rows=rows))
+    assert "<script" not in render_page("inspect.html.j2", found=replace(found, run=attack, prompt=attack, rows=rows))

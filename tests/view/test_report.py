@@ -15,13 +15,15 @@ import yaml
 from plaudit.data.files import write_json, write_rows
 from plaudit.dist.machine import Machine
 from plaudit.errors import UserError
+from plaudit.guard.limits import KL_BUDGET
 from plaudit.records import Completion, Message, Prompt, Ranking
 from plaudit.run.folder import RunFolder
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.recipe import Recipe
 from plaudit.train.run import Run
 from plaudit.view.card.measures import report_card
-from plaudit.view.report import tables, verdict, write
+from plaudit.view.page import words
+from plaudit.view.report import tables, write
 from plaudit.view.text import number, percent
 
 ATTACK = "<script>alert(1)</script>"
@@ -372,16 +374,22 @@ def test_gold_by_kind_by_hand() -> None:
 
 
 def test_headline_says_change_and_interval(written: Run) -> None:
-    lines = {line.name: line for line in tables.headline(EVALUATE, reply_rows(gold=True))}
-    gold = lines["Gold score"]
-    assert (gold.sft, gold.ppo, gold.change, gold.interval) == ("0.10", "0.45", "+0.35", "0.20 to 0.50")
-    assert (lines["Win rate"].ppo, lines["Win rate"].interval) == ("75.0\u00a0%", "65.0 to 85.0\u00a0%")
+    write.write_report(written)
+    table = (written.folder.path / "report.html").read_text(encoding="utf-8").partition('id="headline"')[2]
+    rows = re.findall(r'<tr><th scope="row">(.*?)<small>.*?</th>(.*?)</tr>', table.partition("</table>")[0], re.DOTALL)
+    lines = {name: [cell.replace("</small>", "").split("<small>") for cell in cells(row)] for name, row in rows}
+    assert lines["Gold score"] == [["0.10"], ["0.45"], ["+0.35", "0.20 to 0.50"]]
+    assert lines["Win rate"] == [[""], ["75.0\u00a0%", "65.0 to 85.0\u00a0%"], [""]]
     # Every reply's proxy score rose by exactly 1, so the interval has no width.
-    assert lines["Proxy score"].interval == "1.00 to 1.00"
-    assert (lines["EOS rate"].ppo, lines["EOS rate"].change) == ("90.0\u00a0%", "−5.0 points")
-    assert lines["Reference NLL"].change == "−0.25"
+    assert lines["Proxy score"][2][1] == "1.00 to 1.00"
+    assert lines["EOS rate"] == [["95.0\u00a0%"], ["90.0\u00a0%"], ["−5.0 points"]]
+    assert lines["Reference NLL"] == [["1.50"], ["1.25"], ["−0.25"]]
     names = {"KL", "Length", "Repeated 3-grams", "Distinct-2", "Declines"}
     assert names <= set(lines)
+
+
+def cells(row: str) -> list[str]:
+    return re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
 
 
 def test_the_reward_section_is_the_report_card(written: Run) -> None:
@@ -439,7 +447,8 @@ def test_missing_stage_is_named_and_nothing_is_written(written: Run) -> None:
     ],
 )
 def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, Any], begins: str) -> None:
-    sentence = verdict.verdict({"evaluate": {**EVALUATE, **evaluate}, "ppo": {**PPO, **ppo}})
+    summary = {"evaluate": {**EVALUATE, **evaluate}, "ppo": {**PPO, **ppo}}
+    sentence = words("words.html.j2", "verdict", summary)
     assert sentence.startswith(begins)
     assert sentence.endswith(".")
 
@@ -457,11 +466,10 @@ def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, A
     ],
 )
 def test_cautions_name_what_is_wrong_and_only_that(part: str, change: dict[str, Any], says: str) -> None:
-    recipe = {"ppo": {"kl_budget": None}}
     summary: dict[str, dict[str, Any]] = {"reward": REWARD, "evaluate": EVALUATE}
-    assert verdict.cautions(summary, recipe) == []
-    (caution,) = verdict.cautions({**summary, part: {**summary[part], **change}}, recipe)
-    assert says in caution
+    assert words("words.html.j2", "cautions", summary, KL_BUDGET) == ""
+    said = words("words.html.j2", "cautions", {**summary, part: {**summary[part], **change}}, KL_BUDGET)
+    assert says in said and said.count("<li>") == 1
 
 
 def test_median_seconds_of_an_update_by_part() -> None:

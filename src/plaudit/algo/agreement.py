@@ -3,13 +3,17 @@
 numpy in, floats out. Our own code, from the papers: the package `krippendorff` is GPL.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 Metric = Literal["nominal", "ordinal", "interval"]
+Unit = TypeVar("Unit")
+Who = TypeVar("Who", int, str)
 
 
 def krippendorff_alpha(values: ArrayLike, metric: Metric = "nominal") -> float | None:
@@ -61,6 +65,38 @@ def cohen_kappa(first: Sequence[object], second: Sequence[object]) -> float | No
     answers = set(first) | set(second)
     chance = sum(first.count(a) * second.count(a) for a in answers) / n**2
     return None if chance == 1 else (observed - chance) / (1 - chance)
+
+
+def same_verdicts(judged: Mapping[Unit, Mapping[Who, int]]) -> Iterator[tuple[float, Unit]]:
+    """Whether two people said the same (1 or 0), and the pair, for each two who ordered a pair of replies strictly;
+    `judged` is pair -> person -> verdict: 1 the first reply is better, −1 the second is, 0 a tie."""
+    for unit, given in judged.items():
+        for one, other in combinations([sign for sign in given.values() if sign], 2):
+            yield float(one == other), unit
+
+
+def verdict_agreement(judged: Mapping[Unit, Mapping[Who, int]]) -> tuple[float | None, list[dict[str, Any]]]:
+    """(Krippendorff's alpha, nominal, of verdicts as in `same_verdicts`; a row of each two people).
+
+    Every pair is counted both ways round, since which of its replies is called the first means nothing. A row is
+    {first, second, pairs, agreement: the share that is the same of those that both ordered strictly, kappa: Cohen's}.
+    """
+    people = sorted({who for given in judged.values() for who in given})
+    table = [
+        [sign * given[who] if who in given else np.nan for given in judged.values() for sign in (1, -1)]
+        for who in people
+    ]
+    answers: dict[tuple[Who, Who], list[tuple[int, int]]] = defaultdict(list)
+    for given in judged.values():
+        for one, other in combinations(sorted(given), 2):
+            answers[one, other].append((given[one], given[other]))
+    rows = []
+    for (one, other), both in answers.items():
+        same = [a == b for a, b in both if a and b]
+        kappa = cohen_kappa(*([sign * said[who] for said in both for sign in (1, -1)] for who in (0, 1)))
+        counts = {"first": one, "second": other, "pairs": len(both)}
+        rows.append({**counts, "agreement": float(np.mean(same)) if same else None, "kappa": kappa})
+    return krippendorff_alpha(table) if table else None, rows
 
 
 def best_accuracy(agreement: float) -> float:

@@ -68,11 +68,11 @@ def convert(
     on_bad_row: Annotated[str, typer.Option(help="stop, or quarantine: set bad rows aside.")] = "stop",
 ) -> None:
     """Write the rows as canonical JSON lines."""
-    from plaudit.data.convert import convert as convert_rows
+    from plaudit.data.files import convert as convert_rows
 
     if on_bad_row not in ("stop", "quarantine"):
         raise UserError(f"--on-bad-row {on_bad_row!r}: write stop or quarantine")
-    done = convert_rows(source, to, format=format, quarantine=on_bad_row == "quarantine")
-    console.print(done.described, soft_wrap=True)
-    aside = f", {done.quarantined:,} in {done.quarantine}" if done.quarantined else ""
-    console.print(f"{done.rows:,} rows: {done.written:,} in {to}{aside}", soft_wrap=True)
+    done, quarantine = convert_rows(source, to, format=format, quarantine=on_bad_row == "quarantine")
+    console.print(done.describe(), soft_wrap=True)
+    aside = f", {done.bad:,} in {quarantine}" if done.bad else ""
+    console.print(f"{done.rows:,} rows: {done.rows - done.bad:,} in {to}{aside}", soft_wrap=True)

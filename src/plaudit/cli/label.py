@@ -95,7 +95,6 @@ def serve(
 
     # Whatever can be wrong is looked at before anything is written.
     place = service.Place(host, port, url, proxy)
-    place.check()
     where = database_of(source, database)
     for file in (source, gold, guidelines):
         need_file(file)

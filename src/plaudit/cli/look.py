@@ -78,7 +78,7 @@ def reward_report(
 
     card = report(model, source, format=format, dtype=dtype, progress=bar, say=say)
     if html is not None:
-        from plaudit.view.card.page import card_page
+        from plaudit.view.card.plots import card_page
 
         write_text(html, card_page(card))
     if as_json:
@@ -125,9 +125,9 @@ def inspect(
     found = inspect_run(folder, step, sample)
     print_inspection(found)
     if html is not None:
-        from plaudit.view.inspect.page import inspection_page
+        from plaudit.view.page import render_page
 
-        write_text(html, inspection_page(found))
+        write_text(html, render_page("inspect.html.j2", found=found))
         console.print(f"Page: {html}", soft_wrap=True)
 
 

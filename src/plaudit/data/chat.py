@@ -54,11 +54,11 @@ class ChatFormat:
         if not tokenizer.chat_template:
             self.default_template, tokenizer.chat_template = _default_template(tokenizer)
         self.special = special_texts(tokenizer)
-        self._learn_template()
+        self._learn_template(tokenizer)
         self.eos_id: int = tokenizer.convert_tokens_to_ids(self.end)
         self.pad_id: int = _pad_id(tokenizer, self.eos_id)
 
-    def _learn_template(self) -> None:
+    def _learn_template(self, tokenizer: Any) -> None:
         """Find `lead`, `strip` and `end`: a turn is generation prompt + lead + strip(reply) + end."""
         probe = (Message("user", "Hello there."),)
         prompt = self._render(probe, generate=True)
@@ -71,17 +71,15 @@ class ChatFormat:
         strip = next((f for f in _STRIPS if spaced.startswith(prompt + lead + f(" \nHi. \n") + end)), None)
         if not full.startswith(prompt) or not found or lead.strip() or not end or strip is None:
             raise UserError(
-                f"{self.tokenizer.name_or_path}: the chat template does not write an assistant turn as generation "
+                f"{tokenizer.name_or_path}: the chat template does not write an assistant turn as generation "
                 f"prompt + reply + a special token that ends it; it gave {full!r} after {prompt!r}, so its completion "
                 "tokens cannot be masked exactly"
             )
         self.lead, self.strip, self.end = lead, strip, end
         # A tokenizer may put a space before every text it is given; then the template's own would be a second one.
-        whole = self._ids(full)
-        if lead and whole[: len(ids := self._ids(prompt) + self._ids(lead + "Hi."))] != ids:
-            ids = self._ids(prompt) + self._ids("Hi.")
-            if whole[: len(ids)] == ids:
-                self.lead = ""
+        whole, asked, led, bare = (ids_of(tokenizer, text) for text in (full, prompt, lead + "Hi.", "Hi."))
+        if lead and whole[: len(asked + led)] != asked + led and whole[: len(asked + bare)] == asked + bare:
+            self.lead = ""
 
     def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
         turns = [message.as_json() for message in messages]
@@ -132,14 +130,11 @@ class ChatFormat:
             done = text + self.lead + self.strip(held[number].content) + self.end
         return ids, written
 
-    def _ids(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
-        return ids_of(self.tokenizer, text, split_special_tokens=split_special_tokens)
-
     def reply_ids(self, reply: Completion) -> list[int]:
         """Ids of a reply, closed by the end-of-turn token unless the length limit cut it; typed special-token
         strings stay plain text here too."""
         text = self.lead + (self.strip(reply.text) if reply.finished else reply.text)
-        ids = self._ids(text, split_special_tokens=True)
+        ids = ids_of(self.tokenizer, text, split_special_tokens=True)
         return [*ids, self.eos_id] if reply.finished else ids
 
     def completion(self, ids: Sequence[int]) -> Completion:

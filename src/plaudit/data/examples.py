@@ -5,8 +5,9 @@ no more. A conversation that is longer than the limit meets one explicit rule, a
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -92,8 +93,10 @@ def training_steps(
     steps: list[Step] = []
     for epoch in range(epochs):
         order = epoch_order([source.share for source in sources], seed, epoch)
+        made = (encoder.example(source, row, sources[source].demonstrations) for source, row in order)
+        kept = (example for example in made if example is not None)
         first = len(steps)
-        for examples in _groups(sources, encoder, order, size):
+        while examples := list(islice(kept, size)):
             if limit is not None and len(steps) >= limit:
                 return steps
             steps.append(Step(examples, ends_epoch=False))
@@ -103,21 +106,6 @@ def training_steps(
             )
         steps[-1] = Step(steps[-1].examples, ends_epoch=True)
     return steps
-
-
-def _groups(
-    sources: Sequence[Source], encoder: Encoder, order: list[tuple[int, int]], size: int
-) -> Iterator[list[Example]]:
-    group: list[Example] = []
-    for source, row in order:
-        example = encoder.example(source, row, sources[source].demonstrations)
-        if example is not None:
-            group.append(example)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def held_out_rows(sources: Sequence[DemonstrationTable], most: int, seed: int) -> list[Demonstration]:

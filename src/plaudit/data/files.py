@@ -8,14 +8,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from plaudit.data.formats.json_rows import json_lines
 from plaudit.data.formats.reader import Reader, prompt_of
-from plaudit.data.formats.rows import BadRow
+from plaudit.data.formats.rows import Row
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError, no_file
 from plaudit.records import Demonstration, Message, Prompt, Ranking, Record
@@ -31,26 +31,23 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield row.place, row.value
 
 
-def _quiet(line: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class Reading:
     """How files are read: `format` overrides detection, `bad` takes the rows that are set aside (None stops at the
     first), `say` hears what was detected."""
 
     format: str | None = None
-    bad: list[BadRow] | None = None
-    say: Callable[[str], None] = field(default=_quiet)
+    bad: list[Row] | None = None
+    say: Callable[[str], None] = lambda line: None
 
     def records(self, source: Path, wanted: str) -> Iterator[tuple[str, Record]]:
         """(place, record) of every good row."""
         reader = Reader(source, format=self.format, wanted=wanted, quarantine=self.bad is not None)
-        for item in reader:
-            if item.record is not None:
-                yield item.place, item.record
-            elif item.bad is not None and self.bad is not None:
-                self.bad.append(item.bad)
+        for row, record in reader:
+            if record is not None:
+                yield row.place, record
+            elif self.bad is not None:
+                self.bad.append(row)
         self.say(reader.describe())
 
 
@@ -162,3 +159,27 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with whole_file(path) as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def convert(
+    source: str | Path, to: Path, *, format: str | None = None, quarantine: bool = False
+) -> tuple[Reader, Path]:
+    """Any file to the canonical JSON lines `to`, row by row, and the bad rows to TO.quarantine.jsonl beside it; without
+    `quarantine` the first bad row stops it. Returns the reader, which counted the rows, and the path of the bad ones.
+
+    Both files appear at the end, whole; a file that is there already is not replaced.
+    """
+    aside = to.with_name(f"{to.name.removesuffix('.jsonl')}.quarantine.jsonl")
+    for path in (to, aside):
+        if path.exists():
+            raise UserError(f"{path}: the file is there already; move it or choose another name with --to")
+    reader = Reader(source, format=format, quarantine=quarantine)
+    with ExitStack() as opened:
+        good, bad = opened.enter_context(whole_file(to)), None
+        for row, record in reader:
+            if record is not None:
+                good.write(json.dumps(record.as_json(), ensure_ascii=False).encode() + b"\n")
+            else:
+                bad = bad or opened.enter_context(whole_file(aside))
+                bad.write(json.dumps(row.as_json()).encode() + b"\n")
+    return reader, aside

@@ -1,4 +1,4 @@
-"""SHA-256, in hex: of a file, of a JSON value, of rows."""
+"""SHA-256, in hex: of a file, of a text, of a JSON value, of rows."""
 
 import hashlib
 import json
@@ -11,6 +11,11 @@ def sha256(path: Path) -> str:
     """Of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Of a text's UTF-8; half a surrogate pair counts as any other character."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_json(value: Any, *, ensure_ascii: bool = True) -> str:

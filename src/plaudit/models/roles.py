@@ -33,7 +33,7 @@ from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
-from plaudit.models.logits import shape_of
+from plaudit.models.kernels.logits import shape_of
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens

@@ -73,25 +73,23 @@ class Checkpoints:
         started = time.perf_counter()
         self.clear()
         # What has this step's name already was torn, or is of this very step.
+        listed: dict[str, dict[str, Any]] = {}
         with whole_folder(self._path(step)) as part:
-            size = self._write(part, step, files)
+            for name, contents in files:
+                assert name != MANIFEST and name not in listed, name
+                _write_file(part / name, contents)
+                listed[name] = {"bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
+            _write_file(part / MANIFEST, _manifest(step, listed))
+            _flush_folder(part)
         _flush_folder(self.folder)
         self._torn.discard(step)
         kept = sorted(s for s in self._steps() if s <= step and s not in self._torn)[-self.keep :]
-        for old in self._steps():
-            if old not in kept:
-                self._drop(old)
-        return Written(size, time.perf_counter() - started)
-
-    def _write(self, part: Path, step: int, files: Iterable[tuple[str, bytes]]) -> int:
-        listed: dict[str, dict[str, Any]] = {}
-        for name, contents in files:
-            assert name != MANIFEST and name not in listed, name
-            _write_file(part / name, contents)
-            listed[name] = {"bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
-        _write_file(part / MANIFEST, _manifest(step, listed))
-        _flush_folder(part)
-        return sum(entry["bytes"] for entry in listed.values())
+        for path in (self._path(old) for old in self._steps() if old not in kept):
+            # Its final name goes first, so that one that is half deleted has none.
+            gone = path.with_name(path.name + ".gone")
+            os.replace(path, gone)
+            shutil.rmtree(gone)
+        return Written(sum(entry["bytes"] for entry in listed.values()), time.perf_counter() - started)
 
     def _read(self, step: int) -> Checkpoint | str:
         """The checkpoint, or what is wrong with it."""
@@ -122,13 +120,6 @@ class Checkpoints:
         if not self.folder.is_dir():
             return []
         return sorted(int(one.name) for one in self.folder.iterdir() if one.is_dir() and one.name.isdigit())
-
-    def _drop(self, step: int) -> None:
-        """Take a checkpoint away: its final name first, so that one that is half deleted has none."""
-        path = self._path(step)
-        gone = path.with_name(path.name + ".gone")
-        os.replace(path, gone)
-        shutil.rmtree(gone)
 
 
 def _manifest(step: int, listed: dict[str, dict[str, Any]]) -> bytes:

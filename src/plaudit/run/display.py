@@ -46,27 +46,8 @@ class Step(Protocol):
 def progress(label: str, total: int, unit: str, to: Console | None = None) -> Iterator[Step]:
     """A progress bar over `total` units of work; on a pipe or in CI a line every 20 s instead."""
     to = console if to is None else to
-    started = time.monotonic()
-    done, printed = 0, started
-
-    def status(note: str) -> str:
-        elapsed = time.monotonic() - started
-        rate = done / elapsed if elapsed > 0 else 0.0
-        left = (total - done) / rate if rate > 0 else 0.0
-        return f"{label}: {done}/{total} {unit}, {rate:.2g} {unit}/s, {left:.0f} s left {note}".rstrip()
-
-    if not to.is_terminal:
-
-        def line(note: str = "", count: int = 1) -> None:
-            nonlocal done, printed
-            done += count
-            if time.monotonic() - printed >= _LINE_EVERY_S:
-                printed = time.monotonic()
-                to.print(status(note), soft_wrap=True)
-
-        yield line
-        return
-
+    started = printed = time.monotonic()
+    done = 0
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),
@@ -75,16 +56,22 @@ def progress(label: str, total: int, unit: str, to: Console | None = None) -> It
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=to, transient=True) as bar:
+    with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bar:
         task = bar.add_task(label, total=total, note="", rate="")
 
-        def live(note: str = "", count: int = 1) -> None:
-            nonlocal done
+        def step(note: str = "", count: int = 1) -> None:
+            nonlocal done, printed
             done += count
-            rate = done / max(time.monotonic() - started, 1e-9)
-            bar.update(task, advance=count, note=note, rate=f"{rate:.2g} {unit}/s")
+            now = time.monotonic()
+            per_second = done / max(now - started, 1e-9)
+            rate = f"{per_second:.2g} {unit}/s"
+            bar.update(task, advance=count, note=note, rate=rate)
+            if not to.is_terminal and now - printed >= _LINE_EVERY_S:
+                printed = now
+                left = (total - done) / per_second if done else 0.0
+                to.print(f"{label}: {done}/{total} {unit}, {rate}, {left:.0f} s left {note}".rstrip(), soft_wrap=True)
 
-        yield live
+        yield step
 
 
 def stage_table(title: str, rows: Mapping[str, object]) -> None:

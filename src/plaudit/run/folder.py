@@ -182,14 +182,10 @@ class FollowedFolder(RunFolder):
         folder.mkdir(exist_ok=True)
         return folder
 
-    def begin(self, name: str, *, resume: bool = False) -> None:
+    def _by_the_first(self, *_: object, **__: object) -> None:
         """The first process does it."""
 
-    def drop_checkpoints(self, name: str) -> None:
-        """The first process does it."""
-
-    def end(self, name: str, seconds: float, peaks: Mapping[str, float]) -> None:
-        """The first process does it."""
+    begin = drop_checkpoints = end = _by_the_first
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
-from plaudit.data.formats.rows import BadRow
+from plaudit.data.formats.rows import Row
 from plaudit.data.hashes import sha256_rows
 from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import choose_machine, describe
@@ -38,7 +38,7 @@ class RunData:
     demonstrations: DemonstrationTable
     mixed: dict[Path, DemonstrationTable]
     rankings: list[Ranking] | None
-    bad: list[BadRow] = field(default_factory=list)
+    bad: list[Row] = field(default_factory=list)
     """What was set aside, where bad rows do not stop the run."""
 
     @property
@@ -112,7 +112,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
 
 def read_data(recipe: Recipe) -> RunData:
     """Every file of the recipe, read and checked: splits, sources of the mixture, no held-out prompt in training."""
-    bad: list[BadRow] = []
+    bad: list[Row] = []
     prompts = read_prompts(recipe.data.prompts, _reading(recipe, recipe.data.prompts, bad))
     demonstrations = read_demonstrations(recipe.data.demonstrations, _reading(recipe, recipe.data.demonstrations, bad))
     mixed = {
@@ -132,7 +132,7 @@ def read_data(recipe: Recipe) -> RunData:
     return RunData(prompts, demonstrations, mixed, rankings, bad)
 
 
-def _reading(recipe: Recipe, path: Path, bad: list[BadRow]) -> Reading:
+def _reading(recipe: Recipe, path: Path, bad: list[Row]) -> Reading:
     """How a data file of the recipe is read; what was detected is printed."""
     kept = bad if recipe.data.on_bad_row == "quarantine" else None
     return Reading(recipe.data.formats.get(path), kept, lambda line: console.print(line, soft_wrap=True))

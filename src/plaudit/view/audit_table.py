@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from plaudit.run.display import console
+from plaudit.view.page import words
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -15,25 +16,11 @@ def print_report(report: Mapping[str, Any]) -> None:
     columns = [_column(file) for file in report["files"]]
     names = list(dict.fromkeys(name for column in columns for name in column))
     for file in report["files"]:
-        table.add_column(_name(file["file"]), justify="right", overflow="fold")
+        table.add_column(file["file"].rsplit("/", 1)[-1], justify="right", overflow="fold")
     for name in names:
         table.add_row(name, *(column.get(name, "") for column in columns))
     console.print(table)
-    for overlap in report["overlaps"]:
-        one, other = (f"{_name(file)} ({split})" for file, split in (overlap["first"], overlap["second"]))
-        console.print(f"{overlap['prompts']:,} prompts in common: {one} and {other}", soft_wrap=True)
-    for problem in report["problems"]:
-        what = f"{problem['level']}: {problem['kind']}, {problem['count']:,} found"
-        console.print(f"{what}: {problem['fix']}", soft_wrap=True)
-        for example in problem["examples"]:
-            console.print(f"  {example['place']}: {example['text']}", soft_wrap=True)
-        if problem["count"] > len(problem["examples"]):
-            console.print(f"  and {problem['count'] - len(problem['examples']):,} more")
-    console.print(f"{report['errors']:,} errors, {report['warnings']:,} warnings")
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
+    console.print(words("audit.txt.j2", "found", report), soft_wrap=True)
 
 
 def _column(file: Mapping[str, Any]) -> dict[str, str]:

@@ -1,21 +1,31 @@
-"""Pages: the templates in pages/, rendered with autoescape on; replies, prompts and names are hostile input."""
+"""Pages and words: the templates in pages/. Autoescape is on for all but plain text; replies, prompts and names are
+hostile input."""
 
-from importlib.resources import files
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from plaudit.view.text import interval, number, percent, temperature
+from plaudit.view.text import interval, number, percent, plain_interval, plain_percent, plain_points, temperature
 
 
 def render_page(template: str, **values: Any) -> str:
-    """The page `template` (report.html.j2, card.html.j2) as HTML."""
-    page = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
-    )
-    page.filters |= {"number": number, "percent": percent, "interval": interval, "temperature": temperature}
-    return page.get_template(template).render(**values)
+    """The page `template` (report.html.j2, card.html.j2, inspect.html.j2) as HTML."""
+    return _pages().get_template(template).render(**values)
 
 
-def _source(name: str) -> str:
-    return files("plaudit.view").joinpath("pages", name).read_text(encoding="utf-8")
+def words(template: str, macro: str, *values: Any) -> str:
+    """What one macro of a template says of the values."""
+    return str(getattr(_pages().get_template(template).module, macro)(*values)).rstrip()
+
+
+@cache
+def _pages() -> Environment:
+    """All templates, with the filters that write numbers."""
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent / "pages"), undefined=StrictUndefined)
+    page.autoescape = lambda name: not str(name).endswith(".txt.j2")
+    page.trim_blocks = page.lstrip_blocks = True
+    numbers = (number, percent, interval, temperature, plain_percent, plain_interval, plain_points)
+    page.filters |= {write.__name__: write for write in numbers}
+    return page

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import first_schema
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -36,8 +38,20 @@ def rows_of_the_first_schema(engine: Engine) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def test_the_migrations_lead_to_the_schema(url: str) -> None:
+def make_the_first_schema(engine: Engine) -> None:
+    """A database as it was made before any migration."""
+    with writing(engine) as connection:
+        with Operations.context(MigrationContext.configure(connection)):
+            first_schema.upgrade()
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('0001')"))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_new_database_and_the_migrations_of_an_old_one_lead_to_the_schema(url: str, old: bool) -> None:
     engine = connect(url)
+    if old:
+        make_the_first_schema(engine)
     migrate(engine)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -49,7 +63,7 @@ def test_the_migrations_lead_to_the_schema(url: str) -> None:
 
 def test_a_database_of_the_first_schema_keeps_every_row(url: str) -> None:
     engine = connect(url)
-    migrate(engine, "0001")
+    make_the_first_schema(engine)
     rows = rows_of_the_first_schema(engine)
     before = set(rows)
     migrate(engine)

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plaudit.data.hashes import sha256_text
 from plaudit.label.db.schema import TASKS
 from plaudit.label.kinds import KINDS, body_of
-from plaudit.label.kinds.shared import BadAnswer, canonical, hash_of
+from plaudit.label.kinds.shared import BadAnswer, canonical
 
 FLAGS = ("unsafe", "untrue", "too long")
 
@@ -39,7 +40,7 @@ def test_a_body_has_one_text() -> None:
     body = body_of("compare", [1, 0], FLAGS, {"reason": "é\n", "ranks": [1, 2], "strength": 3})
     assert canonical(body) == ('{"flags":[[],[]],"ranks":[2,1],"reason":"\\u00e9\\n","strength":3,"verdict":null}')
     # printf '{"a":1}' | sha256sum
-    assert hash_of('{"a":1}') == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
+    assert sha256_text('{"a":1}') == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
 
 
 def test_a_written_reply() -> None:

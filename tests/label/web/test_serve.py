@@ -20,7 +20,7 @@ from plaudit.errors import UserError
 from plaudit.label.db import ledger
 from plaudit.label.db.database import connect, open_project, snapshot
 from plaudit.label.queue import items
-from plaudit.label.web.serve import Place
+from plaudit.label.web.serve import Place, listen
 
 MOST_MB = 200
 CODE = "from plaudit.cli.main import main; main()"
@@ -152,7 +152,7 @@ def test_nobody_serves_in_the_clear_unwarned() -> None:
 @pytest.mark.parametrize("url", ["label.example", "ftp://label.example", "https://", "https://h/path"])
 def test_an_address_of_the_browsers_that_is_none(url: str) -> None:
     with pytest.raises(UserError, match="--url"):
-        Place(url=url).check()
+        listen(Place(url=url))
 
 
 def test_each_run_and_file_has_a_database_of_its_own(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from plaudit.data.audit import near
 from plaudit.data.audit.counts import Counts, CountTokens
 from plaudit.data.audit.problems import Problems
 from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
-from plaudit.data.formats.reader import Reader, prompt_of
+from plaudit.data.formats.reader import Reader, prompt_of, replies_of
 from plaudit.data.formats.rows import SPLITS, shown
-from plaudit.records import Completion, Demonstration, Ranking, Record
+from plaudit.records import Ranking, Record
 
 
 class Audit:
@@ -48,13 +48,13 @@ class Audit:
         reader = Reader(source, format=format, quarantine=True)
         file = Counts(reader, len(self._line), self._count_tokens, self._random)
         self._files.append(file)
-        for item in reader:
+        for row, record in reader:
             if reader.rows % 5000 == 0:
                 on_rows(reader.rows)
-            if item.record is not None:
-                self._row(file, item.place, item.record)
-            elif item.bad is not None:
-                self._problems.add("bad row", item.place, item.bad.problem.removeprefix(f"{item.place}: "))
+            if record is not None:
+                self._row(file, row.place, record)
+            else:
+                self._problems.add("bad row", row.place, str(row.problem).removeprefix(f"{row.place}: "))
         file.count_waiting()
         file.last = len(self._line)
 
@@ -68,7 +68,7 @@ class Audit:
         prefix, _, line = place.rpartition(":")
         self._prefix.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
         self._line.append(int(line))
-        prompt, replies = prompt_of(record), _replies_of(record)
+        prompt, replies = prompt_of(record), replies_of(record)
         asked, texts = joined(prompt.messages), [reply.text for reply in replies]
         self._split.append(SPLITS.index(prompt.split))
         self._prompt.append(hash_of(*(part for m in prompt.messages for part in (m.role, words_alone(m.content)))))
@@ -80,15 +80,12 @@ class Audit:
         if isinstance(record, Ranking):
             self._pairs(file, row, place, record)
         for reply in replies:
-            self._reply(place, reply)
+            text = reply.text.strip()
+            if not text:
+                self._problems.add("empty reply", place, f"a reply is {shown(reply.text)}")
+            elif reply.finished and seems_cut(text):
+                self._problems.add("cut reply", place, f"a reply ends in {shown(text[-40:])}")
         self._near.add(row, "\n".join((asked, *texts)))
-
-    def _reply(self, place: str, reply: Completion) -> None:
-        text = reply.text.strip()
-        if not text:
-            self._problems.add("empty reply", place, f"a reply is {shown(reply.text)}")
-        elif reply.finished and seems_cut(text):
-            self._problems.add("cut reply", place, f"a reply ends in {shown(text[-40:])}")
 
     def _pairs(self, file: Counts, row: int, place: str, ranking: Ranking) -> None:
         texts = [reply.text.strip() for reply in ranking.replies]
@@ -212,9 +209,3 @@ def _groups(hashes: Any) -> Iterator[Any]:
     many = many[np.argsort(order[begins[many]], kind="stable")] if len(many) else many
     for number in many:
         yield order[begins[number] : ends[number]]
-
-
-def _replies_of(record: Record) -> tuple[Completion, ...]:
-    if isinstance(record, Demonstration):
-        return (Completion(record.completion),)
-    return record.replies if isinstance(record, Ranking) else ()

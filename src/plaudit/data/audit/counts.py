@@ -72,8 +72,13 @@ class Counts:
         self.characters.replies.extend(map(len, replies))
         self.words.prompts.append(len(asked.split()))
         self.words.replies.extend(len(reply.split()) for reply in replies)
-        for reply in replies:
-            self._keep_for_diversity(reply[:2000])
+        for reply in (reply[:2000] for reply in replies):
+            # Reservoir sampling: every reply has the same chance to be among those whose diversity is measured.
+            self._replies += 1
+            if len(self._varied) < _DIVERSITY:
+                self._varied.append(reply)
+            elif (at := self.random.randrange(self._replies)) < _DIVERSITY:
+                self._varied[at] = reply
         if self.count_tokens is not None and (entry := self._sample.take()) is not None:
             self._waiting.append((entry, asked, replies))
             if len(self._waiting) >= _TOKEN_BATCH:
@@ -86,14 +91,6 @@ class Counts:
         for better, worse in strict:
             a, b = len(ranking.replies[better].text), len(ranking.replies[worse].text)
             self.longer_wins += 0.5 if a == b else float(a > b)
-
-    def _keep_for_diversity(self, reply: str) -> None:
-        # Reservoir sampling: every reply has the same chance to be among those whose diversity is measured.
-        self._replies += 1
-        if len(self._varied) < _DIVERSITY:
-            self._varied.append(reply)
-        elif (at := self.random.randrange(self._replies)) < _DIVERSITY:
-            self._varied[at] = reply
 
     def count_waiting(self) -> None:
         """Count the tokens of the rows that wait for it."""

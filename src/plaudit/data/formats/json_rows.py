@@ -6,18 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plaudit.data.formats.rows import (
-    DAMAGE,
-    MAX_HELD,
-    Row,
-    check_size,
-    lines,
-    open_bytes,
-    refuse_bom,
-    row_of,
-    shown,
-    text_of,
-)
+from plaudit.data.formats.rows import DAMAGE, MAX_HELD, Row, lines, open_bytes, refuse_bom, row_of, shown, text_of
 from plaudit.errors import UserError
 
 _CHUNK = 1 << 20
@@ -61,7 +50,6 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant
 
 def json_object(place: str, raw: bytes, ended: bool = True) -> dict[str, Any]:
     """The JSON object that `raw` spells; UserError with the place for anything else."""
-    check_size(place, raw)
     refuse_bom(place, raw)
     if raw.endswith(b"\r") and raw.strip():
         raise UserError(f"{place}: the line ends in CRLF (\\r\\n); convert the file to Unix line ends, \\n")

@@ -22,13 +22,13 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from plaudit.data.formats.containers import rows
 from plaudit.data.formats.parsers import record_of
-from plaudit.data.formats.rows import BadRow, Row, shown
+from plaudit.data.formats.rows import Row, shown
 from plaudit.errors import UserError
-from plaudit.records import Demonstration, Prompt, Record
+from plaudit.records import Completion, Demonstration, Prompt, Ranking, Record
 
 KINDS = {
     "prompts": "prompts",
@@ -72,19 +72,11 @@ def fits(row: dict[str, Any]) -> list[str]:
     return names or ["prompts"] * ("prompt" in row)
 
 
-class Item(NamedTuple):
-    """One row of a file, as a record or as a bad row."""
-
-    place: str
-    record: Record | None
-    bad: BadRow | None
-
-
 class Reader:
     """The rows of one source as records. Iterate once; then `format`, `rows`, `bad` and `ignored` say what was read.
 
-    `wanted` is the kind of records that the caller can use (any, if None). With `quarantine` a bad row is an Item of
-    its own; without it the first one is raised.
+    `wanted` is the kind of records that the caller can use (any, if None). It gives (row, record); with `quarantine` a
+    bad row comes with None and says its problem, without it the first one is raised.
     """
 
     def __init__(
@@ -108,7 +100,7 @@ class Reader:
         aside = f", {self.bad} of them bad" if self.bad else ""
         return f"{self.source}: format {self.format or 'unknown'} ({said}){kind}; {self.rows} rows{aside}{ignored}"
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[tuple[Row, Record | None]]:
         stream = rows(self.source)
         if self.format is None:
             looked_at = list(islice(stream, _LOOKED_AT if self.quarantine else 1))
@@ -119,12 +111,18 @@ class Reader:
         for row in stream:
             self.rows += 1
             try:
-                yield Item(row.place, self._record(row), None)
+                if row.value is None:
+                    raise UserError(row.problem)
+                if self.given is None:
+                    self._check_fit(row.place, row.value)
+                assert self.format is not None
+                self._check_keys(row.place, row.value)
+                yield row, record_of(self.format, row.place, row.number, row.value)
             except UserError as error:
                 if not self.quarantine:
                     raise
                 self.bad += 1
-                yield Item(row.place, None, BadRow(row.place, str(error), row.raw))
+                yield row._replace(problem=str(error)), None
 
     def _settle(self, looked_at: list[Row]) -> None:
         """Choose the format: the first row's, or with quarantine the commonest of the first rows."""
@@ -148,15 +146,6 @@ class Reader:
             f"the rows are of format {self.format!r}, which holds {KINDS[str(self.format)]}; {self.wanted} are needed "
             f"here: {', '.join(able)}"
         )
-
-    def _record(self, row: Row) -> Record:
-        if row.value is None:
-            raise UserError(row.problem)
-        if self.given is None:
-            self._check_fit(row.place, row.value)
-        assert self.format is not None
-        self._check_keys(row.place, row.value)
-        return record_of(self.format, row.place, row.number, row.value)
 
     def _check_fit(self, place: str, row: dict[str, Any]) -> None:
         names = fits(row)
@@ -196,8 +185,8 @@ def prompt_of(record: Record) -> Prompt:
     return record if isinstance(record, Prompt) else record.prompt
 
 
-def canonical(record: Record) -> dict[str, Any]:
-    """A record as a row of the formats that `plaudit data convert` writes."""
+def replies_of(record: Record) -> tuple[Completion, ...]:
+    """The replies of any record; a prompt has none."""
     if isinstance(record, Demonstration):
-        return {**record.prompt.as_json(), "completion": record.completion}
-    return record.as_json()
+        return (Completion(record.completion),)
+    return record.replies if isinstance(record, Ranking) else ()

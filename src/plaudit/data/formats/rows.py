@@ -31,6 +31,13 @@ class Row(NamedTuple):
     problem: str | None
     raw: bytes
 
+    def as_json(self) -> dict[str, str | None]:
+        """A line of a quarantine file, of a row that was set aside; bytes that are no UTF-8 are kept in hex."""
+        try:
+            return {"place": self.place, "problem": self.problem, "raw": self.raw.decode("utf-8")}
+        except UnicodeDecodeError:
+            return {"place": self.place, "problem": self.problem, "raw_hex": self.raw.hex()}
+
 
 def row_of(place: str, number: int, raw: bytes, read: Callable[[], dict[str, Any]]) -> Row:
     """The row that `read` gives, or the UserError that stops it."""
@@ -38,21 +45,6 @@ def row_of(place: str, number: int, raw: bytes, read: Callable[[], dict[str, Any
         return Row(place, number, read(), None, raw)
     except UserError as error:
         return Row(place, number, None, str(error), raw)
-
-
-class BadRow(NamedTuple):
-    """A row that was set aside: where it stood, what is wrong with it, and its bytes."""
-
-    place: str
-    problem: str
-    raw: bytes
-
-    def as_json(self) -> dict[str, str]:
-        """A line of a quarantine file; bytes that are no UTF-8 are kept in hex."""
-        try:
-            return {"place": self.place, "problem": self.problem, "raw": self.raw.decode("utf-8")}
-        except UnicodeDecodeError:
-            return {"place": self.place, "problem": self.problem, "raw_hex": self.raw.hex()}
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -98,14 +90,10 @@ def refuse_bom(place: str, raw: bytes) -> None:
         raise UserError(f"{place}: the file begins with a byte order mark (BOM); save it as UTF-8 without BOM")
 
 
-def check_size(place: str, raw: bytes) -> None:
-    """UserError for a row that is too long."""
+def text_of(place: str, raw: bytes) -> str:
+    """The text of a row; UserError where it is too long or its bytes are none."""
     if len(raw) > MAX_LINE:
         raise UserError(f"{place}: the row has {len(raw):,} bytes, more than {MAX_LINE:,}; split or shorten it")
-
-
-def text_of(place: str, raw: bytes) -> str:
-    """The text of a row; UserError where its bytes are none."""
     if b"\0" in raw:
         raise UserError(f"{place}: NUL byte at column {raw.index(0) + 1}; the file is damaged or not UTF-8 text")
     try:

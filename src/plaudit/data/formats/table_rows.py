@@ -9,19 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.data.formats.json_rows import json_object
-from plaudit.data.formats.rows import (
-    HUB,
-    MAX_LINE,
-    SPLITS,
-    Row,
-    check_size,
-    is_hub,
-    lines,
-    refuse_bom,
-    row_of,
-    shown,
-    text_of,
-)
+from plaudit.data.formats.rows import HUB, MAX_LINE, SPLITS, Row, is_hub, lines, refuse_bom, row_of, shown, text_of
 from plaudit.errors import UserError
 
 # In CSV these columns hold JSON, because a cell cannot hold a list.
@@ -81,7 +69,6 @@ def _header(place: str, names: list[str], raw: bytes, problem: str | None) -> li
 
 
 def _check_cells(place: str, header: list[str], cells: list[str], raw: bytes) -> None:
-    check_size(place, raw)
     if not text_of(place, raw).strip():
         raise UserError(f"{place}: the line is empty; delete it or put one row there")
     if len(cells) != len(header):
@@ -113,7 +100,7 @@ def _table_row(place: str, number: int, value: dict[str, Any]) -> Row:
     raw = json.dumps(value, default=str).encode()
 
     def read() -> dict[str, Any]:
-        check_size(place, raw)
+        text_of(place, raw)
         return _given(value)
 
     return row_of(place, number, raw, read)

@@ -21,7 +21,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, in
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from plaudit.errors import UserError
-from plaudit.label.db.schema import project
+from plaudit.label.db.schema import metadata, project
 
 BUSY_SECONDS = 5
 FLAGS = ("unsafe", "untrue", "too long")
@@ -109,7 +109,7 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def migrate(engine: Engine, to: str = "head") -> None:
+def migrate(engine: Engine) -> None:
     """Make the schema, or bring it up to date, in one transaction. UserError where that cannot be done."""
     try:
         # Alembic copies tables where SQLite cannot alter them, and a copied table's rows are referred to meanwhile;
@@ -119,7 +119,7 @@ def migrate(engine: Engine, to: str = "head") -> None:
                 connection.connection.execute("PRAGMA foreign_keys = OFF")
             connection = connection.execution_options(writes=True)
             with connection.begin():
-                _migrate(connection, to)
+                _migrate(connection)
             if engine.dialect.name == "sqlite":
                 connection.connection.execute("PRAGMA foreign_keys = ON")
     except DBAPIError as error:
@@ -127,21 +127,23 @@ def migrate(engine: Engine, to: str = "head") -> None:
         raise UserError(f"{shown}: cannot be opened as a database: {error.orig}") from error
 
 
-def _migrate(connection: Connection, to: str) -> None:
+def _migrate(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})")
     config = Config()
     config.set_main_option("script_location", str(files("plaudit.label.db") / "migrations"))
     config.attributes["connection"] = connection
-    current = MigrationContext.configure(connection).get_current_revision()
+    current, name = MigrationContext.configure(connection).get_current_revision(), connection.engine.url.database
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if current is None and inspect(connection).get_table_names():
-        raise UserError(f"{connection.engine.url.database}: holds tables that are not ours; name an empty database")
-    if current is not None and current not in known:
-        raise UserError(
-            f"{connection.engine.url.database}: its schema {current!r} is newer than this Plaudit; upgrade Plaudit"
-        )
-    command.upgrade(config, to)
+    if current is None:
+        if inspect(connection).get_table_names():
+            raise UserError(f"{name}: holds tables that are not ours; name an empty database")
+        metadata.create_all(connection)
+        command.stamp(config, "head")
+        return
+    if current not in known:
+        raise UserError(f"{name}: its schema {current!r} is newer than this Plaudit; upgrade Plaudit")
+    command.upgrade(config, "head")
     if connection.dialect.name == "sqlite":
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
         assert not broken, f"rows that refer to nothing after the migration: {broken[:3]}"

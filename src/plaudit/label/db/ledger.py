@@ -140,20 +140,13 @@ def people(connection: Connection) -> list[PersonRow]:
 def items(connection: Connection) -> Iterator[ItemRow]:
     """Every item, in the order of import; fetched as they are asked for."""
     query = select(schema.item).order_by(schema.item.c.number)
+    same = [name for name in ItemRow.__dataclass_fields__ if name not in ("messages", "replies", "gold")]
     for row in connection.execute(query.execution_options(yield_per=200)):
         yield ItemRow(
-            id=row.id,
-            number=row.number,
-            task=row.task,
             messages=tuple(Message(**message) for message in row.prompt),
             replies=tuple(ReplyRow(**reply) for reply in row.replies),
-            prompt_id=row.prompt_id,
-            kind=row.kind,
-            split=row.split,
             gold=tuple(row.gold) if row.gold is not None else None,
-            priority=row.priority,
-            overlap=row.overlap,
-            source_file=row.source_file,
+            **{name: row._mapping[name] for name in same},
         )
 
 

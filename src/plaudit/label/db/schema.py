@@ -1,11 +1,11 @@
 """The tables of the labelling service, for SQLite and PostgreSQL.
 
-Times are seconds since 1970 in UTC by the server's clock. `label` and `conflict` are append-only: triggers, which the
-migrations make, refuse UPDATE and DELETE. What bounds the overlap is in the schema, not in code: of an item's slots no
-two live leases hold the same one (`lease_slot`), slots are counted from 1 to the overlap, and `item.free` cannot fall
-below 0.
+Times are seconds since 1970 in UTC by the server's clock. `label` and `conflict` are append-only: triggers refuse
+UPDATE and DELETE. What bounds the overlap is in the schema, not in code: of an item's slots no two live leases hold the
+same one (`lease_slot`), slots are counted from 1 to the overlap, and `item.free` cannot fall below 0.
 
-A change here needs a migration in label/db/migrations/versions; a test holds the two against each other.
+A new database is made from here. A change needs a migration in label/db/migrations/versions too, for the databases that
+are there; a test holds the two against each other.
 """
 
 from typing import Any
@@ -172,3 +172,28 @@ conflict = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
 )
 """A second body for a client id that the ledger has already."""
+
+
+def _append_only(table: sa.Table, connection: sa.Connection, **_: Any) -> None:
+    """Triggers that refuse to change or remove a row."""
+    refusal = f"{table} is append-only"
+    if connection.dialect.name == "sqlite":
+        refuse = f"BEGIN SELECT RAISE(ABORT, '{refusal}'); END"
+        # INSERT OR REPLACE removes the old row without a word to the trigger on DELETE.
+        key = "seq" if table is label else "id"
+        same = f"{key} = NEW.{key}" + (" OR client_id = NEW.client_id" if table is label else "")
+        there = f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same}) "
+        triggers = [("UPDATE", "update", ""), ("DELETE", "delete", ""), ("INSERT", "replace", there)]
+        for verb, name, when in triggers:
+            trigger = f"CREATE TRIGGER {table}_no_{name} BEFORE {verb} ON {table} {when}{refuse}"
+            connection.exec_driver_sql(trigger)
+        return
+    body = f"LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{refusal}'; END $$"
+    connection.exec_driver_sql(f"CREATE FUNCTION {table}_refuse() RETURNS trigger {body}")
+    for verb, each in (("UPDATE", "ROW"), ("DELETE", "ROW"), ("TRUNCATE", "STATEMENT")):
+        trigger = f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table}"
+        connection.exec_driver_sql(f"{trigger} FOR EACH {each} EXECUTE FUNCTION {table}_refuse()")
+
+
+for _ledger in (label, conflict):
+    sa.event.listen(_ledger, "after_create", _append_only)

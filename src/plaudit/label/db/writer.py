@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -33,10 +32,7 @@ class Busy(RuntimeError):
     """The database did not answer in time, or too many wait: to be tried again."""
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    job: Job[Any]
-    answer: Future[Any]
+_Waiting = tuple[Job[Any], Future[Any]]
 
 
 class Writer:
@@ -56,7 +52,7 @@ class Writer:
         """The job's result, after the commit. Busy or the database's error when it cannot be had."""
         answer: Future[T] = Future()
         try:
-            self._jobs.put_nowait(_Waiting(job, answer))
+            self._jobs.put_nowait((job, answer))
         except queue.Full as error:
             raise Busy("too many requests wait for the database") from error
         try:
@@ -82,17 +78,12 @@ class Writer:
                     self._jobs.put(None)
                     break
                 group.append(other)
-            self._commit([waiting for waiting in group if waiting.answer.set_running_or_notify_cancel()])
-
-    def _commit(self, group: list[_Waiting]) -> None:
-        if not group:
-            return
-        results = self._results(group)
-        for waiting, result in zip(group, results, strict=True):
-            if isinstance(result, Exception):
-                waiting.answer.set_exception(result)
-            else:
-                waiting.answer.set_result(result)
+            group = [(job, answer) for job, answer in group if answer.set_running_or_notify_cancel()]
+            for (_, answer), result in zip(group, self._results(group) if group else (), strict=True):
+                if isinstance(result, Exception):
+                    answer.set_exception(result)
+                else:
+                    answer.set_result(result)
 
     def _results(self, group: list[_Waiting]) -> list[Any]:
         try:
@@ -109,8 +100,8 @@ class Writer:
             try:
                 with writing(self.engine) as connection:
                     if len(group) == 1:
-                        return [group[0].job(connection)]
-                    return [_behind_savepoint(connection, waiting.job) for waiting in group]
+                        return [group[0][0](connection)]
+                    return [_behind_savepoint(connection, job) for job, _ in group]
             except (IntegrityError, OperationalError, Raced) as error:
                 # Another session was first; what it wrote can be seen in the next try.
                 if not again - 1 or len(group) > 1 or not _raced(error):

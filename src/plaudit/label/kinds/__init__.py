@@ -1,9 +1,8 @@
-"""The kinds of task: one file each says what counts as an answer, what its page is given, how it is exported."""
+"""The kinds of task: one file says what counts as an answer, what its page is given, how it is exported."""
 
 from collections.abc import Sequence
 
-from plaudit.label.kinds.compare import COMPARE
-from plaudit.label.kinds.rank import RANK
+from plaudit.label.kinds.rank import COMPARE, RANK
 from plaudit.label.kinds.shared import BadAnswer, Body, quoted
 from plaudit.label.kinds.write import WRITE
 

@@ -1,5 +1,6 @@
 """The task `rank`: replies are put in order, ties allowed. Its answer is {"ranks", "verdict", "strength", "reason",
-"flags"}: ranks dense from 1, which is best, or null with a verdict."""
+"flags"}: ranks dense from 1, which is best, or null with a verdict. The task `compare` is that of two sources' replies
+to one prompt: people say blindly which is better."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -160,3 +161,5 @@ def _reads_back(made: dict[str, Any], row: dict[str, Any]) -> bool:
 
 
 RANK = Kind("rank", partial(judgement, "rank"), sent_of, shown_replies, ("rankings", "pairs", "hh"))
+# Labels of comparisons are exported apart, since they compare and do not train.
+COMPARE = Kind("compare", partial(judgement, "compare"), sent_of, shown_replies, ("comparisons",))

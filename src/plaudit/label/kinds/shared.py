@@ -1,6 +1,5 @@
 """What a kind of task is, what can be wrong with an answer, and how an answer is kept."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -65,8 +64,3 @@ def quoted(value: Any) -> str:
 def canonical(body: Body) -> str:
     """One text for equal bodies: sorted keys, no spaces, ASCII."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def hash_of(text: str) -> str:
-    """SHA-256 in hex."""
-    return hashlib.sha256(text.encode("ascii")).hexdigest()

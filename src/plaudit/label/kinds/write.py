@@ -1,9 +1,7 @@
 """The task `write`: a reply is written, or a given one is improved. Its answer is {"text", "reason"}."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from plaudit.label.db.ledger import ItemRow, Label
 from plaudit.label.kinds.shared import BadAnswer, Body, Kind, Reply, reason_of, text_of
 
 MOST_TEXT = 200_000
@@ -21,12 +19,6 @@ def _body(order: Sequence[int], flags: Sequence[str], sent: Body) -> Body:
 
 def _shown(order: Sequence[int], replies: list[Reply]) -> tuple[list[Reply], str | None]:
     return [], replies[0]["text"] if replies else ""
-
-
-def demonstration_row(item: ItemRow, label: Label) -> dict[str, Any]:
-    """The label as a row of `demonstrations`."""
-    assert label.text is not None
-    return {**item.prompt.as_json(), "completion": label.text}
 
 
 WRITE = Kind("write", _body, lambda order, body: dict(body), _shown, ("demonstrations",))

@@ -6,13 +6,12 @@ nothing was there to measure. docs/label-quality.md has each formula, and what t
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from plaudit.algo.agreement import best_accuracy, cohen_kappa, krippendorff_alpha
+from plaudit.algo.agreement import best_accuracy, krippendorff_alpha, same_verdicts, verdict_agreement
 from plaudit.algo.statistics import wilson_interval
 from plaudit.label.db.ledger import Label
 from plaudit.label.kinds.rank import verdicts_of
@@ -61,28 +60,17 @@ def agreement(labels: Sequence[Label]) -> dict[str, Any]:
     - `best_accuracy`: the most that any reward model can expect on single labels at that agreement.
     """
     several = {pair: given for pair, given in judged_pairs(labels).items() if len(given) > 1}
-    pairs = share_of(_same(several))
-    people = sorted({who for given in several.values() for who in given})
-    table = [
-        [sign * given[who] if who in given else np.nan for given in several.values() for sign in (1, -1)]
-        for who in people
-    ]
+    pairs = share_of((value, item) for value, (item, *_) in same_verdicts(several))
+    alpha, between = verdict_agreement(several)
     return {
-        "people": len(people),
+        "people": len({who for given in several.values() for who in given}),
         "items": len({pair[0] for pair in several}),
         "pairs": pairs,
         "best_accuracy": best_accuracy(pairs["share"]) if pairs else None,
-        "alpha": krippendorff_alpha(table) if table else None,
+        "alpha": alpha,
         "alpha_ranks": _alpha_of_ranks(labels),
-        "between": _between(several),
+        "between": sorted(between, key=lambda row: (row["first"], row["second"])),
     }
-
-
-def _same(several: Mapping[Pair, Mapping[int, int]]) -> Iterator[tuple[float, str]]:
-    """Whether two people said the same, and the item, for each two who ordered a pair strictly."""
-    for (item, *_), given in several.items():
-        for one, other in combinations([sign for sign in given.values() if sign], 2):
-            yield float(one == other), item
 
 
 def _alpha_of_ranks(labels: Sequence[Label]) -> float | None:
@@ -106,26 +94,10 @@ def middle_ranks(ranks: Sequence[int]) -> list[float]:
     return [1 + sum(other < mine for other in ranks) + 0.5 * (ranks.count(mine) - 1) for mine in ranks]
 
 
-def _between(several: Mapping[Pair, Mapping[int, int]]) -> list[dict[str, Any]]:
-    answers: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for given in several.values():
-        for one, other in combinations(sorted(given), 2):
-            answers[one, other].append((given[one], given[other]))
-    rows = []
-    for (one, other), both in sorted(answers.items()):
-        # Every pair both ways round.
-        turned = [[side * said[who] for said in both for side in (1, -1)] for who in (0, 1)]
-        same = [a == b for a, b in both if a and b]
-        share = float(np.mean(same)) if same else None
-        kappa = cohen_kappa(*turned)
-        rows.append({"first": one, "second": other, "pairs": len(both), "kappa": kappa, "agreement": share})
-    return rows
-
-
 def item_agreement(labels: Sequence[Label]) -> dict[str, float]:
     """Item -> share of its strict pairs of verdicts, two people at a time, that are the same; only of items where two
     people ordered the same pair."""
     same: dict[str, list[float]] = defaultdict(list)
-    for value, item in _same(judged_pairs(labels)):
+    for value, (item, *_) in same_verdicts(judged_pairs(labels)):
         same[item].append(value)
     return {item: float(np.mean(values)) for item, values in same.items()}

@@ -50,17 +50,17 @@ def pace(items: Mapping[str, ItemRow], own: Sequence[Label]) -> dict[str, Any]:
         return {"seconds": None, "too_fast": None}
     seconds = [label.seconds for label in timed]
     low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9])
-    too_fast = [(float(label.seconds < words_of(items[label.item]) / WORDS_A_SECOND), label.item) for label in timed]
+    too_fast = []
+    for label in timed:
+        item = items[label.item]
+        # The least that has to be read: the last turn and all replies.
+        texts = [item.messages[-1].content, *(reply.text for reply in item.replies)]
+        words = sum(len(text.split()) for text in texts)
+        too_fast.append((float(label.seconds < words / WORDS_A_SECOND), label.item))
     return {
         "seconds": {"p10": float(low), "median": float(middle), "p90": float(high)},
         "too_fast": share_of(too_fast),
     }
-
-
-def words_of(item: ItemRow) -> int:
-    """Words of the last turn and of all replies: the least that has to be read."""
-    texts = [item.messages[-1].content, *(reply.text for reply in item.replies)]
-    return sum(len(text.split()) for text in texts)
 
 
 def habits(own: Sequence[Label]) -> dict[str, Any]:
@@ -102,29 +102,20 @@ def first_is_best(own: Sequence[Label]) -> Share | None:
 
 def longer_wins(items: Mapping[str, ItemRow], own: Sequence[Label]) -> Share | None:
     """Of the strictly ordered pairs of replies of different length (characters), the share won by the longer one."""
-
-    def lengths() -> Iterator[tuple[int, int, str]]:
-        for label, better, worse in _strict_pairs(own):
-            replies = items[label.item].replies
-            yield len(replies[better].text), len(replies[worse].text), label.item
-
-    return share_of((float(won > lost), item) for won, lost, item in lengths() if won != lost)
+    pairs = ((label.item, items[label.item].replies, better, worse) for label, better, worse in _strict_pairs(own))
+    lengths = ((len(replies[won].text), len(replies[lost].text), item) for item, replies, won, lost in pairs)
+    return share_of((float(won > lost), item) for won, lost, item in lengths if won != lost)
 
 
 def gold_accuracy(items: Mapping[str, ItemRow], own: Sequence[Label]) -> Share | None:
     """Of the pairs that an item's known answer orders, the share ordered alike; a tie is half right."""
-
-    def right() -> Iterator[tuple[float, str]]:
-        for label in own:
-            gold = items[label.item].gold
-            if gold is None or label.ranks is None:
-                continue
-            said = verdicts_of(label.ranks)
-            for pair, sign in verdicts_of(gold).items():
-                if sign:
-                    yield 0.5 + 0.5 * sign * said[pair], label.item
-
-    return share_of(right())
+    checked = ((label.item, verdicts_of(label.ranks)) for label in own if label.ranks is not None)
+    return share_of(
+        (0.5 + 0.5 * sign * said[pair], item)
+        for item, said in checked
+        for pair, sign in verdicts_of(items[item].gold or ()).items()
+        if sign
+    )
 
 
 def consistency(own: Sequence[Label]) -> Share | None:

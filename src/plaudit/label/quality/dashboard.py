@@ -39,6 +39,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
+from plaudit.label.kinds.rank import VERDICTS
 from plaudit.label.quality.agreement import agreement, ranked
 from plaudit.label.quality.alarms import alarms
 from plaudit.label.quality.annotator import person_quality
@@ -59,6 +60,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     people = _people(ledger, items, labels, now)
     comparing = [label for label in ranked(labels) if items[label.item].task == "compare"]
     progress = _progress(ledger, labels, now)
+    said = Counter(label.verdict for label in labels)
     return {
         "name": ledger.name,
         "generated": now,
@@ -66,7 +68,11 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
         "days": _days([label for label in ledger.labels if label.supersedes is None], now),
         "people": people,
         "agreement": agreed,
-        "verdicts": _verdicts(labels),
+        "verdicts": {
+            "ranked": sum(label.ranks is not None for label in labels),
+            **{verdict: said[verdict] for verdict in VERDICTS},
+            "written": sum(label.text is not None for label in labels),
+        },
         "flags": _flags(labels),
         "alarms": alarms(people, agreed, progress),
         "sources": source_table(ledger.items, ranked(labels)),
@@ -137,13 +143,6 @@ def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], 
             }
         )
     return sorted(rows, key=lambda row: (-row["labels"], row["name"]))
-
-
-def _verdicts(labels: Sequence[Label]) -> dict[str, int]:
-    said = Counter(label.verdict for label in labels)
-    ranks = sum(label.ranks is not None for label in labels)
-    written = sum(label.text is not None for label in labels)
-    return {"ranked": ranks, "all_bad": said["all_bad"], "cannot_judge": said["cannot_judge"], "written": written}
 
 
 def _flags(labels: Sequence[Label]) -> list[dict[str, Any]]:

@@ -113,8 +113,6 @@ def log_odds(reliability: float, bound: float = 4.0) -> float:
 
 def mean_ranks(ranks: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
     """Weighted mean of rankings [annotators, replies] reply by reply; equal weights where all are 0."""
-    table = np.asarray(ranks, dtype=np.float64)
     w = np.asarray(weights, dtype=np.float64)
-    assert table.ndim == 2 and w.shape == (len(table),) and (w >= 0).all()
-    w = w if w.sum() > 0 else np.ones_like(w)
-    return [round(float(x), 9) for x in (w[:, None] * table).sum(axis=0) / w.sum()]
+    assert w.shape == (len(ranks),) and (w >= 0).all()
+    return [round(float(x), 9) for x in np.average(ranks, axis=0, weights=w if w.any() else None)]

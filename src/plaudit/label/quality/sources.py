@@ -47,7 +47,7 @@ def bradley_terry(wins_DSS: np.ndarray, *, prior: float = PRIOR, steps: int = 20
     return strength_DS - strength_DS.mean(axis=1, keepdims=True)
 
 
-def source_table(items: Sequence[ItemRow], labels: Sequence[Label], *, seed: int = 0) -> list[dict[str, Any]]:
+def source_table(items: Sequence[ItemRow], labels: Sequence[Label]) -> list[dict[str, Any]]:
     """Sources from best to worst: strength with its 95 % interval (percentile bootstrap, whole items drawn), win rate
     against the others (ties half) with its interval, and how many verdicts it rests on.
 
@@ -67,7 +67,7 @@ def source_table(items: Sequence[ItemRow], labels: Sequence[Label], *, seed: int
         shares[one].append((won, place[item]))
         shares[other].append((1 - won, place[item]))
     strength_S = bradley_terry(wins_ISS.sum(axis=0, keepdims=True))[0]
-    low_S, high_S = np.quantile(_drawn(wins_ISS, seed), [0.025, 0.975], axis=0)
+    low_S, high_S = np.quantile(_drawn(wins_ISS), [0.025, 0.975], axis=0)
     table = []
     for name, i in number.items():
         strength = {"strength": float(strength_S[i]), "low": float(low_S[i]), "high": float(high_S[i])}
@@ -78,9 +78,9 @@ def source_table(items: Sequence[ItemRow], labels: Sequence[Label], *, seed: int
     return sorted(table, key=lambda row: (-row["strength"], row["source"]))
 
 
-def _drawn(wins_ISS: np.ndarray, seed: int) -> np.ndarray:
+def _drawn(wins_ISS: np.ndarray) -> np.ndarray:
     """Strengths [draws, S] of as many items drawn with replacement, a few draws at a time to hold little memory."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     I, S, _ = wins_ISS.shape
     flat_IX = wins_ISS.reshape(I, S * S)
     parts = []

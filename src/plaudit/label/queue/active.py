@@ -6,13 +6,12 @@ by priority, the higher first.
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 By = Literal["unsure", "length"]
-BYS: tuple[str, ...] = get_args(By)
 
 
 def doubt(scores_KM: ArrayLike) -> np.ndarray:

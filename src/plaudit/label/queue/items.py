@@ -21,12 +21,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
 from plaudit.data.files import read_rows
-from plaudit.data.formats.reader import Reader
+from plaudit.data.formats.reader import Reader, prompt_of, replies_of
 from plaudit.data.hashes import sha256_json
 from plaudit.errors import UserError
 from plaudit.label.db import schema
 from plaudit.label.db.database import writing
-from plaudit.records import Completion, Demonstration, Prompt, Ranking, Record, messages_as_json
+from plaudit.records import Completion, Prompt, Ranking, Record, messages_as_json
 
 MOST_REPLIES = 16
 _AT_ONCE = 200
@@ -86,12 +86,13 @@ def drafts(source: str | Path, *, task: str | None = None, gold: bool = False) -
 
     UserError with the place for a row that cannot be read or cannot be that task.
     """
-    for read in Reader(source):
-        assert read.record is not None  # without quarantine a bad row is raised
-        yield _draft(read.place, read.record, task, gold, Path(str(source)).name)
+    for row, record in Reader(source):
+        assert record is not None  # without quarantine a bad row is raised
+        yield draft_of(row.place, record, task, gold, Path(str(source)).name)
 
 
-def _draft(place: str, record: Record, task: str | None, gold: bool, file: str) -> Draft:
+def draft_of(place: str, record: Record, task: str | None, gold: bool, file: str) -> Draft:
+    """A row as an item: see `drafts`."""
     if isinstance(record, Ranking):
         task = task or "rank"
         if task == "compare" and len(record.replies) != 2:
@@ -101,10 +102,8 @@ def _draft(place: str, record: Record, task: str | None, gold: bool, file: str) 
         replies, sources = record.replies, record.sources or (None,) * len(record.replies)
         prompt, known = record.prompt, record.ranks if gold else None
     else:
-        prompt = record if isinstance(record, Prompt) else record.prompt
-        replies = (Completion(record.completion),) if isinstance(record, Demonstration) else ()
-        sources, known = (None,) * len(replies), None
-        task = task or "write"
+        prompt, replies, known, task = prompt_of(record), replies_of(record), None, task or "write"
+        sources = (None,) * len(replies)
         if gold:
             raise UserError(f"{place}: a gold item needs ranked replies, and this row has none")
     if (task == "write") == isinstance(record, Ranking):

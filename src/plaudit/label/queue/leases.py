@@ -19,10 +19,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, case, exists, func, insert, or_, select, update
 
+from plaudit.data.hashes import sha256_text
 from plaudit.label.db.database import Raced
 from plaudit.label.db.schema import conflict, item, label, lease, project
 from plaudit.label.kinds import body_of
-from plaudit.label.kinds.shared import canonical, hash_of
+from plaudit.label.kinds.shared import canonical
 
 _draw = random.SystemRandom()
 _SWEPT_AT_ONCE = 50
@@ -154,7 +155,9 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
     now = time.time() if now is None else now
     settings = connection.execute(_SETTINGS).one()
     if settings.earliest is not None and settings.earliest < now:
-        _sweep(connection, me, now)
+        # End the leases of others that ran out, and give their slots back.
+        for stale in connection.execute(_STALE, {"now": now, "me": me}).all():
+            _end(connection, stale, "expired")
     held = _first(connection, _OPEN, me, task)
     if held is not None:
         expires = held.expires_at
@@ -175,12 +178,6 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
     times = {"served_at": now, "expires_at": expires}
     connection.execute(insert(lease), {**row, **times, "state": "open", "purpose": purpose, "late": False})
     return made
-
-
-def _sweep(connection: Connection, me: int, now: float) -> None:
-    """End the leases of others that ran out, and give their slots back."""
-    for stale in connection.execute(_STALE, {"now": now, "me": me}).all():
-        _end(connection, stale, "expired")
 
 
 def _end(connection: Connection, ended: Any, state: str) -> None:
@@ -250,7 +247,7 @@ def submit(
     if held is None or held.person != me:
         raise NotYours
     body = canonical(body_of(held.task, held.order, held.flags, sent))
-    digest = hash_of(body)
+    digest = sha256_text(body)
     rows = connection.execute(_KNOWN, {"client": client, "which": which}).all()
     known = next((row for row in rows if row.client_id == client), None)
     if known is not None:
@@ -269,16 +266,13 @@ def submit(
         late = held.state != "open" or now > held.expires_at
         row |= {"late": late, "seconds": max(0.0, now - held.served_at), "supersedes": None}
     seq = connection.execute(_ADD, row).scalar_one()
+    late = row["late"]
     if not rows:
-        _answered(connection, held, late=row["late"])
-    return Stored(seq, row["late"], replayed=False)
-
-
-def _answered(connection: Connection, held: Any, *, late: bool) -> None:
-    state = held.state if held.state != "open" else "expired" if late else "done"
-    connection.execute(_ANSWERED, {"which": held.id, "to": state, "is_late": late})
-    if held.state == "open" and late and held.slot is not None:
-        recount(connection, held.item)
+        state = held.state if held.state != "open" else "expired" if late else "done"
+        connection.execute(_ANSWERED, {"which": which, "to": state, "is_late": late})
+        if held.state == "open" and late and held.slot is not None:
+            recount(connection, held.item)
+    return Stored(seq, late, replayed=False)
 
 
 def correct(connection: Connection, me: int, seq: int, client: str, sent: dict[str, Any]) -> Stored | Conflict:
@@ -299,8 +293,7 @@ def settle(connection: Connection, settings: Mapping[str, Any]) -> None:
         connection.execute(update(project).values(given))
     if "overlap" in given:
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql(
-                "LOCK TABLE item IN EXCLUSIVE MODE"
-            )  # claims wait, so that the count below holds
+            # Claims wait, so that the count below holds.
+            connection.exec_driver_sql("LOCK TABLE item IN EXCLUSIVE MODE")
         change = update(item).where(item.c.gold.is_(None), item.c.overlap.is_(None))
         connection.execute(change.values(free=_at_least_0(given["overlap"] - _TAKEN)))

@@ -26,10 +26,9 @@ from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
 from plaudit.label.kinds import KINDS
 from plaudit.label.kinds.rank import dense, labelled_ranking, ranking_of, rows_of
 from plaudit.label.kinds.shared import Aggregate, Format
-from plaudit.label.kinds.write import demonstration_row
 from plaudit.label.quality.agreement import item_agreement, judged_pairs, middle_ranks, strict
 from plaudit.label.quality.reliability import log_odds, mean_ranks, reliabilities
-from plaudit.records import Ranking
+from plaudit.records import Demonstration, Ranking
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
@@ -103,16 +102,20 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
         return Export(list(_ledger_rows(ledger)))
     out = Export()
     items = {item.id: item for item in ledger.items}
-    _check_flags(ledger, filters.without_flags)
+    # A flag that is neither one of the project's nor on any label would leave nothing out.
+    flags = {*ledger.flags, *(flag for label in ledger.labels for own in label.flags for flag in own)}
+    if unknown := [flag for flag in filters.without_flags if flag not in flags]:
+        raise UserError(f"flag {unknown[0]!r}: not in this database; there are {', '.join(sorted(flags)) or 'none'}")
     labels = chosen(ledger, items, filters, _KIND_OF[known].name, out.left_out)
     if known == "demonstrations":
-        rows = [demonstration_row(items[label.item], label) for label in labels]
+        written = [(items[label.item].prompt, label.text) for label in labels if label.text is not None]
+        rows = [Demonstration(prompt, text).as_json() for prompt, text in written]
     else:
         if aggregate is None:
             rankings = _rankings(ledger, items, labels)
         else:
             rankings = aggregated(ledger, items, labels, weighted=aggregate == "reliability")
-        rankings = _without_flagged(rankings, _flagged(ledger, items, filters), out.left_out)
+        rankings = _without_flagged(rankings, ledger, items, filters, out.left_out)
         rows = rows_of(rankings, known, out.left_out)
     out.rows = _distinct(rows, out.left_out)
     return out
@@ -156,14 +159,6 @@ def chosen(
     reasons = [(label, _why_not(label, filters, wanted, agreed)) for label in labels]
     left_out.update(reason for _, reason in reasons if reason is not None)
     return [label for label, reason in reasons if reason is None]
-
-
-def _check_flags(ledger: Ledger, flags: Sequence[str]) -> None:
-    """UserError for a flag that is neither one of the project's nor on any label: it would leave nothing out."""
-    known = {*ledger.flags, *(flag for label in ledger.labels for own in label.flags for flag in own)}
-    unknown = [flag for flag in flags if flag not in known]
-    if unknown:
-        raise UserError(f"flag {unknown[0]!r}: not in this database; there are {', '.join(sorted(known)) or 'none'}")
 
 
 def _why_not(label: Label, filters: Filters, wanted: set[int], agreed: dict[str, float]) -> str | None:
@@ -219,22 +214,16 @@ def aggregated(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label
     return rankings
 
 
-Place = tuple[tuple[Any, ...], str]
-
-
-def _flagged(ledger: Ledger, items: dict[str, ItemRow], filters: Filters) -> set[Place]:
-    """(conversation, text) of the replies that somebody gave a flag that is filtered."""
-    return {
+def _without_flagged(
+    rankings: list[Ranking], ledger: Ledger, items: dict[str, ItemRow], filters: Filters, left_out: Counter[str]
+) -> list[Ranking]:
+    # (conversation, text) of the replies that somebody gave a flag that is filtered.
+    flagged = {
         (items[label.item].messages, items[label.item].replies[number].text)
         for label in standing(ledger.labels)
         for number, own in enumerate(label.flags)
         if set(own) & set(filters.without_flags)
     }
-
-
-def _without_flagged(rankings: list[Ranking], flagged: set[Place], left_out: Counter[str]) -> list[Ranking]:
-    if not flagged:
-        return rankings
     remaining = []
     for ranking in rankings:
         kept = [i for i, reply in enumerate(ranking.replies) if (ranking.prompt.messages, reply.text) not in flagged]

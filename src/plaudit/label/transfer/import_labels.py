@@ -8,7 +8,6 @@ correction: the old row stays in the ledger.
 Unlike `items.drafts`, which takes a file's replies to be labelled and drops its ranks.
 """
 
-import hashlib
 import time
 import uuid
 from collections import Counter
@@ -20,13 +19,14 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select, update
 
 from plaudit.data.formats.reader import Reader
+from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
 from plaudit.label.db.database import writing
 from plaudit.label.db.schema import item, label, lease, person, project
 from plaudit.label.kinds import body_of
 from plaudit.label.kinds.rank import STRENGTHS, dense
-from plaudit.label.kinds.shared import BadAnswer, canonical, hash_of
-from plaudit.label.queue.items import MOST_REPLIES, Draft, add_items
+from plaudit.label.kinds.shared import BadAnswer, canonical
+from plaudit.label.queue.items import Draft, add_items, draft_of
 from plaudit.label.queue.leases import LIVE, SLOTS, recount
 from plaudit.label.transfer.export import unnamed
 from plaudit.records import Demonstration, Ranking
@@ -80,25 +80,21 @@ def import_labels(
 
 
 def _rows(source: str | Path, compare: bool, annotator: str | None) -> Iterator[_Said]:
-    for read in Reader(source):
-        record, place = read.record, read.place
+    for row, record in Reader(source):
         if isinstance(record, Demonstration):
             draft = Draft("write", record.prompt, (), (), source_file="import")
-            yield _Said(place, draft, annotator, {"text": record.completion})
+            yield _Said(row.place, draft, annotator, {"text": record.completion})
         elif isinstance(record, Ranking):
-            yield _ranking(place, record, compare, annotator)
+            yield _ranking(row.place, record, compare, annotator)
         else:
-            raise UserError(f"{place}: a prompt without a reply is no label; `plaudit label serve` takes it as an item")
+            fix = "`plaudit label serve` takes it as an item"
+            raise UserError(f"{row.place}: a prompt without a reply is no label; {fix}")
 
 
 def _ranking(place: str, record: Ranking, compare: bool, annotator: str | None) -> _Said:
-    count = len(record.replies)
-    if not 2 <= count <= MOST_REPLIES or (compare and count != 2):
-        raise UserError(f"{place}: {count} replies; {'2' if compare else f'2 to {MOST_REPLIES}'} are needed")
+    draft = draft_of(place, record, "compare" if compare else "rank", False, "import")
     if record.strength is not None and record.strength not in STRENGTHS:
         raise UserError(f"{place}: field 'strength' is {record.strength:g}; a label's is 1, 2 or 3: scale or remove it")
-    task, sources = "compare" if compare else "rank", record.sources or (None,) * count
-    draft = Draft(task, record.prompt, record.replies, sources, source_file="import")
     strength = None if record.strength is None else int(record.strength)
     sent = {"ranks": list(dense(record.ranks)), "strength": strength}
     return _Said(place, draft, record.annotator or annotator, sent)
@@ -119,7 +115,7 @@ def _put(connection: Connection, row: _Said, who: int) -> bool:
         body = canonical(body_of(row.draft.task, replies, (), row.sent))
     except BadAnswer as error:
         raise UserError(f"{row.place}: field {error.field!r}: {error.error}; {error.fix}") from error
-    client = hashlib.sha256(f"import {identity} {who} {body}".encode()).hexdigest()
+    client = sha256_text(f"import {identity} {who} {body}")
     if connection.execute(select(label.c.seq).where(label.c.client_id == client)).first() is not None:
         return False
     own = select(lease.c.id, lease.c.state).where(lease.c.item == identity, lease.c.person == who)
@@ -134,11 +130,11 @@ def _put(connection: Connection, row: _Said, who: int) -> bool:
             connection.execute(update(lease).where(lease.c.id == which).values(state="done"))
         newest = select(label.c.seq, label.c.body_hash).where(label.c.lease == which).order_by(label.c.seq.desc())
         last = connection.execute(newest.limit(1)).first()
-        if last is not None and last.body_hash == hash_of(body):
+        if last is not None and last.body_hash == sha256_text(body):
             return False
     # No order and no seconds: nobody was shown anything, so neither can be judged.
     unseen = {"created": now, "seconds": 0.0, "order": [], "late": False}
-    kept = {"client_id": client, "body": body, "body_hash": hash_of(body)}
+    kept = {"client_id": client, "body": body, "body_hash": sha256_text(body)}
     supersedes = None if last is None else last.seq
     said = {"lease": which, "item": identity, "person": who, "supersedes": supersedes, **kept, **unseen}
     connection.execute(insert(label), said)

@@ -69,8 +69,7 @@ class Gate:
         return None
 
     def _add_headers(self, headers: MutableHeaders, path: str) -> None:
-        for name, value in (HEADERS | _MORE).items():
-            headers[name] = value
+        headers.update(HEADERS | _MORE)
         if path.startswith("/static/"):
             headers["Cache-Control"] = "no-cache"  # kept, but asked for again: a new version must not meet old scripts
         if self.secure:

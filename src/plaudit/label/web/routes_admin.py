@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sqlalchemy import Connection
 
 from plaudit.label import people
@@ -12,7 +12,7 @@ from plaudit.label.db import ledger
 from plaudit.label.kinds.shared import Aggregate, Format
 from plaudit.label.queue import leases
 from plaudit.label.web import aside
-from plaudit.label.web.routes_annotator import BIGGEST
+from plaudit.label.web.routes_annotator import BIGGEST, Body
 from plaudit.label.web.service import Refused, authorised, service_of
 
 router = APIRouter(prefix="/api/admin")
@@ -26,20 +26,16 @@ Flag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]
 Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d(T[\d:.+Z-]{4,25})?$")]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, regex_engine="python-re")
-
-
-class InviteBody(_Body):
+class InviteBody(Body):
     name: str
     role: str = "annotator"
 
 
-class PersonBody(_Body):
+class PersonBody(Body):
     active: bool
 
 
-class ProjectBody(_Body):
+class ProjectBody(Body):
     """What is left out stays as it is."""
 
     name: Short | None = None

@@ -18,25 +18,25 @@ ClientId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 LeaseId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, regex_engine="python-re")
 
 
-class ClaimBody(_Body):
+class ClaimBody(Body):
     task: Literal["rank", "write", "compare"] | None = None
 
 
-class ReleaseBody(_Body):
+class ReleaseBody(Body):
     lease: LeaseId
 
 
-class SubmitBody(_Body):
+class SubmitBody(Body):
     client_id: ClientId
     lease: LeaseId
     positions: dict[str, Any]
 
 
-class CorrectBody(_Body):
+class CorrectBody(Body):
     client_id: ClientId
     seq: Annotated[int, Field(ge=1, le=BIGGEST)]
     positions: dict[str, Any]

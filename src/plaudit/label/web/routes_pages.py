@@ -32,26 +32,14 @@ Text = Annotated[str, Form()]
 
 
 @router.get("/")
-def label_page(request: Request) -> Response:
-    return _signed_in(request, "label")
-
-
 @router.get("/history")
-def history_page(request: Request) -> Response:
-    return _signed_in(request, "history")
-
-
 @router.get("/admin")
-def admin_page(request: Request) -> Response:
-    caller = caller_of(request)
-    if caller is not None and caller.role != "admin":
-        return RedirectResponse("/?for=admins", 303)  # the page says why it is another one
-    return _signed_in(request, "admin")
-
-
-def _signed_in(request: Request, page: str) -> Response:
-    if caller_of(request) is None:
+def page_of_a_session(request: Request) -> Response:
+    caller, page = caller_of(request), request.url.path.strip("/") or "label"
+    if caller is None:
         return RedirectResponse("/login", 303)
+    if page == "admin" and caller.role != "admin":
+        return RedirectResponse("/?for=admins", 303)  # the page says why it is another one
     return HTMLResponse(page_html(page))
 
 
@@ -59,7 +47,7 @@ def _signed_in(request: Request, page: str) -> Response:
 def login_page(request: Request) -> Response:
     if caller_of(request) is not None:
         return RedirectResponse("/", 303)
-    return _login_form(request)
+    return _form(request)
 
 
 @router.post("/login")
@@ -67,14 +55,14 @@ def login(request: Request, name: Text = "", password: Text = "", csrf: Text = "
     service, known = service_of(request), people.is_name(name)
     name = name if known else ""
     if not _form_is_ours(request, csrf):
-        return _login_form(request, name, _STALE, 403)
+        return _form(request, name, _STALE, 403)
     attempt = service.write(people.begin_attempt, name, address_of(request))
     if attempt is None:
-        return _login_form(request, name, _WAIT, 429, {"Retry-After": str(people.WINDOW_SECONDS)})
+        return _form(request, name, _WAIT, 429, headers={"Retry-After": str(people.WINDOW_SECONDS)})
     stored = service.read(people.stored_password, name) if known else None
     # Checked for an unknown name too, so that the time does not tell which names there are.
     if not people.password_fits(stored[1] if stored else None, password) or stored is None:
-        return _login_form(request, name, _WRONG, 401)
+        return _form(request, name, _WRONG, 401)
     who, old = stored[0], request.cookies.get(COOKIE)
     return _welcome(service, service.write(people.log_in, name, attempt, who, old))
 
@@ -82,7 +70,7 @@ def login(request: Request, name: Text = "", password: Text = "", csrf: Text = "
 @router.get("/invite/{token}")
 def invite_page(request: Request, token: str) -> Response:
     name = service_of(request).read(people.invited, token)
-    return _login_form(request, "", _GONE, 404) if name is None else _invite_form(request, token, name)
+    return _form(request, "", _GONE, 404) if name is None else _form(request, name, token=token)
 
 
 @router.post("/invite/{token}")
@@ -90,15 +78,15 @@ def take_invite(request: Request, token: str, password: Text = "", csrf: Text = 
     service = service_of(request)
     name = service.read(people.invited, token)
     if name is None:
-        return _login_form(request, "", _GONE, 404)
+        return _form(request, "", _GONE, 404)
     if not _form_is_ours(request, csrf):
-        return _invite_form(request, token, name, _STALE, 403)
+        return _form(request, name, _STALE, 403, token=token)
     try:
-        chosen = people.hash_password(people.check_password(password))
+        chosen = people.hash_password(password)
     except UserError as error:
-        return _invite_form(request, token, name, str(error).capitalize() + ".", 422)
+        return _form(request, name, str(error).capitalize() + ".", 422, token=token)
     session = service.write(people.take_invite, token, chosen)
-    return _login_form(request, "", _GONE, 404) if session is None else _welcome(service, session)
+    return _form(request, "", _GONE, 404) if session is None else _welcome(service, session)
 
 
 @router.post("/logout")
@@ -114,25 +102,22 @@ def logout(request: Request) -> Response:
 # --- forms ---
 
 
-def _login_form(
-    request: Request, name: str = "", error: str | None = None, status: int = 200, headers: dict[str, str] | None = None
-) -> Response:
-    return _form(request, "login", status, headers, name=name, error=error)
-
-
-def _invite_form(request: Request, token: str, name: str, error: str | None = None, status: int = 200) -> Response:
-    return _form(request, "invite", status, token=token, name=name, error=error)
-
-
 def _form(
-    request: Request, page: str, status: int, headers: dict[str, str] | None = None, **values: str | None
+    request: Request,
+    name: str = "",
+    error: str | None = None,
+    status: int = 200,
+    *,
+    token: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Response:
-    """A form with its token: a second tab's form shares the cookie of the first."""
+    """The form of an invite, without `token` that of logging in. A second tab's form shares the cookie of the first."""
     nonce = request.cookies.get(LOGIN_COOKIE, "")
     nonce = nonce if _NONCE.fullmatch(nonce) else secrets.token_urlsafe(24)
     service = service_of(request)
     csrf, project = _signer(service).sign(nonce).decode(), service.read(ledger.project).name
-    answer = HTMLResponse(page_html(page, project=project, csrf=csrf, **values), status, headers)
+    page = page_html("invite" if token else "login", project=project, csrf=csrf, token=token, name=name, error=error)
+    answer = HTMLResponse(page, status, headers)
     _set_cookie(service, answer, LOGIN_COOKIE, nonce, FORM_SECONDS)
     return answer
 

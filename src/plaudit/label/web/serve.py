@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Engine, select, update
 
 from plaudit.errors import UserError
 from plaudit.label import people
@@ -39,13 +39,6 @@ class Place:
         except ValueError:
             return self.host == "localhost"
 
-    def check(self) -> None:
-        """UserError for an address of the browsers' that is none."""
-        if self.url is not None:
-            parts = urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/"):
-                raise UserError(f"--url {self.url!r}: write https://HOST or http://HOST:PORT, without a path")
-
     def warning(self) -> str | None:
         """What to say to somebody who serves passwords in the clear."""
         if self.loopback or (self.url or "").startswith("https://"):
@@ -54,14 +47,6 @@ class Place:
             f"Warning: listening on {self.host} without TLS: passwords and labels can be read on the way. Put a proxy "
             "with TLS in front and give --url https://..., see docs/label.md."
         )
-
-
-def first_invite(connection: Connection) -> str | None:
-    """The token of the first admin's invite; None once an admin has a password."""
-    admins = connection.execute(select(person).where(person.c.role == "admin", person.c.active)).all()
-    if any(admin.password_hash is not None for admin in admins):
-        return None
-    return people.make_invite(connection, admins[0].name if admins else ADMIN, "admin")
 
 
 def served_at(engine: Engine) -> str | None:
@@ -90,9 +75,11 @@ def serve(engine: Engine, place: Place, listening: socket.socket, say: Callable[
     app = create_app(engine, url=url, hosts=hosts)
     with writing(engine) as connection:
         connection.execute(update(project).values(url=url))
-        token = first_invite(connection)
-    warning = place.warning()
-    if warning:
+        admins = connection.execute(select(person).where(person.c.role == "admin", person.c.active)).all()
+        # Until an admin has a password, the first one is invited.
+        waits = all(admin.password_hash is None for admin in admins)
+        token = people.make_invite(connection, admins[0].name if admins else ADMIN, "admin") if waits else None
+    if warning := place.warning():
         say(warning)
     say(f"Labelling at {url}")
     if token:
@@ -105,7 +92,11 @@ def serve(engine: Engine, place: Place, listening: socket.socket, say: Callable[
 
 
 def listen(place: Place) -> socket.socket:
-    """A socket that listens there; UserError where that cannot be."""
+    """A socket that listens there; UserError where that cannot be, and for an address of the browsers' that is none."""
+    if place.url is not None:
+        parts = urlsplit(place.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/"):
+            raise UserError(f"--url {place.url!r}: write https://HOST or http://HOST:PORT, without a path")
     try:
         family = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family)

@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fastapi import FastAPI, Request
@@ -119,19 +120,16 @@ _API = "see docs/label-api.md"
 def install_errors(app: FastAPI) -> None:
     """Every exception that a caller or the database can cause becomes an answer in JSON."""
     for kind, answer in _ANSWERS.items():
-        app.add_exception_handler(kind, _handler(answer))
+        app.add_exception_handler(kind, partial(_refuse, answer))
 
 
 Answer = tuple[int, dict[str, Any], Mapping[str, str] | None]
 """Status, body, headers."""
 
 
-def _handler(answer: Callable[[Any], Answer]) -> Callable[[Request, Exception], JSONResponse]:
-    def handle(_: Request, error: Exception) -> JSONResponse:
-        status, body, headers = answer(error)
-        return JSONResponse(body, status, headers)
-
-    return handle
+def _refuse(answer: Callable[[Any], Answer], _: Request, error: Exception) -> JSONResponse:
+    status, body, headers = answer(error)
+    return JSONResponse(body, status, headers)
 
 
 def _user_error(error: UserError) -> Answer:
@@ -150,10 +148,7 @@ def _http(error: HTTPException) -> Answer:
     return error.status_code, {"error": words.get(error.status_code, error.detail), "fix": _API}, error.headers
 
 
-def _away(_: Exception) -> Answer:
-    return 503, {"error": "the database is busy or away", "fix": "try again; nothing was lost"}, {"Retry-After": "1"}
-
-
+_AWAY = {"error": "the database is busy or away", "fix": "try again; nothing was lost"}
 _NOT_YOURS = {"error": "this is not yours", "fix": "ask for your own item with /api/claim"}
 _ANSWERS: dict[type[Exception], Callable[[Any], Answer]] = {
     Refused: lambda error: (error.status, error.body, None),
@@ -162,6 +157,8 @@ _ANSWERS: dict[type[Exception], Callable[[Any], Answer]] = {
     UserError: _user_error,
     RequestValidationError: _invalid,
     HTTPException: _http,
-    **dict.fromkeys((Busy, Raced, OperationalError, InterfaceError, PoolTimeout), _away),
+    **dict.fromkeys(
+        (Busy, Raced, OperationalError, InterfaceError, PoolTimeout), lambda _: (503, _AWAY, {"Retry-After": "1"})
+    ),
     DataError: lambda _: (422, {"error": "a value that the database cannot hold", "fix": _API}, None),
 }

@@ -3,12 +3,11 @@
 A view is made of the lease's own id, the texts as safe HTML, and the order that was drawn for it.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from json import loads
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, func, or_, select
+from sqlalchemy import Connection, Row, bindparam, exists, func, or_, select
 
 from plaudit.label.db.schema import item, label, lease, project
 from plaudit.label.kinds import KINDS
@@ -34,25 +33,22 @@ def _markdown(text: str) -> str:
     return (_kept_markdown if len(text) <= _KEPT_LENGTH else markdown_html)(text)
 
 
-def view(
-    which: str, task: str, order: Sequence[int], prompt: list[dict[str, str]], replies: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The item as this lease shows it: position p holds reply order[p]. A `write` item's reply is the text to edit."""
-    shown, start = KINDS[task].shown(order, replies)
+def view(leased: Claimed | Row[Any]) -> dict[str, Any]:
+    """The item as its lease shows it: position p holds reply order[p]. A `write` item's reply is the text to edit."""
+    shown, start = KINDS[leased.task].shown(leased.order, leased.replies)
     return {
-        "id": which,
-        "task": task,
-        "prompt": [{"role": turn["role"], "html": _markdown(turn["content"])} for turn in prompt],
+        "id": leased.lease,
+        "task": leased.task,
+        "prompt": [{"role": turn["role"], "html": _markdown(turn["content"])} for turn in leased.prompt],
         "replies": [{"position": at, "html": _reply(reply["text"], reply["ended"])} for at, reply in enumerate(shown)],
-        "draft_key": which,
+        "draft_key": leased.lease,
         "write_text": start,
     }
 
 
 def claimed_view(claimed: Claimed) -> dict[str, Any]:
     """The answer to a claim."""
-    shown = view(claimed.lease, claimed.task, claimed.order, claimed.prompt, claimed.replies)
-    return {"lease": claimed.lease, "expires_at": claimed.expires_at, "item": shown}
+    return {"lease": claimed.lease, "expires_at": claimed.expires_at, "item": view(claimed)}
 
 
 def me(connection: Connection, who: int) -> dict[str, Any]:
@@ -83,7 +79,7 @@ def history(connection: Connection, who: int, before: int | None) -> dict[str, A
             "created": row.created,
             "late": row.late,
             "corrected": row.supersedes is not None,
-            "view": view(row.lease, row.task, row.order, row.prompt, row.replies),
+            "view": view(row),
             "positions": KINDS[row.task].sent(row.order, loads(row.body)),
         }
         for row in rows[:PAGE]

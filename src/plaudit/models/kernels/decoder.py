@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from plaudit.models.kernels.logits import shaped
 from plaudit.models.kernels.merge import merge_into
-from plaudit.models.logits import shaped
 
 
 class Decoder(Protocol):

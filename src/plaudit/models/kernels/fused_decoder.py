@@ -21,9 +21,9 @@ from transformers.activations import SiLUActivation
 from plaudit.models.kernels.attention import has_torchs_attention
 from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, left_padded
 from plaudit.models.kernels.fused import fuse
+from plaudit.models.kernels.logits import shaped
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.kernels.probe import libraries_only, relative_error
-from plaudit.models.logits import shaped
 
 ROWS = 32
 """The batch that weights are laid out for; others are computed too."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.algo.agreement import best_accuracy, cohen_kappa, krippendorff_alpha
+from plaudit.algo.agreement import best_accuracy, same_verdicts, verdict_agreement
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.audit.texts import words_alone
 from plaudit.records import Message, Ranking
@@ -44,36 +44,30 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
     verdict_of: dict[Unit, dict[str, int]] = defaultdict(dict)
     for ranking in rankings:
         if ranking.annotator is not None:
-            for (text, rank), (other, other_rank) in combinations(_texts(ranking), 2):
+            ranked = sorted(zip((reply.text for reply in ranking.replies), ranking.ranks, strict=True))
+            for (text, rank), (other, other_rank) in combinations(ranked, 2):
                 if text != other:
                     unit: Unit = (ranking.prompt.messages, text, other)
                     verdict_of[unit][ranking.annotator] = (other_rank > rank) - (other_rank < rank)
     several = {unit: given for unit, given in verdict_of.items() if len(given) > 1}
-    names = sorted({name for given in several.values() for name in given})
-    same: list[float] = []
-    prompts: list[int] = []
     number_of = {messages: number for number, messages in enumerate(dict.fromkeys(unit[0] for unit in several))}
-    answers: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for (messages, *_), given in several.items():
-        for one, other in combinations(sorted(given), 2):
-            answers[one, other].append((given[one], given[other]))
-            if given[one] and given[other]:
-                same.append(float(given[one] == given[other]))
-                prompts.append(number_of[messages])
-    if not same:
+    compared = [(value, number_of[messages]) for value, (messages, *_) in same_verdicts(several)]
+    if not compared:
         named = {ranking.annotator for ranking in rankings} - {None}
         why = "no annotators are named" if not named else "no two annotators ordered the same two replies"
         return {"compared": 0, "why": why}
-    judged = [n for n, pair in enumerate(pairs.items) if _unit(pair.ranking, pair.winner, pair.loser) in several]
-    agreement = float(np.mean(same))
+    units = [(p.ranking.prompt.messages, *sorted((p.chosen.text, p.rejected.text))) for p in pairs.items]
+    judged = [number for number, unit in enumerate(units) if unit in several]
+    same, prompts = zip(*compared, strict=True)
+    agreement, (alpha, between) = float(np.mean(same)), verdict_agreement(several)
     ceiling: dict[str, Any] = {
         "compared": len(same),
-        "annotators": len(names),
+        "annotators": len({name for given in several.values() for name in given}),
         "agreement": agreement,
         "agreement_ci": list(bootstrap_interval(same, prompts)),
         "best_accuracy": best_accuracy(agreement),
-        "alpha": krippendorff_alpha(_both_ways(several, names)),
-        "between": _between(answers),
+        "alpha": alpha,
+        "between": sorted(between, key=lambda row: -row["pairs"])[:_SHOWN],
     }
     if judged:
         there = [right[n] for n in judged]
@@ -81,34 +75,6 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
         ceiling["accuracy"] = float(np.mean(there))
         ceiling["accuracy_ci"] = list(bootstrap_interval(there, pairs.clusters[judged]))
     return ceiling
-
-
-def _texts(ranking: Ranking) -> list[tuple[str, int]]:
-    return sorted((reply.text, rank) for reply, rank in zip(ranking.replies, ranking.ranks, strict=True))
-
-
-def _unit(ranking: Ranking, one: int, other: int) -> Unit:
-    first, second = sorted((ranking.replies[one].text, ranking.replies[other].text))
-    return ranking.prompt.messages, first, second
-
-
-def _both_ways(several: dict[Unit, dict[str, int]], names: list[str]) -> list[list[float]]:
-    """[annotators, 2·units]: every unit as it is and turned round; NaN where an annotator did not judge it."""
-    return [
-        [sign * given[name] if name in given else np.nan for given in several.values() for sign in (1, -1)]
-        for name in names
-    ]
-
-
-def _between(answers: dict[tuple[str, str], list[tuple[int, int]]]) -> list[dict[str, Any]]:
-    rows = []
-    for (one, other), given in sorted(answers.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
-        both = [sign * a for a, _ in given for sign in (1, -1)], [sign * b for _, b in given for sign in (1, -1)]
-        strict = [a == b for a, b in given if a and b]
-        agreed = float(np.mean(strict)) if strict else None
-        counts = {"first": one, "second": other, "pairs": len(given)}
-        rows.append({**counts, "agreement": agreed, "kappa": cohen_kappa(*both)})
-    return rows
 
 
 def leaks(pairs: Pairs, train: Sequence[Ranking]) -> dict[str, Any]:

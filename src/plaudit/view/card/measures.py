@@ -70,6 +70,8 @@ def report_card(
     _check_finite(scores, pairs)
     margins = pairs.margins(scores)
     right = verdicts(margins)
+    # The pairs on which the model is most sure of the wrong reply, to read.
+    mistakes = [n for n in np.argsort(margins, kind="stable")[:MISTAKES] if margins[n] < 0]
     card: dict[str, Any] = {
         "counts": _counts(pairs, train),
         **_mean("accuracy", right, pairs),
@@ -80,9 +82,14 @@ def report_card(
         "by_length_gap": _by_length_gap(pairs, right),
         "by_judge_margin": _by_judge_margin(pairs, right),
         "calibration": _calibration(pairs, margins),
-        "scores": _spread(scores, pairs),
+        "scores": {
+            "mean": float(scores.mean()),
+            "std": float(scores.std()),
+            "chosen_mean": float(scores[pairs.winners].mean()),
+            "rejected_mean": float(scores[pairs.losers].mean()),
+        },
         "histograms": _histograms(pairs, scores, margins),
-        "mistakes": _mistakes(pairs, scores, margins),
+        "mistakes": [_to_read(pairs.items[n], scores, margins[n]) for n in mistakes],
         "suspects": _suspects(pairs, scores, margins, members_NM),
         "ceiling": human_ceiling(pairs.rankings, pairs, list(right)),
         "leaks": leaks(pairs, train),
@@ -155,7 +162,7 @@ def _length(pairs: Pairs, right: Floats, scores: Floats, train: Sequence[Ranking
 
 def _position(pairs: Pairs) -> dict[str, Any]:
     """What "the reply listed first wins" reaches. A model of single replies cannot see it; a labeller can."""
-    first = pairs.first_won
+    first = np.array([float(pair.winner < pair.loser) for pair in pairs.items])
     listed = "winner first" if first.all() else "winner last" if not first.any() else "either way"
     return {**_mean("accuracy", first, pairs), "listed": listed}
 
@@ -246,12 +253,6 @@ def _calibration(pairs: Pairs, margins: Floats) -> dict[str, Any]:
     return found
 
 
-def _spread(scores: Floats, pairs: Pairs) -> dict[str, float]:
-    of_all = {"mean": float(scores.mean()), "std": float(scores.std())}
-    means = {"chosen_mean": float(scores[pairs.winners].mean()), "rejected_mean": float(scores[pairs.losers].mean())}
-    return of_all | means
-
-
 def _histograms(pairs: Pairs, scores: Floats, margins: Floats) -> dict[str, Any]:
     """Scores of winners and losers, and margins, whose bins end at 0 so that none holds right and wrong together."""
     chosen, rejected = scores[pairs.winners], scores[pairs.losers]
@@ -267,12 +268,6 @@ def _histograms(pairs: Pairs, scores: Floats, margins: Floats) -> dict[str, Any]
         },
         "margins": {"edges": margin_edges.tolist(), "counts": np.histogram(margins, margin_edges)[0].tolist()},
     }
-
-
-def _mistakes(pairs: Pairs, scores: Floats, margins: Floats) -> list[dict[str, Any]]:
-    """The pairs on which the model is most sure of the wrong reply, to read."""
-    worst = np.argsort(margins, kind="stable")[:MISTAKES]
-    return [_to_read(pairs.items[n], scores, margins[n]) for n in worst if margins[n] < 0]
 
 
 def _to_read(pair: Pair, scores: Floats, margin: float) -> dict[str, Any]:

@@ -5,7 +5,6 @@ A reply is scored once; its number counts through all rankings in order, so scor
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +31,6 @@ class Pair:
     def rejected(self) -> Completion:
         return self.ranking.replies[self.loser]
 
-    @property
-    def gap(self) -> int:
-        """Characters that the winner is longer than the loser."""
-        return len(self.chosen.text) - len(self.rejected.text)
-
     def judge_margin(self) -> tuple[str, float] | None:
         """(what it is, how much better the winner is by it), as far as the file says."""
         ranking = self.ranking
@@ -50,7 +44,12 @@ class Pair:
 
 
 class Pairs:
-    """All strict pairs of some rankings, in order, with the numbers of their replies and of their prompts."""
+    """All strict pairs of some rankings, in order, with the numbers of their replies and of their prompts.
+
+    Of every pair: `clusters` numbers its prompt, since pairs of one prompt are not independent; `gaps` are the
+    characters that the winner is longer; `longer_won` is 1 where the longer reply won, 0 where the shorter one did, ½
+    where they are equally long; `winners` and `losers` number the replies.
+    """
 
     def __init__(self, rankings: Sequence[Ranking]):
         self.rankings = tuple(rankings)
@@ -60,38 +59,16 @@ class Pairs:
             self.items += [Pair(ranking, winner, loser, first) for winner, loser in ranking.pairs()]
             first += len(ranking.replies)
         self.replies = first
+        numbers: dict[tuple[Message, ...], int] = {}
+        clusters = [numbers.setdefault(pair.ranking.prompt.messages, len(numbers)) for pair in self.items]
+        self.clusters = np.array(clusters, np.int64)
+        self.gaps = np.array([len(pair.chosen.text) - len(pair.rejected.text) for pair in self.items], np.float64)
+        self.longer_won = verdicts(self.gaps)
+        self.winners = [pair.first + pair.winner for pair in self.items]
+        self.losers = [pair.first + pair.loser for pair in self.items]
 
     def __len__(self) -> int:
         return len(self.items)
-
-    @cached_property
-    def clusters(self) -> NDArray[np.int64]:
-        """The prompt of each pair, as a number: pairs of one prompt are not independent."""
-        numbers: dict[tuple[Message, ...], int] = {}
-        return np.array([numbers.setdefault(p.ranking.prompt.messages, len(numbers)) for p in self.items], np.int64)
-
-    @cached_property
-    def gaps(self) -> Floats:
-        return np.array([pair.gap for pair in self.items], np.float64)
-
-    @cached_property
-    def longer_won(self) -> Floats:
-        """1 where the longer reply won, 0 where the shorter one did, ½ where they are equally long."""
-        return verdicts(self.gaps)
-
-    @cached_property
-    def first_won(self) -> Floats:
-        """1 where the reply that the file lists first won."""
-        return np.array([float(pair.winner < pair.loser) for pair in self.items])
-
-    @cached_property
-    def winners(self) -> list[int]:
-        """The number of the reply that won, of every pair."""
-        return [pair.first + pair.winner for pair in self.items]
-
-    @cached_property
-    def losers(self) -> list[int]:
-        return [pair.first + pair.loser for pair in self.items]
 
     def margins(self, scores_N: Floats) -> Floats:
         """score(winner) − score(loser) of every pair, [pairs] or, for scores [N, M] of M members, [pairs, M]."""

@@ -1,4 +1,4 @@
-"""The plots of a report card, in the report's own style: each says in its title what is seen."""
+"""The plots of a report card, in the report's own style: each says in its title what is seen. And its own page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from plaudit.view.card.table import PARTS, part_rows
+from plaudit.view.page import render_page
 from plaudit.view.plots import INK, MUTED, PPO, REWARD, SFT, Plot, column, draw, histogram, in_percent
 from plaudit.view.text import number, percent, temperature
 
@@ -14,6 +15,8 @@ _NAME = 26
 _ROWS = 12
 
 Card = Mapping[str, Any]
+Bar = tuple[str, float, Sequence[float] | None, str]
+"""Name, accuracy, its interval, colour."""
 
 
 def card_plots(card: Card) -> list[Plot]:
@@ -28,9 +31,14 @@ def card_plots(card: Card) -> list[Plot]:
     return plots + [_parts(card, part, title) for part, title in titles.items() if len(part_rows(card, part)) > 1]
 
 
+def card_page(card: Card) -> str:
+    """A report card, with its model and data, as a page of its own: one file without scripts or anything fetched."""
+    return render_page("card.html.j2", parts=PARTS, card=card, plots=card_plots(card), open_mistakes=True)
+
+
 def _beside(card: Card) -> Plot:
     """The model, the baselines and people, each with its interval."""
-    rows: list[tuple[str, float, Sequence[float], str]] = [
+    rows: list[Bar] = [
         ("reward\nmodel", card["accuracy"], card["accuracy_ci"], REWARD),
         ("length\nalone", card["length"]["accuracy"], card["length"]["accuracy_ci"], MUTED),
     ]
@@ -38,26 +46,23 @@ def _beside(card: Card) -> Plot:
         rows.append(("listed\nfirst", card["position"]["accuracy"], card["position"]["accuracy_ci"], MUTED))
     if card["ceiling"]["compared"]:
         rows.append(("annotators", card["ceiling"]["agreement"], card["ceiling"]["agreement_ci"], INK))
-
-    def paint(axes: Axes) -> None:
-        axes.axvline(0.5, color=MUTED, linestyle="--", linewidth=1)
-        for place, (_, value, ends, colour) in enumerate(rows):
-            _with_interval(axes, value, place, ends, colour)
-        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        in_percent(axes.xaxis)
-
     gain = card["length"]["gain"]
     title = f"It is {number(abs(100 * gain), 1)} points {'more' if gain >= 0 else 'less'} accurate than length alone"
     keys = [("dot", "ink", "with 95 % interval"), ("dash", "muted", "a coin")]
-    return draw("reward-beside", title, "accuracy (% of pairs)", "", paint, keys)
+    return draw("reward-beside", title, "accuracy (% of pairs)", "", lambda axes: _with_intervals(axes, rows, 7), keys)
 
 
-def _with_interval(
-    axes: Axes, value: float, place: float, ends: Sequence[float] | None, colour: str, size: float = 7
-) -> None:
-    error = None if ends is None else [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
-    axes.errorbar([value], [place], xerr=error, fmt="o", color=colour, capsize=3, markersize=size)
+def _with_intervals(axes: Axes, rows: Sequence[Bar], size: float, usual: float | None = None) -> None:
+    """Accuracies below each other, with a line at a coin's and one at the `usual`."""
+    axes.axvline(0.5, color=MUTED, linestyle="--", linewidth=1)
+    if usual is not None:
+        axes.axvline(usual, color=REWARD, linestyle=":", linewidth=1.2)
+    for place, (_, value, ends, colour) in enumerate(rows):
+        error = None if ends is None else [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
+        axes.errorbar([value], [place], xerr=error, fmt="o", color=colour, capsize=3, markersize=size)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    in_percent(axes.xaxis)
 
 
 def _reliability(card: Card) -> Plot:
@@ -115,18 +120,14 @@ def _scores(card: Card) -> Plot:
 
 def _parts(card: Card, part: str, title: str) -> Plot:
     """Accuracy of each row with its interval, and how often the longer reply won there."""
-    rows = part_rows(card, part)[:_ROWS]
+    rows: list[Bar] = []
+    for row in part_rows(card, part)[:_ROWS]:
+        name = row["name"] if len(row["name"]) <= _NAME else row["name"][: _NAME - 1] + "…"
+        rows.append((f"{name}\n{row['pairs']:,}", row["accuracy"], row["accuracy_ci"], REWARD))
 
     def paint(axes: Axes) -> None:
-        axes.axvline(0.5, color=MUTED, linestyle="--", linewidth=1)
-        axes.axvline(card["accuracy"], color=REWARD, linestyle=":", linewidth=1.2)
-        for place, row in enumerate(rows):
-            _with_interval(axes, row["accuracy"], place, row["accuracy_ci"], REWARD, size=5)
-        names = [row["name"] if len(row["name"]) <= _NAME else row["name"][: _NAME - 1] + "…" for row in rows]
-        axes.set_yticks(range(len(rows)), [f"{name}\n{row['pairs']:,}" for name, row in zip(names, rows, strict=True)])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        _with_intervals(axes, rows, 5, card["accuracy"])
         axes.set_xlim(-0.02, 1.02)
-        in_percent(axes.xaxis)
 
     height = max(2.3, 0.34 * len(rows) + 0.8)
     keys = [("dot", "reward", "with 95 % interval"), ("dash", "reward", "all pairs"), ("dash", "muted", "a coin")]

@@ -18,7 +18,7 @@ from torch import Tensor
 from plaudit.data.files import Reading, read_rankings
 from plaudit.data.formats.rows import is_hub
 from plaudit.data.hashes import sha256
-from plaudit.dist.machine import Machine, choose_machine
+from plaudit.dist.machine import choose_machine
 from plaudit.errors import UserError
 from plaudit.models.load import quiet_libraries
 from plaudit.records import Completion, Message, Ranking
@@ -27,9 +27,7 @@ from plaudit.rewards.foreign import load_foreign
 from plaudit.rewards.saved import load_reward_model
 from plaudit.rewards.score import score_replies
 from plaudit.rewards.texts.answers import ScoreItem
-from plaudit.run.display import Step
 from plaudit.view.card.measures import report_card
-from plaudit.view.card.pairs import Floats
 
 Progress = Callable[[int], Any]
 """Opens a progress bar over so many replies: a context manager that gives a `Step`."""
@@ -54,20 +52,33 @@ def reward_report(
     quiet_libraries()
     if folder is not None and dtype == "auto":
         dtype = RewardContract.load(folder).dtype  # its golden scores were made in this format
-    scorer = CardScorer(model, folder, choose_machine(dtype))
-    with progress(len(unique_replies(judged))) as advance:
-        raw_NM = scorer.raw(judged, advance)
-    scores = raw_NM[:, 0] if scorer.contract is None else card_scores(torch.from_numpy(raw_NM), scorer.contract)
+    machine, items = choose_machine(dtype), unique_replies(judged)
+    contract: RewardContract | None = None
+    layout, changed = "plaudit", 0
+    if folder is None:
+        foreign = load_foreign(model, machine.dtype, machine.device)
+        with progress(len(items)) as advance:
+            raw = {id: [score] for id, score in foreign.score(list(items.values()), advance).items()}
+        layout, changed = foreign.checkpoint.layout, foreign.changed
+    else:
+        own = load_reward_model(folder, machine.dtype, machine.device)
+        texts = [(item.prompt, item.completion) for item in items.values()]
+        with progress(len(items)) as advance:
+            rows = score_replies(own.model, own.chat, texts, advance).tolist()
+        raw = dict(zip((item.id for item in items.values()), rows, strict=True))
+        contract = own.contract
+    raw_NM = np.array([raw[items[r.prompt.messages, reply].id] for r in judged for reply in r.replies])
+    scores = raw_NM[:, 0] if contract is None else card_scores(torch.from_numpy(raw_NM), contract)
     card = report_card(judged, scores, members_NM=raw_NM, train=train)
     splits = sorted({ranking.prompt.split for ranking in judged})
     return {
         "model": {
             "source": model,
-            "layout": scorer.layout,
-            "dtype": scorer.machine.dtype_name,
+            "layout": layout,
+            "dtype": machine.dtype_name,
             "members": raw_NM.shape[1],
             # Replies whose text did not survive another trainer's tokenizer or template.
-            "changed_replies": 0 if scorer.foreign is None else scorer.foreign.changed,
+            "changed_replies": changed,
         },
         "data": {
             "source": source,
@@ -144,27 +155,3 @@ def unique_replies(rankings: Sequence[Ranking]) -> dict[Reply, ScoreItem]:
             if key not in found:
                 found[key] = ScoreItem(f"reply {len(found)}, to prompt {ranking.prompt.id}", ranking.prompt, reply)
     return found
-
-
-class CardScorer:
-    """Raw scores of texts: by Plaudit's own loader, which checks files and golden scores, or by another trainer's."""
-
-    def __init__(self, model: str, folder: Path | None, machine: Machine):
-        """`folder` holds a contract of Plaudit's; without one `model` is a folder or Hub id of any layout."""
-        self.machine = machine
-        self.own = None if folder is None else load_reward_model(folder, machine.dtype, machine.device)
-        self.foreign = load_foreign(model, machine.dtype, machine.device) if folder is None else None
-        self.contract = None if self.own is None else self.own.contract
-        self.layout = "plaudit" if self.foreign is None else self.foreign.checkpoint.layout
-
-    def raw(self, rankings: Sequence[Ranking], advance: Step) -> Floats:
-        """Raw scores [N, M] of the replies of `rankings` in order; each reply is scored once."""
-        items = unique_replies(rankings)
-        if self.foreign is not None:
-            scores = {id: [score] for id, score in self.foreign.score(list(items.values()), advance).items()}
-        else:
-            assert self.own is not None
-            texts = [(item.prompt, item.completion) for item in items.values()]
-            raw_BM = score_replies(self.own.model, self.own.chat, texts, advance)
-            scores = dict(zip((item.id for item in items.values()), raw_BM.tolist(), strict=True))
-        return np.array([scores[items[r.prompt.messages, reply].id] for r in rankings for reply in r.replies])

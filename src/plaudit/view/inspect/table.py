@@ -6,44 +6,21 @@ from rich.text import Text
 
 from plaudit.run.display import console
 from plaudit.view.inspect.tokens import Inspection
+from plaudit.view.page import words
 from plaudit.view.text import number
-
-LEGEND = (
-    "r = exp(log π − log π_old); L_CLIP = min(r·Â, clip(r)·Â). Side: where r fell beside the clip range; "
-    "cut: the clip took the gradient away."
-)
-NO_NEW = (
-    "The log-probabilities after the update's steps are not stored, so r is 1: this is how the update looked before "
-    "its first step."
-)
 
 
 def print_inspection(found: Inspection, to: Console = console) -> None:
     """The numbers behind the page, as far as a terminal is wide enough."""
     update = f"update {found.update} (of {found.updates[0]} to {found.updates[1]})"
     to.print(f"{found.run}: {update}, reply {found.sample} of {found.samples}", style="bold", soft_wrap=True)
-    to.print(f"Prompt: {found.prompt.strip()}", soft_wrap=True)
-    cut = "" if found.finished else " [cut by the length limit]"
-    to.print(f"Reply: {found.reply.strip()}{cut}", soft_wrap=True)
-    raw = ", ".join(f"{score:.3f}" for score in found.raw_scores)
-    to.print(f"Raw score {raw}; after its way {found.score:.3f}; KL {found.kl:.3f} nats", soft_wrap=True)
-    to.print(f"The update's replies were sampled {found.sampler}", soft_wrap=True)
+    to.print(words("inspect.txt.j2", "above", found), soft_wrap=True)
     if not found.has_new:
-        to.print(NO_NEW, soft_wrap=True, style="yellow")
+        before = "this is how the update looked before its first step"
+        said = f"The log-probabilities after the update's steps are not stored, so r is 1: {before}."
+        to.print(said, soft_wrap=True, style="yellow")
     to.print(_table(found))
-    low, high = found.clip
-    to.print(
-        f"Mean L_CLIP of this reply {found.mean_l_clip:.4f}; it adds {found.share:.5f} to L_CLIP of the update "
-        f"({found.update_tokens:,} tokens). Clip range {low:g} to {high:g}. {LEGEND}",
-        soft_wrap=True,
-    )
-    row = found.telling
-    to.print(
-        f"By hand, token {row.number} {row.text!r}: r = exp({row.new_logprob:.4f} − ({row.old_logprob:.4f})) = "
-        f"{row.ratio:.4f}; r·Â = {row.ratio:.4f}·({row.advantage:.4f}) = {row.unclipped:.4f}; clip(r)·Â = "
-        f"{row.clipped:.4f}; L_CLIP = {row.l_clip:.4f}".replace("-", "−"),
-        soft_wrap=True,
-    )
+    to.print(words("inspect.txt.j2", "below", found), soft_wrap=True)
 
 
 def _table(found: Inspection) -> Table:

@@ -181,13 +181,9 @@ def token_rows(
     rows = []
     for i, text in enumerate(texts):
         numbers: dict[str, Any] = {name: None if x is None else x[0, i].item() for name, x in columns.items()}
-        rows.append(TokenRow(number=i + 1, text=text, side=side(numbers["ratio"], low, high), **numbers))
+        side = "below" if numbers["ratio"] < low else "above" if numbers["ratio"] > high else "inside"
+        rows.append(TokenRow(number=i + 1, text=text, side=side, **numbers))
     return tuple(rows)
-
-
-def side(ratio: float, low: float, high: float) -> str:
-    """Where a ratio fell: below, inside or above the clip range."""
-    return "below" if ratio < low else "above" if ratio > high else "inside"
 
 
 def token_text(tokenizer: Any, token: int) -> str:

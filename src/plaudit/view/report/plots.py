@@ -58,8 +58,7 @@ def reward_plots(rows: Rows, summary: dict[str, Any]) -> list[Plot]:
 
     def trailing_mean(name: str) -> list[float]:
         """The first belongs to place window − 1."""
-        values = column(rows, name)
-        return [float(np.mean(values[end - window : end])) for end in range(window, len(values) + 1)]
+        return np.lib.stride_tricks.sliding_window_view(column(rows, name), window).mean(axis=1).tolist()
 
     def smoothed(axes: Axes, name: str, level: float) -> None:
         axes.axhline(level, color=MUTED, linestyle="--", linewidth=1)

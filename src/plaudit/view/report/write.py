@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
 from plaudit.guard.limits import KL_BUDGET
 from plaudit.run.display import console, format_value, stage_table
@@ -20,10 +21,8 @@ from plaudit.train.run import Run
 from plaudit.view.card.plots import card_plots
 from plaudit.view.card.table import PARTS
 from plaudit.view.page import render_page
-from plaudit.view.report.people import compared_by_people
 from plaudit.view.report.plots import kind_plot, ppo_plots, reward_plots, score_plots, sft_plot
-from plaudit.view.report.tables import choose_examples, gold_by_kind, headline, seconds_by_part
-from plaudit.view.report.verdict import cautions, verdict
+from plaudit.view.report.tables import choose_examples, gold_by_kind, seconds_by_part
 
 
 def write_report(run: Run) -> dict[str, Any]:
@@ -57,6 +56,32 @@ def gather(run: Run) -> dict[str, Any]:
     on_gpu = [entry["peak_gpu_mb"] for entry in finished.values() if "peak_gpu_mb" in entry]
     summary |= {"peak_gpu_mb": max(on_gpu)} if on_gpu else {}
     return {**summary, "versions": versions()}
+
+
+def compared_by_people(run: Run) -> dict[str, Any] | None:
+    """How often people ranked PPO's reply above SFT's in a blind comparison, ties half, with the 95 % interval over
+    prompts.
+
+    None where nobody compared. Only replies of the evaluation as it is now count: what was said of an older policy
+    stays in the database.
+    """
+    where = read_recipe(run.folder.path)["preferences"]["database"] or str(run.folder.path / "label" / "labels.sqlite")
+    if "://" not in where and not Path(where).is_file():
+        return None
+    # Here, because it needs the extra `label`, which a run without people does not.
+    from plaudit.label.db.database import connect, snapshot
+    from plaudit.label.db.ledger import read, standing
+    from plaudit.label.quality.agreement import ranked
+    from plaudit.label.quality.sources import win_rate
+    from plaudit.label.queue.items import compared
+
+    now = {draft.id for draft in compared(run.folder.path, run.prompts)[0]}
+    engine = connect(where)
+    with snapshot(engine) as connection:
+        ledger = read(connection)
+    engine.dispose()
+    labels = [label for label in ranked(standing(ledger.labels)) if label.item in now]
+    return win_rate(ledger.items, labels, "ppo", "sft")
 
 
 def _read_json(path: Path) -> Any:
@@ -99,6 +124,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
     folder = run.folder.path
     recipe = read_recipe(folder)
     replies = read_metrics(run.folder.require("evaluate/replies.jsonl", "evaluate"))
+    prompts = [row["id"] for row in replies]
     environment = _read_json(folder / ENVIRONMENT)
     updates, looks = read_metrics(folder / "ppo/metrics.jsonl"), read_metrics(folder / "ppo/evaluations.jsonl")
     kinds = gold_by_kind(replies)
@@ -116,10 +142,8 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         environment_json=json.dumps(environment, indent=2, ensure_ascii=False),
         machine=run.machine,
         summary=summary,
-        verdict=verdict(summary),
-        cautions=cautions(summary, recipe),
         kl_budget=recipe["ppo"]["kl_budget"] or KL_BUDGET,
-        headline=headline(summary["evaluate"], replies, summary.get("people")),
+        proxy_ci=bootstrap_interval([row["ppo"]["proxy"] - row["sft"]["proxy"] for row in replies], prompts),
         examples=choose_examples(replies),
         kinds=kinds,
         gap_mean=max(row["sampler_gap_mean"] for row in updates),

@@ -10,7 +10,3 @@ down_revision = "0001"
 def upgrade() -> None:
     where = sa.text("gold IS NOT NULL")
     op.create_index("item_gold", "item", ["number"], sqlite_where=where, postgresql_where=where)
-
-
-def downgrade() -> None:
-    op.drop_index("item_gold", "item")

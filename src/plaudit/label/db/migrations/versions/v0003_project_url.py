@@ -9,7 +9,3 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("project", sa.Column("url", sa.Text()))
-
-
-def downgrade() -> None:
-    op.drop_column("project", "url")
