@@ -17,12 +17,13 @@ from conftest import tiny_stage
 from plaudit.algo import advantages, losses, masked, rewards
 from plaudit.data.chat import ChatFormat
 from plaudit.errors import RunStopped, UserError
-from plaudit.guard import invariants, sampler
+from plaudit.guard import invariants
 from plaudit.guard.doctor import examine
 from plaudit.models.load import load_tokenizer
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens
 from plaudit.rollout import inprocess
+from plaudit.run.metrics import read_metrics
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
 from plaudit.stages.ppo import loop as ppo
@@ -418,15 +419,35 @@ def test_row_31_a_sampler_without_the_whole_adapter_of_today_stops_the_run(
     run = tiny_run(tmp_path, trained, dtype)
     if dtype != "float32":  # scores of one format are not those of another
         reward.train(*tiny_stage("reward", run))
-    with pytest.raises(RunStopped, match=says):
+    with pytest.raises(RunStopped, match=says) as stop:
         ppo.train(*tiny_stage("ppo", run, **{**SETTINGS, "evaluate_every": 4, "batch_size": 16}))
+    assert ("sampler and trainer disagree" in str(stop.value)) == (dtype == "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_healthy_sampler_is_never_taken_for_another(
+    dtype: str, tiny_run: Callable[..., Run], trained: Path, tmp_path: Path
+) -> None:
+    """80 updates, at a rate that takes the policy clear of rounding: most of them are measured, none stops."""
+    run = tiny_run(tmp_path, trained, dtype)
+    if dtype != "float32":
+        reward.train(*tiny_stage("reward", run))
+    changes = {**SETTINGS, "updates": 80, "batch_size": 16, "evaluate_every": 80, "watch": {"enabled": False}}
+    ppo.train(*tiny_stage("ppo", run, **changes))
+    slopes = [
+        row["sampler_slope"] for row in read_metrics(run.folder.path / "ppo/metrics.jsonl") if "sampler_slope" in row
+    ]
+    assert len(slopes) > 60
+    assert abs(sum(slopes) / len(slopes)) < 0.1
 
 
 def test_the_doctor_names_a_sampler_without_the_whole_adapter(
     run_ppo: Callable[..., Path], tmp_path: Path, monkeypatch: Patch
 ) -> None:
     scaled_adapter(0.5)(monkeypatch)
-    monkeypatch.setattr(sampler, "check_law", lambda *_: None)
+    unchecked = {"sampler_gap_mean": 0.0, "sampler_gap_p99": 0.0}
+    monkeypatch.setattr(ppo_rollout, "check_sampler", lambda *_: unchecked)
     (found,) = [f for f in examine(run_ppo(tmp_path)).findings if f.name == "stale or lost adapter"]
     assert "+0.5" in found.evidence and found.level == "fault"
 

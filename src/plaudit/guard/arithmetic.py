@@ -18,7 +18,7 @@ from plaudit.guard import formulas
 from plaudit.guard.formulas import Floats
 from plaudit.guard.limits import Row
 from plaudit.guard.monitors import repeated_trigrams
-from plaudit.guard.sampler import CLEAR_OF_NOISE, Slope, gap_pattern
+from plaudit.guard.sampler import CLEAR_OF_NOISE, TOO_NEAR, Slope, gap_pattern
 from plaudit.guard.symptoms import Finding
 
 EXACT = 1e-4
@@ -161,7 +161,7 @@ def sampler_slope(first: Stored, stored: Stored) -> Slope | None:
     noise = float((np.concatenate(differences(first, "sampler_logprobs_BT", "old_logprobs_BT")) ** 2).mean())
     gap = differences(stored, "sampler_logprobs_BT", "old_logprobs_BT")
     way = differences(stored, "ref_logprobs_BT", "old_logprobs_BT")
-    if float((np.concatenate(way) ** 2).mean()) <= max(CLEAR_OF_NOISE * noise, 1e-9):
+    if float((np.concatenate(way) ** 2).mean()) <= max(CLEAR_OF_NOISE * noise, TOO_NEAR):
         return None
     return Slope(*formulas.through_origin(gap, way, noise))
 
