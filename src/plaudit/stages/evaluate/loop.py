@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from plaudit import rng
 from plaudit.algo.statistics import bootstrap_interval
@@ -151,18 +152,18 @@ def _judge(
     starts = range(0, len(ids), ROWS)
     batches = [pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, machine.device) for i in starts]
 
-    def logprob_sum(temperature: float) -> np.ndarray:
-        """log π of each whole reply under the model of now."""
-        parts = [plain_logprobs(model, tokens, temperature).sum(dim=1) for tokens in batches]
+    def logprob_sum(under: PreTrainedModel, temperature: float) -> np.ndarray:
+        """log π of each whole reply."""
+        parts = [plain_logprobs(under, tokens, temperature).sum(dim=1) for tokens in batches]
         return torch.cat(parts).cpu().numpy()
 
-    own = logprob_sum(law.temperature)
+    own = logprob_sum(model, law.temperature)
     del model  # before the next one is there
-    model = load_model(str(run.sft_model), machine.dtype, machine.device)
-    ref, ref_nll, paid = logprob_sum(law.temperature), -logprob_sum(1.0), []
+    reference = load_model(str(run.sft_model), machine.dtype, machine.device)
+    ref, ref_nll, paid = logprob_sum(reference, law.temperature), -logprob_sum(reference, 1.0), []
     # From here on the reference is the reward model's base, if one pays.
     files = trained_reward(run.folder, chat) if rewards.trained else None
-    reward = files.attach(model, machine.dtype, machine.device) if files else None
+    reward = files.attach(reference, machine.dtype, machine.device) if files else None
     contract = reward.contract if reward else None
     for start, tokens in zip(starts, batches, strict=True):
         part, trained_BM = prompts[start : start + ROWS], reward.raw(tokens) if reward else None
