@@ -54,7 +54,7 @@ def merged(base: str, adapter: Path, size: float) -> tuple[Weights, Weights, dic
         seconds[name] = time.perf_counter() - started
     held = {f"{name}.weight": layer for name, layer in roles.peft.named_modules() if layer in roles._lora_layers}
     before = {key: held[f"base_model.model.{key}"].get_base_layer().weight.float() for key in rounded["nearest"]}
-    exact = dict(roles.to(FLOAT32).merged_weights("reward"))
+    exact = dict(roles.to(FLOAT32).merged_weights("reward", None))
     return before, exact, rounded, seconds
 
 

@@ -25,6 +25,7 @@ from plaudit.dist.machine import choose_machine, peaks
 from plaudit.models.config import LoraSettings
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.roles import Roles
+from plaudit.models.rounding import Rounding
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.provenance import versions
 
@@ -55,7 +56,7 @@ def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int,
     merging, seconds = [], []
     for number in range(rounds + 1):
         started = time.perf_counter()
-        engine.load_weights(roles.merged_weights("policy"))
+        engine.load_weights(roles.merged_weights("policy", Rounding(0, "bench", number)))
         merged = time.perf_counter()
         replies = engine.generate(prompts, rng.uniforms(0, "bench", number, list(range(rows)), tokens))
         assert all(len(reply.ids) == len(reply.logprobs) == tokens for reply in replies)

@@ -24,6 +24,7 @@ from plaudit.algo.rewards import kl_estimate, token_rewards, whiten_scores
 from plaudit.models.config import LoraSettings
 from plaudit.models.load import quiet_libraries
 from plaudit.models.roles import Roles
+from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.rollout.inprocess import InProcessEngine
 
@@ -52,8 +53,9 @@ def score(reply: list[int]) -> float:
 
 def sample(roles: Roles, engine: InProcessEngine, update: int) -> tuple[Tokens, torch.Tensor]:
     """B replies of the policy as it is now, and their scores."""
-    # The engine decodes with a copy of the policy in which the adapter is merged into the base.
-    engine.load_weights(roles.merged_weights("policy"))
+    # The engine decodes with a copy of the policy in which the adapter is merged into the base. In bfloat16 a small
+    # adapter would be rounded away, so sums are rounded at random; here, in float32, as they are.
+    engine.load_weights(roles.merged_weights("policy", Rounding(0, "ppo", update)))
     prompts = [[ALPHABET.index(letter) for letter in PROMPTS[i % len(PROMPTS)]] for i in range(REPLIES)]
     # One uniform number a token, fixed by (seed, stage, update, reply, position): runs can be repeated and resumed.
     uniforms = rng.uniforms(0, "ppo", update, list(range(REPLIES)), LONGEST)

@@ -250,7 +250,7 @@ def test_merged_weights_equal_pefts_merge(
     folder: Path, load: Load, stirred: Callable[..., Roles], ragged: Tokens
 ) -> None:
     roles = stirred(load(folder), trained="policy")
-    ours = {name: tensor.clone() for name, tensor in roles.merged_weights("policy")}
+    ours = {name: tensor.clone() for name, tensor in roles.merged_weights("policy", None)}
     policy = roles(ragged, "policy", POLICY).logprobs_BT
     plain = load(folder)
     before = {name: tensor.clone() for name, tensor in plain.named_parameters()}

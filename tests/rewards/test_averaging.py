@@ -35,10 +35,10 @@ def test_the_update_is_the_mean_of_the_members_updates(
     for member, folder in enumerate(folders):
         roles.save_adapter(folder, member)
     names = ["reward", "reward_1", "reward_2"][:members]
-    merged = [dict(roles.merged_weights(name)) for name in names]
+    merged = [dict(roles.merged_weights(name, None)) for name in names]
     average_adapters(folders, tmp_path / "mean")
     mean = Roles(load(base), reward=[tmp_path / "mean"])
-    found = dict(mean.merged_weights("reward"))
+    found = dict(mean.merged_weights("reward", None))
     assert found.keys() == merged[0].keys()
     for name, weight in found.items():
         expected = torch.stack([one[name].double() for one in merged]).mean(dim=0)
@@ -50,7 +50,7 @@ def test_the_update_is_the_mean_of_the_members_updates(
     assert layer.scaling["reward"] == pytest.approx(12 / (4 * members))
     # And in place of the first of them.
     average_adapters(folders, folders[0])
-    again = dict(Roles(load(base), reward=[folders[0]]).merged_weights("reward"))
+    again = dict(Roles(load(base), reward=[folders[0]]).merged_weights("reward", None))
     assert all(torch.equal(again[name], weight) for name, weight in found.items())
 
 

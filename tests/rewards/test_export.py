@@ -12,6 +12,7 @@ from conftest import ARCHITECTURES, CPU, EOS, PAD
 from plaudit.data.chat import ChatFormat
 from plaudit.models.export import export_policy
 from plaudit.models.roles import Roles
+from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Message
 from plaudit.rewards.contract import RewardContract
@@ -54,7 +55,7 @@ def test_reward_model_scores_in_plain_transformers(
     assert expected_B.std() > 0.1
 
     contract = RewardContract((0.25,), (3.0,), chat.eos_id, None, "hash", golden=golden_scores(roles, chat))
-    export_classifier(roles, chat, str(base), tmp_path / "reward", torch.float32)
+    export_classifier(roles, chat, str(base), tmp_path / "reward", torch.float32, Rounding(0, "test"))
     assert sign_classifier(tmp_path / "reward", chat, contract, torch.float32) < 1e-5
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
@@ -92,7 +93,7 @@ def test_policy_is_a_plain_causal_language_model(
     chat, roles = chat_of(base), stirred(load(base), trained="policy")
     tokens = sequences(chat)
     expected_BT = roles(tokens, "policy", frozenset({"logprobs"})).logprobs_BT.detach()
-    export_policy(roles, chat, str(base), tmp_path / "policy", torch.float32)
+    export_policy(roles, chat, str(base), tmp_path / "policy", torch.float32, Rounding(0, "test"))
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
@@ -117,7 +118,14 @@ def test_the_export_is_not_the_base(
     tmp_path: Path,
 ) -> None:
     base = tiny_model()
-    export_policy(stirred(load(base), trained="policy"), chat_of(base), str(base), tmp_path / "policy", torch.float32)
+    export_policy(
+        stirred(load(base), trained="policy"),
+        chat_of(base),
+        str(base),
+        tmp_path / "policy",
+        torch.float32,
+        Rounding(0, "test"),
+    )
     before, after = dict(load(base).named_parameters()), dict(load(tmp_path / "policy").named_parameters())
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

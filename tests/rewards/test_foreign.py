@@ -85,7 +85,8 @@ def configure(folder: Path, name: str = "config.json", **values: Any) -> None:
 
 
 def close(found: dict[str, float], wanted: dict[str, float]) -> None:
-    assert found == pytest.approx(wanted, abs=1e-5)
+    # Logits of these models reach 10, and float32 has 24 bits: sums in another order differ by a millionth of them.
+    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-5)
     assert max(wanted.values()) - min(wanted.values()) > 0.1, "scores that are all alike prove nothing"
 
 
@@ -145,6 +146,7 @@ def test_a_trl_adapter_scores_as_in_peft(task: str | None, tiny_model: TINY, tmp
 
 
 def test_an_adapter_on_a_reward_model_keeps_the_bases_head(merged: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     base = AutoModelForSequenceClassification.from_pretrained(merged).eval()
     peft = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
     peft.save_pretrained(tmp_path / "adapter")

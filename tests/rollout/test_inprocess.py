@@ -207,7 +207,7 @@ def test_load_weights_replaces_the_policy(
     engine = engine_of()
     before = generate(engine, ALL)
     roles = stirred(load(folder), trained="policy")
-    engine.load_weights(roles.merged_weights("policy"))
+    engine.load_weights(roles.merged_weights("policy", None))
     after = generate(engine, ALL)
     assert [r.ids for r in after] != [r.ids for r in before]
     tokens = pad_right(PROMPTS, [reply.ids for reply in after], 3, CPU)
@@ -223,9 +223,9 @@ def test_loading_twice_does_not_add_up(
     stirred: Callable[..., Roles],
 ) -> None:
     engine, roles = engine_of(), stirred(load(folder), trained="policy")
-    engine.load_weights(roles.merged_weights("policy"))
+    engine.load_weights(roles.merged_weights("policy", None))
     once = generate(engine, ALL)
-    engine.load_weights(roles.merged_weights("policy"))
+    engine.load_weights(roles.merged_weights("policy", None))
     assert generate(engine, ALL) == once
 
 

@@ -470,7 +470,7 @@ def test_a_weight_average(
 
     def save(config: RewardConfig, run: Run, trainer: RewardTraining, folder: Path) -> None:
         names = ("reward", "reward_1", "reward_2")
-        members.append([dict(trainer.model.merged_weights(name)) for name in names])
+        members.append([dict(trainer.model.merged_weights(name, None)) for name in names])
         members.append([head.weight.detach().clone() for head in trainer.model.score_heads])
         plain_save(config, run, trainer, folder)
 
@@ -481,7 +481,7 @@ def test_a_weight_average(
     assert not list(folder.glob("*_1*"))
     assert (summary["members"], summary["passes_per_score"]) == (3, 1)
     merged, heads = members
-    found = dict(Roles(load(folder.parent / "sft/model"), reward=[folder / "adapter"]).merged_weights("reward"))
+    found = dict(Roles(load(folder.parent / "sft/model"), reward=[folder / "adapter"]).merged_weights("reward", None))
     for name, weight in found.items():
         torch.testing.assert_close(weight, torch.stack([one[name] for one in merged]).mean(dim=0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(load_file(folder / "head.safetensors")["weight"], torch.stack(heads).mean(dim=0))

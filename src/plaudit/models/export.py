@@ -12,7 +12,7 @@ from plaudit.models.rounding import Rounding
 
 
 def export_policy(
-    roles: Roles, chat: ChatFormat, base: str, folder: Path, dtype: torch.dtype, rounding: Rounding | None = None
+    roles: Roles, chat: ChatFormat, base: str, folder: Path, dtype: torch.dtype, rounding: Rounding
 ) -> None:
     """The policy merged into its base, as a plain causal language model with its tokenizer; `rounding` as in
     `Roles.merged_weights`."""

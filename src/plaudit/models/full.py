@@ -54,7 +54,7 @@ class FullPolicy(nn.Module):
         """A copy of the trained weights."""
         return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
 
-    def merged_weights(self, adapter: str, rounding: Rounding | None = None) -> Iterator[tuple[str, Tensor]]:
+    def merged_weights(self, adapter: str, rounding: Rounding | None) -> Iterator[tuple[str, Tensor]]:
         """(name in the plain model, its weight in the format of the products) of everything; see
         `Roles.merged_weights`. `adapter` is there for the call's likeness."""
         assert adapter == "policy"
@@ -94,7 +94,7 @@ class FullReward(nn.Module):
         """Name -> parameter of everything an optimiser may change."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def merged_weights(self, adapter: str, rounding: Rounding | None = None) -> Iterator[tuple[str, Tensor]]:
+    def merged_weights(self, adapter: str, rounding: Rounding | None) -> Iterator[tuple[str, Tensor]]:
         """(name in the plain model, its weight in the format of the products) of the trunk; see
         `Roles.merged_weights`. `adapter` is there for the call's likeness."""
         assert adapter == "reward"

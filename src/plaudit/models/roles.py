@@ -207,9 +207,9 @@ class Roles(nn.Module):
         return {name: parameter.detach().clone() for name, parameter in self.trainable().items()}
 
     @torch.no_grad()
-    def merged_weights(self, adapter: str, rounding: Rounding | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once: as `rounding`
-        does it, or to the nearest, which loses much of a small adapter."""
+    def merged_weights(self, adapter: str, rounding: Rounding | None) -> Iterator[tuple[str, Tensor]]:
+        """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once, by `rounding`;
+        by None to the nearest, which is exact for a float32 base and loses much of a small adapter on another."""
         prefix = "base_model.model."
         for name, module in self.peft.named_modules():
             if isinstance(module, LoraLayer) and adapter in module.lora_A:
@@ -219,10 +219,8 @@ class Roles(nn.Module):
                 if module.fan_in_fan_out:
                     left, right = right.T, left.T
                 merged = torch.addmm(weight.float(), left, right, alpha=module.scaling[adapter])
-                yield (
-                    plain_name,
-                    merged.to(weight.dtype) if rounding is None else rounding(plain_name, merged, weight.dtype),
-                )
+                kept = merged.to(weight.dtype) if rounding is None else rounding(plain_name, merged, weight.dtype)
+                yield plain_name, kept
 
     def save_adapter(self, folder: Path, member: int = 0) -> None:
         """A trained adapter in PEFT's own format, whole or not at all: entry `member` of `learning`, so of an ensemble

@@ -24,8 +24,8 @@ def export_classifier(
     base: str,
     folder: Path,
     dtype: torch.dtype,
+    rounding: Rounding,
     member: int = 0,
-    rounding: Rounding | None = None,
 ) -> None:
     """A member of the reward model, merged, as `AutoModelForSequenceClassification` with one label.
 

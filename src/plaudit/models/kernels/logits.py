@@ -18,7 +18,10 @@ from transformers import PreTrainedModel
 from plaudit.errors import UserError
 
 SPAN = 80.0
-"""Largest |z| of the probe: caps are 15 to 50, and below a third of its cap a logit tells nothing of it."""
+"""Largest |z| of the probe. Caps are 15 to 50: beyond them a capped logit is another number altogether, while a small
+one differs by (z/c)²/3 only, which a scale can imitate."""
+SAMPLE = 4096
+"""Logits of the probe that a cap is sought with; the answer is then held against all of them."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """‖predicted − logits‖ / ‖logits‖ that rounding may leave."""
 
@@ -64,8 +67,7 @@ def learn_shape(model: PreTrainedModel, source: str) -> None:
     head = model.get_output_embeddings()
     if head is None or not isinstance(getattr(head, "weight", None), Tensor):
         raise UserError(f"model: {source}: there is no LM head, so it gives no probability of a next token")
-    vocabulary = head.weight.shape[0]
-    ids = torch.arange(3, 3 + min(24, max(vocabulary - 3, 1)), device=model.device)[None] % vocabulary
+    ids = torch.arange(3, 27, device=model.device)[None] % head.weight.shape[0]
     states: list[Tensor] = []
     factor = 1.0
 
@@ -86,8 +88,11 @@ def learn_shape(model: PreTrainedModel, source: str) -> None:
         ) from error
     finally:
         handle.remove()
-    shape = _fitted(head(hidden).double().flatten(), logits.double().flatten(), _numbers(model.config.to_dict()))
-    if shape is None or _error(shape, head(hidden).double(), logits.double()) > TOLERANCE[model.dtype]:
+    z, logits = head(hidden).double().flatten(), logits.double().flatten()
+    # The largest of them tells most of a cap, so it is always among those that the search sees.
+    seen = torch.cat((logits.abs().argmax()[None], torch.arange(0, len(z), len(z) // SAMPLE + 1, device=z.device)))
+    shape = _fitted(z[seen], logits[seen], _numbers(model.config.to_dict()))
+    if shape is None or _error(shape, z, logits) > TOLERANCE[model.dtype]:
         raise UserError(
             f"model: {source}: its logits are not those of its LM head, scaled or capped, so probabilities would be "
             "wrong; this architecture is not supported"

@@ -144,14 +144,8 @@ def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path)
     """Write the weights: adapters and heads, their average, or a merged model."""
     model = training.model
     if isinstance(model, FullReward):
-        export_classifier(
-            model,
-            training.chat,
-            str(run.sft_model),
-            folder / "model",
-            run.machine.dtype,
-            rounding=Rounding(run.seed, "reward/model"),
-        )
+        rounding = Rounding(run.seed, "reward/model")
+        export_classifier(model, training.chat, str(run.sft_model), folder / "model", run.machine.dtype, rounding)
         return
     averaged, adapters = config.aggregate == "weight_averaged", list[Path]()
     for member, head in enumerate(model.score_heads):
@@ -243,15 +237,8 @@ def export(
     for member, temperature in enumerate(temperatures):
         to = folder / ("model" if member == 0 else f"model_{member}")
         if isinstance(model, Roles):
-            export_classifier(
-                model,
-                chat,
-                str(run.sft_model),
-                to,
-                run.machine.dtype,
-                member,
-                Rounding(run.seed, "reward/model", member),
-            )
+            rounding = Rounding(run.seed, "reward/model", member)
+            export_classifier(model, chat, str(run.sft_model), to, run.machine.dtype, rounding, member)
         gaps.append(sign_classifier(to, chat, contract.of_member(member, temperature), run.machine.dtype))
     if run.machine.dtype == torch.float32 and max(gaps) > 1e-3:
         raise AssertionError(f"the exported reward model scores otherwise by {max(gaps):.1e} standard deviations")
