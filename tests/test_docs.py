@@ -192,7 +192,9 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(field.annotation) is dict:
         items = get_args(get_args(field.annotation)[1]) or get_args(field.annotation)[1:]
         keys = next((one for one in items if isinstance(one, type) and issubclass(one, BaseModel)), None)
-        return "mapping of files" if keys is None else f"mapping to {{{', '.join(keys.model_fields)}}}"
+        if keys is None:
+            return "mapping of files" if get_args(field.annotation)[0] is Path else "mapping of names"
+        return f"mapping to {{{', '.join(keys.model_fields)}}}"
     words = {
         int: "whole number",
         float: "number",
@@ -231,7 +233,7 @@ def test_every_key_of_a_resolved_recipe_is_on_the_page(write_recipe: Callable[..
 
     def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
         for name, value in values.items():
-            if isinstance(value, dict) and name not in ("stages", "formats"):
+            if isinstance(value, dict) and name not in ("stages", "formats", "template_kwargs"):
                 yield from keys(value, f"{prefix}{name}.")
             else:
                 yield prefix + name

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from plaudit.data.formats.json_rows import json_lines
 from plaudit.data.formats.reader import Reader, prompt_of
-from plaudit.data.formats.rows import Row
+from plaudit.data.formats.rows import Row, shown
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError, no_file
 from plaudit.records import Demonstration, Message, Prompt, Ranking, Record
@@ -34,21 +34,39 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 @dataclass(frozen=True)
 class Reading:
     """How files are read: `format` overrides detection, `bad` takes the rows that are set aside (None stops at the
-    first), `say` hears what was detected."""
+    first), `say` hears what was detected; `ignore` names keys of messages that may be lost."""
 
     format: str | None = None
     bad: list[Row] | None = None
     say: Callable[[str], None] = lambda line: None
+    ignore: tuple[str, ...] = ()
 
     def records(self, source: Path, wanted: str) -> Iterator[tuple[str, Record]]:
         """(place, record) of every good row."""
-        reader = Reader(source, format=self.format, wanted=wanted, quarantine=self.bad is not None)
+        aside = self.bad is not None
+        reader = Reader(source, format=self.format, wanted=wanted, quarantine=aside, ignore=self.ignore)
         for row, record in reader:
-            if record is not None:
+            problem = _undecided(row.place, record) if isinstance(record, Ranking) else None
+            if problem and self.bad is None:
+                raise UserError(problem)
+            if record is not None and not problem:
                 yield row.place, record
             elif self.bad is not None:
-                self.bad.append(row)
+                self.bad.append(row._replace(problem=problem) if problem else row)
+                reader.bad += bool(problem)
         self.say(reader.describe())
+
+
+def _undecided(place: str, ranking: Ranking) -> str | None:
+    """What is wrong with a ranking in which a text beats itself."""
+    for better, worse in ranking.pairs():
+        if ranking.replies[better] == ranking.replies[worse]:
+            return (
+                f"{place}: replies {better + 1} and {worse + 1} are equal but ranked {ranking.ranks[better]} and "
+                f"{ranking.ranks[worse]}: {shown(ranking.replies[better].text)}; one text cannot beat itself: give "
+                "both the same rank or delete the row"
+            )
+    return None
 
 
 _STRICT = Reading()

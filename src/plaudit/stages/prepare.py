@@ -10,13 +10,13 @@ import yaml
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.formats.rows import Row
-from plaudit.data.hashes import sha256_rows
+from plaudit.data.hashes import sha256_rows, sha256_text
 from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import choose_machine, describe
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
-from plaudit.records import Message, Prompt, Ranking
+from plaudit.records import Message, Prompt, Ranking, Record
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
 from plaudit.run.folder import FollowedFolder, RunFolder
@@ -24,6 +24,7 @@ from plaudit.run.provenance import code_sha256, is_among, versions
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.sft.loop import sources_of
+from plaudit.stages.turns import check_turns, dated
 from plaudit.train.run import Run
 
 DIVIDED = ("ppo",)
@@ -40,6 +41,14 @@ class RunData:
     rankings: list[Ranking] | None
     bad: list[Row] = field(default_factory=list)
     """What was set aside, where bad rows do not stop the run."""
+
+    def by_file(self, recipe: Recipe) -> dict[Path, Iterable[Record]]:
+        """The rows of each file."""
+        found: dict[Path, Iterable[Record]] = {recipe.data.prompts: self.prompts}
+        found |= {recipe.data.demonstrations: self.demonstrations, **self.mixed}
+        if recipe.preferences.rankings is not None and self.rankings is not None:
+            found[recipe.preferences.rankings] = self.rankings
+        return found
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -60,15 +69,18 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
     plan = plan or plan_of(recipe, set(), set(), NOTHING_ASKED)
     quiet_libraries()
     data = read_data(recipe)
+    recipe = recipe.model_copy(update={"folder": recipe.run_folder})
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
-    ChatFormat(load_tokenizer(model), recipe.data.system)
+    tokenizer = load_tokenizer(model)
+    recipe = dated(recipe, tokenizer)
+    chat = ChatFormat(tokenizer, recipe.data.system, recipe.data.template)
+    asked = check_turns(recipe, chat, data.by_file(recipe))
     if "ppo" in plan.stages:
         recipe.ppo.check_ranks(ranks.count)
     if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
-        check_sources(recipe.ppo.rewards, machine)
-    recipe = recipe.model_copy(update={"folder": recipe.run_folder})
+        check_sources(recipe.ppo.rewards, machine, asked)
     folder: RunFolder = FollowedFolder(recipe.run_folder)
     if ranks.first:
         resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -83,13 +95,15 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
         console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
+    for note in chat.notes:
+        console.print(f"Chat template: {note}", soft_wrap=True)
     if data.bad and ranks.first:
         aside = folder.path / "data" / "quarantine.jsonl"
         write_rows(aside, (row.as_json() for row in data.bad))
         console.print(f"{len(data.bad)} bad rows set aside in {aside}", soft_wrap=True)
     made_with = {
         "recipe": _must_match(recipe.model_dump(mode="json")),
-        "data": data.hashes,
+        "data": {**data.hashes, "chat_template": sha256_text(tokenizer.chat_template)},
         "code": code_sha256(),
         "versions": versions(),
         "machine": {**describe(machine), "ranks": ranks.count},
@@ -100,6 +114,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
         machine=machine,
         model=model,
         system=recipe.data.system,
+        template=recipe.data.template,
         prompts=tuple(data.prompts),
         demonstrations=data.demonstrations,
         rankings=None if data.rankings is None else tuple(data.rankings),
@@ -135,7 +150,8 @@ def read_data(recipe: Recipe) -> RunData:
 def _reading(recipe: Recipe, path: Path, bad: list[Row]) -> Reading:
     """How a data file of the recipe is read; what was detected is printed."""
     kept = bad if recipe.data.on_bad_row == "quarantine" else None
-    return Reading(recipe.data.formats.get(path), kept, lambda line: console.print(line, soft_wrap=True))
+    ignored = tuple(recipe.data.ignore_message_keys)
+    return Reading(recipe.data.formats.get(path), kept, lambda line: console.print(line, soft_wrap=True), ignored)
 
 
 def _check_splits(recipe: Recipe, prompts: list[Prompt], demonstrations: DemonstrationTable) -> None:

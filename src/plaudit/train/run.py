@@ -8,6 +8,7 @@ from typing import Any
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
 from plaudit.data.table import DemonstrationTable
+from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.dist.machine import Machine
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.models.config import LoraSettings
@@ -31,6 +32,8 @@ class Run:
     system: str | None
     prompts: tuple[Prompt, ...]
     demonstrations: DemonstrationTable
+    template: TemplateSettings = OWN
+    """What is settled about the model's chat template; what the run makes carries it in its own."""
     rankings: tuple[Ranking, ...] | None = None
     """Rankings by people, where the recipe has them."""
     mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
@@ -59,7 +62,8 @@ class Run:
         return self.folder.require("sft/model", "sft")
 
     def chat(self, source: str | Path) -> ChatFormat:
-        return ChatFormat(load_tokenizer(str(source)), self.system)
+        template = self.template if str(source) == self.model else OWN
+        return ChatFormat(load_tokenizer(str(source)), self.system, template)
 
     def engine(self, source: str | Path, eos_id: int, rows: int = 0) -> InProcessEngine:
         """Samples from a copy of the model in `source`, as this stage samples, `rows` at a time."""

@@ -19,12 +19,13 @@ be asked for and is printed by every caller.
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from plaudit.data.formats.containers import rows
+from plaudit.data.formats.message_keys import TOOLS, ignored_keys
 from plaudit.data.formats.parsers import record_of
 from plaudit.data.formats.rows import Row, shown
 from plaudit.errors import UserError
@@ -76,11 +77,18 @@ class Reader:
     """The rows of one source as records. Iterate once; then `format`, `rows`, `bad` and `ignored` say what was read.
 
     `wanted` is the kind of records that the caller can use (any, if None). It gives (row, record); with `quarantine` a
-    bad row comes with None and says its problem, without it the first one is raised.
+    bad row comes with None and says its problem, without it the first one is raised. Keys of messages that `ignore`
+    names are counted, any other than role and content makes a bad row.
     """
 
     def __init__(
-        self, source: str | Path, *, format: str | None = None, wanted: str | None = None, quarantine: bool = False
+        self,
+        source: str | Path,
+        *,
+        format: str | None = None,
+        wanted: str | None = None,
+        quarantine: bool = False,
+        ignore: Collection[str] = (),
     ):
         if format is not None and format not in FORMATS:
             near = difflib.get_close_matches(format, FORMATS, n=1)
@@ -91,12 +99,17 @@ class Reader:
         self.format_place = ""
         self.rows = self.bad = 0
         self.ignored: dict[str, int] = {}
+        self.ignore = ignore
+        self.ignored_in_messages: Counter[str] = Counter()
 
     def describe(self) -> str:
         """What was detected, in a line."""
         said = "given" if self.given else "detected"
         kind = f", {KINDS[self.format]}" if self.format else ""
         ignored = f"; ignored keys: {', '.join(map(shown, sorted(self.ignored)))}" if self.ignored else ""
+        if self.ignored_in_messages:
+            counts = ", ".join(f"{shown(key)} ({count})" for key, count in sorted(self.ignored_in_messages.items()))
+            ignored += f"; ignored in messages: {counts}"
         aside = f", {self.bad} of them bad" if self.bad else ""
         return f"{self.source}: format {self.format or 'unknown'} ({said}){kind}; {self.rows} rows{aside}{ignored}"
 
@@ -117,7 +130,10 @@ class Reader:
                     self._check_fit(row.place, row.value)
                 assert self.format is not None
                 self._check_keys(row.place, row.value)
-                yield row, record_of(self.format, row.place, row.number, row.value)
+                extra = ignored_keys(row.place, self.format, row.value, self.ignore)
+                record = record_of(self.format, row.place, row.number, row.value)
+                self.ignored_in_messages.update(extra)
+                yield row, record
             except UserError as error:
                 if not self.quarantine:
                     raise
@@ -168,7 +184,7 @@ class Reader:
     def _check_keys(self, place: str, row: dict[str, Any]) -> None:
         """A key that is a misspelt key of ours is an error; any other is counted as ignored."""
         for key in row:
-            if key in _KEYS:
+            if key in _KEYS or (key in TOOLS and row[key]):  # those are counted by ignored_keys
                 continue
             if key not in self.ignored:
                 near = difflib.get_close_matches(key, _KEYS - row.keys(), n=1, cutoff=0.85)

@@ -160,7 +160,7 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
         "dropped": encoder.dropped,
         "truncated": encoder.truncated,
         "layout": training.layout,
-        "chat_template": f"default: {chat.default_template}" if chat.default_template else "the tokenizer's own",
+        "chat_template": chat.origin,
         "eval_loss_before": training.evaluations[0]["eval_loss"],
         "eval_loss_after": kept["eval_loss"],
         "kept_step": kept["step"],
