@@ -16,17 +16,22 @@ CODE := src tests benchmarks docs/ppo_by_hand.py
 demo: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
 
-# A process a core; the tests of a file stay together, since they share what they have set up.
+# A process a core; the tests of a file stay together, since they share what they have set up, and the longest files go
+# first (tests/conftest.py). Byte code is kept, also where a container switches that off: else every process compiles
+# all sources anew. Tensors this small gain nothing from a second thread.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
+	$(PYTEST) -m "not slow" $(SPREAD)
 
 # The tests of correctness once more, with everything left to the libraries that can be.
 test-plain: $(READY)
-	PLAUDIT_PLAIN=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile tests/models tests/rewards tests/rollout \
+	PLAUDIT_PLAIN=1 $(PYTEST) -m "not slow" $(SPREAD) tests/models tests/rewards tests/rollout \
 		tests/stages/test_ppo_stage.py tests/stages/test_ppo_law.py tests/stages/test_train.py
 
 test-long: $(READY)
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 # The demo twice: unbroken, and killed every 60 to 90 seconds. Do not edit src meanwhile.
 survive: $(READY)

@@ -187,6 +187,25 @@ def make_model(architecture: str, vocabulary: int, seed: int = 0) -> PreTrainedM
     return model.eval()
 
 
+# More than twenty seconds each: given out first, so that no process is left alone with one at the end.
+LONG = (
+    "test_resume.py",
+    "test_label_ledger.py",
+    "test_ppo_stage.py",
+    "test_ppo_options.py",
+    "test_train.py",
+    "test_docs.py",
+    "test_reward.py",
+    "test_planted.py",
+    "test_pipeline.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of LONG first, in its order; the rest as collected. Files stay whole (`make test`)."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """A second thread only costs time on tensors this small; stages ask for one a core and are not heard."""
@@ -375,24 +394,35 @@ def tiny_run(tiny_model: Callable[..., Path]) -> Callable[..., Run]:
     return build
 
 
+def leave_plots_undrawn(patch: pytest.MonkeyPatch) -> None:
+    """Plots are painted but not written out as SVG, which is a third of a tiny run."""
+    patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, buffer, **_: buffer.write("<svg></svg>"))
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots are painted but not written out as SVG, which is a third of a tiny run; for tests that look at no plot."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, buffer, **_: buffer.write("<svg></svg>"))
+    """For tests that look at no plot."""
+    leave_plots_undrawn(monkeypatch)
 
 
-@pytest.fixture
-def plaudit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
-    """plaudit("run", path) -> code, out, err: the real entry point, in this process."""
-
-    def call(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["plaudit", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
+def command(*arguments: object) -> int:
+    """The exit code of `plaudit` with these arguments: the real entry point, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["plaudit", *map(str, arguments)])
         try:
             cli.main()
         except SystemExit as stop:
-            code = stop.code or 0
+            return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def plaudit(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """plaudit("run", path) -> code, out, err of `command`."""
+
+    def call(*arguments: object) -> SimpleNamespace:
+        capsys.readouterr()
+        code = command(*arguments)
         found = capsys.readouterr()
         return SimpleNamespace(code=code, out=found.out, err=found.err)
 

@@ -31,6 +31,7 @@ from pydantic.fields import FieldInfo
 from safetensors import safe_open
 
 import plaudit as package
+from conftest import TINY, command, leave_plots_undrawn
 from plaudit.algo.advantages import gae
 from plaudit.algo.worked import worked_example
 from plaudit.data.audit.problems import LEVELS
@@ -50,7 +51,6 @@ from plaudit.rewards.config import RewardSource
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.texts.answers import PROBE
 from plaudit.rewards.texts.endpoint import EndpointScorer
-from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import MAY_CHANGE, Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -512,13 +512,19 @@ def test_the_keys_that_may_change_are_those_of_the_page() -> None:
 Plaudit = Callable[..., SimpleNamespace]
 
 
+RUN = ["plaudit", "run", "recipe.yaml"]
+
+
 @pytest.fixture(scope="session")
 def home(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory as the docs have it: recipe.yaml with its data, and the finished run runs/demo."""
+    """A working directory as the docs have it: recipe.yaml with its data, and what RUN left, the finished runs/demo."""
     folder = tmp_path_factory.mktemp("docs") / "home"
-    recipe = write_recipe(folder, name="demo", folder=None)
-    with contextlib.chdir(folder):
-        run_pipeline(load_recipe(recipe))
+    # Every page's commands are run on it: it need not learn much.
+    little = {"sft": {**TINY["sft"], "epochs": 2}, "reward": {**TINY["reward"], "epochs": 1}}
+    write_recipe(folder, name="demo", folder=None, **little)
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        leave_plots_undrawn(patch)
+        assert command(*RUN[1:]) == 0
     shutil.copytree(folder, folder.with_name("fresh"))
     return folder
 
@@ -552,6 +558,9 @@ def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypat
     for words in commands(page):
         if words[0] == "make":
             check_make(words[1:])
+        elif words == RUN:  # several pages begin with it: it has been run, and this is what it leaves
+            shutil.rmtree(here / "runs")
+            shutil.copytree(here.with_name("fresh") / "runs", here / "runs")
         elif words[1:2] == ["demo"] or any(word.startswith("model=") for word in words):
             check_without_weights(words[1:], plaudit)
         else:

@@ -91,7 +91,7 @@ def test_three_annotators_over_http_train_a_reward_model_that_beats_chance(
         key=lambda line: [json.loads(line)[key] for key in ("id", "annotator")],
     )
     (run.folder.path / "preferences" / "rankings.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    summary = reward.train(*tiny_stage("reward", run, epochs=1))
+    summary = reward.train(*tiny_stage("reward", run, epochs=1, rankings_per_micro_batch=4))
     assert summary["accuracy_ci"][0] > max(0.55, summary["length_baseline_accuracy"])
     assert summary["rankings_train"] >= 230
 

@@ -27,7 +27,12 @@ from plaudit.stages.ppo.trainer import layout
 from plaudit.train.run import Run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-BASE = {"updates": 3, "critic_learning_rate": PPOConfig().critic_learning_rate, "keep_by": None}
+BASE = {
+    "updates": 3,
+    "micro_batch_size": 2,
+    "critic_learning_rate": PPOConfig().critic_learning_rate,
+    "keep_by": None,
+}
 # A score that rises with every call, and one that falls.
 RUNS_AWAY = """
 rising = falling = 0
@@ -69,8 +74,10 @@ CASES: dict[str, Case] = {
     "batch_size": Case({"batch_size": 6}),
     "replies_per_prompt": Case({"replies_per_prompt": 2}),
     "minibatch_size": Case({"minibatch_size": 4}),
-    "micro_batch_size": Case({"micro_batch_size": 2}, seen_in="layout"),
-    "micro_batch_tokens": Case({"micro_batch_tokens": 120, "micro_batch_size": 8}, seen_in="layout"),
+    "micro_batch_size": Case({"micro_batch_size": 1}, seen_in="layout"),
+    "micro_batch_tokens": Case(
+        {"micro_batch_tokens": 120, "micro_batch_size": 8}, {"micro_batch_size": 1}, seen_in="layout"
+    ),
     "epochs": Case({"epochs": 1}),
     "learning_rate": Case({"learning_rate": 5e-3}),
     "critic_learning_rate": Case({"critic_learning_rate": 5e-3}),
@@ -106,7 +113,7 @@ CASES: dict[str, Case] = {
     "keep_by": Case({"keep_by": "score"}, {**GAMED, "watch": {"enabled": False}}, seen_in="run"),
     "watch": Case({"watch": {"enabled": False}}, GAMED, seen_in="run"),
     "rewards": Case({"rewards": [own_reward(), {"trained": True}]}),
-    "torch_compile": Case({"torch_compile": True}, seen_in="compiled"),
+    "torch_compile": Case({"torch_compile": True}, {"micro_batch_size": 1}, seen_in="compiled"),
 }
 MORE: list[Case] = [
     # Values of an option that another one's formula hangs on.

@@ -220,7 +220,7 @@ def test_row_17_every_logged_metric_is_invariant_to_padding(
 ) -> None:
     """Nine columns of pads more in every batch: nothing that is logged, looked at or kept changes."""
     more = {"kl_target": 1.0, "ptx_coef": 0.1, "length_penalty": 0.01, "target_kl": 0.05, **changes}
-    usual = run_ppo("usual", updates=3, **more)
+    usual = run_ppo("usual", **more)
     plain = ppo_trainer.pad_right
 
     def wider(prompts: Any, replies: Any, pad_id: int, device: torch.device) -> Tokens:
@@ -229,7 +229,7 @@ def test_row_17_every_logged_metric_is_invariant_to_padding(
         return Tokens(torch.cat([tokens.tokens_BT, pads], dim=1), tokens.prompt_lengths_B, tokens.lengths_B)
 
     monkeypatch.setattr(ppo_trainer, "pad_right", wider)
-    padded = run_ppo("padded", updates=3, **more)
+    padded = run_ppo("padded", **more)
     assert first_batch(padded)["tokens_BT"].shape[1] == first_batch(usual)["tokens_BT"].shape[1] + 9
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         rows, others = read_metrics(usual / name), read_metrics(padded / name)
@@ -773,7 +773,9 @@ def test_proof_b_no_reward_no_movement(
     told |= {"whiten_advantages": False} if changes.get("advantages") != "reinforce_pp" else {}
     # A critic that starts as the reward model must first learn that nothing is paid.
     told |= {"critic_warmup": 8, "critic_learning_rate": 3e-2, "learning_rate": 2e-3} if changes == OWN else {}
-    folder = run_ppo(rewards=paid_by(changes, functions("nothing")), updates=12, evaluate_every=12, **told, **changes)
+    updates = 12 if changes == OWN else 3
+    told |= {"updates": updates, "evaluate_every": updates}
+    folder = run_ppo(rewards=paid_by(changes, functions("nothing")), **told, **changes)
     first, last = read_metrics(folder / "evaluations.jsonl")
     assert first["kl"] == 0
     assert abs(last["kl"]) < (0.3 if changes == OWN else 1e-12), "nats a reply"
@@ -786,15 +788,15 @@ def test_every_estimator_and_critic_learns_a_simple_reward(
     """Paid by the share of the letter e, the policy comes to write more of it."""
     folder = run_ppo(
         rewards=paid_by(changes, functions("share")),
-        updates=20,
+        updates=12,
         batch_size=24,
         minibatch_size=12,
         micro_batch_size=12,
         missing_eos_penalty=0.0,
         kl_coef=0.01,
-        evaluate_every=20,
+        evaluate_every=12,
         kl_budget=100.0,
-        learning_rate=2e-2,
+        learning_rate=4e-2,
         evaluate_replies=4,
         **changes,
     )

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from plaudit.cli import main as cli
+from conftest import command
 from plaudit.data.hashes import sha256
 from plaudit.dist.ranks import ALONE
 from plaudit.errors import UserError
@@ -65,16 +64,6 @@ def signalled(module: Any, name: str, at: int, number: int, patch: pytest.Monkey
         return real(*arguments, **options)
 
     patch.setattr(module, name, call)
-
-
-def command(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["plaudit", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

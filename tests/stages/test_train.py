@@ -258,21 +258,22 @@ def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Call
     return call
 
 
+def plant(change: Callable[[Trainer], object], patch: pytest.MonkeyPatch) -> None:
+    """Do `change` to the trainer before PPO's loop starts."""
+    build = ppo.Trainer
+
+    def changed(*arguments: Any) -> Trainer:
+        trainer = build(*arguments)
+        change(trainer)
+        return trainer
+
+    patch.setattr(ppo, "Trainer", changed)
+
+
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trainer], object]], None]:
-    """planted(change): do `change` to the trainer before PPO's loop starts."""
-
-    def plant(change: Callable[[Trainer], object]) -> None:
-        build = ppo.Trainer
-
-        def changed(*arguments: Any) -> Trainer:
-            trainer = build(*arguments)
-            change(trainer)
-            return trainer
-
-        monkeypatch.setattr(ppo, "Trainer", changed)
-
-    return plant
+    """planted(change): `plant` for the length of a test."""
+    return lambda change: plant(change, monkeypatch)
 
 
 def rewarded(score: Callable[[Tokens], Tensor]) -> Callable[[Trainer], None]:
@@ -281,11 +282,11 @@ def rewarded(score: Callable[[Tokens], Tensor]) -> Callable[[Trainer], None]:
     def scorer(tokens: Tokens, role: str, need: frozenset[str]) -> RoleOutput:
         return RoleOutput(scores_BM=score(tokens)[:, None])
 
-    def plant(trainer: Trainer) -> None:
+    def change(trainer: Trainer) -> None:
         plain_scores(trainer)
         trainer.scorer = scorer  # type: ignore[assignment]
 
-    return plant
+    return change
 
 
 def even(tokens: Tokens) -> Tensor:
@@ -453,25 +454,34 @@ def test_a_constant_reward_is_no_reward(
     assert [row["kl"] for row in read_metrics(folder / "evaluations.jsonl")] == [0, 0, 0]
 
 
-def test_ppo_learns_what_is_rewarded(
-    run_ppo: Callable[..., Path], planted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Paid by the share of its tokens with an even id, the policy comes to use them."""
-    planted(rewarded(even))
-    folder = run_ppo(
-        updates=15,
-        batch_size=24,
-        minibatch_size=12,
-        micro_batch_size=12,
-        missing_eos_penalty=0.0,
-        kl_coef=0.01,
-        evaluate_every=15,
-        kl_budget=100,
-    )
-    before, after = (row["score"] for row in read_metrics(folder / "evaluations.jsonl"))
-    assert before < 0.8
-    assert after > before + 0.15
-    rows = read_metrics(folder / "metrics.jsonl")
+LEARNING: dict[str, Any] = {
+    "updates": 10,
+    "batch_size": 24,
+    "minibatch_size": 12,
+    "micro_batch_size": 12,
+    "missing_eos_penalty": 0.0,
+    "kl_coef": 0.01,
+    "evaluate_every": 2,
+    "watch": {"enabled": False},
+}
+
+
+@pytest.fixture(scope="module")
+def learnt(tiny_run: Callable[..., Run], trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The PPO folder of a run that was paid by the share of its tokens with an even id. Read only."""
+    run = tiny_run(tmp_path_factory.mktemp("learnt"), trained)
+    with pytest.MonkeyPatch.context() as patch:
+        plant(rewarded(even), patch)
+        ppo.train(*tiny_stage("ppo", run, **LEARNING, kl_budget=1000))
+    return run.folder.path / "ppo"
+
+
+def test_ppo_learns_what_is_rewarded(learnt: Path) -> None:
+    """The policy comes to use the tokens it is paid for."""
+    looks = [row["score"] for row in read_metrics(learnt / "evaluations.jsonl")]
+    assert looks[0] < 0.8
+    assert looks[-1] > looks[0] + 0.15
+    rows = read_metrics(learnt / "metrics.jsonl")
     assert rows[-1]["score"] > rows[0]["score"] + 0.15
 
 
@@ -604,28 +614,17 @@ def test_row_14_ppo_does_not_depend_on_the_micro_batches(minibatch: int, run_ppo
 
 
 def test_the_kept_policy_is_the_best_within_the_budget(
-    run_ppo: Callable[..., Path], planted: Callable[..., None]
+    learnt: Path, run_ppo: Callable[..., Path], planted: Callable[..., None]
 ) -> None:
-    planted(rewarded(even))
-    settings: dict[str, Any] = {
-        "updates": 15,
-        "batch_size": 24,
-        "minibatch_size": 12,
-        "micro_batch_size": 12,
-        "missing_eos_penalty": 0.0,
-        "kl_coef": 0.01,
-        "evaluate_every": 3,
-        "watch": {"enabled": False},
-    }
-    folder = run_ppo(**settings, kl_budget=1000)
-    rows = read_metrics(folder / "evaluations.jsonl")
-    kept = json.loads((folder / "summary.json").read_text())["kept_update"]
-    assert [row["update"] for row in rows] == [0, 3, 6, 9, 12, 15]
+    rows = read_metrics(learnt / "evaluations.jsonl")
+    kept = json.loads((learnt / "summary.json").read_text())["kept_update"]
+    assert [row["update"] for row in rows] == [0, 2, 4, 6, 8, 10]
     assert max(rows, key=lambda row: row["score"])["update"] == kept
     # A budget that only two of the trained policies keep: the better of them, or the SFT model, is saved.
     assert kept > 0
     budget = sorted(row["kl"] for row in rows)[2]
-    tight = run_ppo("tight", **settings, kl_budget=budget)
+    planted(rewarded(even))
+    tight = run_ppo("tight", **LEARNING, kl_budget=budget)
     assert read_metrics(tight / "evaluations.jsonl") == rows
     summary = json.loads((tight / "summary.json").read_text())
     allowed = [row for row in rows if row["kl"] <= budget]

@@ -185,7 +185,7 @@ def test_a_reward_model_trained_on_a_planted_flaw_is_named_by_its_card(
     run = tiny_run(tmp_path, trained)
     write(run.folder.path / "preferences/rankings.jsonl", planted_rows(end))
     with run.folder:
-        summary = reward.train(*tiny_stage("reward", run, epochs=6))
+        summary = reward.train(*tiny_stage("reward", run, epochs=6, rankings_per_micro_batch=4))
     card = json.loads((run.folder.path / "reward/card.json").read_text(encoding="utf-8"))
     alarms = {alarm["kind"]: alarm for alarm in card["alarms"]}
     assert summary["accuracy"] > 0.7  # it has learnt the flaw

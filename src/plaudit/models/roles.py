@@ -16,9 +16,9 @@ keeps their float32 masters. Full fine-tuning is `models.full`'s.
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -34,7 +34,7 @@ from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
-from plaudit.models.kernels.logits import shape_of
+from plaudit.models.kernels.logits import PLAIN, shape_of, size_of
 from plaudit.models.kernels.trunk import state_size
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.rounding import Rounding
@@ -312,15 +312,19 @@ def _targets(tokens: Tokens | Batch) -> Tensor:
     return tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
 
 
-def _head(model: PreTrainedModel) -> tuple[Tensor, dict[str, Any]]:
-    """The LM head's weight, and what else makes logits of its product."""
+def _head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """The LM head's weight and bias."""
     head = model.get_output_embeddings()
-    return head.weight, {"bias_V": getattr(head, "bias", None), "shape": shape_of(model)}
+    return head.weight, getattr(head, "bias", None)
 
 
 def _batch_loss(model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch) -> Tensor:
-    weight_VD, more = _head(model)
-    return completion_loss(hidden_ND, weight_VD, _targets(tokens), **more)
+    """Over all ids that the model has, as everybody's cross-entropy: it teaches that those without a token are not to
+    be had."""
+    weight_VD, bias_V = _head(model)
+    whole = replace(shape_of(model), holes=())
+    shape = PLAIN if whole == PLAIN else whole
+    return completion_loss(hidden_ND, weight_VD, _targets(tokens), bias_V=bias_V, shape=shape)
 
 
 def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
@@ -331,9 +335,13 @@ def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
 def _reply_logprobs(
     model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """`hidden_ND` are the states at the mask."""
-    weight_VD, more = _head(model)
-    logprobs_N, entropy_N = token_logprobs(hidden_ND, weight_VD, _targets(tokens), temperature, **more)
+    """`hidden_ND` are the states at the mask. Of the policy: an id without a token has no share of it."""
+    weight_VD, bias_V = _head(model)
+    if (size := size_of(model)) is not None:
+        weight_VD, bias_V = weight_VD[:size], None if bias_V is None else bias_V[:size]
+    logprobs_N, entropy_N = token_logprobs(
+        hidden_ND, weight_VD, _targets(tokens), temperature, bias_V=bias_V, shape=shape_of(model)
+    )
     return _scatter(logprobs_N, tokens.mask_BT), _scatter(entropy_N, tokens.mask_BT)
 
 

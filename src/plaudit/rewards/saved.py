@@ -26,7 +26,7 @@ from plaudit.data.hashes import sha256, sha256_json
 from plaudit.errors import UserError
 from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.heads import HEAD, head_file, load_head
-from plaudit.models.load import load_classifier, load_model, load_tokenizer
+from plaudit.models.load import load_chat, load_classifier, load_model
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Message
@@ -111,7 +111,7 @@ def files_of(folder: Path, base: Path | None, chat: ChatFormat | None = None) ->
     contract = RewardContract.load(folder)
     check_files(folder, contract, base)
     if chat is None:
-        chat = ChatFormat(load_tokenizer(str(base or folder / (contract.model or ""))), contract.system)
+        chat = load_chat(str(base or folder / (contract.model or "")), contract.system)
     contract.check(chat.eos_id, chat.system, template_hash(chat))
     return RewardFiles(folder, contract, chat)
 

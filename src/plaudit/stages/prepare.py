@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.formats.rows import Row
 from plaudit.data.hashes import sha256_rows
@@ -15,7 +14,7 @@ from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import choose_machine, describe
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
-from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
+from plaudit.models.load import check_readable, load_chat, quiet_libraries, resolve
 from plaudit.records import Message, Prompt, Ranking
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
@@ -63,7 +62,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
-    ChatFormat(load_tokenizer(model), recipe.data.system)
+    load_chat(model, recipe.data.system)
     if "ppo" in plan.stages:
         recipe.ppo.check_ranks(ranks.count)
     if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:

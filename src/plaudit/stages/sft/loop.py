@@ -98,7 +98,7 @@ class SFTTraining:
         if config.gradient_checkpointing:
             _checkpoint_gradients(base)
         self.prompts = prompts[: config.samples]
-        self.engine = run.engine(run.model, chat.eos_id) if config.samples else None
+        self.engine = run.engine(run.model, chat) if config.samples else None
         self.micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
         self.best: dict[str, Tensor] = {}
         self.evaluations: list[dict[str, Any]] = []
