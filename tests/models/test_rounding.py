@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plaudit.models import rounding
 from plaudit.models.full import FullPolicy
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
@@ -61,12 +60,6 @@ def test_neighbouring_numbers_are_rounded_independently() -> None:
     up = (rounded(1 + ULP / 2) > 1).double() - 0.5
     for distance in (1, 2, 3, 4, 64, 576):
         assert abs((up[:-distance] * up[distance:]).mean().item()) < 5 * 0.25 / 2e5**0.5
-
-
-def test_numbers_are_rounded_alike_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = rounded(1 + ULP / 3, 1000)
-    monkeypatch.setattr(rounding, "ROWS", 7)
-    assert torch.equal(rounded(1 + ULP / 3, 1000), whole)
 
 
 @pytest.mark.row(31)

@@ -22,7 +22,7 @@ tokenizer, else plain text ("User: ...", "Assistant: ..."). No token is added, s
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -42,15 +42,24 @@ _PLAIN = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+_BROKEN = "\ufffd"
+"""What a decoder writes for bytes that are no character."""
 _HOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
 class ChatFormat:
     """Turns prompts and replies into ids with one tokenizer; refuses a template it cannot be exact about."""
 
-    def __init__(self, tokenizer: Any, system: str | None = None, template: TemplateSettings = OWN):
+    def __init__(
+        self,
+        tokenizer: Any,
+        system: str | None = None,
+        template: TemplateSettings = OWN,
+        ends: Collection[int] = (),
+    ):
         """`tokenizer` is a transformers tokenizer, whose template is replaced by the run's; `system` opens every prompt
-        that has none.
+        that has none; `ends` are the ids at which the model's own settings say that a text ends, of which those of
+        control tokens end a reply too.
 
         `default_template` names the template that was put in because the tokenizer had none, else it is None. `origin`
         says where it is from, `notes` what was changed in it.
@@ -68,10 +77,13 @@ class ChatFormat:
         self.origin = f"default: {self.default_template}" if self.default_template else own
         tokenizer.chat_template = baked(text, template)
         self.special = special_texts(tokenizer)
+        self.control = _control_ids(tokenizer)
         self._make_readable()
         self._learn_template()
         self.eos_id: int = tokenizer.convert_tokens_to_ids(self.end)
-        self.pad_id: int = _pad_id(tokenizer, self.eos_id)
+        self.ends: frozenset[int] = frozenset({self.eos_id, *self.control.intersection(ends)})
+        """Where a sampled reply ends: `eos_id`, which the template writes, and what the model ends a text with."""
+        self.pad_id: int = _pad_id(tokenizer, self.ends, self.control)
 
     def _make_readable(self) -> None:
         """Where the template fails on what transformers gives it (no tools, a content that is a text), mend that in its
@@ -215,21 +227,48 @@ class ChatFormat:
         """Ids of a reply, closed by the end-of-turn token unless the length limit cut it; typed special-token
         strings stay plain text here too."""
         text = self.lead + (self.strip(reply.text) + self.closing if reply.finished else reply.text)
-        ids = ids_of(self.tokenizer, text, split_special_tokens=True)
+        ids = self._plain_ids(text)
         return [*ids, self.eos_id] if reply.finished else ids
 
+    def _plain_ids(self, text: str) -> list[int]:
+        return ids_of(self.tokenizer, text, split_special_tokens=True)
+
     def completion(self, ids: Sequence[int]) -> Completion:
-        """The reply that sampled `ids` spell; its end-of-turn token, if any, is the last one."""
-        finished = bool(ids) and ids[-1] == self.eos_id
-        text = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
+        """The reply that sampled `ids` spell; its end-of-turn token, if any, is the last one.
+
+        Control tokens leave no text, and nothing else goes: a pad token may be an ordinary word. Of a character that
+        the length limit cut nothing is left.
+        """
+        finished = bool(ids) and ids[-1] in self.ends
+        text = self._spelt(ids)
+        if not finished and text.endswith(_BROKEN) and self._plain_ids(text) != list(ids):
+            text = text.rstrip(_BROKEN)
         text = text.removesuffix(self.closing) if finished else text
         return Completion(text.removeprefix(self.lead), finished)
+
+    def _spelt(self, ids: Sequence[int]) -> str:
+        kept = [token for token in ids if token not in self.control]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def changed_share(self, replies: Sequence[Sequence[int]]) -> float:
+        """Share of sampled replies whose text becomes other ids: characters that were cut or that are none, control
+        tokens amid the text, another way to spell it, another end than the template's."""
+        return sum(self.reply_ids(self.completion(ids)) != list(ids) for ids in replies) / len(replies)
 
 
 def special_texts(tokenizer: Any) -> set[str]:
     """The texts of a tokenizer's special tokens."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return added | {*tokenizer.all_special_tokens}
+
+
+def _control_ids(tokenizer: Any) -> frozenset[int]:
+    """The special tokens that no text spells. One that the tokenizer makes of ordinary text, such as a word that was
+    named as the pad token, is text."""
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return frozenset(i for i, text in special.items() if ids_of(tokenizer, text, split_special_tokens=True) != [i])
 
 
 def hold(messages: Sequence[Message], special: set[str]) -> tuple[Message, ...]:
@@ -265,16 +304,16 @@ def _default_template(tokenizer: Any) -> tuple[str, str]:
     return ("ChatML", bos + _TURNS) if {"<|im_start|>", "<|im_end|>"} <= special else ("plain text", bos + _PLAIN)
 
 
-def _pad_id(tokenizer: Any, end_id: int) -> int:
-    """An id for padding that is not the end-of-turn token and that no ordinary text contains.
+def _pad_id(tokenizer: Any, ends: Collection[int], control: frozenset[int]) -> int:
+    """An id for padding that does not end a reply and, if there is one, that no ordinary text contains.
 
     Masks come from lengths, so inside Plaudit any id would do; an exported reward model is read by transformers at
     the rightmost token that is not the pad id, and there pad = EOS would move the score.
     """
-    taken = {end_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
+    taken = {*ends, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    special = sorted(control - taken)
+    if tokenizer.pad_token_id in special or (not special and tokenizer.pad_token_id not in {None, *taken}):
         return tokenizer.pad_token_id
-    special = sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i not in taken)
     if special:
         # The unknown token is the last choice: a byte-level tokenizer never emits it, others do.
         return next((i for i in special if i != tokenizer.unk_token_id), special[0])

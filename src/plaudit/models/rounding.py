@@ -10,13 +10,11 @@ need no rounding stay what they are. docs/models.md has what both keep of an ada
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from plaudit import rng
-
-ROWS = 2**18
-"""Numbers rounded at a time: what lies between float32 and bfloat16 then stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,15 @@ class Rounding:
             return sums
         assert dtype == torch.bfloat16, dtype
         # A bfloat16 is the upper half of a float32. A uniform 16-bit number added to the lower half carries into the
-        # upper one with the probability that is wanted, whatever the sign; an infinity stays one.
-        halves, bits = sums.view(torch.int32).flatten(), self._bits(name, sums.numel(), sums.device)
-        for start in range(0, halves.numel(), ROWS):
-            part = halves[start : start + ROWS]
-            part.add_(bits[start : start + ROWS].to(torch.int32) & 0xFFFF).bitwise_and_(-0x10000)
-        return sums.to(dtype)
-
-    def _bits(self, name: str, count: int, device: torch.device) -> Tensor:
-        """`count` uniform 16-bit numbers, drawn where they are used; other ones on another kind of device."""
+        # upper one with the probability that is wanted, whatever the sign; an infinity stays one. Other draws on
+        # another kind of device: they are made where they are used.
         stage = f"{self.stage}/rounding/{name}"
-        if device.type == "cpu":
-            words = rng.generator(self.seed, stage, self.step).bit_generator.random_raw(-(-count // 4))
-            return torch.from_numpy(words.view("int16")[:count])
+        if sums.device.type == "cpu":  # by NumPy: a third of the time that torch takes
+            words = rng.generator(self.seed, stage, self.step).bit_generator.random_raw(-(-sums.numel() // 4))
+            raised = sums.numpy().view(np.uint32) + words.view(np.uint16)[: sums.numel()].reshape(sums.shape)
+            return torch.from_numpy((raised >> 16).astype(np.uint16).view(np.int16)).view(dtype)
         key = hashlib.blake2b(f"{self.seed}/{stage}/{self.step}".encode(), digest_size=7).digest()
-        source = torch.Generator(device).manual_seed(int.from_bytes(key, "little"))
-        return torch.randint(-0x8000, 0x8000, (count,), dtype=torch.int16, device=device, generator=source)
+        source = torch.Generator(sums.device).manual_seed(int.from_bytes(key, "little"))
+        bits = torch.randint(0, 2**16, sums.shape, dtype=torch.int32, device=sums.device, generator=source)
+        sums.view(torch.int32).add_(bits).bitwise_and_(-(2**16))
+        return sums.to(dtype)

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.formats.rows import Row
 from plaudit.data.hashes import sha256_rows, sha256_text
@@ -15,7 +14,7 @@ from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import choose_machine, describe
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
-from plaudit.models.load import check_readable, load_tokenizer, quiet_libraries, resolve
+from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message, Prompt, Ranking, Record
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
@@ -73,9 +72,8 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
-    tokenizer = load_tokenizer(model)
-    recipe = dated(recipe, tokenizer)
-    chat = ChatFormat(tokenizer, recipe.data.system, recipe.data.template)
+    recipe = dated(recipe, load_tokenizer(model))
+    chat = load_chat(model, recipe.data.system, recipe.data.template)
     asked = check_turns(recipe, chat, data.by_file(recipe))
     if "ppo" in plan.stages:
         recipe.ppo.check_ranks(ranks.count)
@@ -103,7 +101,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
         console.print(f"{len(data.bad)} bad rows set aside in {aside}", soft_wrap=True)
     made_with = {
         "recipe": _must_match(recipe.model_dump(mode="json")),
-        "data": {**data.hashes, "chat_template": sha256_text(tokenizer.chat_template)},
+        "data": {**data.hashes, "chat_template": sha256_text(chat.tokenizer.chat_template)},
         "code": code_sha256(),
         "versions": versions(),
         "machine": {**describe(machine), "ranks": ranks.count},

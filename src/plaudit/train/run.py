@@ -12,7 +12,7 @@ from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.dist.machine import Machine
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.models.config import LoraSettings
-from plaudit.models.load import load_model, load_tokenizer
+from plaudit.models.load import load_chat, load_model
 from plaudit.records import Prompt, Ranking
 from plaudit.rollout.config import SamplingConfig
 from plaudit.rollout.inprocess import InProcessEngine
@@ -62,13 +62,13 @@ class Run:
         return self.folder.require("sft/model", "sft")
 
     def chat(self, source: str | Path) -> ChatFormat:
-        template = self.template if str(source) == self.model else OWN
-        return ChatFormat(load_tokenizer(str(source)), self.system, template)
+        return load_chat(str(source), self.system, self.template if str(source) == self.model else OWN)
 
-    def engine(self, source: str | Path, eos_id: int, rows: int = 0) -> InProcessEngine:
+    def engine(self, source: str | Path, chat: ChatFormat, rows: int = 0) -> InProcessEngine:
         """Samples from a copy of the model in `source`, as this stage samples, `rows` at a time."""
         model = load_model(str(source), self.machine.dtype, self.machine.device)
-        return InProcessEngine(model, eos_id=eos_id, temperature=self.sampling.temperature, batch_rows=rows)
+        temperature = self.sampling.temperature
+        return InProcessEngine(model, eos_id=chat.ends, temperature=temperature, batch_rows=rows)
 
     def split(self, *names: str) -> list[Prompt]:
         """Prompts of the given splits, in file order."""
