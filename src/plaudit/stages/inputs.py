@@ -121,11 +121,15 @@ def record(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, resume: bool
     path = folder / stage / INPUTS
     if stage != "report" and not (resume and path.is_file()):
         path.parent.mkdir(exist_ok=True)
-        write_json(path, inputs_of(stage, recipe, rows, folder))
+        found = inputs_of(stage, recipe, rows, folder)
+        # Where a file was is no input: a run that was moved read the same.
+        data = {name: {key: one for key, one in file.items() if key != "file"} for name, file in found["data"].items()}
+        write_json(path, {**found, "data": data})
 
 
-def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> list[str]:
-    """What has changed of what `stage` read, a phrase each; nothing where it did not write that down."""
+def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, made: bool = True) -> list[str]:
+    """What has changed of what `stage` read, a phrase each; nothing where it did not write that down. Without `made`
+    what earlier stages made is not looked at."""
     path = folder / stage / INPUTS
     if not path.is_file():
         return []
@@ -133,7 +137,7 @@ def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> list
     now = json.loads(json.dumps(now))
     keys = differences(then["recipe"], now["recipe"])
     found = [text for key, text in keys.items() if not is_among(key, MAY_CHANGE)]
-    found += [f"{name} is not what it was" for name in _unequal(then["made"], now["made"])]
+    found += [f"{name} is not what it was" for name in _unequal(then["made"], now["made"]) if made]
     return found + [
         _told(name, then["data"].get(name), now["data"].get(name)) for name in _unequal(then["data"], now["data"])
     ]
@@ -162,18 +166,20 @@ def _told(name: str, then: Mapping[str, Any] | None, now: Mapping[str, Any] | No
     return f"{place}: {parts or 'another order or other ids'}, of {then['rows']} rows"
 
 
-def first_changed(stages: Sequence[str], recipe: Recipe, rows: Rows, folder: Path) -> tuple[str, list[str]] | None:
+def first_changed(
+    stages: Sequence[str], recipe: Recipe, rows: Rows, folder: Path, *, made: bool = True
+) -> tuple[str, list[str]] | None:
     """The first of `stages` that read something else than it would now, and what."""
     for stage in stages:
-        if found := changed_inputs(stage, recipe, rows, folder):
+        if found := changed_inputs(stage, recipe, rows, folder, made=made):
             return stage, found
     return None
 
 
-def refuse_changed(stages: Sequence[str], recipe: Recipe, rows: Rows, folder: Path) -> str | None:
+def refuse_changed(stages: Sequence[str], recipe: Recipe, rows: Rows, folder: Path, *, made: bool = True) -> str | None:
     """A line that says what was compared, where `stages`, which ended and are relied on, read what is there now.
     UserError with what has changed, and the stage to go from, where they did not."""
-    if found := first_changed(stages, recipe, rows, folder):
+    if found := first_changed(stages, recipe, rows, folder, made=made):
         stage, changes = found
         more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
         raise UserError(

@@ -77,7 +77,9 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         need, may_change = (3 + recipe.reward.members) * weights / 1e6 + 100, plan.may_change
         in_old = plan.in_old_folder
         refuse_another_run(recipe.run_folder, resolved, resume=in_old, may_change=may_change)
-        if line := refuse_changed(plan.relied_on, recipe, data, recipe.run_folder):
+        # What is `checked` is looked at file by file, under the lock (pipeline.py).
+        made = not plan.checked
+        if line := refuse_changed(plan.relied_on, recipe, data, recipe.run_folder, made=made):
             console.print(line, soft_wrap=True)
         folder = RunFolder.open(recipe.run_folder, resolved, resume=in_old, may_change=may_change, need_mb=need)
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
