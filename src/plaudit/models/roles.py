@@ -29,11 +29,13 @@ from transformers import PreTrainedModel
 from plaudit import rng
 from plaudit.data.files import whole_folder
 from plaudit.errors import UserError
+from plaudit.models.adapted import adapted
 from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
 from plaudit.models.kernels.logits import PLAIN, shape_of, size_of
+from plaudit.models.kernels.trunk import state_size
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
@@ -102,20 +104,22 @@ class Roles(nn.Module):
         if trained == "reward":
             self.learning = tuple(reward_adapter(member) for member in range(members))
         peft: PreTrainedModel | PeftModel = base
+        # Which layers, asked of the plain model: with adapters on them its linear layers are others.
+        fresh = dict.fromkeys(self.learning, lora) | ({"critic": critic} if isinstance(critic, LoraSettings) else {})
+        configs = {name: _config(base, one) for name, one in fresh.items() if one is not None}
         for name in self.learning:
-            assert lora is not None
-            peft = _add_adapter(peft, name, lora, seed)
+            peft = _add_adapter(peft, name, configs[name], seed)
         for member, path in enumerate(reward):
             peft = _load_adapter(peft, reward_adapter(member), path)
         if critic is not None:
             if isinstance(critic, LoraSettings):
-                peft = _add_adapter(peft, "critic", critic, seed)
+                peft = _add_adapter(peft, "critic", configs["critic"], seed)
             else:
                 peft = _load_adapter(peft, "critic", critic)
             self.learning = (*self.learning, "critic")
         assert isinstance(peft, PeftModel)
         self.peft = peft
-        size, to_load = base.config.get_text_config().hidden_size, trained != "reward"
+        size, to_load = state_size(base), trained != "reward"
         self.score_heads = nn.ModuleList(ScalarHead(size, bias=False, to_load=to_load) for _ in range(self.members))
         self.value_head = ScalarHead(size, bias=True)
         self.device: torch.device = base.device
@@ -246,11 +250,15 @@ class Roles(nn.Module):
                 yield name, parameter.detach()
 
 
-def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
+def _config(model: PreTrainedModel, lora: LoraSettings) -> LoraConfig:
+    """PEFT's settings of a fresh adapter on a plain model."""
+    targets = adapted(model, lora.target_modules).targets
+    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+
+
+def _add_adapter(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig, seed: int) -> PeftModel:
     """A fresh adapter `name` on a plain model, or beside the adapters that are there."""
-    config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
+    asked = config.target_modules
     with torch.random.fork_rng(devices=[]):
         # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
         torch.manual_seed(int(rng.generator(seed, f"init/{name}").integers(2**31)))
@@ -258,9 +266,22 @@ def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettin
             model.add_adapter(name, config, autocast_adapter_dtype=False)
             return model
         try:
-            return PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
-        except ValueError as error:
-            raise UserError(f"lora.target_modules={lora.target_modules!r} fits no layer of this model") from error
+            peft = PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"lora.target_modules={asked!r}: PEFT refuses it for this model: {reason}") from error
+    fused = [place for place, module in peft.named_modules() if isinstance(module, LoraLayer) and _is_fused(module)]
+    if fused:
+        raise UserError(
+            f"lora.target_modules={asked!r}: {fused[0]} is no plain linear layer (experts in one tensor, an "
+            "embedding); name layers of the attention, or set all-linear, which leaves it out"
+        )
+    return peft
+
+
+def _is_fused(layer: LoraLayer) -> bool:
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    return not isinstance(weight, Tensor) or weight.dim() != 2 or not layer.lora_A
 
 
 def _load_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit.data.packing import by_length
-from plaudit.models.kernels.decoder import Decoder, LibraryDecoder
-from plaudit.models.kernels.fused_decoder import FusedDecoder
+from plaudit.models.kernels.choose import decoder_of
+from plaudit.models.kernels.decoder import Decoder
 
 BATCH_ROWS = {"cpu": 64, "gpu": 256}
 """A GPU reads the weights for many rows in the time it takes for one."""
@@ -50,7 +50,7 @@ class InProcessEngine:
         self.ends_E = torch.tensor(ends, device=model.device)
         self.temperature = temperature
         self.batch_rows = batch_rows or BATCH_ROWS["cpu" if model.device.type == "cpu" else "gpu"]
-        self.decoder: Decoder = FusedDecoder.of(model) or LibraryDecoder(model)
+        self.decoder: Decoder = decoder_of(model)
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take over named weights, as `Roles.merged_weights` gives them."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit.errors import UserError
+from plaudit.models.kernels.trunk import find_trunk, trunk_of
 
 SPAN = 80.0
 """Largest |z| of the probe: caps are 15 to 50, and below a third of its cap a logit tells nothing of it."""
@@ -101,18 +102,21 @@ def learn_shape(model: PreTrainedModel, source: str) -> None:
         states.append(output.last_hidden_state)
         return output
 
-    handle = getattr(model, model.base_model_prefix).register_forward_hook(blow_up)
+    handles = []
     try:
+        find_trunk(model, lambda: model(input_ids=ids, use_cache=False))
+        handles.append(trunk_of(model).register_forward_hook(blow_up))
         z = head(_logits_and_states(model, ids, states)[1])
         factor = SPAN / max(z.float().abs().max().item(), 1e-6)
         logits, hidden = _logits_and_states(model, ids, states)
-    except (AttributeError, TypeError, IndexError) as error:
+    except (AttributeError, TypeError, IndexError, RuntimeError, ValueError) as error:
         raise UserError(
             f"model: {source}: its logits cannot be traced to its LM head ({type(error).__name__}: {error}); this "
             "architecture is not supported"
         ) from error
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     shape = _fitted(head(hidden).double().flatten(), logits.double().flatten(), _numbers(model.config.to_dict()))
     if shape is None or _error(shape, head(hidden).double(), logits.double()) > TOLERANCE[model.dtype]:
         raise UserError(
