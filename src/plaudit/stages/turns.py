@@ -10,6 +10,7 @@ from plaudit.data.formats.reader import prompt_of, replies_of
 from plaudit.data.templates.bake import DATE, chosen, reads_date
 from plaudit.errors import UserError
 from plaudit.records import Message, Prompt, Ranking, Record
+from plaudit.run.display import console
 from plaudit.run.folder import RECIPE, read_recipe
 from plaudit.stages.recipe import Recipe
 
@@ -51,6 +52,8 @@ def check_turns(recipe: Recipe, chat: ChatFormat, files: Mapping[Path, Iterable[
                 )
             if isinstance(row, Ranking):
                 _check_differ(place, chat, row)
+    for note in chat.notes:
+        console.print(f"Chat template: {note}", soft_wrap=True)
     return list(asked.values())
 
 
