@@ -119,6 +119,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        _open_to_readers(part)
         if path.exists():
             path.replace(gone)  # at no moment is there a half-deleted folder of this name
         part.replace(path)
@@ -128,6 +129,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
             gone.replace(path)
         raise
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Every file in it may be read by whom a new file of this process may be read: safetensors makes its own private,
+    so that a server of another user could not load them."""
+    new = folder / ".mode"
+    new.touch()
+    mode = new.stat().st_mode & 0o777
+    new.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(file.stat().st_mode | mode)
 
 
 def clear_halves(folder: Path) -> None:
