@@ -6,7 +6,8 @@
     openrlhf     the same trunk, the head under its own name (`value_head`,      EOS, after the rendering without
                  `score`, config.value_head_prefix), mean and std in config      its last line ends
 
-The head is the one tensor NAME.weight of shape [1, hidden], with NAME.bias where it has one. A checkpoint without it is refused by the tensor's name:
+The head is the one tensor NAME.weight of shape [1, hidden], with NAME.bias where it has one. A checkpoint without it
+is refused by the tensor's name:
 transformers would draw one at random and only warn. Text goes through the model's own chat template; typed special
 tokens stay plain text. Padding is on the right and the score's place comes from lengths, so the pad token, EOS or not,
 does not matter. A reply that the length limit cut is shown to the model as if it were whole. What Plaudit saved itself
