@@ -20,8 +20,9 @@ from plaudit.records import Message, Prompt, Ranking
 from plaudit.rewards.config import uses_trained
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
-from plaudit.run.folder import FollowedFolder, RunFolder
+from plaudit.run.folder import FollowedFolder, RunFolder, refuse_another_run
 from plaudit.run.provenance import code_sha256, is_among, versions
+from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.reward.training import divided
@@ -56,12 +57,12 @@ class RunData:
         return found
 
 
-def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> Run:
+def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data: "RunData | None" = None) -> Run:
     """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); without a
-    plan that of a new run. Of several `ranks` the first checks and opens, the others follow."""
+    plan that of a new run. Of several `ranks` the first checks and opens, the others follow. `data`: by `read_data`."""
     plan = plan or plan_of(recipe, set(), set(), NOTHING_ASKED)
     quiet_libraries()
-    data = read_data(recipe)
+    data = data or read_data(recipe)
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
@@ -79,16 +80,22 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
         # The exported models and room for the rest; a Hub model's size is unknown before it is fetched.
         weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
         need, may_change = (3 + recipe.reward.members) * weights / 1e6 + 100, plan.may_change
-        folder = RunFolder.open(
-            recipe.run_folder, resolved, resume=plan.in_old_folder, may_change=may_change, need_mb=need
-        )
+        in_old = plan.in_old_folder
+        refuse_another_run(recipe.run_folder, resolved, resume=in_old, may_change=may_change)
+        # What is `checked` is looked at file by file, under the lock (pipeline.py).
+        made = not plan.checked
+        if line := refuse_changed(plan.relied_on, recipe, data, recipe.run_folder, made=made):
+            console.print(line, soft_wrap=True)
+        folder = RunFolder.open(recipe.run_folder, resolved, resume=in_old, may_change=may_change, need_mb=need)
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if ranks.count > 1:
         console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
+    aside = folder.path / "data" / "quarantine.jsonl"
+    if ranks.first:
+        aside.unlink(missing_ok=True)  # of the files as they were; they may have been mended since
     if data.bad and ranks.first:
-        aside = folder.path / "data" / "quarantine.jsonl"
         write_rows(aside, (row.as_json() for row in data.bad))
         console.print(f"{len(data.bad)} bad rows set aside in {aside}", soft_wrap=True)
     made_with = {
