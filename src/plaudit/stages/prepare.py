@@ -14,8 +14,10 @@ from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import choose_machine, describe
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
+from plaudit.label.extra import missing_packages
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message, Prompt, Ranking, Record
+from plaudit.rewards.config import uses_trained
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
 from plaudit.run.folder import FollowedFolder, RunFolder, refuse_another_run
@@ -23,6 +25,7 @@ from plaudit.run.provenance import code_sha256, is_among, versions
 from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
+from plaudit.stages.reward.training import divided
 from plaudit.stages.sft.loop import sources_of
 from plaudit.stages.turns import check_turns, dated
 from plaudit.train.run import Run
@@ -76,6 +79,8 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
     recipe = dated(recipe, load_tokenizer(model))
     chat = load_chat(model, recipe.data.system, recipe.data.template)
     asked = check_turns(recipe, chat, data.by_file(recipe))
+    if "preferences" in plan.stages:
+        _check_annotator(recipe)
     if "ppo" in plan.stages:
         recipe.ppo.check_ranks(ranks.count)
     if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
@@ -147,7 +152,28 @@ def read_data(recipe: Recipe) -> RunData:
         ranked = [ranking.prompt for ranking in rankings]
         held_out = {prompt.messages for prompt in [*prompts, *ranked] if prompt.split != "train"}
         _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, held_out)
+        if uses_trained(recipe.ppo.rewards):
+            divided(recipe.reward, rankings, str(recipe.preferences.rankings))
     return RunData(prompts, demonstrations, mixed, rankings, bad)
+
+
+def _check_annotator(recipe: Recipe) -> None:
+    """What the annotator needs is here, and ranks as the reward model's settings ask."""
+    chosen = recipe.preferences
+    if chosen.annotator == "human" and (missing := missing_packages()):
+        raise UserError(f"preferences.annotator=human needs {', '.join(missing)}: pip install 'plaudit[label]'")
+    if chosen.rankings is not None:
+        return  # `divided` looks at its rows
+    if recipe.reward.soft_labels:
+        raise UserError(
+            "reward.soft_labels=true needs votes, which only a file of rankings has; leave it out or name one "
+            "(preferences.rankings)"
+        )
+    if recipe.reward.margin_coef > 0 and chosen.annotator == "simulated":
+        raise UserError(
+            f"reward.margin_coef={recipe.reward.margin_coef:g} needs rankings with a strength, which the simulated "
+            "annotator does not give; leave it out or name a file of rankings (preferences.rankings)"
+        )
 
 
 def _reading(recipe: Recipe, path: Path, bad: list[Row]) -> Reading:

@@ -17,7 +17,8 @@ _READ = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "pairs": ("prompt", "chosen", "rejected"),
-    **dict.fromkeys(("rankings", "votes", "strength"), ("prompt",)),
+    "unpaired": ("prompt", "completion"),
+    **dict.fromkeys(("rankings", "votes", "strength", "winner"), ("prompt",)),
 }
 """The fields that hold messages, by format."""
 TOOLS = ("tools", "functions")
