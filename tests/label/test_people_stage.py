@@ -13,12 +13,12 @@ import pytest
 from annotators import join, label_next, labelling
 from pydantic import ValidationError
 
-from plaudit.cli import main as cli
 from plaudit.data.files import read_prompts, read_rankings
 from plaudit.errors import UserError
 from plaudit.label.db.database import connect, snapshot
 from plaudit.label.db.ledger import read
 from plaudit.run.metrics import read_metrics
+from plaudit.run.stopping import Interrupted
 from plaudit.stages.label_items import Sampling, sampled
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.preferences import people as preferences_people
@@ -61,7 +61,7 @@ def test_a_run_waits_for_people_stops_goes_on_and_never_samples_twice(
     with monkeypatch.context() as stopped:
 
         def stop(_: float) -> None:
-            raise cli.Interrupted(signal.SIGINT)
+            raise Interrupted(signal.SIGINT)
 
         stopped.setattr(preferences_people.time, "sleep", stop)
         first = plaudit(*stage)

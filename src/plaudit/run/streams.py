@@ -1,5 +1,7 @@
 """What a process prints must never end it: a terminal that lacks a character shows another in its place."""
 
+import contextlib
+import io
 import os
 import sys
 from typing import TextIO
@@ -13,4 +15,5 @@ def lenient_streams() -> None:
         if stream is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, flags), "r" if name == "stdin" else "w"))
         elif hasattr(stream, "reconfigure"):  # a test's or a notebook's own stream may have nothing to set
-            stream.reconfigure(errors="replace")
+            with contextlib.suppress(io.UnsupportedOperation):  # standard input that was read from already
+                stream.reconfigure(errors="replace")
