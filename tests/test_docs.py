@@ -192,7 +192,9 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(field.annotation) is dict:
         items = get_args(get_args(field.annotation)[1]) or get_args(field.annotation)[1:]
         keys = next((one for one in items if isinstance(one, type) and issubclass(one, BaseModel)), None)
-        return "mapping of files" if keys is None else f"mapping to {{{', '.join(keys.model_fields)}}}"
+        if keys is None:
+            return "mapping of files" if get_args(field.annotation)[0] is Path else "mapping of names"
+        return f"mapping to {{{', '.join(keys.model_fields)}}}"
     words = {
         int: "whole number",
         float: "number",
@@ -231,7 +233,7 @@ def test_every_key_of_a_resolved_recipe_is_on_the_page(write_recipe: Callable[..
 
     def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
         for name, value in values.items():
-            if isinstance(value, dict) and name not in ("stages", "formats"):
+            if isinstance(value, dict) and name not in ("stages", "formats", "template_kwargs"):
                 yield from keys(value, f"{prefix}{name}.")
             else:
                 yield prefix + name
@@ -620,7 +622,9 @@ def test_key_tables_list_exactly_what_a_run_leaves(page: Path, name: str, rows: 
 def test_every_log_and_summary_of_a_run_has_its_table(here: Path) -> None:
     left = {str(path.relative_to(here / "runs/demo")) for path in (here / "runs/demo").rglob("*.json*")}
     own = {
-        re.sub(r"/\d{5}\.", "/00000.", name)  # one table for the files of a series
+        re.sub(
+            r"/\d{5}\.|^\w+(?=/inputs\.)", lambda m: "sft" if m[0][0] != "/" else "/00000.", name
+        )  # a table a series
         for name in left
         if not re.search(r"/(adapter|model)/|^(environment|manifest)\.|^preferences/\w+\.jsonl", name)
     }

@@ -207,12 +207,10 @@ def test_no_end_of_turn(tokenizer_of: Make) -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}"),
         CHATML.replace("message['content'] + '<|im_end|>' + '\n'", "message['content'] + '\n'"),
-        CHATML.replace("message['content'] + '<|im_end|>'", "message['content'] + ' <|im_end|>'"),
         "{% for message in messages %}{{ message['content'] | upper }}<|im_end|>{% endfor %}",
     ],
-    ids=["other generation prompt", "no end of turn", "space before the end", "changes the text"],
+    ids=["no end of turn", "changes the text"],
 )
 def test_a_template_that_cannot_be_followed_exactly(template: str, tokenizer_of: Make) -> None:
     with pytest.raises(UserError, match="cannot be masked exactly"):

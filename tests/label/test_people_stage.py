@@ -120,7 +120,7 @@ def test_another_sampling_is_sampled_anew_and_served_first(
     with snapshot(engine) as connection:
         old = {item.id for item in read(connection).items}
     with labelling(path, shorter_is_better, ["bo"]):
-        done = plaudit(*run_again("preferences", "labels=6"), "sampling.max_new_tokens=7")
+        done = plaudit(*run_again("preferences", "labels=6"), "sampling.max_new_tokens=3")
     assert done.code == 0, done.err
     with snapshot(engine) as connection:
         book = read(connection)

@@ -195,8 +195,9 @@ def test_changed_data_is_refused(going_on: Any, trained: Path, tmp_path: Path) -
     (tmp_path / "moved.jsonl").write_text("".join(rows))
     done = going_on.run(f"data.prompts={tmp_path / 'other.jsonl'}")
     assert done.code == 2
-    assert "data.prompts: " in done.err
-    assert "--from ppo" in done.err
+    assert "data.prompts, split train: " in done.err
+    assert f"{tmp_path / 'other.jsonl'}: 1 changed, of 24 rows" in done.err
+    assert "--from preferences" in done.err, "the first stage that read them"
     assert going_on.run(f"data.prompts={tmp_path / 'moved.jsonl'}").code == 0
 
 

@@ -6,22 +6,30 @@ in PPO, whose sampled ids follow the same prompt ids (docs/correctness.md, rows 
 after the end of the turn (SmolLM2 writes a newline); a sampled reply stops at the end-of-turn token, so that is where
 every reply stops here and where the reward model reads its score.
 
-What a template does around a reply is learnt from a probe, and a template that does anything else is refused:
+What a template does around a reply is learnt from probes (templates/turn.py), and a template that does anything else is
+refused:
 
 - it ends the turn with one special token, which need not be the tokenizer's EOS (Llama 3: <|eot_id|>);
 - it may put white space between generation prompt and reply (Mistral: a space), which then belongs to the reply;
-- it may strip the reply (Llama 3), which is then done here too.
+- it may strip the reply (Llama 3), which is then done here too;
+- it may write a constant text between reply and end (Llama 2: a space), which belongs to the reply;
+- it may write more before every reply (Qwen3: an empty thought; gpt-oss: a channel). That becomes the end of the
+  generation prompt, in the template's own text, so exports are asked as they were trained;
+- it may open a thought in the generation prompt that no finished turn has (R1). That is left out of it, likewise.
 
 A base model's tokenizer without a template gets a default one: ChatML where its two tokens are special tokens of the
 tokenizer, else plain text ("User: ...", "Assistant: ..."). No token is added, so no embedding is resized.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from jinja2 import TemplateError
 
+from plaudit.data.templates.bake import EMPTY, OWN, PARTS, TemplateSettings, baked, chosen, with_opening, without_ending
+from plaudit.data.templates.turn import ASKED, REPLIES, WAY_ON, Turn, markers, turn_of
 from plaudit.errors import UserError
 from plaudit.records import Completion, Message
 
@@ -34,65 +42,150 @@ _PLAIN = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-_STRIPS: tuple[Callable[[str], str], ...] = (lambda text: text, str.strip, str.lstrip, str.rstrip)
+_BROKEN = "\ufffd"
+"""What a decoder writes for bytes that are no character."""
 _HOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
 class ChatFormat:
     """Turns prompts and replies into ids with one tokenizer; refuses a template it cannot be exact about."""
 
-    def __init__(self, tokenizer: Any, system: str | None = None):
-        """`tokenizer` is a transformers tokenizer; `system` opens every prompt that has none.
+    def __init__(
+        self,
+        tokenizer: Any,
+        system: str | None = None,
+        template: TemplateSettings = OWN,
+        ends: Collection[int] = (),
+    ):
+        """`tokenizer` is a transformers tokenizer, whose template is replaced by the run's; `system` opens every prompt
+        that has none; `ends` are the ids at which the model's own settings say that a text ends, of which those of
+        control tokens end a reply too.
 
-        `default_template` names the template that was put in because the tokenizer had none, else it is None.
+        `default_template` names the template that was put in because the tokenizer had none, else it is None. `origin`
+        says where it is from, `notes` what was changed in it.
         """
         if tokenizer.eos_token_id is None:
             raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token, so no reply could ever end")
         self.tokenizer = tokenizer
         self.system = system
+        self.notes: list[str] = []
         self.default_template: str | None = None
-        if not tokenizer.chat_template:
-            self.default_template, tokenizer.chat_template = _default_template(tokenizer)
+        text = chosen(tokenizer, template.chat_template)
+        if text is None:
+            self.default_template, text = _default_template(tokenizer)
+        own = "the tokenizer's own" if template.chat_template is None else "that of data.chat_template"
+        self.origin = f"default: {self.default_template}" if self.default_template else own
+        tokenizer.chat_template = baked(text, template)
         self.special = special_texts(tokenizer)
-        self._learn_template(tokenizer)
+        self.control = _control_ids(tokenizer)
+        self._make_readable()
+        self._learn_template()
         self.eos_id: int = tokenizer.convert_tokens_to_ids(self.end)
-        self.pad_id: int = _pad_id(tokenizer, self.eos_id)
+        self.ends: frozenset[int] = frozenset({self.eos_id, *self.control.intersection(ends)})
+        """Where a sampled reply ends: `eos_id`, which the template writes, and what the model ends a text with."""
+        self.pad_id: int = _pad_id(tokenizer, self.ends, self.control)
 
-    def _learn_template(self, tokenizer: Any) -> None:
-        """Find `lead`, `strip` and `end`: a turn is generation prompt + lead + strip(reply) + end."""
-        probe = (Message("user", "Hello there."),)
-        prompt = self._render(probe, generate=True)
-        full, spaced = (
-            self._render((*probe, Message("assistant", text)), generate=False) for text in ("Hi.", " \nHi. \n")
-        )
-        rest = full.removeprefix(prompt)
-        lead, found, after = rest.partition("Hi.")
-        end = max((token for token in self.special if token and after.startswith(token)), key=len, default="")
-        strip = next((f for f in _STRIPS if spaced.startswith(prompt + lead + f(" \nHi. \n") + end)), None)
-        if not full.startswith(prompt) or not found or lead.strip() or not end or strip is None:
-            raise UserError(
-                f"{tokenizer.name_or_path}: the chat template does not write an assistant turn as generation "
-                f"prompt + reply + a special token that ends it; it gave {full!r} after {prompt!r}, so its completion "
-                "tokens cannot be masked exactly"
+    def _make_readable(self) -> None:
+        """Where the template fails on what transformers gives it (no tools, a content that is a text), mend that in its
+        own text."""
+        text = self.tokenizer.chat_template
+        empty = "".join(line for name, line in EMPTY.items() if re.search(rf"\b{name}\b", text))
+        probe = (*ASKED, Message("assistant", REPLIES[0]))
+
+        def readable() -> bool:
+            try:
+                written = self._render(probe, False)
+            except UserError:
+                return False
+            return all(message.content in written for message in probe)
+
+        if readable():
+            return
+        for lines in (empty, PARTS, empty + PARTS):
+            self.tokenizer.chat_template = lines + text
+            if lines and readable():
+                return
+        self.tokenizer.chat_template = text
+
+    def _learn_template(self) -> None:
+        """Find `lead`, `strip`, `closing` and `end`: a turn is generation prompt + lead + strip(reply) + closing + end.
+
+        What else the template writes around a reply is moved into or out of its generation prompt first.
+        """
+        name = self.tokenizer.name_or_path
+        turn = turn_of(name, self._render, self.special)
+        if turn.extra:
+            self.tokenizer.chat_template = without_ending(self.tokenizer.chat_template, turn.extra)
+            self.notes.append(f"the template's generation prompt ends with {turn.extra!r}, a finished turn does not")
+            turn = turn_of(name, self._render, self.special)
+        if turn.lead and (turn.lead.strip() or self._splits_after(turn)):
+            self.tokenizer.chat_template = with_opening(self.tokenizer.chat_template, turn.lead)
+            self.notes.append(
+                f"the template writes {turn.lead!r} before every reply: it ends the generation prompt now"
             )
-        self.lead, self.strip, self.end = lead, strip, end
+            turn = turn_of(name, self._render, self.special)
+        if turn.extra or turn.lead.strip():
+            raise UserError(f"{name}: the chat template's generation prompt cannot be found; {WAY_ON}")
+        self.lead, self.strip, self.closing, self.end = turn.lead, turn.strip, turn.closing, turn.end
+        full, asked = self._render((*ASKED, Message("assistant", REPLIES[0])), False), self._render(ASKED, True)
+        ids = partial(ids_of, self.tokenizer)
         # A tokenizer may put a space before every text it is given; then the template's own would be a second one.
-        whole, asked, led, bare = (ids_of(tokenizer, text) for text in (full, prompt, lead + "Hi.", "Hi."))
-        if lead and whole[: len(asked + led)] != asked + led and whole[: len(asked + bare)] == asked + bare:
+        whole, prompt, led, bare = ids(full), ids(asked), ids(self.lead + REPLIES[0]), ids(REPLIES[0])
+        if self.lead and whole[: len(prompt + led)] != prompt + led and whole[: len(prompt + bare)] == prompt + bare:
             self.lead = ""
 
-    def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
+    def _splits_after(self, turn: Turn) -> bool:
+        """Whether white space before a reply can be tokenised with the prompt; a space joins the word that follows."""
+        start = self._render(ASKED, True) + turn.lead
+        ids = partial(ids_of, self.tokenizer)
+        return not turn.lead.endswith(" ") and all(ids(start + text) == ids(start) + ids(text) for text in REPLIES)
+
+    def _render(self, messages: Sequence[Message], generate: bool) -> str:
         turns = [message.as_json() for message in messages]
         if self.system is not None and turns[0]["role"] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
         try:
             return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
-        except TemplateError as error:
+        except Exception as error:  # a template is foreign code: what it takes the length or a key of is its business
             roles = ", ".join(turn["role"] for turn in turns)
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise UserError(
-                f"{self.tokenizer.name_or_path}: the chat template refuses the turns {roles}: {error}"
+                f"{self.tokenizer.name_or_path}: the chat template refuses the turns {roles}: {kind}{error}"
                 + ("; leave data.system out" if self.system is not None else "")
             ) from error
+
+    def check_turns(self, messages: Sequence[Message]) -> None:
+        """UserError where the template refuses these roles, leaves a message out, or writes them otherwise once a reply
+        follows: what is trained on would not be what a server asks."""
+        turns = tuple(Message(message.role, f"Words {number}.") for number, message in enumerate(messages))
+        roles = ", ".join(turn.role for turn in turns)
+        asked = self._render(turns, True)
+        answered = self._render((*turns, Message("assistant", REPLIES[0])), False)
+        where = f"{self.tokenizer.name_or_path}: the chat template, given the turns {roles},"
+        for turn in turns:
+            if turn.content not in asked:
+                raise UserError(f"{where} leaves out the {turn.role} message; {WAY_ON}")
+            if turn.content not in answered:
+                raise UserError(f"{where} leaves out the {turn.role} message once a reply follows; {WAY_ON}")
+        if not answered.startswith(asked + self.lead + self.strip(REPLIES[0])):
+            raise UserError(f"{where} writes them otherwise once a reply follows; {WAY_ON}")
+
+    @cached_property
+    def _markers(self) -> list[str]:
+        def differs(reply: str) -> bool:
+            try:
+                written = self._render((*ASKED, Message("assistant", reply)), False)
+            except UserError:
+                return True
+            return not written.startswith(start + reply + self.closing)
+
+        start = self._render(ASKED, True) + self.lead
+        return markers(self.tokenizer.chat_template, self.special, differs)
+
+    def rewrites(self, replies: Iterable[str]) -> str | None:
+        """A text in one of the replies for which the template would write another reply (`</think>`), if there is one:
+        tokens that are learnt would not be those of the template."""
+        return next((marker for reply in replies for marker in self._markers if marker in reply), None)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation up to and with the generation prompt.
@@ -100,7 +193,7 @@ class ChatFormat:
         Special-token strings that a person typed stay plain text: they must not end or fake a turn. So where there
         are any, the template is rendered around place holders, and each content is tokenised by itself.
         """
-        return span_ids(self.tokenizer, self._render(hold(messages, self.special), generate=True), messages)
+        return span_ids(self.tokenizer, self._render(hold(messages, self.special), True), messages)
 
     def conversation_ids(self, messages: Sequence[Message], reply: str) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them an assistant wrote: every turn, end-of-turn tokens included.
@@ -116,7 +209,7 @@ class ChatFormat:
         for number, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            text = self._render(held[:number], generate=True)
+            text = self._render(held[:number], True)
             if not text.startswith(done):
                 raise UserError(
                     f"{self.tokenizer.name_or_path}: the chat template writes an earlier turn otherwise once the "
@@ -127,27 +220,55 @@ class ChatFormat:
             turn = self.reply_ids(Completion(message.content))
             ids += span + turn
             written += [False] * len(span) + [True] * len(turn)
-            done = text + self.lead + self.strip(held[number].content) + self.end
+            done = text + self.lead + self.strip(held[number].content) + self.closing + self.end
         return ids, written
 
     def reply_ids(self, reply: Completion) -> list[int]:
         """Ids of a reply, closed by the end-of-turn token unless the length limit cut it; typed special-token
         strings stay plain text here too."""
-        text = self.lead + (self.strip(reply.text) if reply.finished else reply.text)
-        ids = ids_of(self.tokenizer, text, split_special_tokens=True)
+        text = self.lead + (self.strip(reply.text) + self.closing if reply.finished else reply.text)
+        ids = self._plain_ids(text)
         return [*ids, self.eos_id] if reply.finished else ids
 
+    def _plain_ids(self, text: str) -> list[int]:
+        return ids_of(self.tokenizer, text, split_special_tokens=True)
+
     def completion(self, ids: Sequence[int]) -> Completion:
-        """The reply that sampled `ids` spell; its end-of-turn token, if any, is the last one."""
-        finished = bool(ids) and ids[-1] == self.eos_id
-        text = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
+        """The reply that sampled `ids` spell; its end-of-turn token, if any, is the last one.
+
+        Control tokens leave no text, and nothing else goes: a pad token may be an ordinary word. Of a character that
+        the length limit cut nothing is left.
+        """
+        finished = bool(ids) and ids[-1] in self.ends
+        text = self._spelt(ids)
+        if not finished and text.endswith(_BROKEN) and self._plain_ids(text) != list(ids):
+            text = text.rstrip(_BROKEN)
+        text = text.removesuffix(self.closing) if finished else text
         return Completion(text.removeprefix(self.lead), finished)
+
+    def _spelt(self, ids: Sequence[int]) -> str:
+        kept = [token for token in ids if token not in self.control]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def changed_share(self, replies: Sequence[Sequence[int]]) -> float:
+        """Share of sampled replies whose text becomes other ids: characters that were cut or that are none, control
+        tokens amid the text, another way to spell it, another end than the template's."""
+        return sum(self.reply_ids(self.completion(ids)) != list(ids) for ids in replies) / len(replies)
 
 
 def special_texts(tokenizer: Any) -> set[str]:
     """The texts of a tokenizer's special tokens."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return added | {*tokenizer.all_special_tokens}
+
+
+def _control_ids(tokenizer: Any) -> frozenset[int]:
+    """The special tokens that no text spells. One that the tokenizer makes of ordinary text, such as a word that was
+    named as the pad token, is text."""
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return frozenset(i for i, text in special.items() if ids_of(tokenizer, text, split_special_tokens=True) != [i])
 
 
 def hold(messages: Sequence[Message], special: set[str]) -> tuple[Message, ...]:
@@ -183,16 +304,16 @@ def _default_template(tokenizer: Any) -> tuple[str, str]:
     return ("ChatML", bos + _TURNS) if {"<|im_start|>", "<|im_end|>"} <= special else ("plain text", bos + _PLAIN)
 
 
-def _pad_id(tokenizer: Any, end_id: int) -> int:
-    """An id for padding that is not the end-of-turn token and that no ordinary text contains.
+def _pad_id(tokenizer: Any, ends: Collection[int], control: frozenset[int]) -> int:
+    """An id for padding that does not end a reply and, if there is one, that no ordinary text contains.
 
     Masks come from lengths, so inside Plaudit any id would do; an exported reward model is read by transformers at
     the rightmost token that is not the pad id, and there pad = EOS would move the score.
     """
-    taken = {end_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
+    taken = {*ends, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    special = sorted(control - taken)
+    if tokenizer.pad_token_id in special or (not special and tokenizer.pad_token_id not in {None, *taken}):
         return tokenizer.pad_token_id
-    special = sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i not in taken)
     if special:
         # The unknown token is the last choice: a byte-level tokenizer never emits it, others do.
         return next((i for i in special if i != tokenizer.unk_token_id), special[0])

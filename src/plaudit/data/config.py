@@ -1,12 +1,13 @@
 """Settings of the run's own files."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from plaudit.config import StrictConfig
 from plaudit.data.formats.reader import FORMATS
+from plaudit.data.templates.bake import TemplateSettings
 
 
 class DataConfig(StrictConfig):
@@ -23,6 +24,19 @@ class DataConfig(StrictConfig):
     """A bad row of any data file stops the run, or is moved to data/quarantine.jsonl of the run folder and counted."""
     system: str | None = Field(None, min_length=1)
     """System message put before every prompt that has none; null leaves it to the chat template."""
+    ignore_message_keys: list[str] = Field([])
+    """Keys of messages (weight, name, tool_calls) that are left out and counted; any other than role and content makes
+    a bad row."""
+    chat_template: str | None = Field(None, min_length=1)
+    """A Jinja file that takes the place of the model's chat template, or the name of one of its templates."""
+    template_kwargs: dict[str, Any] = Field({})
+    """Variables of the chat template, {enable_thinking: false}: fixed for the run and in what it exports. strftime_now
+    is the day that a template sees which writes the date; left out, it is the day on which the run begins."""
+
+    @property
+    def template(self) -> TemplateSettings:
+        """What is settled about the chat template."""
+        return TemplateSettings(self.chat_template, self.template_kwargs)
 
     @field_validator("formats")
     @classmethod

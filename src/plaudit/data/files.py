@@ -7,7 +7,7 @@ whole or not at all.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from plaudit.data.formats.json_rows import json_lines
 from plaudit.data.formats.reader import Reader, prompt_of
-from plaudit.data.formats.rows import Row
+from plaudit.data.formats.rows import Row, shown
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError, no_file
 from plaudit.records import Demonstration, Message, Prompt, Ranking, Record
@@ -34,21 +34,39 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 @dataclass(frozen=True)
 class Reading:
     """How files are read: `format` overrides detection, `bad` takes the rows that are set aside (None stops at the
-    first), `say` hears what was detected."""
+    first), `say` hears what was detected; `ignore` names keys of messages that may be lost."""
 
     format: str | None = None
     bad: list[Row] | None = None
     say: Callable[[str], None] = lambda line: None
+    ignore: tuple[str, ...] = ()
 
     def records(self, source: Path, wanted: str) -> Iterator[tuple[str, Record]]:
         """(place, record) of every good row."""
-        reader = Reader(source, format=self.format, wanted=wanted, quarantine=self.bad is not None)
+        aside = self.bad is not None
+        reader = Reader(source, format=self.format, wanted=wanted, quarantine=aside, ignore=self.ignore)
         for row, record in reader:
-            if record is not None:
+            problem = _undecided(row.place, record) if isinstance(record, Ranking) else None
+            if problem and self.bad is None:
+                raise UserError(problem)
+            if record is not None and not problem:
                 yield row.place, record
             elif self.bad is not None:
-                self.bad.append(row)
+                self.bad.append(row._replace(problem=problem) if problem else row)
+                reader.bad += bool(problem)
         self.say(reader.describe())
+
+
+def _undecided(place: str, ranking: Ranking) -> str | None:
+    """What is wrong with a ranking in which a text beats itself."""
+    for better, worse in ranking.pairs():
+        if ranking.replies[better] == ranking.replies[worse]:
+            return (
+                f"{place}: replies {better + 1} and {worse + 1} are equal but ranked {ranking.ranks[better]} and "
+                f"{ranking.ranks[worse]}: {shown(ranking.replies[better].text)}; one text cannot beat itself: give "
+                "both the same rank or delete the row"
+            )
+    return None
 
 
 _STRICT = Reading()
@@ -119,6 +137,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        _open_to_readers(part)
         if path.exists():
             path.replace(gone)  # at no moment is there a half-deleted folder of this name
         part.replace(path)
@@ -128,6 +147,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
             gone.replace(path)
         raise
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Every file in it may be read by whom a new file of this process may be read: safetensors makes its own private,
+    so that a server of another user could not load them."""
+    new = folder / ".mode"
+    new.touch()
+    mode = new.stat().st_mode & 0o777
+    new.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(file.stat().st_mode | mode)
 
 
 def clear_halves(folder: Path) -> None:
@@ -162,7 +193,12 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def convert(
-    source: str | Path, to: Path, *, format: str | None = None, quarantine: bool = False
+    source: str | Path,
+    to: Path,
+    *,
+    format: str | None = None,
+    quarantine: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[Reader, Path]:
     """Any file to the canonical JSON lines `to`, row by row, and the bad rows to TO.quarantine.jsonl beside it; without
     `quarantine` the first bad row stops it. Returns the reader, which counted the rows, and the path of the bad ones.
@@ -173,7 +209,7 @@ def convert(
     for path in (to, aside):
         if path.exists():
             raise UserError(f"{path}: the file is there already; move it or choose another name with --to")
-    reader = Reader(source, format=format, quarantine=quarantine)
+    reader = Reader(source, format=format, quarantine=quarantine, columns=columns)
     with ExitStack() as opened:
         good, bad = opened.enter_context(whole_file(to)), None
         for row, record in reader:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit.models.heads import ScalarHead
+from plaudit.models.kernels.trunk import state_size, trunk_name, trunk_of
 from plaudit.models.roles import Need, Role, RoleOutput, Roles, last_hidden, plain_loss
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens
@@ -72,13 +73,13 @@ class FullReward(nn.Module):
         super().__init__()
         assert not learns or base.dtype == torch.float32
         self.base = base.requires_grad_(False).eval()
-        self.prefix = base.base_model_prefix
-        size = base.config.get_text_config().hidden_size
+        self.prefix = trunk_name(base)
+        size = state_size(base)
         self.score_heads = nn.ModuleList([ScalarHead(size, bias=False, to_load=not learns)])
         self.compute = compute
         self.device: torch.device = base.device
         if learns:
-            getattr(base, self.prefix).requires_grad_(True)
+            trunk_of(base).requires_grad_(True)
         self.score_heads.requires_grad_(learns).to(base.device)
 
     def forward(

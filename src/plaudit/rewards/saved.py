@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plaudit.data.baked import without_system
 from plaudit.data.chat import ChatFormat
 from plaudit.data.hashes import sha256, sha256_json
 from plaudit.errors import UserError
 from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.heads import HEAD, head_file, load_head
-from plaudit.models.load import load_classifier, load_model, load_tokenizer
+from plaudit.models.load import load_chat, load_classifier, load_model
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Message
@@ -111,7 +112,7 @@ def files_of(folder: Path, base: Path | None, chat: ChatFormat | None = None) ->
     contract = RewardContract.load(folder)
     check_files(folder, contract, base)
     if chat is None:
-        chat = ChatFormat(load_tokenizer(str(base or folder / (contract.model or ""))), contract.system)
+        chat = load_chat(str(base or folder / (contract.model or "")), contract.system)
     contract.check(chat.eos_id, chat.system, template_hash(chat))
     return RewardFiles(folder, contract, chat)
 
@@ -156,7 +157,8 @@ def adapter_name(member: int = 0) -> str:
 
 
 def template_hash(chat: ChatFormat) -> str:
-    return hashlib.sha256(chat.tokenizer.chat_template.encode()).hexdigest()
+    """Of the template without the system message that an export says by itself: the rules state that one."""
+    return hashlib.sha256(without_system(chat.tokenizer.chat_template).encode()).hexdigest()
 
 
 @torch.no_grad()

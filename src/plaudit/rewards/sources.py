@@ -41,12 +41,16 @@ NORMALISE_ON = 64
 """Training prompts whose SFT replies measure mean and std of a source that states none."""
 
 
-def check_sources(sources: Sequence[RewardSource], machine: Machine) -> None:
-    """Load every foreign source and have it score one reply; UserError when that fails, before any long work."""
+def check_sources(sources: Sequence[RewardSource], machine: Machine, asked: Sequence[Prompt] = ()) -> None:
+    """Load every foreign source and have it score one reply, a model one to each of the prompts `asked` too; UserError
+    when that fails, before any long work."""
     for number, source in enumerate(sources):
         if not source.trained:
             try:
-                _scorer(source, machine).score([PROBE])
+                scorer = _scorer(source, machine)
+                scorer.score([PROBE])
+                for prompt in asked if source.model is not None else ():
+                    scorer.score([ScoreItem(prompt.id, prompt, PROBE.completion)])
             except (RunStopped, UserError) as error:
                 raise UserError(f"ppo.rewards[{number}]: {error}") from error
 

@@ -6,7 +6,7 @@ rounds small updates of the copy away, so PPO never trains on the sampler's log-
 trainer and checks that the two stay within a stated bound.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit.data.packing import by_length
-from plaudit.models.kernels.decoder import Decoder, LibraryDecoder
-from plaudit.models.kernels.fused_decoder import FusedDecoder
+from plaudit.models.kernels.choose import decoder_of
+from plaudit.models.kernels.decoder import Decoder
 
 BATCH_ROWS = {"cpu": 64, "gpu": 256}
 """A GPU reads the weights for many rows in the time it takes for one."""
@@ -26,7 +26,7 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Sampled:
-    """One sampled reply: its ids, the last one the end-of-turn token unless the limit cut it, and their log-probs."""
+    """One sampled reply: its ids, the last one a token that ends it unless the limit cut it, and their log-probs."""
 
     ids: list[int]
     logprobs: list[float]
@@ -35,14 +35,22 @@ class Sampled:
 class InProcessEngine:
     """Samples at `temperature` with no other change to the law: no top-k, no top-p, no minimum length."""
 
-    def __init__(self, model: PreTrainedModel, *, eos_id: int, temperature: float = 1.0, batch_rows: int = 0):
-        """`model` belongs to the engine from now on: `load_weights` overwrites it. `batch_rows` rows are decoded at a
-        time, `BATCH_ROWS` where it is 0."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        eos_id: int | Collection[int],
+        temperature: float = 1.0,
+        batch_rows: int = 0,
+    ):
+        """`model` belongs to the engine from now on: `load_weights` overwrites it. A reply ends at `eos_id`, or at any
+        of several. `batch_rows` rows are decoded at a time, `BATCH_ROWS` where it is 0."""
         self.model = model
-        self.eos_id = eos_id
+        ends = [eos_id] if isinstance(eos_id, int) else sorted(eos_id)
+        self.ends_E = torch.tensor(ends, device=model.device)
         self.temperature = temperature
         self.batch_rows = batch_rows or BATCH_ROWS["cpu" if model.device.type == "cpu" else "gpu"]
-        self.decoder: Decoder = FusedDecoder.of(model) or LibraryDecoder(model)
+        self.decoder: Decoder = decoder_of(model)
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take over named weights, as `Roles.merged_weights` gives them."""
@@ -79,7 +87,7 @@ class InProcessEngine:
             sampled_b, logprobs_b = sample(self.decoder.logits(hidden_bD), draws[alive_b, step], self.temperature)
             ids_BN[alive_b, step], logprobs_BN[alive_b, step] = sampled_b, logprobs_b
             # A row that has ended may be decoded on for a while; its first end counts.
-            ended_b = (sampled_b == self.eos_id) | (lengths_B[alive_b] <= step)
+            ended_b = torch.isin(sampled_b, self.ends_E) | (lengths_B[alive_b] <= step)
             lengths_B[alive_b] = torch.where(ended_b, lengths_B[alive_b].clamp(max=step + 1), lengths_B[alive_b])
             count = int(ended_b.sum())
             if count == len(ended_b) or step + 1 == longest:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit import rng
-from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_prompts
 from plaudit.dist.machine import choose_machine, release_memory
 from plaudit.errors import UserError
 from plaudit.label.db.ledger import Ledger, standing
 from plaudit.label.queue.active import By, priority
 from plaudit.label.queue.items import Draft, rank_draft
-from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
+from plaudit.models.load import load_chat, load_model, quiet_libraries
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.saved import load_reward_model
 from plaudit.rewards.score import score_replies
@@ -68,12 +67,12 @@ def sampled(folder: Path, sampling: Sampling) -> tuple[list[Draft], int]:
         [voices[(number + reply) % len(voices)] for reply in range(sampling.replies)] for number in range(len(asked))
     ]
     machine = choose_machine(recipe.dtype)
-    chat = ChatFormat(load_tokenizer(str(folder / MODELS["sft"])), recipe.data.system)
+    chat = load_chat(str(folder / MODELS["sft"]), recipe.data.system)
     replies: dict[tuple[int, int], Completion] = {}
     with progress("Sampling", len(asked) * sampling.replies, "reply") as advance:
         for model in dict.fromkeys(voice.folder for voice in voices):
             own = [voice for voice in voices if voice.folder == model]
-            engine = InProcessEngine(load_model(str(model), machine.dtype, machine.device), eos_id=chat.eos_id)
+            engine = InProcessEngine(load_model(str(model), machine.dtype, machine.device), eos_id=chat.ends)
             for voice in own:
                 places = [(n, k) for n, turn in enumerate(turns) for k, one in enumerate(turn) if one == voice]
                 if places:

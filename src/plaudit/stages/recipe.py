@@ -90,6 +90,8 @@ MAY_CHANGE = {
     "data.prompts": "a place: the rows must be the same",
     "data.demonstrations": "a place: the rows must be the same",
     "data.formats": "how a file is read: the rows must be the same",
+    "data.ignore_message_keys": "how a file is read: the rows must be the same",
+    "data.chat_template": "a place: the template must be the same",
     "sft.micro_batch_size": "memory; the sums round otherwise",
     "sft.gradient_checkpointing": "memory",
     "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
@@ -186,12 +188,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         """A relative path starts at the recipe's folder; the name of a Hub data set stays what it is."""
         return source if is_hub(source) else home / source
 
+    template = data.chat_template
+    if template is not None and (home / template).is_file():  # else it is a name
+        template = str(home / template)
     database = chosen.database if chosen.database is None or "://" in chosen.database else str(home / chosen.database)
     changes: dict[str, dict[str, Any]] = {
         "data": {
             "prompts": located(data.prompts),
             "demonstrations": located(data.demonstrations),
             "formats": {located(file): name for file, name in data.formats.items()},
+            "chat_template": template,
         },
         "preferences": {"rankings": chosen.rankings and located(chosen.rankings), "database": database},
         "sft": {"mixture": [s.model_copy(update={"path": s.path and located(s.path)}) for s in recipe.sft.mixture]},

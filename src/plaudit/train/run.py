@@ -8,10 +8,11 @@ from typing import Any
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
 from plaudit.data.table import DemonstrationTable
+from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.dist.machine import Machine
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.models.config import LoraSettings
-from plaudit.models.load import load_model, load_tokenizer
+from plaudit.models.load import load_chat, load_model
 from plaudit.records import Prompt, Ranking
 from plaudit.rollout.config import SamplingConfig
 from plaudit.rollout.inprocess import InProcessEngine
@@ -31,6 +32,8 @@ class Run:
     system: str | None
     prompts: tuple[Prompt, ...]
     demonstrations: DemonstrationTable
+    template: TemplateSettings = OWN
+    """What is settled about the model's chat template; what the run makes carries it in its own."""
     rankings: tuple[Ranking, ...] | None = None
     """Rankings by people, where the recipe has them."""
     mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
@@ -59,12 +62,13 @@ class Run:
         return self.folder.require("sft/model", "sft")
 
     def chat(self, source: str | Path) -> ChatFormat:
-        return ChatFormat(load_tokenizer(str(source)), self.system)
+        return load_chat(str(source), self.system, self.template if str(source) == self.model else OWN)
 
-    def engine(self, source: str | Path, eos_id: int, rows: int = 0) -> InProcessEngine:
+    def engine(self, source: str | Path, chat: ChatFormat, rows: int = 0) -> InProcessEngine:
         """Samples from a copy of the model in `source`, as this stage samples, `rows` at a time."""
         model = load_model(str(source), self.machine.dtype, self.machine.device)
-        return InProcessEngine(model, eos_id=eos_id, temperature=self.sampling.temperature, batch_rows=rows)
+        temperature = self.sampling.temperature
+        return InProcessEngine(model, eos_id=chat.ends, temperature=temperature, batch_rows=rows)
 
     def split(self, *names: str) -> list[Prompt]:
         """Prompts of the given splits, in file order."""

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from plaudit import rng
-from plaudit.data.chat import ChatFormat
 from plaudit.dist.machine import choose_machine
-from plaudit.models.load import load_model, load_tokenizer, quiet_libraries
+from plaudit.models.load import load_chat, load_model, quiet_libraries
 from plaudit.records import Message
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.folder import finished_model, read_recipe
@@ -22,9 +21,9 @@ class SideBySide:
         self.engines = []
         for relative in ("sft/model", "ppo/model"):
             source = str(finished_model(folder, relative))
-            self.chat = ChatFormat(load_tokenizer(source), recipe["data"]["system"])
+            self.chat = load_chat(source, recipe["data"]["system"])
             model = load_model(source, machine.dtype, machine.device)
-            engine = InProcessEngine(model, eos_id=self.chat.eos_id, temperature=temperature)
+            engine = InProcessEngine(model, eos_id=self.chat.ends, temperature=temperature)
             self.engines.append(engine)
         self.max_new_tokens = max_new_tokens
         self.seed = seed

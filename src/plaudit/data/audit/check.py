@@ -5,8 +5,9 @@ diversity is measured. Near-duplicates and token lengths are taken from a sample
 report says.
 """
 
+import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -18,9 +19,13 @@ from plaudit.data.audit import near
 from plaudit.data.audit.counts import Counts, CountTokens
 from plaudit.data.audit.problems import Problems
 from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
-from plaudit.data.formats.reader import Reader, prompt_of, replies_of
+from plaudit.data.formats.reader import Reader, is_implicit, prompt_of, replies_of
 from plaudit.data.formats.rows import SPLITS, shown
 from plaudit.records import Ranking, Record
+
+_NUMBER = re.compile(r"\d+\Z")  # of the line or element, at the end of a place
+
+_FEW_WORDS = 5  # of a prompt that no one wrote as one
 
 
 class Audit:
@@ -41,11 +46,15 @@ class Audit:
         self._random = Random(0)
 
     def add(
-        self, source: str | Path, format: str | None = None, on_rows: Callable[[int], None] = lambda rows: None
+        self,
+        source: str | Path,
+        format: str | None = None,
+        on_rows: Callable[[int], None] = lambda rows: None,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         """Read one file to its end; bad rows are problems, and the others are still looked at. `on_rows` hears now and
         then how many there were."""
-        reader = Reader(source, format=format, quarantine=True)
+        reader = Reader(source, format=format, quarantine=True, columns=columns)
         file = Counts(reader, len(self._line), self._count_tokens, self._random)
         self._files.append(file)
         for row, record in reader:
@@ -53,19 +62,23 @@ class Audit:
                 on_rows(reader.rows)
             if record is not None:
                 self._row(file, row.place, record)
+                if is_implicit(reader.format, row.value) and len(prompt_of(record).text.split()) < _FEW_WORDS:
+                    text = f"the prompt is {shown(prompt_of(record).text)}"
+                    self._problems.add("short shared prompt", row.place, text)
             else:
                 self._problems.add("bad row", row.place, str(row.problem).removeprefix(f"{row.place}: "))
         file.count_waiting()
         file.last = len(self._line)
 
     def _place(self, row: int) -> str:
-        return f"{list(self._prefixes)[self._prefix[row]]}:{self._line[row]}"
+        return f"{list(self._prefixes)[self._prefix[row]]}{self._line[row]}"
 
     # --- a row ---
 
     def _row(self, file: Counts, place: str, record: Record) -> None:
         row = len(self._line)
-        prefix, _, line = place.rpartition(":")
+        line = _NUMBER.findall(place)[0]
+        prefix = place.removesuffix(line)
         self._prefix.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
         self._line.append(int(line))
         prompt, replies = prompt_of(record), replies_of(record)

@@ -15,23 +15,27 @@ LEVELS = {
     "near leak": ("warning", "a row close to a held-out one is trained on: keep one split of it"),
     "validation and test overlap": ("warning", "what chooses the policy should not judge it: keep one split"),
     "empty reply": ("warning", "write the reply or delete the row"),
+    "short shared prompt": ("warning", "what two replies begin with is hardly a prompt: add a column 'prompt'"),
     "cut reply": ("warning", "the reply seems to stop in the middle: complete it, or mark it finished: false"),
 }
 """Kind -> (level, what to do). Errors make training wrong; warnings may be wanted."""
 
 
 class Problems:
-    """Counts every problem and keeps the first few of each kind."""
+    """Counts every problem and keeps the first few different ones of each kind, each with its first place and count."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._examples: dict[str, list[dict[str, str]]] = {}
+        self._examples: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, kind: str, place: str, text: str) -> None:
         self._counts[kind] += 1
         kept = self._examples.setdefault(kind, [])
-        if len(kept) < _EXAMPLES:
-            kept.append({"place": place, "text": text})
+        same = next((example for example in kept if example["text"] == text), None)
+        if same is not None:
+            same["count"] += 1
+        elif len(kept) < _EXAMPLES:
+            kept.append({"place": place, "text": text, "count": 1})
 
     def as_json(self) -> list[dict[str, Any]]:
         return [

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from plaudit.data.formats.message_keys import content_of
 from plaudit.data.formats.rows import SPLITS, shown
+from plaudit.data.formats.shapes import compared
 from plaudit.errors import UserError
-from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record
+from plaudit.records import Completion, Demonstration, Labelled, Message, Prompt, Ranking, Record
 
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
@@ -56,7 +58,7 @@ def conversation(place: str, field: str, value: Any, ends: str) -> tuple[Message
             raise UserError(
                 f"{place}: field {field!r}: a message needs a role out of {', '.join(ROLES)}, found {shown(item)}"
             )
-        messages.append(Message(item["role"], text_of(place, item, "content")))
+        messages.append(Message(item["role"], text_of(place, content_of(place, item), "content")))
     return _in_turn(place, field, messages, ends)
 
 
@@ -81,6 +83,7 @@ def _prompt(place: str, number: int, row: dict[str, Any], messages: tuple[Messag
     if split not in SPLITS:
         raise UserError(f"{place}: field 'split' must be one of {', '.join(SPLITS)}, found {shown(split)}")
     identity = text_of(place, row, "id", str(number))
+    messages = tuple(_with_system(place, row, list(messages)))
     return Prompt(identity, messages, text_of(place, row, "kind", "instruction"), split)
 
 
@@ -89,9 +92,15 @@ def _asked(place: str, number: int, row: dict[str, Any]) -> Prompt:
 
 
 def _with_system(place: str, row: dict[str, Any], messages: list[Message]) -> list[Message]:
-    if row.get("system", "") == "" or (messages and messages[0].role == "system"):
+    """The messages, opened by the row's own system message where it has one."""
+    if row.get("system") in (None, ""):
         return messages
-    return [Message("system", text_of(place, row, "system")), *messages]
+    system = Message("system", text_of(place, row, "system"))
+    if messages and messages[0].role == "system":
+        if messages[0] != system:
+            raise UserError(f"{place}: field 'system' is not the system message that the conversation has; keep one")
+        return messages
+    return [system, *messages]
 
 
 def _demonstration(place: str, number: int, row: dict[str, Any], messages: tuple[Message, ...]) -> Demonstration:
@@ -106,7 +115,7 @@ def _prompt_completion(place: str, number: int, row: dict[str, Any]) -> Demonstr
     completion, source, field = row.get("completion"), row, "completion"
     # TRL's conversational form: the completion is a list of one assistant message.
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
-        source, field = completion[0], "content"
+        source, field = content_of(place, completion[0]), "content"
         if source.get("role") != "assistant":
             raise UserError(f"{place}: field 'completion' must be an assistant message, found {shown(completion)}")
     return Demonstration(_asked(place, number, row), text_of(place, source, field))
@@ -124,8 +133,7 @@ def _alpaca(place: str, number: int, row: dict[str, Any]) -> Demonstration:
         raise UserError(f"{place}: field 'input' must be a string, empty for none, found {shown(given)}")
     if given.strip():
         asked = f"{asked}\n\n{_clean(place, 'input', given)}"
-    messages = _with_system(place, row, [Message("user", asked)])
-    return Demonstration(_prompt(place, number, row, tuple(messages)), text_of(place, row, "output"))
+    return Demonstration(_prompt(place, number, row, (Message("user", asked),)), text_of(place, row, "output"))
 
 
 def _sharegpt(place: str, number: int, row: dict[str, Any]) -> Demonstration:
@@ -140,7 +148,6 @@ def _sharegpt(place: str, number: int, row: dict[str, Any]) -> Demonstration:
                 f"{place}: field 'conversations': 'from' must be one of {', '.join(_SHAREGPT)}, found {shown(turn)}"
             )
         messages.append(Message(_SHAREGPT[speaker], text_of(place, turn, "value")))
-    messages = _with_system(place, row, messages)
     return _demonstration(place, number, row, _in_turn(place, "conversations", messages, "assistant"))
 
 
@@ -178,7 +185,7 @@ def _spoken(place: str, field: str, row: dict[str, Any]) -> tuple[tuple[Message,
     last = items[-1] if items else None
     if not isinstance(last, dict) or last.get("role") != "assistant":
         raise UserError(f"{place}: field {field!r} must end with an assistant message, found {shown(last)}")
-    reply = _reply(place, field, last.get("content"))
+    reply = _reply(place, field, content_of(place, last).get("content"))
     if "prompt" not in row:
         return conversation(place, field, items[:-1], "user"), reply
     asked = conversation(place, "prompt", row["prompt"], "user")
@@ -297,6 +304,45 @@ def _strength(place: str, number: int, row: dict[str, Any]) -> Ranking:
     return Ranking(_asked(place, number, row), replies, ranks, strength=abs(strength) or None)
 
 
+def _winner(place: str, number: int, row: dict[str, Any]) -> Ranking:
+    return _rankings(place, number, compared(place, row))
+
+
+def _unpaired(place: str, number: int, row: dict[str, Any]) -> Labelled:
+    labels = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    said = str(row.get("label")).lower()
+    if said not in labels:
+        raise UserError(
+            f"{place}: field 'label' must be true or false, found {shown(row.get('label'))}; where it is no judgement, "
+            "name the format (prompt-completion) to ignore it"
+        )
+    made = _prompt_completion(place, number, row)
+    return Labelled(made.prompt, made.completion, labels[said])
+
+
+def _earlier(place: str, history: Any) -> tuple[Message, ...]:
+    """The earlier turns of a conversation, as LLaMA-Factory's [[question, answer], ...] has them."""
+    turns: list[Message] = []
+    for pair in history if isinstance(history, list) else [history]:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) and t.strip() for t in pair):
+            raise UserError(f"{place}: field 'history' must be a list of [question, answer], found {shown(history)}")
+        turns += [
+            Message("user", _clean(place, "history", pair[0])),
+            Message("assistant", _clean(place, "history", pair[1])),
+        ]
+    return tuple(turns)
+
+
+def _after_history(place: str, record: Record, history: Any) -> Record:
+    """The record with the earlier turns before its own one."""
+    prompt = record if isinstance(record, Prompt) else record.prompt
+    opening = prompt.messages[: len(prompt.messages) - 1]
+    if any(message.role != "system" for message in opening):
+        raise UserError(f"{place}: fields 'history' and the prompt both have earlier turns; keep one")
+    prompt = replace(prompt, messages=(*opening, *_earlier(place, history), prompt.messages[-1]))
+    return prompt if isinstance(record, Prompt) else replace(record, prompt=prompt)
+
+
 PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
     "prompts": _asked,
     "prompt-completion": _prompt_completion,
@@ -308,12 +354,16 @@ PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
     "rankings": _rankings,
     "votes": _votes,
     "strength": _strength,
+    "winner": _winner,
+    "unpaired": _unpaired,
 }
 
 
 def record_of(format: str, place: str, number: int, row: dict[str, Any]) -> Record:
     """The record of row `number`; of any format a ranking may say who ranked, and by how much the better is better."""
     record = PARSERS[format](place, number, row)
+    if row.get("history"):
+        record = _after_history(place, record, row["history"])
     if not isinstance(record, Ranking):
         return record
     if row.get("annotator") is not None:

@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from plaudit.models.kernels.probe import libraries_only, relative_error
 from plaudit.models.kernels.segments import Segment, parts, positions
 from plaudit.models.kernels.short_attention import attend
+from plaudit.models.kernels.trunk import trunk_of
 
 PACKED = "plaudit_packed"
 DENSE = {"cpu": 0, "cuda": 4096}
@@ -80,7 +81,9 @@ def packed_attention(
     transformers makes no mask for a name that is only in the registry of attention functions, so the sliding window is
     applied here. Without `segments` rows are padded on the right, where a causal pass needs no mask.
     """
-    assert attention_mask is None and query.shape[2] == key.shape[2], "no mask and no cache in training"
+    if attention_mask is not None:
+        raise TypeError("a mask of their own")
+    assert query.shape[2] == key.shape[2], "no cache in training"
     segments = (query.shape[2],) if segments is None else segments
     sizes = [sum(parts(segment)) for segment in segments]
     assert sum(sizes) == query.shape[2], (segments, query.shape)
@@ -138,8 +141,7 @@ def hidden_states(model: PreTrainedModel, tokens_BT: Tensor, segments: Sequence[
     packed: dict[str, Any] = {}
     if segments is not None:
         packed = {"position_ids": positions(segments, tokens_BT.device), "segments": segments}
-    trunk = getattr(model, model.base_model_prefix)
-    return trunk(input_ids=tokens_BT, use_cache=False, **packed).last_hidden_state
+    return trunk_of(model)(input_ids=tokens_BT, use_cache=False, **packed).last_hidden_state
 
 
 def use_packed_attention(model: PreTrainedModel) -> str | None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.logits import shaped
 from plaudit.models.kernels.merge import merge_into
+from plaudit.models.kernels.trunk import trunk_of
 
 
 class Decoder(Protocol):
@@ -52,7 +54,7 @@ class LibraryDecoder:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.trunk = getattr(model, model.base_model_prefix)
+        self.trunk = trunk_of(model)
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         merge_into(self.model, weights)
@@ -65,7 +67,7 @@ class LibraryDecoder:
         return self._forward(tokens_BT, (self.attention_BT.cumsum(dim=1) - 1).clamp(min=0))
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)  # states of recurrent layers included
         self.attention_BT, self.positions_B1 = self.attention_BT[rows], self.positions_B1[rows]
 
     def step(self, tokens_B: Tensor) -> Tensor:
@@ -86,4 +88,41 @@ class LibraryDecoder:
         ).last_hidden_state
         # The LM head is applied to two dimensions: on a sliced [B, 1, D] torch copies its weight B times.
         last_BD: Tensor = hidden_BTD[:, -1].contiguous()
+        return last_BD
+
+
+class RereadingDecoder:
+    """Reads every row anew at every step: for models whose cache knows no padding or cannot change its rows.
+
+    Rows are padded on the right, where no real token sees it, as in training.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.rows: list[list[int]] = []
+
+    def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        merge_into(self.model, weights)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self.rows = [list(prompt) for prompt in prompts]
+        return self._read()
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows = [list(self.rows[row]) for row in rows.tolist()]
+
+    def step(self, tokens_B: Tensor) -> Tensor:
+        for row, token in zip(self.rows, tokens_B.tolist(), strict=True):
+            row.append(token)
+        return self._read()
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        return shaped(self.model, self.model.get_output_embeddings()(hidden_BD))
+
+    def _read(self) -> Tensor:
+        width = max(map(len, self.rows))
+        tokens_BT = torch.tensor([row + [0] * (width - len(row)) for row in self.rows], device=self.model.device)
+        last_B = torch.tensor([len(row) - 1 for row in self.rows], device=self.model.device)
+        states_BTD = hidden_states(self.model, tokens_BT)
+        last_BD: Tensor = states_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
         return last_BD

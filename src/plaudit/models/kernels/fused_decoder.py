@@ -24,6 +24,7 @@ from plaudit.models.kernels.fused import fuse
 from plaudit.models.kernels.logits import shaped
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.kernels.probe import libraries_only, relative_error
+from plaudit.models.kernels.trunk import trunk_of
 
 ROWS = 32
 """The batch that weights are laid out for; others are computed too."""
@@ -118,7 +119,7 @@ class FusedDecoder:
         """AttributeError where a part is missing."""
         config = model.config.get_text_config()
         self.model = model
-        self.trunk = getattr(model, model.base_model_prefix)
+        self.trunk = trunk_of(model)
         self.products: dict[str, _Product] = {}
         names = {module: name for name, module in model.named_modules()}
 
@@ -156,11 +157,11 @@ class FusedDecoder:
             or getattr(config, "attention_chunk_size", None) is not None
         ):
             return None  # a window is longer than a probe
-        expected = _probe(LibraryDecoder(model), model.device)
         try:
+            expected = _probe(LibraryDecoder(model), model.device)
             decoder = cls(model)
             found = _probe(decoder, model.device)
-        except (AttributeError, TypeError, RuntimeError):
+        except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):
             return None
         # What bf16 rounds away grows with depth (0.03 at 30 layers); another formula is far above.
         bound = 1e-4 if found.dtype == torch.float32 else 1e-1

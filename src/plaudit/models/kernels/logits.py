@@ -5,10 +5,13 @@
 Log-probabilities are computed from hidden states and the head (logprobs.py), so s and c have to be known. No list of
 configuration keys can be complete, so the model is asked: its trunk's output is blown up until the logits span what a
 trained model's do, and the model's own logits are held against those of its head.
+
+A head has more rows than the tokenizer has tokens where it was padded to a round size. Such an id spells nothing, so
+the policy is the softmax over the others: `know` leaves those rows out wherever replies are sampled or judged.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit.errors import UserError
+from plaudit.models.kernels.trunk import find_trunk, trunk_of
 
 SPAN = 80.0
 """Largest |z| of the probe. Caps are 15 to 50: beyond them a capped logit is another number altogether, while a small
@@ -24,20 +28,25 @@ SAMPLE = 4096
 """Logits of the probe that a cap is sought with; the answer is then held against all of them."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """‖predicted − logits‖ / ‖logits‖ that rounding may leave."""
+NEVER = -1e9
+"""Logit of an id that spells nothing: its probability is exactly 0, and p·log p is 0, which −∞ would make no number."""
 
 
 @dataclass(frozen=True)
 class LogitShape:
-    """z -> c·tanh(s·z/c), elementwise; s alone where there is no cap c."""
+    """z -> c·tanh(s·z/c), elementwise; s alone where there is no cap c. The `holes` among the ids are never drawn."""
 
     scale: float = 1.0
     cap: float | None = None
+    holes: tuple[int, ...] = ()
 
     def __call__(self, z: Tensor) -> Tensor:
         """Logits of float32 z."""
         if self.scale != 1.0:
             z = z * self.scale
-        return z if self.cap is None else torch.tanh(z / self.cap) * self.cap
+        if self.cap is not None:
+            z = torch.tanh(z / self.cap) * self.cap
+        return z if not self.holes else z.index_fill(-1, torch.tensor(self.holes, device=z.device), NEVER)
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """∂logits/∂z where the logits are these."""
@@ -46,18 +55,37 @@ class LogitShape:
 
 PLAIN = LogitShape()
 _SHAPE = "_plaudit_logit_shape"
+_SIZE = "_plaudit_vocabulary"
 
 
 def shape_of(model: PreTrainedModel) -> LogitShape:
-    """What `learn_shape` found of a model."""
+    """What `learn_shape` and `know` found of a model."""
     shape: LogitShape = getattr(model, _SHAPE, PLAIN)
     return shape
 
 
+def size_of(model: PreTrainedModel) -> int | None:
+    """Rows of the LM head that stand for tokens, the first ones; None where all do, or nobody has said."""
+    size: int | None = getattr(model, _SIZE, None)
+    return size
+
+
 def shaped(model: PreTrainedModel, z: Tensor) -> Tensor:
-    """The model's logits where its head gave z; float32 where something is done to them."""
+    """The policy's logits where the model's head gave z; float32 where something is done to them."""
     shape = shape_of(model)
+    z = z[..., : size_of(model)]
     return z if shape is PLAIN else shape(z.float())
+
+
+def know(model: PreTrainedModel, ids: Collection[int]) -> None:
+    """Keep with the model which `ids` its tokenizer knows: no other one is sampled, and none has a share of the law."""
+    rows: int = model.get_output_embeddings().get_parameter("weight").shape[0]
+    known = {token for token in ids if token < rows}
+    size = max(known) + 1
+    if holes := tuple(sorted(set(range(size)) - known)):
+        setattr(model, _SHAPE, replace(shape_of(model), holes=holes))
+    if size < rows:
+        setattr(model, _SIZE, size)
 
 
 @torch.no_grad()
@@ -76,18 +104,21 @@ def learn_shape(model: PreTrainedModel, source: str) -> None:
         states.append(output.last_hidden_state)
         return output
 
-    handle = getattr(model, model.base_model_prefix).register_forward_hook(blow_up)
+    handles = []
     try:
+        find_trunk(model, lambda: model(input_ids=ids, use_cache=False))
+        handles.append(trunk_of(model).register_forward_hook(blow_up))
         z = head(_logits_and_states(model, ids, states)[1])
         factor = SPAN / max(z.float().abs().max().item(), 1e-6)
         logits, hidden = _logits_and_states(model, ids, states)
-    except (AttributeError, TypeError, IndexError) as error:
+    except (AttributeError, TypeError, IndexError, RuntimeError, ValueError) as error:
         raise UserError(
             f"model: {source}: its logits cannot be traced to its LM head ({type(error).__name__}: {error}); this "
             "architecture is not supported"
         ) from error
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     z, logits = head(hidden).double().flatten(), logits.double().flatten()
     # The largest of them tells most of a cap, so it is always among those that the search sees.
     seen = torch.cat((logits.abs().argmax()[None], torch.arange(0, len(z), len(z) // SAMPLE + 1, device=z.device)))

@@ -42,26 +42,27 @@ class _Short(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask_TS: Tensor, scale: float) -> Tensor:
-        B, H, T, D = query.shape
+        B, H, T, _ = query.shape
         groups, S = key.shape[1], key.shape[2]
         # [B·KV, (H/KV)·T, D]: the heads that share a key are rows of one product.
-        q, k, v = (x.reshape(B * groups, -1, D) for x in (query, key, value))
+        q, k, v = (x.reshape(B * groups, -1, x.shape[3]) for x in (query, key, value))
         scores = torch.bmm(q, k.transpose(1, 2)).float().mul_(scale)
         scores.view(-1, T, S).masked_fill_(~mask_TS, -torch.inf)
         weights = scores.softmax(dim=-1).to(query.dtype)
         ctx.save_for_backward(q, k, v, weights)
-        ctx.scale, ctx.shapes = scale, (query.shape, key.shape)
-        return torch.bmm(weights, v).view(B, H, T, D)
+        ctx.scale, ctx.shapes = scale, (query.shape, key.shape, value.shape)
+        # Values may be of another size than keys: DeepSeek's latent attention.
+        return torch.bmm(weights, v).view(B, H, T, value.shape[3])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, weights = ctx.saved_tensors
-        query_shape, key_shape = ctx.shapes
-        g = grad.reshape(q.shape)
+        query_shape, key_shape, value_shape = ctx.shapes
+        g = grad.reshape(len(v), -1, v.shape[2])
         grad_v = torch.bmm(weights.transpose(1, 2), g)
         grad_weights, p = torch.bmm(g, v.transpose(1, 2)).float(), weights.float()
         grad_weights.mul_(p)
         grad_scores = grad_weights.sub_(p.mul_(grad_weights.sum(dim=-1, keepdim=True))).mul_(ctx.scale).to(q.dtype)
         grad_q = torch.bmm(grad_scores, k)
         grad_k = torch.bmm(grad_scores.transpose(1, 2), q)
-        return grad_q.view(query_shape), grad_k.view(key_shape), grad_v.view(key_shape), None, None
+        return grad_q.view(query_shape), grad_k.view(key_shape), grad_v.view(value_shape), None, None

@@ -144,7 +144,7 @@ def _judge(
     """
     chat, machine, law = run.chat(run.sft_model), run.machine, run.sampling
     model = load_model(str(source), machine.dtype, machine.device)
-    engine = InProcessEngine(model, eos_id=chat.eos_id, temperature=law.temperature, batch_rows=SAMPLED)
+    engine = InProcessEngine(model, eos_id=chat.ends, temperature=law.temperature, batch_rows=SAMPLED)
     uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), law.max_new_tokens)
     prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
     ids = sampling(engine, prompt_ids, uniforms, SAMPLED)

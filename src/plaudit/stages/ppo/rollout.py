@@ -75,6 +75,7 @@ def rollout(trainer: Trainer, prompts: list[Prompt], number: int, clock: Clock) 
         "entropy": masked_mean(old["entropy_BT"], mask_BT).item(),
         "length": tokens.reply_lengths_B.float().mean().item(),
         "eos": finished_B.float().mean().item(),
+        "text_changed": trainer.chat.changed_share(tokens.replies),
         **gap,
         **scores.metrics,
         **terms,

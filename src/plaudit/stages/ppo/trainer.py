@@ -81,7 +81,7 @@ class Trainer:
             self.roles.packs = rows.kind == "shared" and machine.device.type == "cpu"
         if own and reward is not None and adapters:
             self.roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
-        self.engine = run.engine(run.sft_model, self.chat.eos_id)
+        self.engine = run.engine(run.sft_model, self.chat)
         self.optimiser, self.schedule = _optimiser(config, run.optimiser, self.roles)
         self.numbers = Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon))
         self.micro = MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1)
@@ -135,7 +135,7 @@ def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) 
     rows = sorted(row for text in trainer.ranks.gathered(message) for row in json.loads(text))
     device = trainer.run.machine.device
     tokens = pad_right(prompt_ids, [ids for _, ids, _ in rows], trainer.chat.pad_id, device)
-    finished_B = torch.tensor([ids[-1] == trainer.chat.eos_id for _, ids, _ in rows], device=device)
+    finished_B = torch.tensor([ids[-1] in trainer.chat.ends for _, ids, _ in rows], device=device)
     return tokens, per_token([logprobs for *_, logprobs in rows], tokens), finished_B
 
 

@@ -78,18 +78,19 @@ def _rankings(config: PreferencesConfig, run: Run, annotator: Annotator | None) 
         from plaudit.stages.preferences.people import ranked_by_people
 
         return ranked_by_people(config, run, lambda: sampled(config, run))
-    groups = enumerate(sampled(config, run))
-    return [annotator.rank(prompt, replies, number) for number, (prompt, replies) in groups], {}
+    groups, text_changed = sampled(config, run)
+    rankings = [annotator.rank(prompt, replies, number) for number, (prompt, replies) in enumerate(groups)]
+    return rankings, {"text_changed": text_changed}
 
 
-def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Completion, ...]]]:
+def sampled(config: PreferencesConfig, run: Run) -> tuple[list[tuple[Prompt, tuple[Completion, ...]]], float]:
     """K replies of the SFT model to the first `train_prompts` training prompts in seeded order, then to every held-out
-    one."""
+    one; and the share of them whose text becomes other ids than were sampled: ranked and learnt from are the texts."""
     train = run.split("train")
     order = rng.permutation(run.seed, "preferences/prompts", 0, len(train))
     prompts = [train[i] for i in order[: config.train_prompts]] + run.split("validation", "test")
     chat = run.chat(run.sft_model)
-    engine = run.engine(run.sft_model, chat.eos_id, AT_ONCE)
+    engine = run.engine(run.sft_model, chat, AT_ONCE)
     total = len(prompts) * config.replies
     ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
     uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), run.sampling.max_new_tokens)
@@ -100,7 +101,10 @@ def sampled(config: PreferencesConfig, run: Run) -> list[tuple[Prompt, tuple[Com
         )
     engine.close()
     replies = [chat.completion(reply) for reply in found]
-    return [(prompt, tuple(replies[i * config.replies : (i + 1) * config.replies])) for i, prompt in enumerate(prompts)]
+    groups = [
+        (prompt, tuple(replies[i * config.replies : (i + 1) * config.replies])) for i, prompt in enumerate(prompts)
+    ]
+    return groups, chat.changed_share(found)
 
 
 def gold_correlations(annotator: Annotator, rankings: list[Ranking]) -> dict[str, Any]:

@@ -35,14 +35,14 @@ POLL_SECONDS = 2.0
 SAMPLED = "sampled.json"
 AT_ONCE = 200
 """Items changed in one transaction, so that annotators never wait."""
-Sample = Callable[[], list[tuple[Prompt, tuple[Completion, ...]]]]
-"""The stage's own sampling: K replies a prompt."""
+Sample = Callable[[], tuple[list[tuple[Prompt, tuple[Completion, ...]]], float]]
+"""The stage's own sampling: K replies a prompt, and the share of them whose text becomes other ids."""
 
 
 def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tuple[list[Ranking], dict[str, Any]]:
     """The rankings of people, one a person and item, and what the summary says of them."""
     origin = f"preferences of {run.folder.path.name}"  # what the database says of these items; runs may share one
-    drafts = _drafts(config, run, sample, origin)
+    drafts, text_changed = _drafts(config, run, sample, origin)
     wanted = config.labels if config.labels is not None else len(drafts) * config.overlap
     if wanted > len(drafts) * config.overlap:
         raise UserError(
@@ -66,11 +66,12 @@ def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tup
         "agreement": None if pairs is None else pairs["share"],
         "agreement_ci": None if pairs is None else [pairs["low"], pairs["high"]],
         "alpha": agreed["alpha"],
+        "text_changed": text_changed,
     }
 
 
-def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) -> list[Draft]:
-    """The items, from what was sampled before where that still holds."""
+def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) -> tuple[list[Draft], float]:
+    """The items, from what was sampled before where that still holds; and the share of changed texts among them."""
     path = run.folder.path / "label" / SAMPLED
     model = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
     law = (run.sampling.max_new_tokens, run.sampling.temperature)
@@ -79,8 +80,9 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) ->
     name = hashlib.sha256(repr(decide).encode()).hexdigest()[:24]
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if stored.get("sampling") != name:
-        groups = [[prompt.id, [reply.as_json() for reply in replies]] for prompt, replies in sample()]
-        stored = {"sampling": name, "replies": groups}
+        groups, text_changed = sample()
+        rows = [[prompt.id, [reply.as_json() for reply in replies]] for prompt, replies in groups]
+        stored = {"sampling": name, "replies": rows, "text_changed": text_changed}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, stored)
     else:
@@ -96,7 +98,7 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) ->
         found += rank_draft(prompts[identity], group, origin, overlap=config.overlap, priority=priority)
     if not found:
         raise UserError("preferences: of no prompt two replies differ, so there is nothing to rank; raise temperature")
-    return found
+    return found, stored["text_changed"]
 
 
 def _settle(engine: Engine, ids: set[str], origin: str, overlap: int) -> None:

@@ -32,7 +32,7 @@ from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint,
 from plaudit.models.full import FullPolicy
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.merge import merge_into
-from plaudit.models.load import load_model, save_model
+from plaudit.models.load import ids_in, load_model, save_model
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
@@ -98,7 +98,7 @@ class SFTTraining:
         if config.gradient_checkpointing:
             _checkpoint_gradients(base)
         self.prompts = prompts[: config.samples]
-        self.engine = run.engine(run.model, chat.eos_id) if config.samples else None
+        self.engine = run.engine(run.model, chat) if config.samples else None
         self.micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
         self.best: dict[str, Tensor] = {}
         self.evaluations: list[dict[str, Any]] = []
@@ -160,7 +160,7 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
         "dropped": encoder.dropped,
         "truncated": encoder.truncated,
         "layout": training.layout,
-        "chat_template": f"default: {chat.default_template}" if chat.default_template else "the tokenizer's own",
+        "chat_template": chat.origin,
         "eval_loss_before": training.evaluations[0]["eval_loss"],
         "eval_loss_after": kept["eval_loss"],
         "kept_step": kept["step"],
@@ -315,10 +315,9 @@ def _save(training: SFTTraining, folder: Path) -> None:
     merged = load_model(run.model, run.machine.dtype, run.machine.device)
     merge_into(merged, model.merged_weights("policy", Rounding(run.seed, "sft/model")))
     # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
-    ends = merged.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
-    if training.chat.eos_id not in ends:
-        merged.generation_config.eos_token_id = [*ends, training.chat.eos_id]
+    found, ends = ids_in(merged.generation_config.eos_token_id), training.chat.ends
+    if {*found} != ends:
+        merged.generation_config.eos_token_id = [*filter(ends.__contains__, found), *sorted(ends.difference(found))]
     save_model(merged, training.chat.tokenizer, folder / "model")
 
 

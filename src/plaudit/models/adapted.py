@@ -1,0 +1,122 @@
+"""Which layers of a model get an adapter.
+
+`all-linear` is every plain linear layer that the forward pass calls, but not:
+
+- the LM head;
+- a router, which chooses experts: a change of its scores is a jump, and old and new log-probabilities would come from
+  other experts;
+- experts whose weights lie in one tensor (transformers 5 holds all of them so). PEFT would adapt that tensor by its own
+  way, which the merge does not know;
+- in a model with such experts, layers that PEFT takes for experts by their names (shared experts and dense MLPs);
+- layers whose weights a model uses without calling them, where an adapter has no effect (a state-space layer's), and
+  those that text never passes (a vision tower).
+"""
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from plaudit.errors import UserError
+from plaudit.models.kernels.attention import hidden_states
+
+ALL = "all-linear"
+EXPERT_NAMES = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate", "input_linear", "output_linear"}
+"""What the experts' layers were called in files of transformers 4: PEFT takes every layer of these names for them."""
+STATE_SPACE = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+"""Types whose fused kernels read `out_proj` themselves; PEFT refuses an adapter there."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The layers that get an adapter (full names, or `all-linear` where nothing is left out), and what is left out."""
+
+    targets: str | list[str]
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        kinds = sorted({name.rpartition(".")[2] for name in self.targets}) if isinstance(self.targets, list) else [ALL]
+        return f"{', '.join(kinds)}; without {', '.join(self.left_out)}" if self.left_out else ", ".join(kinds)
+
+
+def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
+    """What `lora.target_modules` means for a plain model; UserError where it names what is not there."""
+    assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    linear = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
+    if isinstance(asked, list):
+        return Adapted(_named(asked, linear))
+    if asked.lower() != ALL:
+        return Adapted(asked)  # a regular expression: PEFT's to read
+    head, called = model.get_output_embeddings(), _called(model, linear)
+    fused, kind = _fused_experts(model), model.config.get_text_config().model_type
+    chosen, reasons = list[str](), dict[str, str]()
+    for name, module in linear.items():
+        leaf = name.rpartition(".")[2]
+        if module is head:
+            continue
+        if _routes(name, model):
+            reasons["the router (frozen)"] = name
+        elif fused and leaf in EXPERT_NAMES:
+            reasons["dense MLPs and shared experts (PEFT takes their names for experts)"] = name
+        elif kind in STATE_SPACE and leaf == "out_proj":
+            reasons["out_proj (read by state-space kernels)"] = name
+        elif name not in called:
+            reasons["layers that text does not pass through as such"] = name
+        else:
+            chosen.append(name)
+    if fused:
+        reasons = {"the experts and their router (frozen)": fused, **reasons}
+    if not chosen:
+        raise UserError(f"lora.target_modules={asked}: {kind} has no plain linear layer that an adapter could stand on")
+    return Adapted(chosen if reasons else asked, tuple(reasons))
+
+
+def _named(asked: list[str], linear: dict[str, nn.Module]) -> list[str]:
+    leaves = sorted({name.rpartition(".")[2] for name in linear})
+    for target in asked:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            near = difflib.get_close_matches(target, leaves, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(
+                f"lora.target_modules: this model has no linear layer {target!r}; {hint}it has {', '.join(leaves)}"
+            )
+    return asked
+
+
+def _fused_experts(model: PreTrainedModel) -> str:
+    """The name of a tensor that holds the weights of several experts; empty where there is none."""
+    tensors = (name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name)
+    return next(tensors, "")
+
+
+def _routes(name: str, model: PreTrainedModel) -> bool:
+    """Whether a linear layer is the router of experts, or in it: its name, beside experts."""
+    parts = name.split(".")
+    places = [i for i, part in enumerate(parts) if part in ("gate", "router", "shared_expert_gate", "wg")]
+    if not places:
+        return False
+    beside = model.get_submodule(".".join(parts[: places[0]]))
+    return any("expert" in child for child, _ in beside.named_children())
+
+
+@torch.no_grad()
+def _called(model: PreTrainedModel, linear: dict[str, nn.Module]) -> set[str]:
+    """The linear layers that a pass over a few tokens calls; an expert that no token chose counts with its siblings."""
+    seen = set[str]()
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: seen.add(_sort(name))) for name, module in linear.items()
+    ]
+    try:
+        hidden_states(model, torch.tensor([[5, 17, 9, 30, 11, 8, 2, 21]], device=model.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name for name in linear if _sort(name) in seen}
+
+
+def _sort(name: str) -> str:
+    return ".".join(part for part in name.split(".") if not part.isdigit())
