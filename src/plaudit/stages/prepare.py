@@ -1,5 +1,6 @@
 """Before the first stage: everything that can be wrong (data, model, machine, folder) is found in seconds."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import Any
 
 import yaml
 
+from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.formats.rows import Row
 from plaudit.data.hashes import sha256_rows
 from plaudit.data.table import DemonstrationTable
-from plaudit.dist.machine import choose_machine, describe
+from plaudit.dist.machine import Machine, choose_machine, describe, release_memory
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
+from plaudit.models.examine import check_lengths, examine
 from plaudit.models.load import check_readable, load_chat, quiet_libraries, resolve
 from plaudit.records import Message, Prompt, Ranking
 from plaudit.rewards.sources import check_sources
@@ -62,7 +65,9 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
-    load_chat(model, recipe.data.system)
+    chat = load_chat(model, recipe.data.system)
+    if ranks.first:
+        _examine(recipe, plan, model, machine, chat, data)
     if "ppo" in plan.stages:
         recipe.ppo.check_ranks(ranks.count)
     if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
@@ -107,6 +112,30 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
         made_with=made_with,
         ranks=ranks,
     )
+
+
+def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: ChatFormat, data: RunData) -> None:
+    """Try the model as the stages will, before the first of them."""
+    if "sft" not in plan.stages:
+        return  # what follows stands on a model that was examined
+    started, lora = time.perf_counter(), {stage: recipe.lora.of(stage) for stage in ("sft", "reward", "ppo")}
+    trained = {stage: settings for stage, settings in lora.items() if stage in plan.stages}
+    said, limit = examine(
+        model,
+        machine,
+        chat,
+        [settings for settings in trained.values() if settings is not None],
+        full_reward=trained.get("reward", lora) is None,
+        rewards="reward" in plan.stages,
+    )
+    if limit is not None:
+        new = max(recipe.sampling.of(stage).max_new_tokens for stage in ("preferences", "ppo", "evaluate"))
+        check_lengths(limit, chat, ((prompt.id, prompt.messages) for prompt in data.prompts), new)
+    for line in said:
+        console.print(f"Model: {line}", soft_wrap=True)
+    release_memory()
+    if (seconds := time.perf_counter() - started) > 5:
+        console.print(f"The model was examined in {seconds:.0f} s")
 
 
 def read_data(recipe: Recipe) -> RunData:
