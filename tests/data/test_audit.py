@@ -205,7 +205,7 @@ def test_contradictions_are_found_inside_rankings(tmp_path: Path) -> None:
 
 
 def test_examples_are_capped_and_the_count_is_not(tmp_path: Path) -> None:
-    report = check(put(tmp_path / "a.jsonl", demonstration(1), *["{"] * 40))
+    report = check(put(tmp_path / "a.jsonl", demonstration(1), *[f"{{{n}" for n in range(40)]))
     assert [(p["kind"], p["count"], len(p["examples"])) for p in report["problems"]] == [("bad row", 40, 5)]
     assert report["errors"] == 40
 

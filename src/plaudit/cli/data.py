@@ -16,6 +16,21 @@ commands = typer.Typer(help="What is in data files, and what is wrong with it, l
 
 FormatOption = Annotated[str | None, typer.Option("--format", help="Format of the rows; left out, it is detected.")]
 
+ColumnsOption = Annotated[
+    str, typer.Option("--columns", help="The file's names of our columns: prompt=question,chosen=better.")
+]
+
+
+def _columns(text: str) -> dict[str, str]:
+    """{our name: the file's}."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    for ours, is_given, theirs in pairs:
+        if not is_given or not ours.strip() or not theirs.strip():
+            raise UserError(
+                f"--columns {text!r}: write our name = the file's name, as in prompt=question,chosen=better"
+            )
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
 
 @commands.command()
 def check(
@@ -23,6 +38,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     tokenizer: Annotated[str | None, typer.Option(help="Model whose tokenizer measures lengths; else words.")] = None,
     format: FormatOption = None,
+    columns: ColumnsOption = "",
 ) -> None:
     """Count, measure and find what is wrong. Exit code 1 when there are errors, 0 with warnings or none."""
     from plaudit.data.audit.check import Audit
@@ -32,7 +48,7 @@ def check(
     for source in sources:
         # On stderr, and only on a terminal: --json has stdout to itself.
         with Console(stderr=True, markup=False, highlight=False).status(f"Reading {source}") as status:
-            audit.add(source, format, _follow(status, source))
+            audit.add(source, format, _follow(status, source), _columns(columns))
     report = audit.report()
     if as_json:
         print_json(report)
@@ -65,6 +81,7 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="FILE", help="A file, a folder or hub:OWNER/NAME.")],
     to: Annotated[Path, typer.Option("--to", help="JSONL file to write.")],
     format: FormatOption = None,
+    columns: ColumnsOption = "",
     on_bad_row: Annotated[str, typer.Option(help="stop, or quarantine: set bad rows aside.")] = "stop",
 ) -> None:
     """Write the rows as canonical JSON lines."""
@@ -72,7 +89,9 @@ def convert(
 
     if on_bad_row not in ("stop", "quarantine"):
         raise UserError(f"--on-bad-row {on_bad_row!r}: write stop or quarantine")
-    done, quarantine = convert_rows(source, to, format=format, quarantine=on_bad_row == "quarantine")
+    done, quarantine = convert_rows(
+        source, to, format=format, quarantine=on_bad_row == "quarantine", columns=_columns(columns)
+    )
     console.print(done.describe(), soft_wrap=True)
     aside = f", {done.bad:,} in {quarantine}" if done.bad else ""
     console.print(f"{done.rows:,} rows: {done.rows - done.bad:,} in {to}{aside}", soft_wrap=True)

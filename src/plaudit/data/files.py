@@ -7,7 +7,7 @@ whole or not at all.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        _open_to_readers(part)
         if path.exists():
             path.replace(gone)  # at no moment is there a half-deleted folder of this name
         part.replace(path)
@@ -128,6 +129,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
             gone.replace(path)
         raise
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Every file in it may be read by whom a new file of this process may be read: safetensors makes its own private,
+    so that a server of another user could not load them."""
+    new = folder / ".mode"
+    new.touch()
+    mode = new.stat().st_mode & 0o777
+    new.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(file.stat().st_mode | mode)
 
 
 def clear_halves(folder: Path) -> None:
@@ -162,7 +175,12 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def convert(
-    source: str | Path, to: Path, *, format: str | None = None, quarantine: bool = False
+    source: str | Path,
+    to: Path,
+    *,
+    format: str | None = None,
+    quarantine: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[Reader, Path]:
     """Any file to the canonical JSON lines `to`, row by row, and the bad rows to TO.quarantine.jsonl beside it; without
     `quarantine` the first bad row stops it. Returns the reader, which counted the rows, and the path of the bad ones.
@@ -173,7 +191,7 @@ def convert(
     for path in (to, aside):
         if path.exists():
             raise UserError(f"{path}: the file is there already; move it or choose another name with --to")
-    reader = Reader(source, format=format, quarantine=quarantine)
+    reader = Reader(source, format=format, quarantine=quarantine, columns=columns)
     with ExitStack() as opened:
         good, bad = opened.enter_context(whole_file(to)), None
         for row, record in reader:

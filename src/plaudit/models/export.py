@@ -2,11 +2,18 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
+from plaudit.data.baked import with_system
 from plaudit.data.chat import ChatFormat
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import load_model, save_model
@@ -15,13 +22,46 @@ from plaudit.models.rounding import Rounding
 
 
 def export_policy(
-    roles: Roles, chat: ChatFormat, base: str, folder: Path, dtype: torch.dtype, rounding: Rounding | None = None
+    roles: Roles,
+    chat: ChatFormat,
+    base: str,
+    folder: Path,
+    dtype: torch.dtype,
+    rounding: Rounding | None = None,
+    temperature: float = 1.0,
 ) -> None:
     """The policy merged into its base, as a plain causal language model with its tokenizer; `rounding` as in
-    `Roles.merged_weights`."""
+    `Roles.merged_weights`. Whoever generates by its own settings samples at `temperature`, as PPO did."""
     model = load_model(base, dtype, torch.device("cpu"))
     merge_into(model, roles.merged_weights("policy", rounding))
-    save_model(model, chat.tokenizer, folder)
+    _sample_as_trained(model, chat, temperature)
+    save_model(model, exported_tokenizer(chat), folder)
+
+
+def exported_tokenizer(chat: ChatFormat) -> Any:
+    """A copy of the tokenizer whose template opens conversations as the run did."""
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.chat_template = with_system(tokenizer.chat_template, chat.system)
+    return tokenizer
+
+
+def _sample_as_trained(model: PreTrainedModel, chat: ChatFormat, temperature: float) -> None:
+    """The law of the training as the model's own generation settings: what the base's say of top-k, top-p or
+    penalties, and what libraries do where nothing is said, is another law. Of the base's a limit of length stays."""
+    ends = [chat.eos_id, *sorted(chat.ends - {chat.eos_id})]
+    settings = {
+        "do_sample": True,
+        "temperature": temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": chat.pad_id,
+        "bos_token_id": chat.tokenizer.bos_token_id,
+    }
+    limit = None if model.generation_config is None else model.generation_config.max_new_tokens
+    model.generation_config = GenerationConfig(**settings, **({} if limit is None else {"max_new_tokens": limit}))
+    model.config.get_text_config().eos_token_id = settings["eos_token_id"]
 
 
 def classifier_refused(base: PreTrainedModel) -> str | None:

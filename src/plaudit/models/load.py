@@ -37,6 +37,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import whole_folder
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
+from plaudit.models.both_forms import write_both_forms
 from plaudit.models.kernels.logits import know, learn_shape
 from plaudit.run.display import console
 
@@ -243,3 +244,4 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     with whole_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        write_both_forms(part)

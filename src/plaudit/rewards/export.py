@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
+from plaudit.models.export import exported_tokenizer
 from plaudit.models.full import FullReward
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import save_model
@@ -39,7 +40,7 @@ def export_classifier(
     classifier.config.pad_token_id = chat.pad_id
     # A server that knows this key (vLLM) then gives the score as it is, and not its sigmoid.
     classifier.config.problem_type = "regression"
-    tokenizer = chat.tokenizer
+    tokenizer = exported_tokenizer(chat)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chat.pad_id)
     save_model(classifier, tokenizer, folder)
 

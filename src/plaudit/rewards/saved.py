@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plaudit.data.baked import without_system
 from plaudit.data.chat import ChatFormat
 from plaudit.data.hashes import sha256, sha256_json
 from plaudit.errors import UserError
@@ -156,7 +157,8 @@ def adapter_name(member: int = 0) -> str:
 
 
 def template_hash(chat: ChatFormat) -> str:
-    return hashlib.sha256(chat.tokenizer.chat_template.encode()).hexdigest()
+    """Of the template without the system message that an export says by itself: the rules state that one."""
+    return hashlib.sha256(without_system(chat.tokenizer.chat_template).encode()).hexdigest()
 
 
 @torch.no_grad()

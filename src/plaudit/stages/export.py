@@ -8,12 +8,14 @@ from plaudit.errors import UserError
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import check_files
 from plaudit.run.folder import finished_model
+from plaudit.stages.model_card import write_card
 
 MODELS = {"policy": "ppo/model", "reward": "reward/model"}
 
 
 def export_role(folder: Path, role: str, to: Path) -> Path:
-    """Copy the merged policy or reward model of a run to a new folder `to`; of an ensemble every member."""
+    """Copy the merged policy or reward model of a run to a new folder `to`, with a model card; of an ensemble every
+    member."""
     if role not in MODELS:
         raise UserError(f"--role {role!r}: not one of {', '.join(MODELS)}")
     if to.exists():
@@ -32,4 +34,5 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
     with whole_folder(to) as part:
         for member, source in enumerate(sources):
             shutil.copytree(source, part if len(sources) == 1 else part / f"member_{member}", dirs_exist_ok=True)
+        write_card(folder, role, part)
     return to

@@ -5,8 +5,9 @@ diversity is measured. Near-duplicates and token lengths are taken from a sample
 report says.
 """
 
+import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -21,6 +22,8 @@ from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
 from plaudit.data.formats.reader import Reader, prompt_of, replies_of
 from plaudit.data.formats.rows import SPLITS, shown
 from plaudit.records import Ranking, Record
+
+_NUMBER = re.compile(r"\d+\Z")  # of the line or element, at the end of a place
 
 
 class Audit:
@@ -41,11 +44,15 @@ class Audit:
         self._random = Random(0)
 
     def add(
-        self, source: str | Path, format: str | None = None, on_rows: Callable[[int], None] = lambda rows: None
+        self,
+        source: str | Path,
+        format: str | None = None,
+        on_rows: Callable[[int], None] = lambda rows: None,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         """Read one file to its end; bad rows are problems, and the others are still looked at. `on_rows` hears now and
         then how many there were."""
-        reader = Reader(source, format=format, quarantine=True)
+        reader = Reader(source, format=format, quarantine=True, columns=columns)
         file = Counts(reader, len(self._line), self._count_tokens, self._random)
         self._files.append(file)
         for row, record in reader:
@@ -59,13 +66,14 @@ class Audit:
         file.last = len(self._line)
 
     def _place(self, row: int) -> str:
-        return f"{list(self._prefixes)[self._prefix[row]]}:{self._line[row]}"
+        return f"{list(self._prefixes)[self._prefix[row]]}{self._line[row]}"
 
     # --- a row ---
 
     def _row(self, file: Counts, place: str, record: Record) -> None:
         row = len(self._line)
-        prefix, _, line = place.rpartition(":")
+        line = _NUMBER.findall(place)[0]
+        prefix = place.removesuffix(line)
         self._prefix.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
         self._line.append(int(line))
         prompt, replies = prompt_of(record), replies_of(record)

@@ -111,6 +111,7 @@ class Counts:
             "rows": reader.rows,
             "used": reader.rows - reader.bad,
             "bad": reader.bad,
+            "recognised": reader.columns.said,
             # A key may be half a surrogate pair, which no terminal takes.
             "ignored_keys": {
                 key.encode("utf-8", "backslashreplace").decode(): count for key, count in sorted(reader.ignored.items())

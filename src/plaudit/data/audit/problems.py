@@ -21,17 +21,20 @@ LEVELS = {
 
 
 class Problems:
-    """Counts every problem and keeps the first few of each kind."""
+    """Counts every problem and keeps the first few different ones of each kind, each with its first place and count."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._examples: dict[str, list[dict[str, str]]] = {}
+        self._examples: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, kind: str, place: str, text: str) -> None:
         self._counts[kind] += 1
         kept = self._examples.setdefault(kind, [])
-        if len(kept) < _EXAMPLES:
-            kept.append({"place": place, "text": text})
+        same = next((example for example in kept if example["text"] == text), None)
+        if same is not None:
+            same["count"] += 1
+        elif len(kept) < _EXAMPLES:
+            kept.append({"place": place, "text": text, "count": 1})
 
     def as_json(self) -> list[dict[str, Any]]:
         return [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plaudit.data.formats.rows import DAMAGE, MAX_HELD, Row, lines, open_bytes, refuse_bom, row_of, shown, text_of
+from plaudit.data.formats.rows import BOM, DAMAGE, MAX_HELD, Row, lines, open_bytes, row_of, shown, text_of
 from plaudit.errors import UserError
 
 _CHUNK = 1 << 20
@@ -50,10 +50,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant
 
 def json_object(place: str, raw: bytes, ended: bool = True) -> dict[str, Any]:
     """The JSON object that `raw` spells; UserError with the place for anything else."""
-    refuse_bom(place, raw)
-    if raw.endswith(b"\r") and raw.strip():
-        raise UserError(f"{place}: the line ends in CRLF (\\r\\n); convert the file to Unix line ends, \\n")
-    text = text_of(place, raw)
+    if raw.startswith(BOM):
+        raise UserError(f"{place}: a byte order mark (BOM) stands inside the file, where two were joined; delete it")
+    text = text_of(place, raw.removesuffix(b"\r"))
     if not text.strip():
         raise UserError(f"{place}: the line is empty; delete it or put one JSON object there")
     try:
@@ -76,9 +75,9 @@ def array_rows(path: Path) -> Iterator[Row]:
     """The elements of one JSON array, by their brackets, so that a bad element is one bad row."""
     with open_bytes(path) as handle:
         buffer, damage = _block(handle, _CHUNK)
-        refuse_bom(f"{path}:1", buffer)
         start = buffer.index(b"[") + 1
         line, number, closed, buffer = 1 + buffer.count(b"\n", 0, start), 0, False, buffer[start:]
+        last_line = line  # of the bracket, then of the element before
         while True:
             at = 0
             while not closed:
@@ -91,7 +90,10 @@ def array_rows(path: Path) -> Iterator[Row]:
                 at, closed = end + 1, at_close
                 if piece.strip() or not (at_close and number == 0):
                     number += 1
-                    yield json_row(f"{path}:{first_line}", number, piece.strip())
+                    # Elements that share a line with what stands before them are told apart by their number.
+                    place = f"{path}:{first_line}" + (f", element {number}" if first_line == last_line else "")
+                    yield json_row(place, number, piece.strip())
+                    last_line = first_line
             buffer = buffer[at:]
             if len(buffer) > MAX_HELD:
                 raise UserError(f"{path}:{line}: more than {MAX_HELD >> 20} MiB without the end of a row; split it")
@@ -108,6 +110,48 @@ def array_rows(path: Path) -> Iterator[Row]:
         )
     elif number == 0:
         raise UserError(f"{path}: the array is empty; it needs one JSON object a row")
+
+
+_HOLDERS = ("data", "rows", "examples", "items", "instances", "records")
+
+
+def object_rows(path: Path) -> tuple[str, Iterator[Row]] | None:
+    """What a file is, and its rows: one object that holds them under one of `_HOLDERS`, or objects that are each spread
+    over lines; None where it is neither. Such a file is held as a whole."""
+    values: list[tuple[int, Any, bytes]] = []
+    with open_bytes(path) as handle:
+        try:
+            text = handle.read(MAX_HELD).decode("utf-8")
+            at = _after_space(text, 0)
+            while at < len(text):
+                value, end = _DECODER.raw_decode(text, at)
+                values.append((1 + text.count("\n", 0, at), value, text[at:end].encode()))
+                at = _after_space(text, end)
+        except (ValueError, RecursionError, *DAMAGE):
+            return None
+    if len(values) == 1 and isinstance(values[0][1], dict):
+        lists = {key: value for key, value in values[0][1].items() if key in _HOLDERS and _are_rows(value)}
+        if len(lists) == 1:
+            key, held = lists.popitem()
+            spelt = (json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") for value in held)
+            return f"rows under the key {key!r}", (
+                json_row(f"{path}:{key}, element {number}", number, raw) for number, raw in enumerate(spelt, start=1)
+            )
+    if any(b"\n" in raw for _, _, raw in values):
+        return "objects over several lines", (
+            json_row(f"{path}:{line}", number, raw) for number, (line, _, raw) in enumerate(values, start=1)
+        )
+    return None
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _after_space(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
 
 
 def _block(handle: Any, size: int) -> tuple[bytes, str]:

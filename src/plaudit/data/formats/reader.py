@@ -19,11 +19,12 @@ be asked for and is printed by every caller.
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from plaudit.data.formats.columns import OURS, Columns
 from plaudit.data.formats.containers import rows
 from plaudit.data.formats.parsers import record_of
 from plaudit.data.formats.rows import Row, shown
@@ -38,11 +39,6 @@ KINDS = {
 """Every format and the kind of its records."""
 FORMATS = tuple(KINDS)
 _CANONICAL = {"prompts": "prompts", "demonstrations": "prompt-completion", "rankings": "rankings"}
-_KEYS = {
-    *("id", "kind", "split", "prompt", "completion", "messages", "instruction", "input", "output", "system"),
-    *("conversations", "chosen", "rejected", "responses", "response_1", "response_2", "preference_strength"),
-    *("strength", "annotator"),
-}
 _LOOKED_AT = 16  # rows whose commonest format a file with quarantine has
 
 
@@ -80,13 +76,20 @@ class Reader:
     """
 
     def __init__(
-        self, source: str | Path, *, format: str | None = None, wanted: str | None = None, quarantine: bool = False
+        self,
+        source: str | Path,
+        *,
+        format: str | None = None,
+        wanted: str | None = None,
+        quarantine: bool = False,
+        columns: Mapping[str, str] | None = None,
     ):
         if format is not None and format not in FORMATS:
             near = difflib.get_close_matches(format, FORMATS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the formats are {', '.join(FORMATS)}"
             raise UserError(f"format {format!r}: unknown; {hint}")
         self.source, self.given, self.wanted, self.quarantine = source, format, wanted, quarantine
+        self.columns = Columns(source, columns)
         self.format: str | None = format
         self.format_place = ""
         self.rows = self.bad = 0
@@ -96,12 +99,16 @@ class Reader:
         """What was detected, in a line."""
         said = "given" if self.given else "detected"
         kind = f", {KINDS[self.format]}" if self.format else ""
-        ignored = f"; ignored keys: {', '.join(map(shown, sorted(self.ignored)))}" if self.ignored else ""
+        counts = ", ".join(f"{shown(key)} ({count:,})" for key, count in sorted(self.ignored.items()))
+        ignored = f"; ignored keys: {counts}" if counts else ""
         aside = f", {self.bad} of them bad" if self.bad else ""
-        return f"{self.source}: format {self.format or 'unknown'} ({said}){kind}; {self.rows} rows{aside}{ignored}"
+        seen = "".join(f"; {text}" for text in self.columns.said)
+        return (
+            f"{self.source}: format {self.format or 'unknown'} ({said}){kind}; {self.rows} rows{aside}{seen}{ignored}"
+        )
 
     def __iter__(self) -> Iterator[tuple[Row, Record | None]]:
-        stream = rows(self.source)
+        stream = rows(self.source, self.columns)
         if self.format is None:
             looked_at = list(islice(stream, _LOOKED_AT if self.quarantine else 1))
             self._settle(looked_at)
@@ -168,10 +175,10 @@ class Reader:
     def _check_keys(self, place: str, row: dict[str, Any]) -> None:
         """A key that is a misspelt key of ours is an error; any other is counted as ignored."""
         for key in row:
-            if key in _KEYS:
+            if key in OURS:
                 continue
             if key not in self.ignored:
-                near = difflib.get_close_matches(key, _KEYS - row.keys(), n=1, cutoff=0.85)
+                near = difflib.get_close_matches(key, OURS - row.keys(), n=1, cutoff=0.85)
                 if near and self.given is None:
                     hint = f"did you mean {near[0]!r}? Name the format to ignore the key"
                     raise UserError(f"{place}: unknown key {shown(key)}; {hint}")

@@ -1,12 +1,15 @@
 """A row as it stands in a file, with its place; how bytes become lines, and lines text. Nothing is held.
 
-A row that cannot be read comes with its problem and its bytes, so that the caller can stop at it or set it aside; it is
-never left out.
+A byte order mark at the start of a file tells its encoding and is no part of its first row. UTF-16, which Excel writes
+as "Unicode text", becomes UTF-8; such a file is held as a whole. A row that cannot be read comes with its problem and
+its bytes, so that the caller can stop at it or set it aside; it is never left out.
 """
 
 import gzip
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,8 +62,37 @@ def is_hub(source: str | Path) -> bool:
 
 
 def open_bytes(path: Path) -> Any:
-    """A file's bytes, unpacked where it is a .gz."""
+    """A file's bytes as UTF-8 without byte order mark, unpacked where it is a .gz."""
+    start, handle = first_bytes(path, 3), _open(path)
+    if start == BOM:
+        handle.read(len(BOM))
+    elif is_utf16(start):
+        with handle:
+            try:
+                return BytesIO(handle.read(MAX_HELD).decode("utf-16").encode())
+            except (UnicodeError, *DAMAGE) as error:
+                raise UserError(
+                    f"{path}: cannot be read as UTF-16, which its first bytes announce: {error}; save it as UTF-8"
+                ) from error
+    return handle
+
+
+def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def first_bytes(path: Path, most: int) -> bytes:
+    """The first bytes of a file as they stand there; none of a damaged one, which whoever reads it will find."""
+    try:
+        with _open(path) as handle:
+            start: bytes = handle.read(most)
+            return start
+    except DAMAGE:
+        return b""
+
+
+def is_utf16(start: bytes) -> bool:
+    return start.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
 
 
 def lines(path: Path) -> Iterator[bytes | Row]:
@@ -84,12 +116,6 @@ def lines(path: Path) -> Iterator[bytes | Row]:
         raise UserError(f"{path}: the file is empty; it needs one JSON object a line")
 
 
-def refuse_bom(place: str, raw: bytes) -> None:
-    """UserError where a file opens with a byte order mark."""
-    if raw.startswith(BOM):
-        raise UserError(f"{place}: the file begins with a byte order mark (BOM); save it as UTF-8 without BOM")
-
-
 def text_of(place: str, raw: bytes) -> str:
     """The text of a row; UserError where it is too long or its bytes are none."""
     if len(raw) > MAX_LINE:
@@ -99,4 +125,6 @@ def text_of(place: str, raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: cannot be read as UTF-8: {error}; save the file as UTF-8") from error
+        raise UserError(
+            f"{place}: cannot be read as UTF-8: {error}; save the file as UTF-8 (in Excel: Save as, CSV UTF-8)"
+        ) from error

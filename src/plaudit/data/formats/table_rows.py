@@ -2,14 +2,16 @@
 
 import csv
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from plaudit.data.formats.columns import Columns
 from plaudit.data.formats.json_rows import json_object
-from plaudit.data.formats.rows import HUB, MAX_LINE, SPLITS, Row, is_hub, lines, refuse_bom, row_of, shown, text_of
+from plaudit.data.formats.rows import HUB, MAX_LINE, SPLITS, Row, is_hub, lines, row_of, shown, text_of
 from plaudit.errors import UserError
 
 # In CSV these columns hold JSON, because a cell cannot hold a list.
@@ -19,11 +21,38 @@ _NUMBER_COLUMNS = ("preference_strength",)
 _OPTIONAL = ("id", "kind", "split", "system", "input")
 
 
-def csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+Line = tuple[str, list[str], bytes, str | None]
+"""Place, cells, how it stands in the file, and what is wrong with it."""
+
+
+def delimiter_of(path: Path, usual: str) -> str:
+    """What separates the columns of the header: `usual`, unless another one gives more of them, or Excel's own first
+    line `sep=;` names it."""
+    first = next((line for line in lines(path) if isinstance(line, bytes)), b"").decode("utf-8", "replace")
+    if named := re.match(r"sep=([,;\t])\s*\Z", first):
+        return named[1]
+    outside = re.sub('"[^"]*"', "", first)
+    return max((usual, *_DELIMITERS), key=outside.count)  # the first of equals
+
+
+def csv_rows(path: Path, delimiter: str, columns: Columns) -> Iterator[Row]:
     """CSV as RFC 4180 has it: a header, quotes doubled inside quotes, line breaks allowed inside quotes."""
+    if delimiter != ("\t" if ".tsv" in path.suffixes else ","):
+        columns.said.append(f"{_DELIMITERS[delimiter]}-separated")
+    broken: list[Row] = []
+    found = 0
+    for row in table_rows(path, _csv_lines(path, delimiter, broken), columns):
+        found += 1
+        yield row
+    yield from broken
+    if not found and not broken:
+        raise UserError(f"{path}: there is a header but no row; it needs one example a row")
+
+
+def _csv_lines(path: Path, delimiter: str, broken: list[Row]) -> Iterator[Line]:
     csv.field_size_limit(MAX_LINE)
     taken: list[bytes] = []
-    broken: list[Row] = []
 
     def text() -> Iterator[str]:
         for line in lines(path):
@@ -35,47 +64,67 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
             yield line.decode("utf-8", "surrogateescape")
 
     reader = csv.reader(text(), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    number = 0
     while True:
         taken.clear()
         place, cells, problem = f"{path}:{reader.line_num + 1}", [], None
         try:
             cells = next(reader)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
             problem = f"{place}: not valid CSV: {error}; quote the field and double the quotes inside it"
         raw = b"".join(taken)
+        if problem is not None or reader.line_num != 1 or not re.match(rb"sep=[,;\t]\s*\Z", raw):
+            yield place, cells, raw, problem
+
+
+def table_rows(path: Path, table: Iterator[Line], columns: Columns) -> Iterator[Row]:
+    """A header, then a row a line. What a spreadsheet leaves empty at its right and at its end is no part of it."""
+    header: tuple[str, ...] | None = None
+    number, empty = 0, list[Row]()
+    for place, cells, raw, problem in table:
         if header is None:
-            header = _header(place, cells, raw, problem)
+            header = _header(place, cells, raw, problem, columns)
             continue
         number += 1
+        if problem is None and len(cells) > 1 and not any(cells):
+            empty.append(Row(place, number, None, f"{place}: the row is empty; delete it", raw))
+            continue
+        yield from empty
+        empty.clear()
         read = partial(_typed_cells, place, header, cells, raw)
         yield row_of(place, number, raw, read) if problem is None else Row(place, number, None, problem, raw)
-    yield from broken
-    if number == 0 and not broken:
-        raise UserError(f"{path}: there is a header but no row; it needs one example a row")
+    if empty:
+        columns.said.append(f"{len(empty)} empty rows at the end left out")
 
 
-def _header(place: str, names: list[str], raw: bytes, problem: str | None) -> list[str]:
-    refuse_bom(place, raw)
+def _header(place: str, cells: list[str], raw: bytes, problem: str | None, columns: Columns) -> tuple[str, ...]:
     if problem is not None:
         raise UserError(problem)
+    names = _trimmed(cells, 0)
     _check_cells(place, names, names, raw)
     if len(set(names)) != len(names) or not all(name.strip() for name in names):
-        raise UserError(f"{place}: the header has an empty name or one that stands twice: {shown(names)}")
-    return names
+        raise UserError(f"{place}: the header has an empty name or one that stands twice: {shown(cells)}")
+    return columns.names(place, tuple(names))
 
 
-def _check_cells(place: str, header: list[str], cells: list[str], raw: bytes) -> None:
+def _trimmed(cells: Sequence[str], least: int) -> Sequence[str]:
+    """The cells without the empty ones after the first `least`."""
+    used = len(cells)
+    while used > least and not cells[used - 1].strip():
+        used -= 1
+    return cells[:used]
+
+
+def _check_cells(place: str, header: Sequence[str], cells: Sequence[str], raw: bytes) -> None:
     if not text_of(place, raw).strip():
         raise UserError(f"{place}: the line is empty; delete it or put one row there")
     if len(cells) != len(header):
         raise UserError(f"{place}: {len(cells)} fields where the header names {len(header)}: {shown(cells)}")
 
 
-def _typed_cells(place: str, header: list[str], cells: list[str], raw: bytes) -> dict[str, Any]:
+def _typed_cells(place: str, header: Sequence[str], cells: Sequence[str], raw: bytes) -> dict[str, Any]:
+    cells = _trimmed(cells, len(header))
     _check_cells(place, header, cells, raw)
     value: dict[str, Any] = dict(zip(header, cells, strict=True))
     for name in (name for name in _JSON_COLUMNS if name in value):
@@ -89,6 +138,24 @@ def _typed_cells(place: str, header: list[str], cells: list[str], raw: bytes) ->
         except ValueError as error:
             raise UserError(f"{place}: column {name!r} must hold a number: {shown(value[name])}") from error
     return _given(value)
+
+
+def prompt_lines(path: Path) -> Iterator[Row]:
+    """Plain text: every line that is not empty is a prompt."""
+    number = 0
+    for at, line in enumerate(lines(path), start=1):
+        if isinstance(line, Row):
+            yield line
+        elif line.strip():
+            number += 1
+            place = f"{path}:{at}"
+            yield row_of(place, number, line, partial(_prompt_line, place, line))
+    if number == 0:
+        raise UserError(f"{path}: the file is empty; it needs a prompt a line")
+
+
+def _prompt_line(place: str, line: bytes) -> dict[str, Any]:
+    return {"prompt": text_of(place, line).strip()}
 
 
 def _given(value: dict[str, Any]) -> dict[str, Any]:

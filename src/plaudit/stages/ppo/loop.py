@@ -133,4 +133,5 @@ def _save(trainer: Trainer) -> None:
     if config.critic == "own":
         roles.save_adapter(folder / "critic", 1)
     rounding = Rounding(run.seed, "ppo/model")
-    export_policy(roles, trainer.chat, str(run.sft_model), folder / "model", run.machine.dtype, rounding)
+    source, to, dtype, temperature = str(run.sft_model), folder / "model", run.machine.dtype, run.sampling.temperature
+    export_policy(roles, trainer.chat, source, to, dtype, rounding, temperature)

@@ -32,7 +32,7 @@ from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint,
 from plaudit.models.full import FullPolicy
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.merge import merge_into
-from plaudit.models.load import load_model, save_model
+from plaudit.models.load import ids_in, load_model, save_model
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
@@ -315,10 +315,9 @@ def _save(training: SFTTraining, folder: Path) -> None:
     merged = load_model(run.model, run.machine.dtype, run.machine.device)
     merge_into(merged, model.merged_weights("policy", Rounding(run.seed, "sft/model")))
     # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
-    ends = merged.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
-    if training.chat.eos_id not in ends:
-        merged.generation_config.eos_token_id = [*ends, training.chat.eos_id]
+    found, ends = ids_in(merged.generation_config.eos_token_id), training.chat.ends
+    if {*found} != ends:
+        merged.generation_config.eos_token_id = [*filter(ends.__contains__, found), *sorted(ends.difference(found))]
     save_model(merged, training.chat.tokenizer, folder / "model")
 
 

@@ -1,0 +1,58 @@
+"""Workbooks: .xlsx through openpyxl, where it is installed; every other kind is refused with what to click."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plaudit.data.formats.columns import Columns
+from plaudit.data.formats.rows import Row
+from plaudit.data.formats.table_rows import Line, table_rows
+from plaudit.errors import UserError
+
+SHEETS = (".xls", ".xlsb", ".ods", ".numbers", ".docx", ".doc", ".pdf")
+_CLICK = "open it and choose File, Save as (or Download), CSV UTF-8; then give that .csv file"
+
+
+def refuse_sheet(path: Path) -> None:
+    raise UserError(f"{path}: a {path.suffix.lower()} file cannot be read; {_CLICK}")
+
+
+def excel_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of the first sheet of a workbook: a header, then an example a row. Cells are texts, as in CSV."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError as error:
+        raise UserError(
+            f"{path}: an Excel workbook needs openpyxl, which is not installed: pip install 'plaudit[excel]', or "
+            f"{_CLICK}"
+        ) from error
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+        sheets = list(book.worksheets)
+    # openpyxl raises what zipfile, its XML reader and itself raise, of a dozen classes: all mean a damaged workbook.
+    except Exception as error:
+        raise UserError(
+            f"{path}: cannot be read as an Excel workbook: {' '.join(str(error).split())}; {_CLICK}"
+        ) from error
+    sheets = [sheet for sheet in sheets if any(any(line) for line in sheet.iter_rows(max_row=1, values_only=True))]
+    if len(sheets) != 1:
+        names = "".join(f", {sheet.title!r}" for sheet in sheets)
+        raise UserError(
+            f"{path}: the workbook has {len(sheets)} sheets with a header{names}; save the one you mean as CSV UTF-8"
+        )
+    columns.said.append(f"Excel workbook, sheet {sheets[0].title!r}")
+    yield from table_rows(path, _lines_of(path, sheets[0]), columns)
+
+
+def _lines_of(path: Path, sheet: Any) -> Iterator[Line]:
+    for at, line in enumerate(sheet.iter_rows(values_only=True), start=1):
+        cells = [_text(cell) for cell in line]
+        yield f"{path}:{at}", cells, json.dumps(cells).encode(), None
+
+
+def _text(cell: Any) -> str:
+    """A cell as Excel would write it into a CSV: 3 and not 3.0."""
+    if cell is None:
+        return ""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

@@ -1,0 +1,105 @@
+"""README.md of an exported model: what it was made of, how it was trained, how it was judged; from the run's files.
+
+The header is what the Hugging Face Hub reads. It names no licence: that of the base and of the data is the user's to
+know. Nor does the card name a path of this machine.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plaudit.data.files import write_text
+from plaudit.run.folder import read_recipe, stage_settings
+
+STEPS = {
+    "sft": "Supervised fine-tuning on demonstrations",
+    "preferences": "Rankings of sampled replies",
+    "reward": "A Bradley-Terry reward model of the rankings",
+    "ppo": "Proximal policy optimisation against the reward model, with a KL penalty to the SFT model",
+}
+JUDGED = {"policy": ("ppo", "evaluate"), "reward": ("reward",)}
+
+
+def write_card(run: Path, role: str, to: Path) -> None:
+    """Write `to`/README.md of the policy or the reward model of the run in the folder `run`."""
+    recipe = read_recipe(run)
+    write_text(to / "README.md", "\n".join([*_header(recipe, role), *_text(run, recipe, role)]) + "\n")
+
+
+def _header(recipe: dict[str, Any], role: str) -> list[str]:
+    base = recipe["model"]
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation" if role == "policy" else "text-classification",
+        "tags": ["plaudit", "rlhf", "ppo" if role == "policy" else "reward-model"],
+    }
+    if _is_hub_id(base):
+        header["base_model"] = base
+    return ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", ""]
+
+
+def _is_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()
+
+
+def _text(run: Path, recipe: dict[str, Any], role: str) -> list[str]:
+    base = recipe["model"] if _is_hub_id(recipe["model"]) else Path(recipe["model"]).name
+    what = {"policy": "a chat model trained by RLHF", "reward": "a reward model: one score for a conversation"}[role]
+    lines = [f"# {recipe['name']}, {role}", "", f"This is {what}, made of `{base}` with Plaudit.", ""]
+    lines += ["## How it was trained", ""]
+    for stage in ("sft", "preferences", "reward", "ppo") if role == "policy" else ("sft", "preferences", "reward"):
+        if (run / stage / "summary.json").is_file():
+            lines.append(f"- {STEPS[stage]}{_of(run, recipe, stage)}.")
+    lines += ["", "## How to use it", "", _use(recipe, role), "", "## How it was judged", ""]
+    for stage in JUDGED[role]:
+        if numbers := _numbers(run / stage / "summary.json"):
+            lines += [f"`{stage}/summary.json` of the run:", "", "| measure | value |", "| --- | --- |"]
+            lines += [f"| `{name}` | {value} |" for name, value in numbers.items()] + [""]
+        else:
+            lines += [f"Stage `{stage}` of the run has not ended, so there are no numbers of it here.", ""]
+    return lines[:-1]
+
+
+def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:
+    """On what a stage worked."""
+    people = recipe["preferences"]["rankings"] is not None or recipe["preferences"]["annotator"] == "human"
+    numbers = _numbers(run / stage / "summary.json")
+    match stage:
+        case "sft":
+            return f" (`{Path(recipe['data']['demonstrations']).name}`)"
+        case "preferences":
+            return f" ({numbers.get('rankings', 0)} of them, by {'people' if people else 'a simulated annotator'})"
+        case "ppo" if recipe["ppo"]["rewards"]:
+            return "; paid by the sources that the recipe names"
+        case _:
+            return ""
+
+
+def _use(recipe: dict[str, Any], role: str) -> str:
+    system = recipe["data"]["system"]
+    opens = "" if system is None else " The chat template opens with the system message of the training."
+    if role == "reward":
+        return (
+            "`AutoModelForSequenceClassification` gives the raw score of a conversation that the chat template has "
+            f"written, up to its last end-of-turn token; `reward.json` holds the rules it stands under.{opens}"
+        )
+    law = f"temperature {stage_settings(recipe, 'ppo')['temperature']:g}, no top-k, no top-p"
+    return f"`generation_config.json` samples as the training did: {law}.{opens}"
+
+
+def _numbers(path: Path) -> dict[str, str]:
+    """The numbers of a stage's summary, rounded for reading; empty where there is none."""
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: shown for name, value in summary.items() if (shown := _shown(value)) is not None}
+
+
+def _shown(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list) and value and all(isinstance(part, int | float) for part in value):
+        return f"{value[0]:.4g} to {value[-1]:.4g}" if len(value) == 2 else None
+    return None

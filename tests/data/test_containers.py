@@ -1,0 +1,173 @@
+"""Files as spreadsheets and other programs write them: read as they are meant, and what was recognised is said."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from plaudit.cli.data import commands
+from plaudit.data.audit.check import Audit
+from plaudit.data.formats.reader import Reader
+from plaudit.errors import UserError
+from plaudit.records import Ranking
+
+PAIRS = [("Où est-il ?", "Là-bas, à gauche.", "Ici; non."), ('Say "oui"', "oui", "no\nway")]
+
+
+def sheet(delimiter: str = ",", header: str = "prompt,chosen,rejected", end: str = "\r\n", more: str = "") -> str:
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"' if set(text) & {delimiter, '"', "\n"} else text
+
+    lines = [header.replace(",", delimiter), *(delimiter.join(map(cell, pair)) + more for pair in PAIRS)]
+    return "".join(line + end for line in lines)
+
+
+OBJECTS = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in PAIRS]
+UTF8, UTF16 = "utf-8-sig", "utf-16"
+FILES: dict[str, tuple[str, bytes, str]] = {
+    "byte order mark": ("a.csv", sheet().encode(UTF8), ""),
+    "semicolons": ("a.csv", sheet(";").encode(), "semicolon-separated"),
+    "semicolons and a byte order mark": ("a.csv", sheet(";").encode(UTF8), "semicolon-separated"),
+    "Excel's own line": ("a.csv", ("sep=;\r\n" + sheet(";")).encode(), "semicolon-separated"),
+    "tabs": ("a.csv", sheet("\t").encode(), "tab-separated"),
+    "Unicode text": ("a.csv", sheet("\t").encode(UTF16), "UTF-16; tab-separated"),
+    "Unicode text by its own name": ("a.txt", sheet("\t").encode(UTF16), "UTF-16; tab-separated"),
+    "commas in a .tsv": ("a.tsv", sheet().encode(), "comma-separated"),
+    "capitals and blanks": (
+        "a.csv",
+        sheet(header="Prompt, CHOSEN ,rejected").encode(),
+        "'Prompt' read as 'prompt'; ' CHOSEN ' read as 'chosen'",
+    ),
+    "empty column": ("a.csv", sheet(header="prompt,chosen,rejected,,", more=",,").encode(), ""),
+    "empty rows": ("a.csv", (sheet() + ",,\r\n,,\r\n").encode(), "2 empty rows at the end left out"),
+    "JSON lines from Windows": ("a.jsonl", "".join(json.dumps(o) + "\r\n" for o in OBJECTS).encode(UTF8), ""),
+    "JSON lines in UTF-16": ("a.jsonl", "".join(json.dumps(o) + "\n" for o in OBJECTS).encode(UTF16), "UTF-16"),
+    "array under .jsonl": ("a.jsonl", json.dumps(OBJECTS).encode(), "a JSON array"),
+    "pretty array under .jsonl": ("a.jsonl", json.dumps(OBJECTS, indent=1).encode(), "a JSON array"),
+    "array with a byte order mark": ("a.json", json.dumps(OBJECTS, indent=1).encode(UTF8), ""),
+    "pretty objects": (
+        "a.jsonl",
+        "\n".join(json.dumps(o, indent=1) for o in OBJECTS).encode(),
+        "objects over several lines",
+    ),
+    "under a key": ("a.json", json.dumps({"version": 1, "rows": OBJECTS}).encode(), "rows under the key 'rows'"),
+    "pretty under a key": ("a.json", json.dumps({"data": OBJECTS}, indent=1).encode(), "rows under the key 'data'"),
+}
+
+
+def texts(reader: Reader) -> list[tuple[str, ...]]:
+    return [(r.prompt.text, *(c.text for c in r.replies)) for _, r in reader if isinstance(r, Ranking)]
+
+
+@pytest.mark.parametrize(("name", "data", "said"), FILES.values(), ids=list(FILES))
+def test_a_file_is_read_as_it_is_meant_and_what_was_recognised_is_said(
+    name: str, data: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    reader = Reader(tmp_path / name)
+    assert texts(reader) == PAIRS
+    assert reader.describe().endswith("2 rows" + (f"; {said}" if said else ""))
+
+
+def test_one_object_a_line_stays_a_row(tmp_path: Path) -> None:
+    """A row that has a key `data` is no container, and a broken first line leaves the others."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "x", "data": 3}) + "\n")
+    assert [row.value for row, _ in Reader(path)] == [{"prompt": "x", "data": 3}]
+    path.write_text('{"prompt": "x\n{"prompt": "y"}\n')
+    assert [record is None for _, record in Reader(path, quarantine=True)] == [True, False]
+
+
+def test_plain_text_has_a_prompt_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Où ?\r\n\r\n Why, then? \r\n".encode(UTF8))
+    reader = Reader(tmp_path / "a.txt")
+    assert [(row.place[-2:], record.text) for row, record in reader] == [(":1", "Où ?"), (":3", "Why, then?")]  # type: ignore[union-attr]
+    assert "format prompts (detected), prompts; 2 rows; plain text, a prompt a line" in reader.describe()
+
+
+def test_elements_of_one_line_have_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"prompt": "x"}, {"prompt": ""},\n{"prompt": ""}]')
+    bad = [row.problem or "" for row, record in Reader(tmp_path / "a.json", quarantine=True) if record is None]
+    assert [text.removeprefix(f"{tmp_path}/a.json").split(" field")[0] for text in bad] == [":1, element 2:", ":2:"]
+    audit = Audit()
+    audit.add(tmp_path / "a.json")
+    assert audit.report()["files"][0]["used"] == 1
+
+
+@pytest.mark.parametrize("name", ["a.xls", "a.ods", "a.numbers", "a.docx"])
+def test_what_is_no_text_is_refused_with_what_to_click(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match=rf"a {name[1:]} file cannot be read; .*Save as.*CSV UTF-8"):
+        list(Reader(tmp_path / name))
+
+
+def test_a_workbook_without_openpyxl_is_refused_with_what_to_click(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match=r"openpyxl, which is not installed.*plaudit\[excel\].*CSV UTF-8"):
+        list(Reader(tmp_path / "a.xlsx"))
+
+
+def workbook(monkeypatch: pytest.MonkeyPatch, sheets: dict[str, list[tuple[Any, ...]]]) -> None:
+    """openpyxl with a workbook of these sheets, by the two calls that are used of it."""
+
+    class Sheet:
+        def __init__(self, title: str, lines: list[tuple[Any, ...]]):
+            self.title, self.lines = title, lines
+
+        def iter_rows(self, max_row: int | None = None, values_only: bool = False) -> Any:
+            assert values_only
+            return iter(self.lines[:max_row])
+
+    fake = ModuleType("openpyxl")
+    book = SimpleNamespace(worksheets=[Sheet(*item) for item in sheets.items()])
+    fake.load_workbook = lambda path, read_only, data_only: book  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "openpyxl", fake)
+
+
+def test_a_workbook_is_read_like_a_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [("Prompt", "chosen", "rejected", "id", None), *((*p, float(n), None) for n, p in enumerate(PAIRS))]
+    workbook(monkeypatch, {"Pairs": [*lines, (None,) * 5], "Sheet2": []})
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    reader = Reader(tmp_path / "a.xlsx")
+    assert texts(reader) == PAIRS
+    assert "Excel workbook, sheet 'Pairs'; 'Prompt' read as 'prompt'; 1 empty rows" in reader.describe()
+    workbook(monkeypatch, {"One": lines, "Two": lines})
+    with pytest.raises(UserError, match=r"2 sheets with a header, 'One', 'Two'"):
+        list(Reader(tmp_path / "a.xlsx"))
+
+
+def test_columns_are_named_by_the_user(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Frage;gut;schlecht;chosen\nx;a;b;c\n")
+    given = "prompt=Frage,chosen=gut, rejected=schlecht"
+    said = CliRunner().invoke(
+        commands,
+        ["convert", str(tmp_path / "a.csv"), "--to", str(tmp_path / "out.jsonl"), "--columns", given],
+    )
+    assert said.exit_code == 0, said.output
+    assert "'Frage' read as 'prompt'" in said.output and "chosen (the file's own)" in said.output
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert [reply["text"] for reply in row["responses"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [({"prompt": "Frage"}, "there is no column 'Frage', but 'x', 'y'"), ({"frage": "x"}, "'frage' is none of")],
+)
+def test_a_wrong_name_of_a_column_is_refused(columns: dict[str, str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(UserError, match=says):
+        list(Reader(tmp_path / "a.csv", columns=columns))
+
+
+def test_an_error_that_repeats_is_one_line_with_its_count(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,completion\n" + "x,\n" * 7 + "y\n")
+    said = CliRunner().invoke(commands, ["check", str(tmp_path / "a.csv")]).output
+    assert said.count("field 'completion' must be") == 1 and "(and in 6 more rows)" in said
+    assert "a.csv:9: 1 fields where the header names 2" in said
