@@ -74,9 +74,10 @@ def without_times(value: Any) -> Any:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of every file in the manifest that a run of the same code leaves alike."""
+    """Relative path -> SHA-256 of every file in the manifest that a run of the same code leaves alike, and not what
+    it was made of: that names places and the code."""
     named = [file for stage in finished_stages(folder).values() for file in stage["files"]]
-    left = [file for file in named if not file.endswith((".html", ".svg", ".png", "times.jsonl"))]
+    left = [file for file in named if not file.endswith((".html", ".svg", ".png", "times.jsonl", "inputs.json"))]
     return {file: hashlib.sha256(stable(folder / file)).hexdigest() for file in sorted(left)}
 
 

@@ -620,7 +620,9 @@ def test_key_tables_list_exactly_what_a_run_leaves(page: Path, name: str, rows: 
 def test_every_log_and_summary_of_a_run_has_its_table(here: Path) -> None:
     left = {str(path.relative_to(here / "runs/demo")) for path in (here / "runs/demo").rglob("*.json*")}
     own = {
-        re.sub(r"/\d{5}\.", "/00000.", name)  # one table for the files of a series
+        re.sub(
+            r"/\d{5}\.|^\w+(?=/inputs\.)", lambda m: "sft" if m[0][0] != "/" else "/00000.", name
+        )  # a table a series
         for name in left
         if not re.search(r"/(adapter|model)/|^(environment|manifest)\.|^preferences/\w+\.jsonl", name)
     }

@@ -56,7 +56,7 @@ def system_says(error: OSError) -> str:
     """What went wrong and how to mend it, after the path where the system names one."""
     path, says = path_of(error), _SAYS.get(error.errno or 0, error.strerror or str(error))
     if path is None:
-        return says
+        return f"a file {says}" if says.startswith("is ") else says
     if error.errno == errno.ENOENT and path.is_symlink():
         says = _leads_nowhere(path)
     return f"{path}: {says}"

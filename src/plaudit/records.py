@@ -50,6 +50,18 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """A prompt with one reply and whether it was liked: an unpaired preference."""
+
+    prompt: Prompt
+    completion: str
+    label: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.prompt.as_json(), "completion": self.completion, "label": self.label}
+
+
+@dataclass(frozen=True)
 class Completion:
     """A reply. `finished` is False when the length limit cut it before its end-of-turn token."""
 
@@ -93,7 +105,7 @@ class Ranking:
         return row | {name: value for name, value in more.items() if value is not None}
 
 
-Record = Prompt | Demonstration | Ranking
+Record = Prompt | Demonstration | Ranking | Labelled
 """What a row of a data file may be."""
 
 

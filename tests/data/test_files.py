@@ -180,12 +180,9 @@ BAD_PROMPTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"prompt": [{"role": "user"}]}, ("'content'", "None")),
     ({"prompt": [USER, {"role": "assistant", "content": "a"}]}, ("'prompt'", "end with a user", "'assistant'")),
     ({"prompt": [{"role": "system", "content": "s"}]}, ("'prompt'", "end with a user", "'system'")),
-    ({"id": None}, ("'id'", "None")),
     ({"id": ""}, ("'id'", "''")),
-    ({"id": 7}, ("'id'", "7")),
-    ({"kind": None}, ("'kind'", "None")),
+    ({"id": True}, ("'id'", "True")),
     ({"kind": ["domain"]}, ("'kind'", "['domain']")),
-    ({"split": None}, ("'split'", "None")),
     ({"split": "dev"}, ("'split'", "train, validation, test", "'dev'")),
     ({"split": "Train"}, ("'split'", "'Train'")),
 ]

@@ -30,6 +30,10 @@ SEEDS: list[dict[str, Any]] = [
     {"prompt": "Why?", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 1}]},
     {"prompt": "Why?", "responses": [{"text": "a", "votes": 3}, {"text": "b", "votes": 0}]},
     {"prompt": "Why?", "response_1": "a", "response_2": "b", "preference_strength": -2},
+    {"prompt": "Why?", "answer_a": "a", "answer_b": "b", "winner": "a"},
+    {"prompt": "Why?", "completion": "So.", "label": True},
+    {"instruction": "Why?", "chosen": "a", "rejected": "b", "history": [["Hi", "Ho"]]},
+    {"question": "Why?", "answers": [{"answer": "a", "rank": 1.0}, {"answer": "b", "rank": 2}]},
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import tiny_rows, write_lines
 from plaudit.algo import worked
-from plaudit.data import convert
+from plaudit.data import files
 from plaudit.data.cache import cache_folder
 from plaudit.data.files import write_text
 from plaudit.errors import UserError
@@ -113,7 +113,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
 
         monkeypatch.setattr(worked, "worked_example", call)
         monkeypatch.setattr(doctor, "examine", call)
-        monkeypatch.setattr(convert, "convert", call)
+        monkeypatch.setattr(files, "convert", call)
         monkeypatch.setattr(pipeline, "run_stage", call)
 
     return fail

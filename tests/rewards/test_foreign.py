@@ -382,3 +382,18 @@ def test_nothing_of_a_checkpoint_is_written(merged: Path, tmp_path: Path) -> Non
     for path in copy.iterdir():
         assert path.read_bytes() == (merged / path.name).read_bytes()
     assert AutoConfig.from_pretrained(merged).num_labels == 1
+
+
+def test_a_head_with_a_bias_scores_with_it(merged: Path) -> None:
+    """A bias moves every score alike; transformers has no place for it, so it is added to what transformers gives."""
+    without = opened(merged).score(ITEMS)
+    edit(merged, lambda tensors: tensors.update({"score.bias": torch.tensor([3.0])}))
+    close(opened(merged).score(ITEMS), {name: score + 3.0 for name, score in without.items()})
+
+
+def test_a_critics_value_head_is_no_reward_model(merged: Path) -> None:
+    def as_trl_writes_it(tensors: dict[str, Tensor]) -> None:
+        tensors["v_head.summary.weight"] = tensors.pop("score.weight")
+
+    edit(merged, as_trl_writes_it)
+    refused(merged, "tensor 'score.weight' is missing", "v_head is the value head of a critic")

@@ -1,6 +1,5 @@
 """`plaudit label ...`. This file loads without the extra; each command asks for it before it begins."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,15 +7,11 @@ import typer
 from rich.table import Table
 
 from plaudit.errors import UserError, no_file
+from plaudit.label.extra import missing_packages
 from plaudit.run.display import console, error_console
 from plaudit.run.folder import RECIPE
 
 label = typer.Typer(help="The labelling service: people rank, compare and write replies.", no_args_is_help=True)
-
-_NEEDED = (
-    *("fastapi", "uvicorn", "sqlalchemy", "alembic", "argon2"),
-    *("itsdangerous", "python_multipart", "markdown_it", "nh3"),
-)
 
 Source = Annotated[
     Path | None, typer.Argument(metavar="[RUN_OR_FILE]", help="A run's folder, or a data file of any format.")
@@ -35,8 +30,7 @@ Task = Annotated[
 
 def need_extra() -> None:
     """UserError when the extra is not installed."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise UserError(f"`plaudit label` needs {', '.join(missing)}: pip install 'plaudit[label]'")
 
 

@@ -40,7 +40,12 @@ def demo(overrides: Overrides = None) -> None:
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    start: Annotated[str | None, typer.Option("--from", help="Run this stage and those after it again.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Run this stage and those after it again; auto: from the first whose inputs changed."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run stopped, from the last checkpoint of that stage.")
     ] = False,
@@ -51,11 +56,11 @@ def run(
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
     from plaudit.run.folder import STAGES
     from plaudit.stages.pipeline import run_pipeline
-    from plaudit.stages.plan import Flags
+    from plaudit.stages.plan import AUTO, Flags
     from plaudit.stages.recipe import load_recipe
 
-    if start is not None and start not in STAGES:
-        raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}")
+    if start is not None and start not in (*STAGES, AUTO):
+        raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}, or {AUTO}")
     if inexact and (start is not None or not resume):
         raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
     run_pipeline(load_recipe(recipe, overrides or ()), Flags(start=start, resume=resume, inexact=inexact))

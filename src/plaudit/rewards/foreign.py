@@ -6,7 +6,8 @@
     openrlhf     the same trunk, the head under its own name (`value_head`,      EOS, after the rendering without
                  `score`, config.value_head_prefix), mean and std in config      its last line ends
 
-The head is the one tensor NAME.weight of shape [1, hidden]. A checkpoint without it is refused by the tensor's name:
+The head is the one tensor NAME.weight of shape [1, hidden], with NAME.bias where it has one. A checkpoint without it
+is refused by the tensor's name:
 transformers would draw one at random and only warn. Text goes through the model's own chat template; typed special
 tokens stay plain text. Padding is on the right and the score's place comes from lengths, so the pad token, EOS or not,
 does not matter. A reply that the length limit cut is shown to the model as if it were whole. What Plaudit saved itself
@@ -74,6 +75,8 @@ def find_checkpoint(source: str) -> ForeignCheckpoint:
         if adapter is not None:
             lost = _PEFT + SCORE
             why = f"neither the adapter nor its base {base} has a scalar head (train with modules_to_save=['score'])"
+        elif any("v_head." in key for key in _shapes(name, base)):
+            why += "; its v_head is the value head of a critic: give the reward model that was trained, not the policy"
         raise UserError(f"{name}: tensor '{lost}' is missing: {why}; transformers would make one up")
     if adapter is None and "plaudit_score_mean" in config.to_dict():
         raise UserError(
@@ -167,6 +170,8 @@ class ForeignRewardModel:
     tokenizer: Any
     batch_size: int = ROWS
     changed: int = 0
+    bias: float = 0.0
+    """The head's, where it has one."""
 
     def __post_init__(self) -> None:
         self.name = f"reward model {self.checkpoint.source}"
@@ -180,7 +185,7 @@ class ForeignRewardModel:
         def score(part: list[int]) -> Tensor:
             # Attention is causal, so what stands on the right of a text cannot reach its score: any id pads.
             tokens = pad_right([ids[i] for i in part], [[]] * len(part), 0, self.model.device)
-            return last_hidden(self.model, tokens).float() @ self.head_D[:, None]
+            return last_hidden(self.model, tokens).float() @ self.head_D[:, None] + self.bias
 
         scores_B1 = in_batches([len(row) for row in ids], self.batch_size, score, advance)
         asked = [item.id for item in items]
@@ -227,7 +232,13 @@ def load_foreign(source: str, dtype: torch.dtype, device: torch.device, batch_si
         model, heads = _merged(found, found.adapter, model), _tensors(found.adapter, found.head) + heads
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     head_D = heads[0][0].float().to(model.device)
-    return ForeignRewardModel(found, model, head_D, load_tokenizer(str(found.tokenizer)), batch_size)
+    biases = [bias for folder in (found.adapter, found.base) if folder for bias in _tensors(folder, _bias(found.head))]
+    bias = biases[0].float().item() if biases else 0.0
+    return ForeignRewardModel(found, model, head_D, load_tokenizer(str(found.tokenizer)), batch_size, bias=bias)
+
+
+def _bias(head: str) -> str:
+    return f"{head.removesuffix('.weight')}.bias"
 
 
 def _load_trunk(found: ForeignCheckpoint, dtype: torch.dtype) -> PreTrainedModel:
@@ -243,7 +254,7 @@ def _load_trunk(found: ForeignCheckpoint, dtype: torch.dtype) -> PreTrainedModel
         )
     if missing := sorted(set(info["missing_keys"]) - {SCORE}):
         raise UserError(f"{name}: tensor {missing[0]!r} is missing ({len(missing)} are); transformers would make it up")
-    known = {found.head, "mean", "std"}
+    known = {found.head, _bias(found.head), "mean", "std"}
     if foreign := sorted(n for n in info["unexpected_keys"] if n not in known and not n.startswith("lm_head.")):
         raise UserError(
             f"{name}: {type(model).__name__} has no place for tensor {foreign[0]!r} ({len(foreign)} such), so its "
@@ -258,7 +269,7 @@ def _merged(found: ForeignCheckpoint, adapter: Path, model: PreTrainedModel) -> 
     with refusing(f"{name}: its adapter does not fit its base"):
         peft = PeftModel.from_pretrained(model, str(adapter))
     wanted = {_plain(key) for key in get_peft_model_state_dict(peft, save_embedding_layers=False)} - {SCORE}
-    given = _shapes(name, adapter).keys() - {found.head}
+    given = _shapes(name, adapter).keys() - {found.head, _bias(found.head)}
     for names, what in ((wanted - given, "is missing"), (given - wanted, "belongs to no layer of the base")):
         if names:
             raise UserError(f"{name}: adapter tensor '{_PEFT}{min(names)}' {what}")

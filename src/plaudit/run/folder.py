@@ -57,20 +57,10 @@ class RunFolder:
         when fewer than `need_mb` MB are free there.
         """
         recipe = path / RECIPE
-        # Without a stage's folder the run never began (its model could not be loaded, say): any recipe may take it.
-        if recipe.is_file() and any(child.is_dir() for child in path.iterdir()):
-            changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
-            fixed = [text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))]
-            if fixed:
-                raise UserError(
-                    f"{path} already holds another run, which differs in {'; '.join(fixed[:5])}; give another folder "
-                    "with folder=PATH (a stage's own keys may change when the run is repeated from it: --from STAGE)"
-                )
-            if not resume:
-                raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
-        elif path.exists() and not path.is_dir():
+        refuse_another_run(path, recipe_yaml, resume=resume, may_change=may_change)
+        if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, not a folder; give another folder with folder=PATH")
-        elif path.exists() and not recipe.is_file() and any(file.name != LOCK for file in path.iterdir()):
+        if path.exists() and not recipe.is_file() and any(file.name != LOCK for file in path.iterdir()):
             raise UserError(f"{path} is not empty and is not a run of Plaudit; give another folder with folder=PATH")
         existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         free_mb = shutil.disk_usage(existing).free / 1e6
@@ -186,6 +176,33 @@ class FollowedFolder(RunFolder):
         """The first process does it."""
 
     begin = drop_checkpoints = end = _by_the_first
+
+
+def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change: Sequence[str] = ()) -> None:
+    """UserError when `path` holds another run than the one that `recipe_yaml` describes, or this one already and it is
+    not to `resume`: see `RunFolder.open`."""
+    recipe = path / RECIPE
+    # Without a stage's folder the run never began (its model could not be loaded, say): any recipe may take it.
+    if not recipe.is_file() or not any(child.is_dir() for child in path.iterdir()):
+        return
+    changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
+    fixed = {key: text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))}
+    if fixed:
+        raise UserError(
+            f"{path} already holds another run, which differs in {'; '.join([*fixed.values()][:5])}; give another "
+            f"folder with folder=PATH ({_from_where(fixed)})"
+        )
+    if not resume:
+        raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
+
+
+def _from_where(keys: Iterable[str]) -> str:
+    """The stage from which a run with other `keys` may be repeated, where each of them is one stage's alone."""
+    parts = [(key.split("."), key.split(".stages.")) for key in keys]
+    stages = [last[1].split(".")[0] if len(last) > 1 else first[0] for first, last in parts]
+    if set(stages) <= {*STAGES}:
+        return f"a run with it goes from there: --from {min(stages, key=STAGES.index)}"
+    return "a stage's own keys may change when the run is repeated from it: --from STAGE, --from auto finds it"
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:

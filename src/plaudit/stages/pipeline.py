@@ -11,12 +11,13 @@ from plaudit.dist.machine import peaks, release_memory, start_peaks, use_threads
 from plaudit.dist.ranks import Ranks
 from plaudit.rewards.config import uses_trained
 from plaudit.run.display import console
-from plaudit.run.folder import CHECKPOINTS, STAGES, finished_stages
+from plaudit.run.folder import CHECKPOINTS, STAGES, finished_stages, needed_stages
 from plaudit.stages.evaluate import loop as evaluate
-from plaudit.stages.plan import NOTHING_ASKED, READ_LATER, Flags, Plan, plan_of
+from plaudit.stages.inputs import begun, first_changed, record
+from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, found, plan_of
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
-from plaudit.stages.prepare import DIVIDED, prepare
+from plaudit.stages.prepare import DIVIDED, prepare, read_data
 from plaudit.stages.recipe import SHARED, Recipe
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.sft import loop as sft
@@ -29,11 +30,16 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
     ranks = Ranks.join()
     console.quiet = console.quiet or not ranks.first
     checkpoints = {name for name in STAGES if (recipe.run_folder / name / CHECKPOINTS).is_dir()}
-    plan = plan_of(recipe, finished_stages(recipe.run_folder).keys(), checkpoints, flags)
-    for line in plan.lines:
-        console.print(line)
     with ranks.first_alone():
-        run = prepare(recipe, plan, ranks)
+        data = read_data(recipe)
+        if flags.start == AUTO:
+            home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards))
+            flags, why = found(flags, first_changed(begun(home, needed), recipe, data, home))
+            console.print(why, soft_wrap=True)
+        plan = plan_of(recipe, finished_stages(recipe.run_folder).keys(), checkpoints, flags)
+        for line in plan.lines:
+            console.print(line)
+        run = prepare(recipe, plan, ranks, data)
     with run.folder:
         for name in plan.checked if ranks.first else ():
             run.folder.check(name, READ_LATER)
@@ -51,6 +57,8 @@ def _run_stage(name: str, recipe: Recipe, run: Run, plan: Plan) -> None:
         run.folder.require(*plan.needs[name])
     resume = name == plan.from_checkpoint
     run.folder.begin(name, resume=resume)
+    if run.ranks.first:
+        record(name, recipe, run, run.folder.path, resume=resume)
     started = time.perf_counter()
     start_peaks(run.machine.device)
     own = replace(run, made_with=_of_stage(name, run.made_with), resume=resume, inexact=plan.inexact)

@@ -2,7 +2,7 @@
 prints nothing; pipeline.py carries it out."""
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
@@ -37,7 +37,8 @@ class Flags:
     """What the command line asked for; nothing of it is a new run from the first stage to the last."""
 
     start: str | None = None
-    """`--from`: this stage and those after it, again. It wins over `resume`."""
+    """`--from`: this stage and those after it, again. It wins over `resume`; `AUTO` must have become a stage before a
+    plan is made (`found`)."""
     only: tuple[str, ...] = ()
     """`plaudit STAGE`: these stages alone."""
     resume: bool = False
@@ -47,6 +48,17 @@ class Flags:
 
 
 NOTHING_ASKED = Flags()
+AUTO = "auto"
+"""Of `--from`: the first stage whose inputs have changed; where none have, the run goes on as with --resume."""
+
+
+def found(flags: Flags, changed: tuple[str, list[str]] | None) -> tuple[Flags, str]:
+    """`--from auto` as another flag, given the first stage that read something else and what; and why."""
+    if changed is None:
+        return replace(flags, start=None, resume=True), "--from auto: nothing that a stage read has changed"
+    stage, changes = changed
+    more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+    return replace(flags, start=stage), f"--from auto: from {stage}, because of {'; '.join(changes[:5])}{more}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ class Plan:
     """Whether the run's folder may hold this run already."""
     checked: tuple[str, ...]
     """Earlier stages whose outputs must be those they left."""
+    relied_on: tuple[str, ...]
+    """Earlier stages that ended: what they read must be what is there now (inputs.py)."""
     may_change: tuple[str, ...]
     """Keys and sections that may differ from the recipe the folder was made with."""
     needs: dict[str, tuple[str, str]]
@@ -104,6 +118,7 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
         inexact=flags.inexact,
         in_old_folder=old,
         checked=checked,
+        relied_on=tuple(name for name in needed[: needed.index(stages[0])] if name in finished),
         may_change=(*anew, *shared, *(MAY_CHANGE if old else ())),
         needs=needs,
         lines=tuple(lines),

@@ -16,15 +16,19 @@ from plaudit.data.table import DemonstrationTable
 from plaudit.dist.machine import Machine, choose_machine, describe, release_memory
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
+from plaudit.label.extra import missing_packages
 from plaudit.models.examine import check_lengths, examine
 from plaudit.models.load import check_readable, load_chat, quiet_libraries, resolve
 from plaudit.records import Message, Prompt, Ranking
+from plaudit.rewards.config import uses_trained
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
-from plaudit.run.folder import FollowedFolder, RunFolder
+from plaudit.run.folder import FollowedFolder, RunFolder, refuse_another_run
 from plaudit.run.provenance import code_sha256, is_among, versions
+from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
+from plaudit.stages.reward.training import divided
 from plaudit.stages.sft.loop import sources_of
 from plaudit.train.run import Run
 
@@ -56,18 +60,18 @@ class RunData:
         return found
 
 
-def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> Run:
+def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data: "RunData | None" = None) -> Run:
     """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); without a
-    plan that of a new run. Of several `ranks` the first checks and opens, the others follow."""
+    plan that of a new run. Of several `ranks` the first checks and opens, the others follow. `data`: by `read_data`."""
     plan = plan or plan_of(recipe, set(), set(), NOTHING_ASKED)
     quiet_libraries()
-    data = read_data(recipe)
+    data = data or read_data(recipe)
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
     chat = load_chat(model, recipe.data.system)
-    if ranks.first:
-        _examine(recipe, plan, model, machine, chat, data)
+    if "preferences" in plan.stages:
+        _check_annotator(recipe)
     if "ppo" in plan.stages:
         recipe.ppo.check_ranks(ranks.count)
     if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
@@ -79,16 +83,23 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE) -> R
         # The exported models and room for the rest; a Hub model's size is unknown before it is fetched.
         weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
         need, may_change = (3 + recipe.reward.members) * weights / 1e6 + 100, plan.may_change
-        folder = RunFolder.open(
-            recipe.run_folder, resolved, resume=plan.in_old_folder, may_change=may_change, need_mb=need
-        )
+        in_old = plan.in_old_folder
+        refuse_another_run(recipe.run_folder, resolved, resume=in_old, may_change=may_change)
+        # What is `checked` is looked at file by file, under the lock (pipeline.py).
+        made = not plan.checked
+        if line := refuse_changed(plan.relied_on, recipe, data, recipe.run_folder, made=made):
+            console.print(line, soft_wrap=True)
+        _examine(recipe, plan, model, machine, chat, data)
+        folder = RunFolder.open(recipe.run_folder, resolved, resume=in_old, may_change=may_change, need_mb=need)
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if ranks.count > 1:
         console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
+    aside = folder.path / "data" / "quarantine.jsonl"
+    if ranks.first:
+        aside.unlink(missing_ok=True)  # of the files as they were; they may have been mended since
     if data.bad and ranks.first:
-        aside = folder.path / "data" / "quarantine.jsonl"
         write_rows(aside, (row.as_json() for row in data.bad))
         console.print(f"{len(data.bad)} bad rows set aside in {aside}", soft_wrap=True)
     made_with = {
@@ -157,7 +168,28 @@ def read_data(recipe: Recipe) -> RunData:
         ranked = [ranking.prompt for ranking in rankings]
         held_out = {prompt.messages for prompt in [*prompts, *ranked] if prompt.split != "train"}
         _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, held_out)
+        if uses_trained(recipe.ppo.rewards):
+            divided(recipe.reward, rankings, str(recipe.preferences.rankings))
     return RunData(prompts, demonstrations, mixed, rankings, bad)
+
+
+def _check_annotator(recipe: Recipe) -> None:
+    """What the annotator needs is here, and ranks as the reward model's settings ask."""
+    chosen = recipe.preferences
+    if chosen.annotator == "human" and (missing := missing_packages()):
+        raise UserError(f"preferences.annotator=human needs {', '.join(missing)}: pip install 'plaudit[label]'")
+    if chosen.rankings is not None:
+        return  # `divided` looks at its rows
+    if recipe.reward.soft_labels:
+        raise UserError(
+            "reward.soft_labels=true needs votes, which only a file of rankings has; leave it out or name one "
+            "(preferences.rankings)"
+        )
+    if recipe.reward.margin_coef > 0 and chosen.annotator == "simulated":
+        raise UserError(
+            f"reward.margin_coef={recipe.reward.margin_coef:g} needs rankings with a strength, which the simulated "
+            "annotator does not give; leave it out or name a file of rankings (preferences.rankings)"
+        )
 
 
 def _reading(recipe: Recipe, path: Path, bad: list[Row]) -> Reading:

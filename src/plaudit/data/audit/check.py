@@ -19,11 +19,13 @@ from plaudit.data.audit import near
 from plaudit.data.audit.counts import Counts, CountTokens
 from plaudit.data.audit.problems import Problems
 from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
-from plaudit.data.formats.reader import Reader, prompt_of, replies_of
+from plaudit.data.formats.reader import Reader, is_implicit, prompt_of, replies_of
 from plaudit.data.formats.rows import SPLITS, shown
 from plaudit.records import Ranking, Record
 
 _NUMBER = re.compile(r"\d+\Z")  # of the line or element, at the end of a place
+
+_FEW_WORDS = 5  # of a prompt that no one wrote as one
 
 
 class Audit:
@@ -60,6 +62,9 @@ class Audit:
                 on_rows(reader.rows)
             if record is not None:
                 self._row(file, row.place, record)
+                if is_implicit(reader.format, row.value) and len(prompt_of(record).text.split()) < _FEW_WORDS:
+                    text = f"the prompt is {shown(prompt_of(record).text)}"
+                    self._problems.add("short shared prompt", row.place, text)
             else:
                 self._problems.add("bad row", row.place, str(row.problem).removeprefix(f"{row.place}: "))
         file.count_waiting()

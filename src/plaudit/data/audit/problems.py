@@ -15,6 +15,7 @@ LEVELS = {
     "near leak": ("warning", "a row close to a held-out one is trained on: keep one split of it"),
     "validation and test overlap": ("warning", "what chooses the policy should not judge it: keep one split"),
     "empty reply": ("warning", "write the reply or delete the row"),
+    "short shared prompt": ("warning", "what two replies begin with is hardly a prompt: add a column 'prompt'"),
     "cut reply": ("warning", "the reply seems to stop in the middle: complete it, or mark it finished: false"),
 }
 """Kind -> (level, what to do). Errors make training wrong; warnings may be wanted."""

@@ -33,6 +33,11 @@ class Columns:
         self.said: list[str] = []
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
+    def say(self, text: str) -> None:
+        """Once a file, and not for ever where every row differs."""
+        if text not in self.said and len(self.said) < 20:
+            self.said.append(text)
+
     def names(self, place: str, theirs: tuple[str, ...]) -> tuple[str, ...]:
         """Our names of these columns, in their order; any other keeps its own."""
         if theirs in self._names:
@@ -53,8 +58,8 @@ class Columns:
             elif plain in theirs or plain in made or plain not in OURS | ALIASES:
                 plain = name
             made.append(plain)
-            if plain != name and (text := f"{shown(name)} read as {shown(plain)}") not in self.said:
-                self.said.append(text)
+            if plain != name:
+                self.say(f"{shown(name)} read as {shown(plain)}")
         return self._names.setdefault(theirs, tuple(made))
 
     def renamed(self, row: Row) -> Row:

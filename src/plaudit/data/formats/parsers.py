@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from plaudit.data.formats.rows import SPLITS, shown
+from plaudit.data.formats.shapes import compared
 from plaudit.errors import UserError
-from plaudit.records import Completion, Demonstration, Message, Prompt, Ranking, Record
+from plaudit.records import Completion, Demonstration, Labelled, Message, Prompt, Ranking, Record
 
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
@@ -297,6 +298,45 @@ def _strength(place: str, number: int, row: dict[str, Any]) -> Ranking:
     return Ranking(_asked(place, number, row), replies, ranks, strength=abs(strength) or None)
 
 
+def _winner(place: str, number: int, row: dict[str, Any]) -> Ranking:
+    return _rankings(place, number, compared(place, row))
+
+
+def _unpaired(place: str, number: int, row: dict[str, Any]) -> Labelled:
+    labels = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    said = str(row.get("label")).lower()
+    if said not in labels:
+        raise UserError(
+            f"{place}: field 'label' must be true or false, found {shown(row.get('label'))}; where it is no judgement, "
+            "name the format (prompt-completion) to ignore it"
+        )
+    made = _prompt_completion(place, number, row)
+    return Labelled(made.prompt, made.completion, labels[said])
+
+
+def _earlier(place: str, history: Any) -> tuple[Message, ...]:
+    """The earlier turns of a conversation, as LLaMA-Factory's [[question, answer], ...] has them."""
+    turns: list[Message] = []
+    for pair in history if isinstance(history, list) else [history]:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) and t.strip() for t in pair):
+            raise UserError(f"{place}: field 'history' must be a list of [question, answer], found {shown(history)}")
+        turns += [
+            Message("user", _clean(place, "history", pair[0])),
+            Message("assistant", _clean(place, "history", pair[1])),
+        ]
+    return tuple(turns)
+
+
+def _after_history(place: str, record: Record, history: Any) -> Record:
+    """The record with the earlier turns before its own one."""
+    prompt = record if isinstance(record, Prompt) else record.prompt
+    opening = prompt.messages[: len(prompt.messages) - 1]
+    if any(message.role != "system" for message in opening):
+        raise UserError(f"{place}: fields 'history' and the prompt both have earlier turns; keep one")
+    prompt = replace(prompt, messages=(*opening, *_earlier(place, history), prompt.messages[-1]))
+    return prompt if isinstance(record, Prompt) else replace(record, prompt=prompt)
+
+
 PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
     "prompts": _asked,
     "prompt-completion": _prompt_completion,
@@ -308,12 +348,16 @@ PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
     "rankings": _rankings,
     "votes": _votes,
     "strength": _strength,
+    "winner": _winner,
+    "unpaired": _unpaired,
 }
 
 
 def record_of(format: str, place: str, number: int, row: dict[str, Any]) -> Record:
     """The record of row `number`; of any format a ranking may say who ranked, and by how much the better is better."""
     record = PARSERS[format](place, number, row)
+    if row.get("history"):
+        record = _after_history(place, record, row["history"])
     if not isinstance(record, Ranking):
         return record
     if row.get("annotator") is not None:

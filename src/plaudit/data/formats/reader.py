@@ -12,6 +12,8 @@
 | rankings | rankings | prompt, responses [{text, rank}], equal ranks are ties |
 | votes | rankings | prompt, responses [{text, votes}] without ranks, equal votes are ties |
 | strength | rankings | prompt, response_1, response_2, preference_strength: below 0 the first wins, 0 is a tie |
+| winner | rankings | prompt, two answers (answer_a, answer_b), and which is better (winner: a, b or tie) |
+| unpaired | labels | prompt, completion, label: whether the completion was liked |
 
 Nothing is guessed: rows that fit two formats, or another one than the rows before, are bad rows. What was detected can
 be asked for and is printed by every caller.
@@ -27,45 +29,35 @@ from typing import Any
 from plaudit.data.formats.columns import OURS, Columns
 from plaudit.data.formats.containers import rows
 from plaudit.data.formats.parsers import record_of
-from plaudit.data.formats.rows import Row, shown
+from plaudit.data.formats.rows import Row, row_of, shown
+from plaudit.data.formats.shapes import duel_of, fits, seems_judged, shaped
 from plaudit.errors import UserError
-from plaudit.records import Completion, Demonstration, Prompt, Ranking, Record
+from plaudit.records import Completion, Demonstration, Labelled, Prompt, Ranking, Record
 
 KINDS = {
     "prompts": "prompts",
     **dict.fromkeys(("prompt-completion", "messages", "alpaca", "sharegpt"), "demonstrations"),
-    **dict.fromkeys(("pairs", "hh", "rankings", "votes", "strength"), "rankings"),
+    **dict.fromkeys(("pairs", "hh", "rankings", "votes", "strength", "winner"), "rankings"),
+    "unpaired": "labels",
 }
 """Every format and the kind of its records."""
 FORMATS = tuple(KINDS)
 _CANONICAL = {"prompts": "prompts", "demonstrations": "prompt-completion", "rankings": "rankings"}
-_LOOKED_AT = 16  # rows whose commonest format a file with quarantine has
-
-
-# --- detection ---
-
-_OWN_KEY = {
-    "messages": "messages",
-    "completion": "prompt-completion",
-    "conversations": "sharegpt",
-    "instruction": "alpaca",
+_OF_ANY = {"id", "kind", "split", "system", "history", "strength", "annotator"}
+_READ: dict[str, frozenset[str] | set[str]] = {
+    "prompts": {"prompt"},
+    "prompt-completion": {"prompt", "completion"},
+    "messages": {"messages"},
+    "alpaca": {"instruction", "input", "output"},
+    "sharegpt": {"conversations"},
+    **dict.fromkeys(("pairs", "hh"), frozenset({"prompt", "chosen", "rejected"})),
+    **dict.fromkeys(("rankings", "votes"), frozenset({"prompt", "responses"})),
+    "strength": {"prompt", "response_1", "response_2", "preference_strength"},
+    "winner": {"prompt"},
+    "unpaired": {"prompt", "completion", "label"},
 }
-
-
-def fits(row: dict[str, Any]) -> list[str]:
-    """The formats that a row's keys fit; a row of none or of several is not understood."""
-    names = [name for key, name in _OWN_KEY.items() if key in row]
-    if "chosen" in row or "rejected" in row:
-        texts = [row.get("chosen"), row.get("rejected")]
-        is_hh = "prompt" not in row and all(isinstance(t, str) and t.lstrip().startswith("Human:") for t in texts)
-        names.append("hh" if is_hh else "pairs")
-    if "responses" in row:
-        items = row["responses"] if isinstance(row["responses"], list) else []
-        keys = {key for item in items if isinstance(item, dict) for key in ("votes", "rank") if key in item}
-        names.append("votes" if keys == {"votes"} else "rankings")
-    if "preference_strength" in row or {"response_1", "response_2"} <= row.keys():
-        names.append("strength")
-    return names or ["prompts"] * ("prompt" in row)
+"""What each format reads of a row."""
+_LOOKED_AT = 16  # rows whose commonest format a file with quarantine has
 
 
 class Reader:
@@ -111,12 +103,13 @@ class Reader:
         stream = rows(self.source, self.columns)
         if self.format is None:
             looked_at = list(islice(stream, _LOOKED_AT if self.quarantine else 1))
-            self._settle(looked_at)
+            self._settle([self._shaped(row) for row in looked_at])
             stream = chain(looked_at, stream)
         elif self.wanted not in (None, "prompts", KINDS[self.format]):
             raise UserError(f"{self.source}: {self._unwanted()}")
         for row in stream:
             self.rows += 1
+            row = self._shaped(row)
             try:
                 if row.value is None:
                     raise UserError(row.problem)
@@ -130,6 +123,12 @@ class Reader:
                     raise
                 self.bad += 1
                 yield row._replace(problem=str(error)), None
+
+    def _shaped(self, row: Row) -> Row:
+        value = row.value
+        if value is None:
+            return row
+        return row_of(row.place, row.number, row.raw, lambda: shaped(row.place, value, self.columns.say))
 
     def _settle(self, looked_at: list[Row]) -> None:
         """Choose the format: the first row's, or with quarantine the commonest of the first rows."""
@@ -148,6 +147,12 @@ class Reader:
         self.format = _CANONICAL[str(self.wanted)]
 
     def _unwanted(self) -> str:
+        if self.format == "unpaired":
+            return (
+                "the rows are completions with a label, which are neither ideal replies nor rankings: for SFT keep "
+                "those that were liked and delete the column 'label'; a reward model of unpaired labels is not there "
+                "yet"
+            )
         able = [name for name, kind in KINDS.items() if kind == self.wanted]
         return (
             f"the rows are of format {self.format!r}, which holds {KINDS[str(self.format)]}; {self.wanted} are needed "
@@ -163,7 +168,10 @@ class Reader:
         if self.format is None:
             keys = ", ".join(map(shown, list(row)[:12])) or "none"
             self._check_keys(place, row)
-            raise UserError(f"{place}: no known format has the keys {keys}; the formats are {', '.join(FORMATS)}")
+            raise UserError(
+                f"{place}: no known format has the keys {keys}; the formats are {', '.join(FORMATS)}; columns of other "
+                "names are named with columns: prompt=THEIRS,completion=THEIRS"
+            )
         # A row that lacks the format's own key is left to the format's parser, which names the missing field.
         lacking = not names or names == ["prompts"] or (self.format == "hh" and names == ["pairs"])
         if names != [self.format] and not lacking:
@@ -173,18 +181,46 @@ class Reader:
             )
 
     def _check_keys(self, place: str, row: dict[str, Any]) -> None:
-        """A key that is a misspelt key of ours is an error; any other is counted as ignored."""
+        """A key that is a misspelt key of ours, or would lose an answer or a judgement, is an error; any other that the
+        format does not read is counted as ignored."""
+        used = _READ.get(str(self.format), OURS) | _OF_ANY
+        if self.format == "winner" and (duel := duel_of(tuple(row))):
+            used = used | {duel.first, duel.second, *duel.verdict, *duel.writers}
         for key in row:
-            if key in OURS:
+            if key in used:
                 continue
-            if key not in self.ignored:
-                near = difflib.get_close_matches(key, OURS - row.keys(), n=1, cutoff=0.85)
-                if near and self.given is None:
-                    hint = f"did you mean {near[0]!r}? Name the format to ignore the key"
-                    raise UserError(f"{place}: unknown key {shown(key)}; {hint}")
-                if len(self.ignored) >= 1000:
-                    raise UserError(f"{place}: more than 1,000 different unknown keys, now {shown(key)}; not a table")
+            if self.given is None:
+                self._check_unread(place, key, row)
+            if key not in self.ignored and len(self.ignored) >= 1000:
+                raise UserError(f"{place}: more than 1,000 different unknown keys, now {shown(key)}; not a table")
             self.ignored[key] = self.ignored.get(key, 0) + 1
+
+    def _check_unread(self, place: str, key: str, row: dict[str, Any]) -> None:
+        if self.format is not None and row[key] not in (None, "", []):
+            kind = KINDS[self.format]
+            lost = kind == "prompts" or (kind == "demonstrations" and self.wanted != "prompts")
+            if key == "input" and self.wanted != "prompts":
+                raise UserError(
+                    f"{place}: field 'input' is not read by format {self.format!r} and would be lost; put it into the "
+                    "prompt, or name the format to ignore it"
+                )
+            if lost and key not in self.ignored and seems_judged(key) and not self._near(key, row):
+                raise UserError(
+                    f"{place}: column {shown(key)} looks like an answer or a judgement, which format {self.format!r} "
+                    "would lose; say what it is with columns (completion=THEIRS, chosen=THEIRS), or name the format to "
+                    "ignore it"
+                )
+        if key not in OURS and key not in self.ignored and (near := self._near(key, row)):
+            hint = f"did you mean {near[0]!r}? Name the format to ignore the key"
+            raise UserError(f"{place}: unknown key {shown(key)}; {hint}")
+
+    def _near(self, key: str, row: dict[str, Any]) -> list[str]:
+        return difflib.get_close_matches(key, OURS - row.keys(), n=1, cutoff=0.85)
+
+
+def is_implicit(format: str | None, row: dict[str, Any] | None) -> bool:
+    """Whether a row's prompt is what its two replies begin with."""
+    return format == "pairs" and row is not None and "prompt" not in row and isinstance(row.get("chosen"), str)
 
 
 def prompt_of(record: Record) -> Prompt:
@@ -194,6 +230,6 @@ def prompt_of(record: Record) -> Prompt:
 
 def replies_of(record: Record) -> tuple[Completion, ...]:
     """The replies of any record; a prompt has none."""
-    if isinstance(record, Demonstration):
+    if isinstance(record, Demonstration | Labelled):
         return (Completion(record.completion),)
     return record.replies if isinstance(record, Ranking) else ()

@@ -31,7 +31,6 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
-from plaudit.errors import UserError
 from plaudit.guard.invariants import check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.export import classifier_refused
 from plaudit.models.full import FullReward
@@ -58,8 +57,7 @@ from plaudit.run.display import progress
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.training import (
     RewardTraining,
-    check_rankings,
-    comparisons,
+    divided,
     load_members,
     train_member,
 )
@@ -76,14 +74,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     """Train, save, normalise, test on held-out prompts; returns the summary."""
     path = run.folder.require("preferences/rankings.jsonl", "preferences")
     rankings = read_rankings(path)
-    learnt = [r for r in rankings if r.prompt.split == "train" and comparisons(config, r)]
-    test = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
-    if not learnt or not test:
-        raise UserError(
-            f"preferences/rankings.jsonl has {len(learnt)} training and {len(test)} held-out rankings with a strict "
-            "pair; the reward model needs both: give prompts of split train and of split validation or test"
-        )
-    check_rankings(config, learnt)
+    learnt, test = divided(config, rankings, "preferences/rankings.jsonl")
     chat = run.chat(run.sft_model)
     folder = run.folder.stage("reward")
     training = RewardTraining(config, run, chat, learnt, test)

@@ -78,6 +78,21 @@ def encode(config: RewardConfig, chat: ChatFormat, rankings: Sequence[Ranking]) 
     ]
 
 
+def divided(config: RewardConfig, rankings: Sequence[Ranking], where: str) -> tuple[list[Ranking], list[Ranking]]:
+    """The rankings to learn from and those to test on; UserError, which names their file, where one kind is not there
+    or a setting does not fit them."""
+    learnt = [r for r in rankings if r.prompt.split == "train" and comparisons(config, r)]
+    test = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
+    if not learnt or not test:
+        raise UserError(
+            f"{where} has {len(learnt)} training and {len(test)} held-out rankings with a strict pair; the reward "
+            "model needs both: give each row a field 'split', train for most and validation or test for some (a row "
+            "without one is of split train)"
+        )
+    check_rankings(config, learnt)
+    return learnt, test
+
+
 def check_rankings(config: RewardConfig, rankings: Sequence[Ranking]) -> None:
     """UserError for a setting that these training rankings leave without effect, or that cannot take them."""
     tied = any(len(set(r.ranks)) < len(r.ranks) for r in rankings)
