@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from peft.tuners.lora import LoraLayer
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from plaudit.data.baked import with_system
 from plaudit.data.chat import ChatFormat
@@ -56,3 +62,18 @@ def _sample_as_trained(model: PreTrainedModel, chat: ChatFormat, temperature: fl
     limit = None if model.generation_config is None else model.generation_config.max_new_tokens
     model.generation_config = GenerationConfig(**settings, **({} if limit is None else {"max_new_tokens": limit}))
     model.config.get_text_config().eos_token_id = settings["eos_token_id"]
+
+
+def classifier_refused(base: PreTrainedModel) -> str | None:
+    """Why transformers has no sequence classifier that could hold a reward model on this base, with or without
+    adapters; None where it has."""
+    if type(base.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return f"transformers has no sequence classifier for {base.config.model_type!r}"
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(copy.deepcopy(base.config))
+    if not hasattr(classifier, "score"):
+        return f"the sequence classifier of {base.config.model_type!r} has more than one linear layer as its head"
+    known = dict(classifier.named_parameters())
+    adapted = [name for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+    other = [name for name in adapted if f"{name}.weight" not in known]
+    return f"the sequence classifier of {base.config.model_type!r} has no {other[0]}" if other else None

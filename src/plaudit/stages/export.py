@@ -20,6 +20,12 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
         raise UserError(f"--role {role!r}: not one of {', '.join(MODELS)}")
     if to.exists():
         raise UserError(f"--to {to}: already exists; give a folder that does not")
+    if role == "reward" and (folder / "reward" / "reward.json").is_file() and not (folder / MODELS[role]).exists():
+        raise UserError(
+            f"{folder}: transformers has no sequence classifier for this model, so the reward model is its adapter and "
+            f"head in {folder / 'reward'}, on {folder / 'sft/model'}; copy the two side by side, and load them "
+            "with plaudit.rewards.saved.load_reward_model"
+        )
     sources = [finished_model(folder, MODELS[role])]
     if role == "reward":
         sources += sorted(sources[0].parent.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))

@@ -1,5 +1,6 @@
 """Before the first stage: everything that can be wrong (data, model, machine, folder) is found in seconds."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,14 +8,16 @@ from typing import Any
 
 import yaml
 
+from plaudit.data.chat import ChatFormat
 from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
 from plaudit.data.formats.rows import Row
 from plaudit.data.hashes import sha256_rows, sha256_text
 from plaudit.data.table import DemonstrationTable
-from plaudit.dist.machine import choose_machine, describe
+from plaudit.dist.machine import Machine, choose_machine, describe, release_memory
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.label.extra import missing_packages
+from plaudit.models.examine import check_lengths, examine
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Message, Prompt, Ranking, Record
 from plaudit.rewards.config import uses_trained
@@ -97,6 +100,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         made = not plan.checked
         if line := refuse_changed(plan.relied_on, recipe, data, recipe.run_folder, made=made):
             console.print(line, soft_wrap=True)
+        _examine(recipe, plan, model, machine, chat, data)
         folder = RunFolder.open(recipe.run_folder, resolved, resume=in_old, may_change=may_change, need_mb=need)
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if ranks.count > 1:
@@ -131,6 +135,30 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         made_with=made_with,
         ranks=ranks,
     )
+
+
+def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: ChatFormat, data: RunData) -> None:
+    """Try the model as the stages will, before the first of them."""
+    if "sft" not in plan.stages:
+        return  # what follows stands on a model that was examined
+    started, lora = time.perf_counter(), {stage: recipe.lora.of(stage) for stage in ("sft", "reward", "ppo")}
+    trained = {stage: settings for stage, settings in lora.items() if stage in plan.stages}
+    said, limit = examine(
+        model,
+        machine,
+        chat,
+        [settings for settings in trained.values() if settings is not None],
+        full_reward=trained.get("reward", lora) is None,
+        rewards="reward" in plan.stages,
+    )
+    if limit is not None:
+        new = max(recipe.sampling.of(stage).max_new_tokens for stage in ("preferences", "ppo", "evaluate"))
+        check_lengths(limit, chat, ((prompt.id, prompt.messages) for prompt in data.prompts), new)
+    for line in said:
+        console.print(f"Model: {line}", soft_wrap=True)
+    release_memory()
+    if (seconds := time.perf_counter() - started) > 5:
+        console.print(f"The model was examined in {seconds:.0f} s")
 
 
 def read_data(recipe: Recipe) -> RunData:

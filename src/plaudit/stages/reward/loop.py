@@ -32,6 +32,7 @@ from plaudit.data.files import read_rankings, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
 from plaudit.guard.invariants import check_unchanged, fingerprint, joint_fingerprint
+from plaudit.models.export import classifier_refused
 from plaudit.models.full import FullReward
 from plaudit.models.heads import head_file, save_head
 from plaudit.models.load import load_model
@@ -221,9 +222,12 @@ def export(
     contract: RewardContract,
     temperatures: list[float],
     folder: Path,
-) -> float:
+) -> float | None:
     """Every member as a plain classifier that carries its own contract; returns the largest distance of a golden
-    score from the model's own, in standard deviations."""
+    score from the model's own, in standard deviations. None, and nothing written, where transformers has no classifier
+    on this base."""
+    if isinstance(model, Roles) and classifier_refused(model.peft.get_base_model()) is not None:
+        return None
     gaps = []
     for member, temperature in enumerate(temperatures):
         to = folder / ("model" if member == 0 else f"model_{member}")

@@ -1,0 +1,123 @@
+"""Before a run: what its stages will ask of a model, asked once on a few tokens.
+
+A model is taken as it is, taken with something said at the start, or refused with the reason and what to do. Nothing is
+written, and the model is let go of at the end.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from plaudit.data.chat import ChatFormat
+from plaudit.dist.machine import Machine
+from plaudit.errors import UserError
+from plaudit.models.adapted import adapted
+from plaudit.models.config import LoraSettings
+from plaudit.models.export import classifier_refused
+from plaudit.models.kernels.attention import hidden_states
+from plaudit.models.kernels.choose import cache_refused, decoder_of
+from plaudit.models.kernels.decoder import RereadingDecoder
+from plaudit.models.kernels.probe import relative_error
+from plaudit.models.load import load_model
+from plaudit.models.roles import Roles
+from plaudit.records import Message
+
+ADAPTER_ONLY = (
+    "reward/model is left out (other programs cannot load the reward model as a classifier): its adapter and head are "
+    "in reward/, and Plaudit loads them"
+)
+
+
+def examine(
+    source: str,
+    machine: Machine,
+    chat: ChatFormat,
+    adapters: Sequence[LoraSettings],
+    *,
+    full_reward: bool = False,
+    rewards: bool = True,
+) -> tuple[list[str], int | None]:
+    """What is to be said of the model, and the most tokens that a row may have, where positions are learnt; UserError
+    where the run could not be right. `adapters` are those that its stages train; `full_reward` says that a reward model
+    is trained whole, `rewards` that one is trained at all."""
+    model = load_model(source, machine.dtype, machine.device)
+    check_vocabulary(model, chat, source)
+    check_causal(model, source)
+    said = []
+    if isinstance(decoder_of(model), RereadingDecoder):
+        said.append(f"sampling reads every row anew for each token, which is slow: {cache_refused(model)}")
+    if full_reward and (why := classifier_refused(model)) is not None:
+        raise UserError(f"lora.stages.reward=null: {why}, and a reward model trained whole is one; train an adapter")
+    longest = learnt_positions(model)
+    for lora in dict.fromkeys(one.model_dump_json() for one in adapters):
+        settings = LoraSettings.model_validate_json(lora)
+        chosen = adapted(model, settings.target_modules)
+        if chosen.left_out:
+            said.append(f"adapters stand on {chosen}")
+        roles = Roles(model, trained="policy", lora=settings)
+        if rewards and (why := classifier_refused(model)) is not None:
+            said.append(f"{why}, so {ADAPTER_ONLY}")
+        check_merge(roles, source)
+        model = roles.peft.unload()
+    return list(dict.fromkeys(said)), longest
+
+
+def check_vocabulary(model: PreTrainedModel, chat: ChatFormat, source: str) -> None:
+    """UserError where the chat format uses ids that have no row in the embedding."""
+    rows: int = model.get_input_embeddings().weight.shape[0]
+    used = {chat.eos_id, chat.pad_id, *chat.prompt_ids((Message("user", "Hello."),))}
+    beyond = sorted(token for token in used if token >= rows)
+    if beyond:
+        names = ", ".join(repr(chat.tokenizer.convert_ids_to_tokens(token)) for token in beyond)
+        raise UserError(
+            f"model: {source}: the tokenizer's {names} have no row in the model's embedding, which has {rows}; add "
+            "rows once with model.resize_token_embeddings(len(tokenizer)) and save the model again"
+        )
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, source: str) -> None:
+    """UserError where a later token changes an earlier state: such a model gives no probability of a next token."""
+    first, second = ([5, 17, 9, 30, 11, 8, *more] for more in ([2, 21, 14], [12, 7, 25]))
+    one, other = (hidden_states(model, torch.tensor([ids], device=model.device))[0, :6] for ids in (first, second))
+    if not relative_error(one, other) < (1e-3 if model.dtype == torch.float32 else 1e-1):
+        raise UserError(
+            f"model: {source}: its states change with the tokens behind them, so it is no causal language model "
+            "(in its config is_decoder may be false); give one that is"
+        )
+
+
+def check_merge(roles: Roles, source: str) -> None:
+    """UserError where a merged adapter would find no place in the plain model."""
+    known = {name.replace(".base_layer.", ".") for name, _ in roles.peft.get_base_model().named_parameters()}
+    lost = [name for name, _ in roles.merged_weights("policy") if name not in known]
+    if lost:
+        raise UserError(f"model: {source}: {lost[0]} could not be merged; leave it out of lora.target_modules")
+
+
+def learnt_positions(model: PreTrainedModel) -> int | None:
+    """How many positions a model has rows for; None where they are computed (rotary, ALiBi)."""
+    tables = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and _is_positions(name)]
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min([*(table.num_embeddings for table in tables), *([stated] if stated else [])]) if tables else None
+
+
+def _is_positions(name: str) -> bool:
+    leaf = name.rpartition(".")[2]
+    return leaf == "wpe" or "position" in leaf
+
+
+def check_lengths(limit: int, chat: ChatFormat, prompts: Iterable[tuple[str, tuple[Message, ...]]], new: int) -> None:
+    """UserError for a prompt whose reply of `new` tokens would end beyond the last position. No tokenizer makes more
+    tokens than a text has bytes, so most prompts need not be tokenised."""
+    for name, messages in prompts:
+        if sum(len(message.content.encode()) for message in messages) + new < limit // 2:
+            continue
+        length = len(chat.prompt_ids(messages))
+        if length + new > limit:
+            raise UserError(
+                f"prompt {name!r} has {length} tokens, and with sampling.max_new_tokens={new} more it is longer than "
+                f"the {limit} positions that the model learnt; shorten it, or lower sampling.max_new_tokens"
+            )

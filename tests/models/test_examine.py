@@ -1,0 +1,142 @@
+"""What `prepare` finds out about a model in seconds: refused with the fix, or taken with what is to be said."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_families import FAMILIES, Family, built
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from conftest import CPU, make_model, make_tokenizer
+from plaudit.data.chat import ChatFormat
+from plaudit.dist.machine import Machine, choose_machine
+from plaudit.errors import UserError
+from plaudit.models.config import LoraSettings
+from plaudit.models.examine import check_lengths, examine
+from plaudit.models.load import check_readable, load_chat, load_model, save_model
+from plaudit.records import Message
+
+LORA = LoraSettings(r=2, alpha=4)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return choose_machine("float32")
+
+
+def examined(folder: Path, machine: Machine, **more: Any) -> tuple[list[str], int | None]:
+    return examine(str(folder), machine, load_chat(str(folder)), [LORA], **more)
+
+
+def saved(family: Family, folder: Path) -> Path:
+    built(family).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_plain_model_is_taken_without_a_word(tmp_path: Path, machine: Machine) -> None:
+    assert examined(saved(FAMILIES["Llama 2, 3"], tmp_path), machine) == ([], None)
+
+
+def test_what_all_linear_leaves_out_is_said_once(tmp_path: Path, machine: Machine) -> None:
+    folder = saved(FAMILIES["Mixtral"], tmp_path)
+    said, _ = examine(str(folder), machine, load_chat(str(folder)), [LORA, LoraSettings(r=3, alpha=4)])
+    assert said == ["adapters stand on k_proj, o_proj, q_proj, v_proj; without the experts and their router (frozen)"]
+
+
+def test_without_a_classifier_the_reward_model_stays_an_adapter(tmp_path: Path, machine: Machine) -> None:
+    folder = saved(Family("ernie4_5"), tmp_path)
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    said, _ = examined(folder, machine)
+    assert len(said) == 1 and "no sequence classifier for 'ernie4_5', so reward/model is left out" in said[0]
+    assert examined(folder, machine, rewards=False) == ([], None)
+    with pytest.raises(UserError, match=r"lora\.stages\.reward=null"):
+        examined(folder, machine, full_reward=True)
+
+
+def test_a_model_that_sees_what_comes_is_refused(tmp_path: Path, machine: Machine) -> None:
+    folder = saved(Family("bert-generation"), tmp_path)
+    with pytest.raises(UserError, match="no causal language model"):
+        examined(folder, machine)
+
+
+@pytest.mark.parametrize("added", ["pad_token", "eos_token"])
+def test_a_token_without_a_row_in_the_embedding_is_refused(added: str, tmp_path: Path, machine: Machine) -> None:
+    tokenizer = make_tokenizer(pad=None)
+    model = make_model("llama", len(tokenizer))
+    tokenizer.add_special_tokens({added: "[NEW]"})
+    if added == "eos_token":
+        tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_end|>", "[NEW]")
+    save_model(model, tokenizer, tmp_path / "model")
+    with pytest.raises(UserError, match=r"'\[NEW\]' have no row in the model's embedding.*resize_token_embeddings"):
+        examined(tmp_path / "model", machine)
+
+
+def test_learnt_positions_end_somewhere(tmp_path: Path, machine: Machine) -> None:
+    """A prompt of n tokens and m sampled ones need n + m positions: the last that fits does, one more is refused."""
+    tokenizer = make_tokenizer()
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    _, limit = examined(tmp_path, machine)
+    assert limit == 64
+    chat = ChatFormat(tokenizer)
+    messages = (Message("user", "Tell me about a walk, a cake and the moon."),)
+    room = 64 - len(chat.prompt_ids(messages))
+    check_lengths(limit, chat, [("walk", messages)], room)
+    with pytest.raises(UserError, match=rf"prompt 'walk' has {64 - room} tokens.*sampling.max_new_tokens={room + 1}"):
+        check_lengths(limit, chat, [("walk", messages)], room + 1)
+
+
+def test_a_pickle_beside_safetensors_is_not_read(tmp_path: Path) -> None:
+    """The folder's only safetensors file is not the model's; transformers would fall back to the pickle."""
+    model = make_model("llama", 300)
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    save_file({"v": torch.zeros(1)}, tmp_path / "value_head.safetensors")
+    with pytest.raises(UserError, match="safetensors"):
+        load_model(str(tmp_path), torch.float32, CPU)
+
+
+def edit(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / name
+    values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    change(values)
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("adapter_config.json", {"peft_type": "LORA"}, "holds an adapter .*merge_and_unload"),
+        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "are quantised"),
+        ("config.json", {"model_type": "vit"}, "no causal language model for the type 'vit'"),
+    ],
+)
+def test_folders_that_cannot_be_a_base_are_refused_at_once(
+    name: str, values: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    make_model("llama", 300).save_pretrained(tmp_path)
+    edit(tmp_path, name, lambda old: old.update(values))
+    with pytest.raises(UserError, match=said):
+        check_readable(str(tmp_path))
+
+
+def test_generation_settings_that_transformers_refuses_to_save_are_mended(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    make_model("llama", len(tokenizer)).save_pretrained(tmp_path / "old")
+    edit(
+        tmp_path / "old", "generation_config.json", lambda old: old.update(do_sample=False, temperature=0.9, top_p=0.6)
+    )
+    model = load_model(str(tmp_path / "old"), torch.float32, CPU)
+    save_model(model, tokenizer, tmp_path / "new")
+    assert "temperature" not in json.loads((tmp_path / "new/generation_config.json").read_text(encoding="utf-8"))
+    old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("old", "new"))
+    assert all(torch.equal(old[key], new[key]) for key in old)
