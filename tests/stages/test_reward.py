@@ -435,8 +435,9 @@ def test_members_see_the_data_in_orders_of_their_own(
     assert sorted(id for step in first for id in step) == sorted(id for step in second for id in step)
 
 
-def test_the_export_of_an_ensemble_is_its_members(train: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_export_of_an_ensemble_is_its_members(train: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
     folder, _ = train("two", rows(), members=2)
+    shutil.copy(trained / "recipe.yaml", folder.parent)  # the model card tells of it
     export_role(folder.parent, "reward", tmp_path / "out")
     for member, name in enumerate(("model", "model_1")):
         exported = load_reward_model(tmp_path / "out" / f"member_{member}", torch.float32, CPU)
