@@ -166,7 +166,7 @@ def test_a_merged_adapter_is_the_adapter(made: tuple[Family, PreTrainedModel, Pa
     assert not [name for name, p in roles.trainable().items() if "value_head" not in name and p.grad is None]
     merged = load_model(str(folder), torch.float32, CPU)
     before = plain_logprobs(merged, ragged, 1.0)
-    merge_into(merged, roles.merged_weights("policy"))
+    merge_into(merged, roles.merged_weights("policy", None))
     after = plain_logprobs(merged, ragged, 1.0)
     torch.testing.assert_close(after, found.detach(), rtol=1e-3, atol=1e-3)
     assert (after - before).abs().max() > 0.05

@@ -146,13 +146,16 @@ def test_a_role_in_peoples_rankings_is_found_too(
 def test_a_template_that_strips_makes_two_replies_one(
     write_recipe: Write, model_with: Callable[[Any], str], tmp_path: Path
 ) -> None:
-    pair = {"prompt": "Name one.", "chosen": "Yes.", "rejected": "Yes.\n"}
+    pair = {"split": "train", "prompt": "Name one.", "chosen": "Yes.", "rejected": "Yes.\n"}
+    right = [
+        {"split": split, "prompt": f"Name {split}.", "chosen": "Yes.", "rejected": "No."} for split in ("train", "test")
+    ]
     recipe = write_recipe(
         tmp_path,
         model=model_with(CHATML.replace("message['content']", "message['content'] | trim")),
         preferences={"rankings": "pairs.jsonl"},
     )
-    write_lines(tmp_path / "pairs.jsonl", [pair])
+    write_lines(tmp_path / "pairs.jsonl", [pair, *right])
     assert "row '1': replies 1 and 2 (of a pair: chosen and rejected)" in refusal(recipe)
 
 

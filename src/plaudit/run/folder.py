@@ -30,6 +30,8 @@ from plaudit.run.stopping import Interrupted
 RECIPE, ENVIRONMENT, MANIFEST, LOCK = "recipe.yaml", "environment.json", "manifest.json", ".lock"
 SUMMARY, REPORT = "summary.json", "report.html"
 CHECKPOINTS = "checkpoints"
+INPUTS = "inputs.json"
+"""Of a stage: what it reads, written down before it begins."""
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 """In the order of the work."""
 
@@ -182,8 +184,8 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
     """UserError when `path` holds another run than the one that `recipe_yaml` describes, or this one already and it is
     not to `resume`: see `RunFolder.open`."""
     recipe = path / RECIPE
-    # Without a stage's folder the run never began (its model could not be loaded, say): any recipe may take it.
-    if not recipe.is_file() or not any(child.is_dir() for child in path.iterdir()):
+    # Where no stage left anything the run never began (a row is too long, say): any recipe may take the folder.
+    if not recipe.is_file() or not any(_holds_work(child) for child in path.iterdir()):
         return
     changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
     fixed = {key: text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))}
@@ -194,6 +196,10 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
         )
     if not resume:
         raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
+
+
+def _holds_work(folder: Path) -> bool:
+    return folder.is_dir() and any(file.name != INPUTS for file in folder.iterdir())
 
 
 def _from_where(keys: Iterable[str]) -> str:

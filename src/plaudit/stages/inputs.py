@@ -18,11 +18,10 @@ from plaudit.data.hashes import sha256, sha256_json, sha256_rows
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.records import Demonstration, Prompt, Ranking
-from plaudit.run.folder import CHECKPOINTS, finished_stages
+from plaudit.run.folder import CHECKPOINTS, INPUTS, finished_stages
 from plaudit.run.provenance import code_sha256, differences, is_among
 from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
-INPUTS = "inputs.json"
 COUNTED = 10_000
 """Rows of a file up to which each has its own hash, so that a change is told by the number of rows."""
 SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", "validation"), "evaluate": ("test",)}
