@@ -21,6 +21,7 @@ from plaudit.models.kernels.choose import cache_refused, decoder_of
 from plaudit.models.kernels.decoder import RereadingDecoder
 from plaudit.models.kernels.probe import relative_error
 from plaudit.models.load import load_model
+from plaudit.models.recompute import layers_of
 from plaudit.models.roles import Roles
 from plaudit.records import Message
 
@@ -38,13 +39,17 @@ def examine(
     *,
     full_reward: bool = False,
     rewards: bool = True,
+    recompute: bool = False,
 ) -> tuple[list[str], int | None]:
     """What is to be said of the model, and the most tokens that a row may have, where positions are learnt; UserError
     where the run could not be right. `adapters` are those that its stages train; `full_reward` says that a reward model
-    is trained whole, `rewards` that one is trained at all."""
+    is trained whole, `rewards` that one is trained at all, `recompute` that a stage
+    checkpoints gradients."""
     model = load_model(source, machine.dtype, machine.device)
     check_vocabulary(model, chat, source)
     check_causal(model, source)
+    if recompute:
+        layers_of(model)
     said = []
     if isinstance(decoder_of(model), RereadingDecoder):
         said.append(f"sampling reads every row anew for each token, which is slow: {cache_refused(model)}")

@@ -150,6 +150,7 @@ def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: Cha
         [settings for settings in trained.values() if settings is not None],
         full_reward=trained.get("reward", lora) is None,
         rewards="reward" in plan.stages,
+        recompute=any(part.gradient_checkpointing for part in (recipe.sft, recipe.reward, recipe.ppo)),
     )
     if limit is not None:
         new = max(recipe.sampling.of(stage).max_new_tokens for stage in ("preferences", "ppo", "evaluate"))

@@ -94,6 +94,8 @@ MAY_CHANGE = {
     "data.chat_template": "a place: the template must be the same",
     "sft.micro_batch_size": "memory; the sums round otherwise",
     "sft.gradient_checkpointing": "memory",
+    "reward.gradient_checkpointing": "memory",
+    "ppo.gradient_checkpointing": "memory",
     "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
     "ppo.micro_batch_size": "memory; the sums round otherwise",
     "ppo.micro_batch_tokens": "memory; the sums round otherwise",

@@ -18,6 +18,7 @@ from plaudit.errors import UserError
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
 from plaudit.models.load import load_model
+from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Tokens, pad_right
@@ -74,6 +75,8 @@ class Trainer:
         # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
         # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
         rows = prepare_attention(base)
+        if config.gradient_checkpointing:
+            recompute_activations(base)
         if config.torch_compile:
             compile_layers(base)
         else:

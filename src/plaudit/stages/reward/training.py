@@ -30,6 +30,7 @@ from plaudit.guard.invariants import check_finite
 from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.load import load_model
+from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Roles, reward_adapter
 from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right
 from plaudit.records import Ranking
@@ -135,6 +136,8 @@ class RewardTraining:
             if full
             else Roles(base, trained="reward", lora=run.lora, seed=run.seed, members=config.members)
         )
+        if config.gradient_checkpointing:
+            recompute_activations(base)
         # Of many held-out rankings a seeded choice, in file order.
         chosen = sorted(rng.permutation(run.seed, "reward/held_out", 0, len(test))[:EVALUATE_ON])
         self.held_out = encode(config, chat, [test[i] for i in chosen])

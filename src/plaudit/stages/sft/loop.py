@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
@@ -33,6 +31,7 @@ from plaudit.models.full import FullPolicy
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import ids_in, load_model, save_model
+from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
@@ -96,7 +95,7 @@ class SFTTraining:
             FullPolicy(base, machine.dtype) if full else Roles(base, trained="policy", lora=run.lora, seed=run.seed)
         )
         if config.gradient_checkpointing:
-            _checkpoint_gradients(base)
+            recompute_activations(base)
         self.prompts = prompts[: config.samples]
         self.engine = run.engine(run.model, chat) if config.samples else None
         self.micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
@@ -171,15 +170,6 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
         "kinds": kinds,
     }
     return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
-
-
-def _checkpoint_gradients(base: PreTrainedModel) -> None:
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # transformers checkpoints in train mode only, and train mode turns dropout on: so only the checkpointing layer
-    # itself is told so, not what is in it.
-    for module in base.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
 
 
 def _learning(model: Roles | FullPolicy) -> dict[str, torch.nn.Parameter]:
