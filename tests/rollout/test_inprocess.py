@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from conftest import ARCHITECTURES, CPU
 from plaudit import rng
+from plaudit.models.load import load_model
 from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import pad_right
 from plaudit.rollout.batch import per_token
@@ -227,6 +228,17 @@ def test_loading_twice_does_not_add_up(
     once = generate(engine, ALL)
     engine.load_weights(roles.merged_weights("policy", None))
     assert generate(engine, ALL) == once
+
+
+@pytest.mark.row(31)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_whose_every_weight_moved_is_taken_over(dtype: torch.dtype, tiny_model: Callable[..., Path]) -> None:
+    """Embedding and LM head, which are one here, among them: on a CPU with bf16 the engine has the head twice."""
+    own, other = (load_model(str(tiny_model(seed=seed)), dtype, CPU) for seed in (0, 1))
+    engine, there = (InProcessEngine(model, eos_id=2) for model in (own, other))
+    engine.load_weights((name, p.detach().clone()) for name, p in other.named_parameters())
+    found, expected = (e.decoder.logits(e.decoder.start(PROMPTS)) for e in (engine, there))
+    assert torch.equal(found, expected)
 
 
 def test_temperature_changes_the_replies(engine_of: Callable[..., InProcessEngine]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from plaudit.config import StrictConfig, of_stage
 
@@ -35,14 +35,7 @@ class LoraConfig(LoraSettings):
     """The adapters that SFT (merged at its end), the reward model and the policy train on the shared base."""
 
     stages: dict[AdapterStage, LoraOfStage | None] = Field({})
-    """Exceptions by stage (sft, reward, ppo), each with these keys; null for sft or reward trains every weight (full
-    fine-tuning)."""
-
-    @model_validator(mode="after")
-    def _policy_is_an_adapter(self) -> "LoraConfig":
-        if self.stages.get("ppo", self) is None:
-            raise ValueError("stages.ppo=null: the policy is an adapter beside its reference; give keys of its own")
-        return self
+    """Exceptions by stage (sft, reward, ppo), each with these keys; null trains every weight (full fine-tuning)."""
 
     def of(self, stage: AdapterStage) -> LoraSettings | None:
         if self.stages.get(stage, self) is None:

@@ -15,6 +15,7 @@ from transformers import (
 
 from plaudit.data.baked import with_system
 from plaudit.data.chat import ChatFormat
+from plaudit.models.full import FullRoles
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import load_model, save_model
 from plaudit.models.roles import Roles
@@ -22,7 +23,7 @@ from plaudit.models.rounding import Rounding
 
 
 def export_policy(
-    roles: Roles,
+    roles: Roles | FullRoles,
     chat: ChatFormat,
     base: str,
     folder: Path,

@@ -15,7 +15,7 @@ keeps their float32 masters. Full fine-tuning is `models.full`'s.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -89,16 +89,18 @@ class Roles(nn.Module):
         critic: Path | LoraSettings | None = None,
         value_gradient: bool = False,
         temperature: float = 1.0,
+        fused_norms: bool = True,
     ):
         """A fresh adapter `trained` is made from `lora` and `seed`; of a reward model `members` of them, each with a
         start of its own. With `reward`, the folders of a trained reward model's adapters, those are loaded, frozen;
         their heads are loaded by `heads.load_head`. At least one of the two is given.
         `critic` is the folder of the adapter that a critic of its own starts from, or the settings of a fresh one: it
-        learns beside the policy.
-        `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone."""
+        learns beside the policy, which may be a model of its own (`full.FullRoles`).
+        `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone.
+        Without `fused_norms` those are left to the library, as they are in a model whose norms learn."""
         super().__init__()
         assert not (trained == "reward" and reward) and members >= 1
-        assert critic is None or (trained == "policy" and not value_gradient)
+        assert critic is None or (trained != "reward" and not value_gradient)
         self.members = members if trained == "reward" else len(reward)
         self.learning: tuple[str, ...] = () if trained is None else (trained,)
         if trained == "reward":
@@ -134,10 +136,15 @@ class Roles(nn.Module):
         head = "score_heads." if trained == "reward" else "value_head."
         for name, parameter in self.named_parameters():
             own = name.startswith(head) or any(f".{adapter}." in name for adapter in self.learning)
-            parameter.requires_grad_(trained is not None and own)
+            parameter.requires_grad_(bool(self.learning) and own)
         self.to(base.device)
         self.eval()
-        fuse(self.peft)
+        fuse(self.peft, norms=fused_norms)
+
+    @property
+    def bases(self) -> list[PreTrainedModel]:
+        """The plain models that it runs on."""
+        return [self.peft.get_base_model()]
 
     def _activate(self, adapter: str | None) -> None:
         # PEFT's own set_adapter flips requires_grad on every call; the two attributes it keeps are set directly.
@@ -170,23 +177,8 @@ class Roles(nn.Module):
             return RoleOutput(scores_BM=torch.stack(scores, dim=1))
         assert not isinstance(tokens, ReplyRow)
         self._activate(None if role == "reference" else role)
-        read = tokens.acted_on if isinstance(tokens, Tokens) and "last_values" not in need else tokens
-        hidden_BTD = _hidden(model, read, packs=self.packs)
-        mask_BT = tokens.mask_BT
-        hidden_ND = hidden_BTD[mask_BT[:, : hidden_BTD.shape[1]]]
-        logprobs_BT = entropy_BT = values_BT = last_values_B = loss = None
         reaches = self.value_gradient or role == "critic"
-        if "values" in need:
-            values_BT = _scatter(self.value_head(hidden_ND if reaches else hidden_ND.detach()), mask_BT)
-        if "last_values" in need:
-            assert isinstance(tokens, Tokens)
-            hidden_BD = hidden_BTD[tokens.last_B]
-            last_values_B = self.value_head(hidden_BD if reaches else hidden_BD.detach())
-        if "logprobs" in need:
-            logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_ND, tokens, self.temperature)
-        if "loss" in need:
-            loss = _batch_loss(model, hidden_ND, tokens)
-        return RoleOutput(logprobs_BT, entropy_BT, values_BT, last_values_B, None, loss)
+        return judge(model, self.value_head, tokens, need, reaches, self.temperature, packs=self.packs)
 
     @torch.no_grad()
     def start_critic(self, mean: float, std: float) -> None:
@@ -207,8 +199,8 @@ class Roles(nn.Module):
         return [parameter for name, parameter in self.trainable().items() if f".{adapter}." in name]
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """A copy of the trained adapter and heads."""
-        return {name: parameter.detach().clone() for name, parameter in self.trainable().items()}
+        """A copy of the trained adapter and heads, on the CPU."""
+        return on_cpu(self.trainable())
 
     @torch.no_grad()
     def merged_weights(self, adapter: str, rounding: Rounding | None) -> Iterator[tuple[str, Tensor]]:
@@ -246,6 +238,41 @@ class Roles(nn.Module):
         for name, parameter in self.peft.named_parameters():
             if ".lora_" not in name:
                 yield name, parameter.detach()
+
+
+def on_cpu(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """A copy of named parameters where memory is cheap."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
+
+
+def judge(
+    model: PreTrainedModel,
+    value_head: nn.Module,
+    tokens: Tokens | Batch,
+    need: frozenset[Need],
+    reaches: bool,
+    temperature: float,
+    *,
+    packs: bool,
+) -> RoleOutput:
+    """One pass of `model`, with the adapter that is active: see `Roles.forward`. The value loss `reaches` the trunk, or
+    ends at the head."""
+    read = tokens.acted_on if isinstance(tokens, Tokens) and "last_values" not in need else tokens
+    hidden_BTD = _hidden(model, read, packs=packs)
+    mask_BT = tokens.mask_BT
+    hidden_ND = hidden_BTD[mask_BT[:, : hidden_BTD.shape[1]]]
+    logprobs_BT = entropy_BT = values_BT = last_values_B = loss = None
+    if "values" in need:
+        values_BT = _scatter(value_head(hidden_ND if reaches else hidden_ND.detach()), mask_BT)
+    if "last_values" in need:
+        assert isinstance(tokens, Tokens)
+        hidden_BD = hidden_BTD[tokens.last_B]
+        last_values_B = value_head(hidden_BD if reaches else hidden_BD.detach())
+    if "logprobs" in need:
+        logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_ND, tokens, temperature)
+    if "loss" in need:
+        loss = _batch_loss(model, hidden_ND, tokens)
+    return RoleOutput(logprobs_BT, entropy_BT, values_BT, last_values_B, None, loss)
 
 
 def _config(model: PreTrainedModel, lora: LoraSettings) -> LoraConfig:

@@ -17,6 +17,7 @@ from plaudit.data.config import DataConfig
 from plaudit.data.formats.rows import is_hub
 from plaudit.errors import UserError, no_file
 from plaudit.models.config import LoraConfig
+from plaudit.rewards.config import uses_trained
 from plaudit.rollout.config import SamplingConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.ppo.config import PPOConfig
@@ -66,6 +67,12 @@ class Recipe(StrictConfig):
             raise ValueError(
                 f"reward.members={self.reward.members} are adapters on one base; full fine-tuning "
                 "(lora.stages.reward=null) has one"
+            )
+        adapted = self.lora.of("reward") is not None and uses_trained(self.ppo.rewards)
+        if self.ppo.critic == "own" and self.lora.of("ppo") is None and not adapted:
+            raise ValueError(
+                "ppo.critic=own beside full fine-tuning (lora.stages.ppo=null) is the adapter of the run's reward "
+                "model, and there is none here; set ppo.critic=policy"
             )
         for path in self.data.formats:
             if path not in self.files:

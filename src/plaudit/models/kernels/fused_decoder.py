@@ -177,6 +177,8 @@ class FusedDecoder:
             else:
                 others.append((name, weight))
         merge_into(self.model, iter(others))
+        if others and self.head.packed is not None:  # the head, or the embedding that is one with it, may be among them
+            self.head.load(self.head.linear.weight)
         for product in self.products.values():
             if product.packed is not None:
                 product.linear.weight.data = product.linear.weight.new_empty(0)

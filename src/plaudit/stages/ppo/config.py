@@ -38,7 +38,7 @@ class PPOConfig(StrictConfig):
     epochs: int = Field(2, ge=1)
     """Passes over an update's replies."""
     learning_rate: float = Field(3e-4, gt=0)
-    """Peak learning rate of AdamW for the policy's adapter."""
+    """Peak learning rate of AdamW for the policy: its adapter, or all its weights."""
     critic_learning_rate: float = Field(1e-3, gt=0)
     """The same for the critic: the value head, and its adapter where it has one of its own."""
     advantages: Advantages = "gae"
