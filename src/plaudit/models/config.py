@@ -1,4 +1,4 @@
-"""Settings of an adapter."""
+"""Settings of an adapter, and the formats of the base beneath it."""
 
 from typing import Literal
 
@@ -7,6 +7,7 @@ from pydantic import Field
 from plaudit.config import StrictConfig, of_stage
 
 AdapterStage = Literal["sft", "reward", "ppo"]
+Quantise = Literal["nf4", "int8"]
 
 
 class LoraSettings(StrictConfig):

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from plaudit import rng
 from plaudit.algo.masked import Moments
@@ -20,7 +19,6 @@ from plaudit.errors import UserError
 from plaudit.models.full import FullRoles
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
-from plaudit.models.load import load_model
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.rounding import Rounding
@@ -96,18 +94,15 @@ class Trainer:
 
 def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles:
     """The roles on the run's SFT model, with the adapters `reward` of its reward model."""
-
-    def base() -> PreTrainedModel:
-        return load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
-
     # A critic of its own starts from the trained reward model's adapter; where there is none, from a fresh one.
     critic = None if config.critic != "own" else reward[0] if reward else run.lora
     common: dict[str, Any] = {"value_gradient": config.critic == "policy", "temperature": run.sampling.temperature}
+    base, under = run.base()
     if run.lora is not None:
-        return Roles(base(), trained="policy", lora=run.lora, seed=run.seed, reward=reward, critic=critic, **common)
-    reference = base()
-    others = Roles(reference, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
-    return FullRoles(base(), reference, others, **common)
+        common |= {"lora": run.lora, "seed": run.seed, "under": under}
+        return Roles(base, trained="policy", reward=reward, critic=critic, **common)
+    others = Roles(base, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
+    return FullRoles(run.base()[0], base, others, **common)
 
 
 def _optimiser(

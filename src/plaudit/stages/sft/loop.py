@@ -83,7 +83,7 @@ class SFTTraining:
     ):
         """On the run's model; the first of the held-out `prompts` are those that are answered at every evaluation."""
         full, machine = run.lora is None, run.machine
-        base = load_model(run.model, torch.float32 if full else machine.dtype, machine.device)
+        base = load_model(run.model, torch.float32 if full else machine.dtype, machine.device, run.quantise)
         layout = prepare_attention(base)
         self.config, self.run, self.chat, self.held_out = config, run, chat, held_out
         self.packed = layout.packs
