@@ -134,8 +134,8 @@ def test_the_gradient_is_the_models_own(
 def test_the_export_is_the_policy(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path, load: Load) -> None:
     trainer = Trainer(*on(tmp_path, tiny_run, trained, "float32"))
     tokens = update(trainer).tokens
+    expected = trainer.roles(tokens, "policy", frozenset({"logprobs"})).logprobs_BT.detach()
     ppo._save(trainer)
     found = plain_logprobs(load(tmp_path / "run/ppo/model"), tokens, 1.0)
-    expected = trainer.roles(tokens, "policy", frozenset({"logprobs"})).logprobs_BT
-    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert (found - trainer.roles(tokens, "reference", frozenset({"logprobs"})).logprobs_BT).abs().max() > 1e-3

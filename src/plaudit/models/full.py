@@ -42,6 +42,11 @@ class FullPolicy(nn.Module):
         self.base = base.requires_grad_(True).eval()
         self.compute = compute
 
+    @property
+    def bases(self) -> list[PreTrainedModel]:
+        """The plain models that it runs on."""
+        return [self.base]
+
     def forward(self, tokens: Batch, role: Role, need: frozenset[Need]) -> RoleOutput:
         """See `Roles.forward`; only the policy's loss is here."""
         assert role == "policy" and need == {"loss"}, (role, need)

@@ -238,6 +238,11 @@ class FusedDecoder:
     def logits(self, hidden_BD: Tensor) -> Tensor:
         return shaped(self.model, self.head(hidden_BD))
 
+    def forget(self) -> None:
+        self.recorded = None
+        for layer in self.layers:
+            layer.keys = layer.values = self.mask_BS = torch.empty(0)
+
     def _reserve(self, rows: int, columns: int) -> None:
         """Room for that many more columns, and some: attention runs over all of them, those that are empty masked."""
         if self.columns + columns <= self.capacity:

@@ -126,7 +126,9 @@ def _store(trainer: Trainer, batch: RolloutBatch, number: int) -> None:
 
 
 def _save(trainer: Trainer) -> None:
+    """The last thing that is done with the roles: their base becomes the policy that is written."""
     config, run, roles = trainer.config, trainer.run, trainer.roles
+    trainer.engine.close()
     folder = run.folder.stage("ppo")
     adapters = roles if isinstance(roles, Roles) else roles.others
     if adapters is roles:

@@ -27,9 +27,9 @@ from plaudit.data.packing import Example, balanced, by_length
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint, joint_fingerprint
+from plaudit.models.export import merged_in_place
 from plaudit.models.full import FullPolicy
 from plaudit.models.kernels.attention import prepare_attention
-from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import ids_in, load_model, save_model
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Roles
@@ -302,8 +302,9 @@ def _save(training: SFTTraining, folder: Path) -> None:
     run, model = training.run, training.model
     if isinstance(model, Roles):
         model.save_adapter(folder / "adapter")
-    merged = load_model(run.model, run.machine.dtype, run.machine.device)
-    merge_into(merged, model.merged_weights("policy", Rounding(run.seed, "sft/model")))
+    if training.engine is not None:
+        training.engine.close()
+    merged = merged_in_place(model, run.model, run.machine.dtype, Rounding(run.seed, "sft/model"))
     # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
     found, ends = ids_in(merged.generation_config.eos_token_id), training.chat.ends
     if {*found} != ends:
