@@ -30,8 +30,11 @@ test-plain: $(READY)
 	PLAUDIT_PLAIN=1 $(PYTEST) -m "not slow" $(SPREAD) tests/models tests/rewards tests/rollout \
 		tests/stages/test_ppo_stage.py tests/stages/test_ppo_law.py tests/stages/test_train.py
 
+# With the extra quantise, which makes every start some seconds slower: the fast tests go without its 4 bits.
 test-long: $(READY)
 	$(PYTEST) -m slow
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[quantise]"
+	$(PYTEST) tests/models/test_quantised.py
 
 # The demo twice: unbroken, and killed every 60 to 90 seconds. Do not edit src meanwhile.
 survive: $(READY)

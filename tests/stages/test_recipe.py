@@ -469,8 +469,11 @@ def test_a_stage_reads_a_shared_section_with_its_own_exceptions(tmp_path: Path) 
     assert [recipe.optimiser.of(stage).warmup_steps for stage in ("sft", "reward", "ppo")] == [4, 4, 0]
 
 
-def test_the_policy_is_an_adapter(tmp_path: Path) -> None:
-    assert "stages.ppo=null: the policy is an adapter" in refusal(put(tmp_path), "lora.stages.ppo=null")
+def test_beside_a_full_policy_a_critic_of_its_own_needs_the_reward_models_adapter(tmp_path: Path) -> None:
+    path, full = put(tmp_path), ("ppo.critic=own", "lora.stages.ppo=null")
+    assert load_recipe(path, full).lora.of("ppo") is None
+    for without in ("lora.stages.reward=null", "ppo.rewards=[{function: 'scores.py:nothing'}]"):
+        assert "is the adapter of the run's reward model, and there is none" in refusal(path, *full, without)
 
 
 def test_members_of_an_ensemble_are_adapters(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ OPTIONS: dict[str, tuple[Callable[[], Rows], dict[str, Any]]] = {
 SHARED = {"warmup_steps", "max_grad_norm", "schedule", "lora"}
 """What it reads of the sections that stages share."""
 ELSEWHERE = {
-    *("rankings_per_micro_batch", "evaluate_every"),
+    *("rankings_per_micro_batch", "gradient_checkpointing", "evaluate_every"),
     *("members", "aggregate", "aggregate_strength"),
 }
 
@@ -276,6 +276,11 @@ def test_the_layout_does_not_change_the_result(
         found[layout.kind] = weights(folder)
     assert apart(found["padded"], found["packed"]) < 1e-5
     assert apart(found["padded"], found["shared"]) < 1e-5
+
+
+def test_gradient_checkpointing_changes_nothing(train: Callable[..., Any]) -> None:
+    plain, again = (weights(train(str(on), rows(), gradient_checkpointing=on)[0]) for on in (False, True))
+    assert apart(plain, again) < 1e-6
 
 
 def test_a_model_that_cannot_pack_is_padded_and_says_why(

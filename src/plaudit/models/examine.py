@@ -14,13 +14,14 @@ from plaudit.data.chat import ChatFormat
 from plaudit.dist.machine import Machine
 from plaudit.errors import UserError
 from plaudit.models.adapted import adapted
-from plaudit.models.config import LoraSettings
+from plaudit.models.config import LoraSettings, Quantise
 from plaudit.models.export import classifier_refused
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.choose import cache_refused, decoder_of
 from plaudit.models.kernels.decoder import RereadingDecoder
 from plaudit.models.kernels.probe import relative_error
 from plaudit.models.load import load_model
+from plaudit.models.recompute import layers_of
 from plaudit.models.roles import Roles
 from plaudit.records import Message
 
@@ -38,13 +39,18 @@ def examine(
     *,
     full_reward: bool = False,
     rewards: bool = True,
+    recompute: bool = False,
+    how: Quantise | None = None,
 ) -> tuple[list[str], int | None]:
     """What is to be said of the model, and the most tokens that a row may have, where positions are learnt; UserError
     where the run could not be right. `adapters` are those that its stages train; `full_reward` says that a reward model
-    is trained whole, `rewards` that one is trained at all."""
-    model = load_model(source, machine.dtype, machine.device)
+    is trained whole, `rewards` that one is trained at all, `recompute` that a stage
+    checkpoints gradients, and `how` that the base is quantised."""
+    model = load_model(source, machine.dtype, machine.device, how)
     check_vocabulary(model, chat, source)
     check_causal(model, source)
+    if recompute:
+        layers_of(model)
     said = []
     if isinstance(decoder_of(model), RereadingDecoder):
         said.append(f"sampling reads every row anew for each token, which is slow: {cache_refused(model)}")

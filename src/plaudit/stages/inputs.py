@@ -68,7 +68,7 @@ def inputs_of(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> dict[str,
 def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
     """The part of the recipe that decides what a stage makes, with what the shared sections say for it."""
     values = recipe.model_dump(mode="json")
-    found: dict[str, Any] = {key: values[key] for key in ("seed", "model", "dtype")}
+    found: dict[str, Any] = {key: values[key] for key in ("seed", "model", "dtype", "quantise")}
     found["data"] = {"system": values["data"]["system"]}
     found[stage] = values.get(stage, {})
     for section, readers in SHARED.items():

@@ -52,6 +52,8 @@ def _text(run: Path, recipe: dict[str, Any], role: str) -> list[str]:
     for stage in ("sft", "preferences", "reward", "ppo") if role == "policy" else ("sft", "preferences", "reward"):
         if (run / stage / "summary.json").is_file():
             lines.append(f"- {STEPS[stage]}{_of(run, recipe, stage)}.")
+    if recipe.get("quantise") is not None:
+        lines += ["", _bits(recipe)]
     lines += ["", "## How to use it", "", _use(recipe, role), "", "## How it was judged", ""]
     for stage in JUDGED[role]:
         if numbers := _numbers(run / stage / "summary.json"):
@@ -60,6 +62,14 @@ def _text(run: Path, recipe: dict[str, Any], role: str) -> list[str]:
         else:
             lines += [f"Stage `{stage}` of the run has not ended, so there are no numbers of it here.", ""]
     return lines[:-1]
+
+
+def _bits(recipe: dict[str, Any]) -> str:
+    """What a base in few bits means for the weights of an export."""
+    return (
+        f"While it was trained the base was held in {recipe['quantise']}. The adapters are merged into the weights "
+        f"that those bits stand for, not into those of `{Path(recipe['model']).name}`: what was trained is exported."
+    )
 
 
 def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:

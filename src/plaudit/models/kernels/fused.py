@@ -23,13 +23,13 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read one input, called in this order."""
 
 
-def fuse(model: nn.Module) -> None:
-    """Let the LoRA layers and the frozen RMS norms of `model` compute in one step each."""
+def fuse(model: nn.Module, *, norms: bool = True) -> None:
+    """Let the LoRA layers and, with `norms`, the frozen RMS norms of `model` compute in one step each."""
     if libraries_only():
         return
     joined: set[nn.Module] = set()
     for module in list(model.modules()):  # parents come before their children
-        if _is_rms_norm(module):
+        if norms and _is_rms_norm(module):
             module.forward = _norm_forward(module)
         for names in SIBLINGS:
             layers = [child for name, child in module.named_children() if name in names and _is_lora(child)]

@@ -177,6 +177,8 @@ class FusedDecoder:
             else:
                 others.append((name, weight))
         merge_into(self.model, iter(others))
+        if others and self.head.packed is not None:  # the head, or the embedding that is one with it, may be among them
+            self.head.load(self.head.linear.weight)
         for product in self.products.values():
             if product.packed is not None:
                 product.linear.weight.data = product.linear.weight.new_empty(0)
@@ -235,6 +237,11 @@ class FusedDecoder:
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         return shaped(self.model, self.head(hidden_BD))
+
+    def forget(self) -> None:
+        self.recorded = None
+        for layer in self.layers:
+            layer.keys = layer.values = self.mask_BS = torch.empty(0)
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Room for that many more columns, and some: attention runs over all of them, those that are empty masked."""

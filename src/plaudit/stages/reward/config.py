@@ -28,6 +28,8 @@ class RewardConfig(StrictConfig):
     """Rankings in one optimiser step."""
     rankings_per_micro_batch: int = Field(2, ge=1)
     """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, one more forward pass."""
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW for adapter and head; cosine to a tenth of it."""
     evaluate_every: int | None = Field(None, ge=1)

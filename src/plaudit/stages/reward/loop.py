@@ -35,7 +35,6 @@ from plaudit.guard.invariants import check_unchanged, fingerprint, joint_fingerp
 from plaudit.models.export import classifier_refused
 from plaudit.models.full import FullReward
 from plaudit.models.heads import head_file, save_head
-from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.records import Completion, Prompt, Ranking
@@ -158,8 +157,9 @@ def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
     if run.lora is None:
         return load_merged(folder / "model", run.machine.dtype, run.machine.device)
     members = 1 if config.aggregate == "weight_averaged" else config.members
-    base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
-    return with_heads(Roles(base, reward=[folder / adapter_name(member) for member in range(members)]), folder)
+    base, under = run.base()
+    adapters = [folder / adapter_name(member) for member in range(members)]
+    return with_heads(Roles(base, reward=adapters, under=under), folder)
 
 
 def _scored(
