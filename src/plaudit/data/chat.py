@@ -79,6 +79,8 @@ class ChatFormat:
         self.special = special_texts(tokenizer)
         self.control = _control_ids(tokenizer)
         self._make_readable()
+        if template.end is not None:
+            self._end_turns_with(template.end)
         self._learn_template()
         self.eos_id: int = tokenizer.convert_tokens_to_ids(self.end)
         self.ends: frozenset[int] = frozenset({self.eos_id, *self.control.intersection(ends)})
@@ -106,6 +108,21 @@ class ChatFormat:
             if lines and readable():
                 return
         self.tokenizer.chat_template = text
+
+    def _end_turns_with(self, end: str) -> None:
+        """Put another token where the template writes the end of a turn."""
+        name, text = self.tokenizer.name_or_path, self.tokenizer.chat_template
+        old = turn_of(name, self._render, self.special).end
+        if end not in self.special:
+            raise UserError(
+                f"data.end_of_turn: {end!r} is no special token of {name}; it has {', '.join(sorted(self.special))}"
+            )
+        self.tokenizer.chat_template = text.replace(old, end)
+        if turn_of(name, self._render, self.special).end != end:
+            raise UserError(
+                f"data.end_of_turn: the chat template does not write its {old!r} as text, so {end!r} cannot be put "
+                "there; give a template that ends turns with it (data.chat_template)"
+            )
 
     def _learn_template(self) -> None:
         """Find `lead`, `strip`, `closing` and `end`: a turn is generation prompt + lead + strip(reply) + closing + end.

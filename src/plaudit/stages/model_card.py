@@ -52,7 +52,7 @@ def _text(run: Path, recipe: dict[str, Any], role: str) -> list[str]:
     for stage in ("sft", "preferences", "reward", "ppo") if role == "policy" else ("sft", "preferences", "reward"):
         if (run / stage / "summary.json").is_file():
             lines.append(f"- {STEPS[stage]}{_of(run, recipe, stage)}.")
-    lines += ["", "## How to use it", "", _use(recipe, role), "", "## How it was judged", ""]
+    lines += ["", "## How to use it", "", _use(run, recipe, role), "", "## How it was judged", ""]
     for stage in JUDGED[role]:
         if numbers := _numbers(run / stage / "summary.json"):
             lines += [f"`{stage}/summary.json` of the run:", "", "| measure | value |", "| --- | --- |"]
@@ -77,9 +77,11 @@ def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:
             return ""
 
 
-def _use(recipe: dict[str, Any], role: str) -> str:
+def _use(run: Path, recipe: dict[str, Any], role: str) -> str:
     system = recipe["data"]["system"]
     opens = "" if system is None else " The chat template opens with the system message of the training."
+    if role == "reward" and not (run / "reward/model").exists():
+        return "An adapter and a head on the SFT model beside them; `reward/README.md` says how their score is read."
     if role == "reward":
         return (
             "`AutoModelForSequenceClassification` gives the raw score of a conversation that the chat template has "
