@@ -66,16 +66,32 @@ def test_a_model_that_sees_what_comes_is_refused(tmp_path: Path, machine: Machin
         examined(folder, machine)
 
 
-@pytest.mark.parametrize("added", ["pad_token", "eos_token"])
-def test_a_token_without_a_row_in_the_embedding_is_refused(added: str, tmp_path: Path, machine: Machine) -> None:
+def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path: Path, machine: Machine) -> None:
     tokenizer = make_tokenizer(pad=None)
     model = make_model("llama", len(tokenizer))
-    tokenizer.add_special_tokens({added: "[NEW]"})
-    if added == "eos_token":
-        tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_end|>", "[NEW]")
+    tokenizer.add_special_tokens({"eos_token": "[NEW]"})
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_end|>", "[NEW]")
     save_model(model, tokenizer, tmp_path / "model")
     with pytest.raises(UserError, match=r"'\[NEW\]' have no row in the model's embedding.*resize_token_embeddings"):
         examined(tmp_path / "model", machine)
+
+
+def test_a_pad_token_without_a_row_is_not_padded_with(tmp_path: Path, machine: Machine) -> None:
+    tokenizer = make_tokenizer(pad=None)
+    model = make_model("llama", len(tokenizer))
+    tokenizer.add_special_tokens({"pad_token": "[NEW]"})
+    save_model(model, tokenizer, tmp_path / "model")
+    assert load_chat(str(tmp_path / "model")).pad_id < len(tokenizer) - 1
+    assert examined(tmp_path / "model", machine) == ([], None)
+
+
+def test_positions_of_images_are_no_positions_of_text(tmp_path: Path, machine: Machine) -> None:
+    """Gemma 3 with its vision tower, whose table of four positions no text is looked up in."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"vision_config": {**vision, "image_size": 28, "patch_size": 14}, "mm_tokens_per_image": 4}
+    folder = saved(Family("gemma3", more | {"image_token_index": 300}), tmp_path)
+    said, limit = examined(folder, machine)
+    assert limit is None and "adapters stand on" in said[0] and "text does not pass" in said[0]
 
 
 def test_learnt_positions_end_somewhere(tmp_path: Path, machine: Machine) -> None:

@@ -182,12 +182,7 @@ def config_of(kind: type[PreTrainedConfig], more: Mapping[str, Any]) -> PreTrain
     known = {*getattr(kind, "__dataclass_fields__", {}), *kind.attribute_map}
     values = {key: value for key, value in {**SIZES, **more}.items() if key in known}
     for name, section in kind.sub_configs.items():
-        if (
-            name in known
-            and name not in more
-            and isinstance(section, type)
-            and section.has_no_defaults_at_init is False
-        ):
+        if name in known and name not in more and issubclass(section, PreTrainedConfig):
             values[name] = config_of(section, {}).to_dict()
     return kind(**values)
 

@@ -106,11 +106,18 @@ def check_merge(roles: Roles, source: str) -> None:
         raise UserError(f"model: {source}: {lost[0]} could not be merged; leave it out of lora.target_modules")
 
 
+@torch.no_grad()
 def learnt_positions(model: PreTrainedModel) -> int | None:
-    """How many positions a model has rows for; None where they are computed (rotary, ALiBi)."""
+    """How many positions a model has rows for, in tables that text is looked up in (a vision tower's are none); None
+    where they are computed (rotary, ALiBi)."""
+    called: list[nn.Embedding] = []
     tables = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and _is_positions(name)]
+    handles = [table.register_forward_hook(lambda table, *_: called.append(table)) for table in tables]
+    hidden_states(model, torch.tensor([[5, 17, 9]], device=model.device))
+    for handle in handles:
+        handle.remove()
     stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min([*(table.num_embeddings for table in tables), *([stated] if stated else [])]) if tables else None
+    return min([*(table.num_embeddings for table in called), *([stated] if stated else [])]) if called else None
 
 
 def _is_positions(name: str) -> bool:

@@ -206,11 +206,13 @@ def load_tokenizer(source: str) -> Any:
 def load_chat(source: str, system: str | None = None, template: TemplateSettings = OWN) -> ChatFormat:
     """The chat format of a resolved source, whose replies end where its generation settings say too."""
     with _loading(source):
+        config = AutoConfig.from_pretrained(source).get_text_config()
         try:
             settings = GenerationConfig.from_pretrained(source).to_dict()
         except OSError:  # there is no generation_config.json
-            settings = AutoConfig.from_pretrained(source).get_text_config().to_dict()
-    return ChatFormat(load_tokenizer(source), system, template, ids_in(settings.get("eos_token_id")))
+            settings = config.to_dict()
+    rows = getattr(config, "vocab_size", None)
+    return ChatFormat(load_tokenizer(source), system, template, ids_in(settings.get("eos_token_id")), rows)
 
 
 def ids_in(setting: int | list[int] | None) -> list[int]:

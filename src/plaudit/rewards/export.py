@@ -42,9 +42,7 @@ def export_classifier(
     classifier.config.pad_token_id = chat.pad_id
     # A server that knows this key (vLLM) then gives the score as it is, and not its sigmoid.
     classifier.config.problem_type = "regression"
-    tokenizer = exported_tokenizer(chat)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chat.pad_id)
-    save_model(classifier, tokenizer, folder)
+    save_model(classifier, exported_tokenizer(chat), folder)
 
 
 def sign_classifier(folder: Path, chat: ChatFormat, contract: RewardContract, dtype: torch.dtype) -> float:

@@ -157,6 +157,13 @@ class ForeignRewardModel:
         ids, survived = self._template_ids(item)
         self.changed += not survived
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if max(ids) >= rows:
+            name = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"{self.name}: its tokenizer's {name!r} has no row in its embedding, which has {rows}; add rows once "
+                "with model.resize_token_embeddings(len(tokenizer)) and save the model again"
+            )
         if longest is not None and len(ids) > longest:
             raise RunStopped(f"{self.name}: {item.id!r} has {len(ids)} tokens, the model takes {longest}")
         return ids
