@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
@@ -252,8 +253,8 @@ def check_decoding(theirs: PreTrainedModel, folder: Path) -> str:
 
 
 def check_adapter(folder: Path, tokens: Tokens, to: Path) -> Adapted:
-    """Every layer that gets an adapter learns, and merged into a plain model it gives the same; so does the model that
-    is saved so and read by transformers alone. What was adapted."""
+    """Every layer that gets an adapter learns. Merged into a plain model it gives the same, so does that model, saved and
+    read by transformers alone, and so does the adapter, saved and read by PEFT. What was adapted."""
     base = load_model(str(folder), torch.float32, CPU)
     chosen = adapted(base, "all-linear")
     roles = Roles(base, trained="policy", lora=LoraSettings(r=2, alpha=4))
@@ -269,9 +270,12 @@ def check_adapter(folder: Path, tokens: Tokens, to: Path) -> Adapted:
     torch.testing.assert_close(after, found.detach(), rtol=1e-3, atol=1e-3)
     assert (after - before).abs().max() > 0.05, "the adapter changes nothing"
     save_model(merged, load_tokenizer(str(folder)), to)
-    again = AutoModelForCausalLM.from_pretrained(to).eval()
-    for mask, own, theirs_T in zip(tokens.mask_BT, after, expected_logprobs(again, tokens), strict=True):
-        torch.testing.assert_close(own[mask], theirs_T, rtol=1e-3, atol=1e-3)
+    roles.save_adapter(to / "adapter")
+    again = AutoModelForCausalLM.from_pretrained(to)
+    beside = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), to / "adapter")
+    for model in (again, beside):
+        theirs = torch.cat(expected_logprobs(model.eval(), tokens))
+        torch.testing.assert_close(after[tokens.mask_BT], theirs, rtol=1e-3, atol=1e-3)
     return chosen
 
 
