@@ -32,11 +32,14 @@ class DataConfig(StrictConfig):
     template_kwargs: dict[str, Any] = Field({})
     """Variables of the chat template, {enable_thinking: false}: fixed for the run and in what it exports. strftime_now
     is the day that a template sees which writes the date; left out, it is the day on which the run begins."""
+    end_of_turn: str | None = Field(None, min_length=1)
+    """A special token that ends a turn in place of the one that the chat template writes, such as the model's own EOS
+    where the template's was never trained."""
 
     @property
     def template(self) -> TemplateSettings:
         """What is settled about the chat template."""
-        return TemplateSettings(self.chat_template, self.template_kwargs)
+        return TemplateSettings(self.chat_template, self.template_kwargs, self.end_of_turn)
 
     @field_validator("formats")
     @classmethod

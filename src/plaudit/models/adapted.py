@@ -21,6 +21,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -33,8 +34,6 @@ from plaudit.models.quantised import QuantisedLinear
 
 ALL = "all-linear"
 LINEAR = (nn.Linear, Conv1D, QuantisedLinear)
-EXPERT_NAMES = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate", "input_linear", "output_linear"}
-"""What the experts' layers were called in files of transformers 4: PEFT takes every layer of these names for them."""
 STATE_SPACE = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Types whose fused kernels read `out_proj` themselves; PEFT refuses an adapter there."""
 
@@ -68,7 +67,7 @@ def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
             continue
         if routes(name, model):
             reasons["the router (frozen)"] = name
-        elif fused and leaf in EXPERT_NAMES:
+        elif fused and _mistaken(model, leaf):
             reasons["dense MLPs and shared experts (PEFT takes their names for experts)"] = name
         elif kind in STATE_SPACE and leaf == "out_proj":
             reasons["out_proj (read by state-space kernels)"] = name
@@ -99,6 +98,16 @@ def _fused_experts(model: PreTrainedModel) -> str:
     """The name of a tensor that holds the weights of several experts; empty where there is none."""
     tensors = (name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name)
     return next(tensors, "")
+
+
+def _mistaken(model: PreTrainedModel, leaf: str) -> bool:
+    """Whether PEFT takes a layer of this name for an expert's, as files of transformers 4 called them."""
+    config = LoraConfig(target_modules=[leaf])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # it wants a second name, which it knows
+        return True
+    return config.target_modules != {leaf}
 
 
 def routes(name: str, model: PreTrainedModel) -> bool:

@@ -63,8 +63,13 @@ def merged_in_place(
 
 
 def exported_tokenizer(chat: ChatFormat) -> Any:
-    """A copy of the tokenizer whose template opens conversations as the run did."""
+    """A copy of the tokenizer that pads, and whose template opens conversations, as the run did. It does not pad where
+    the run did so with a part of ordinary tokens: named as a special token it would be found in texts."""
     tokenizer = copy.deepcopy(chat.tokenizer)
+    if chat.pad_id in chat.control:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chat.pad_id)
+    elif tokenizer.pad_token_id != chat.pad_id:
+        tokenizer.pad_token = None
     tokenizer.chat_template = with_system(tokenizer.chat_template, chat.system)
     return tokenizer
 

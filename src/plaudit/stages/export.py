@@ -21,11 +21,7 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
     if to.exists():
         raise UserError(f"--to {to}: already exists; give a folder that does not")
     if role == "reward" and (folder / "reward" / "reward.json").is_file() and not (folder / MODELS[role]).exists():
-        raise UserError(
-            f"{folder}: transformers has no sequence classifier for this model, so the reward model is its adapter and "
-            f"head in {folder / 'reward'}, on {folder / 'sft/model'}; copy the two side by side, and load them "
-            "with plaudit.rewards.saved.load_reward_model"
-        )
+        return _export_adapter(folder, to)
     sources = [finished_model(folder, MODELS[role])]
     if role == "reward":
         sources += sorted(sources[0].parent.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))
@@ -35,4 +31,16 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
         for member, source in enumerate(sources):
             shutil.copytree(source, part if len(sources) == 1 else part / f"member_{member}", dirs_exist_ok=True)
         write_card(folder, role, part)
+    return to
+
+
+def _export_adapter(folder: Path, to: Path) -> Path:
+    """A reward model that no classifier can hold: adapters and heads, with the model they stand on beside them."""
+    names = [*RewardContract.load(folder / "reward").files, "reward.json", "README.md"]
+    with whole_folder(to) as part:
+        shutil.copytree(finished_model(folder, "sft/model"), part / "sft/model")
+        for name in names:
+            (part / "reward" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "reward" / name, part / "reward" / name)
+        write_card(folder, "reward", part)
     return to

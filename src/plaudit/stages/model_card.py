@@ -54,7 +54,7 @@ def _text(run: Path, recipe: dict[str, Any], role: str) -> list[str]:
             lines.append(f"- {STEPS[stage]}{_of(run, recipe, stage)}.")
     if recipe.get("quantise") is not None:
         lines += ["", _bits(recipe)]
-    lines += ["", "## How to use it", "", _use(recipe, role), "", "## How it was judged", ""]
+    lines += ["", "## How to use it", "", _use(run, recipe, role), "", "## How it was judged", ""]
     for stage in JUDGED[role]:
         if numbers := _numbers(run / stage / "summary.json"):
             lines += [f"`{stage}/summary.json` of the run:", "", "| measure | value |", "| --- | --- |"]
@@ -87,9 +87,11 @@ def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:
             return ""
 
 
-def _use(recipe: dict[str, Any], role: str) -> str:
+def _use(run: Path, recipe: dict[str, Any], role: str) -> str:
     system = recipe["data"]["system"]
     opens = "" if system is None else " The chat template opens with the system message of the training."
+    if role == "reward" and not (run / "reward/model").exists():
+        return "An adapter and a head on the SFT model beside them; `reward/README.md` says how their score is read."
     if role == "reward":
         return (
             "`AutoModelForSequenceClassification` gives the raw score of a conversation that the chat template has "

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from plaudit.dist.machine import Machine, choose_machine, describe, release_memo
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.label.extra import missing_packages
-from plaudit.models.examine import check_lengths, examine
+from plaudit.models.examine import check_lengths, check_replies, examine, longer_than, trained_positions
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.quantised import check_quantise
-from plaudit.records import Message, Prompt, Ranking, Record
+from plaudit.records import Completion, Message, Prompt, Ranking, Record
 from plaudit.rewards.config import uses_trained
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
@@ -109,6 +110,11 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
+    elif machine.dtype_name == "float32" and recipe.dtype == "auto":
+        console.print(
+            "This GPU has no bfloat16 units, so the run uses float32, which takes twice the memory of 16 bits; float16 "
+            "is not used, because its gradients overflow"
+        )
     aside = folder.path / "data" / "quarantine.jsonl"
     if ranks.first:
         aside.unlink(missing_ok=True)  # of the files as they were; they may have been mended since
@@ -156,14 +162,42 @@ def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: Cha
         recompute=any(part.gradient_checkpointing for part in (recipe.sft, recipe.reward, recipe.ppo)),
         how=recipe.quantise,
     )
-    if limit is not None:
-        new = max(recipe.sampling.of(stage).max_new_tokens for stage in ("preferences", "ppo", "evaluate"))
-        check_lengths(limit, chat, ((prompt.id, prompt.messages) for prompt in data.prompts), new)
+    said += _check_lengths(recipe, limit, trained_positions(model), chat, data)
     for line in said:
         console.print(f"Model: {line}", soft_wrap=True)
     release_memory()
     if (seconds := time.perf_counter() - started) > 5:
         console.print(f"The model was examined in {seconds:.0f} s")
+
+
+def _check_lengths(
+    recipe: Recipe, learnt: int | None, trained: int | None, chat: ChatFormat, data: RunData
+) -> list[str]:
+    """UserError for a row that is longer than the positions that were `learnt`; where a model computes them, what is to
+    be said of rows longer than those it was `trained` on."""
+    limit = trained if learnt is None else learnt
+    if limit is None:
+        return []
+    new = max(recipe.sampling.of(stage).max_new_tokens for stage in ("preferences", "ppo", "evaluate"))
+    prompts = [(prompt.id, prompt.messages) for prompt in data.prompts]
+    tables = (data.demonstrations, *data.mixed.values()) if recipe.sft.max_length > limit else ()
+    rows = chain(
+        ((row.prompt.id, row.prompt.messages, Completion(row.completion)) for table in tables for row in table),
+        ((one.prompt.id, one.prompt.messages, reply) for one in data.rankings or () for reply in one.replies),
+    )
+    if learnt is not None:
+        check_lengths(learnt, chat, prompts, new)
+        check_replies(learnt, chat, rows)
+        return []
+    found = [length + new for _, length in longer_than(limit - new, chat, ((*prompt, None) for prompt in prompts))]
+    found += [length for _, length in longer_than(limit, chat, rows)]
+    if not found:
+        return []
+    said = (
+        f"{len(found)} of the rows have more tokens than the {limit} positions it was trained on (the longest "
+        f"{max(found)}, sampling.max_new_tokens={new} behind a prompt counted); what it writes there may be poor"
+    )
+    return [said]
 
 
 def read_data(recipe: Recipe) -> RunData:

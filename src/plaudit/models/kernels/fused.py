@@ -61,7 +61,9 @@ class _Lora(torch.autograd.Function):
         outputs = []
         for i, u_Nr in enumerate(u_NR.split(ranks, dim=1)):
             y_NO = torch.addmm(biases[i], x_ND, weights[i].T) if biases else x_ND @ weights[i].T
-            outputs.append(y_NO.addmm_(u_Nr, b[i].T).view(*x.shape[:-1], -1))
+            y_NO.addmm_(u_Nr, b[i].T)
+            # No view: some models add to a layer's output in place (Llama 4's shared experts).
+            outputs.append(torch.ops.aten._unsafe_view(y_NO, (*x.shape[:-1], y_NO.shape[1])))
         ctx.save_for_backward(x_ND, u_NR, a_RD, *weights, *b)
         ctx.scaling, ctx.shape, ctx.ranks = scaling, x.shape, ranks
         return tuple(outputs)

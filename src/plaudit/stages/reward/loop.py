@@ -40,7 +40,7 @@ from plaudit.models.rounding import Rounding
 from plaudit.records import Completion, Prompt, Ranking
 from plaudit.rewards.averaging import average_adapters, average_heads
 from plaudit.rewards.contract import RewardContract
-from plaudit.rewards.export import export_classifier, sign_classifier
+from plaudit.rewards.export import export_classifier, sign_classifier, write_note
 from plaudit.rewards.saved import (
     adapter_name,
     file_hashes,
@@ -224,9 +224,10 @@ def export(
     folder: Path,
 ) -> float | None:
     """Every member as a plain classifier that carries its own contract; returns the largest distance of a golden
-    score from the model's own, in standard deviations. None, and nothing written, where transformers has no classifier
-    on this base."""
+    score from the model's own, in standard deviations. None, and a note of how to read the score, where transformers
+    has no classifier on this base."""
     if isinstance(model, Roles) and classifier_refused(model.peft.get_base_model()) is not None:
+        write_note(model, contract, folder)
         return None
     gaps = []
     for member, temperature in enumerate(temperatures):
