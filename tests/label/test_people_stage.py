@@ -159,7 +159,7 @@ def test_more_labels_than_there_can_be_are_refused_before_anybody_is_asked(
     [
         ({"labels": 5}, "labels would do nothing with annotator=simulated"),
         ({"annotator": "human", "noise": 0.5}, "noise would do nothing with annotator=human"),
-        ({"annotator": "human", "rankings": "x.jsonl"}, "annotator would do nothing"),
+        ({"replies": 3, "rankings": "x.jsonl"}, "nothing is sampled with rankings=x.jsonl: replies would do nothing"),
         ({"annotator": "human", "database": "postgresql+psycopg://me:secret@host/db"}, "holds no secret"),
     ],
 )

@@ -62,11 +62,7 @@ class RunFolder:
             raise UserError(f"{path} is a file, not a folder; give another folder with folder=PATH")
         if path.exists() and not recipe.is_file() and any(file.name != LOCK for file in path.iterdir()):
             raise UserError(f"{path} is not empty and is not a run of Plaudit; give another folder with folder=PATH")
-        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        free_mb = shutil.disk_usage(existing).free / 1e6
-        if free_mb < need_mb:
-            need = f"the run needs about {need_mb:.0f} MB"
-            raise UserError(f"{path}: {free_mb:.0f} MB free, {need}; free some disk space")
+        check_room(path, need_mb)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("a+", encoding="utf-8")
@@ -178,6 +174,15 @@ class FollowedFolder(RunFolder):
     begin = drop_checkpoints = end = _by_the_first
 
 
+def check_room(path: Path, need_mb: float) -> None:
+    """UserError when fewer than `need_mb` MB are free where `path` is or will be."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free_mb = shutil.disk_usage(existing).free / 1e6
+    if free_mb < need_mb:
+        need = f"the run needs about {need_mb:.0f} MB"
+        raise UserError(f"{path}: {free_mb:.0f} MB free, {need}; free some disk space")
+
+
 def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change: Sequence[str] = ()) -> None:
     """UserError when `path` holds another run than the one that `recipe_yaml` describes, or this one already and it is
     not to `resume`: see `RunFolder.open`."""
@@ -250,6 +255,11 @@ def stage_settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
         found |= {**shared, **given}
     found.pop("stages", None)
     return {**found, **recipe[stage]}
+
+
+def ranked_by_people(recipe: Mapping[str, Any]) -> bool:
+    """Of a resolved recipe: whether the rankings are people's, not a simulated annotator's."""
+    return bool(recipe["preferences"]["rankings"]) or recipe["preferences"]["annotator"] == "human"
 
 
 def free_folder(path: Path) -> Path:

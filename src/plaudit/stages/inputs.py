@@ -51,14 +51,17 @@ class Rows(Protocol):
 
 def inputs_of(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> dict[str, Any]:
     """What `stage` reads now: its keys, the rows of its files, what earlier stages left in `folder`, the code."""
-    sampled = stage != "preferences" or rows.rankings is None
+    sampled = stage != "preferences" or rows.rankings is None or recipe.preferences.annotator == "human"
     data: dict[str, Any] = {}
-    if stage == "sft" or (stage == "ppo" and recipe.ppo.ptx_coef):
+    if (stage == "sft" and not recipe.sft.skip) or (stage == "ppo" and recipe.ppo.ptx_coef):
         data["data.demonstrations"] = {"file": str(recipe.data.demonstrations), **_of_table(rows.demonstrations)}
     for path, table in rows.mixed.items() if stage == "sft" else ():
         data[f"sft.mixture {path.name}"] = {"file": str(path), **_of_table(table)}
     if stage == "preferences" and rows.rankings is not None:
-        data["preferences.rankings"] = {"file": str(recipe.preferences.rankings), **_of_rows(rows.rankings)}
+        data["preferences.rankings"] = {
+            "file": ", ".join(map(str, recipe.preferences.rankings)),
+            **_of_rows(rows.rankings),
+        }
     for split in SPLITS_READ.get(stage, ()) if sampled else ():
         prompts = _of_rows(prompt for prompt in rows.prompts if prompt.split == split)
         data[f"data.prompts, split {split}"] = {"file": str(recipe.data.prompts), **prompts}

@@ -84,7 +84,7 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
     match name:
         case "sft":
             run = replace(run, sampling=sampling("sft"), lora=lora("sft"), optimiser=optimiser("sft"))
-            sft.train(recipe.sft, run)
+            sft.take(run) if recipe.sft.skip else sft.train(recipe.sft, run)
         case "preferences":
             preferences.collect(recipe.preferences, replace(run, sampling=sampling("preferences")))
         case "reward":
