@@ -92,6 +92,8 @@ FORMATS_IN_ORDER = (
     "rankings",
     "votes",
     "strength",
+    "winner",
+    "unpaired",
 )
 
 # --- reading Markdown ---

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,7 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
     """Every file of the recipe, read and checked: splits, sources of the mixture, no held-out prompt in training. With
     `mistakes` that gather, a file that cannot be read is as one without rows, and bad rows are set aside."""
     mistakes, bad, data = mistakes or Mistakes(), list[Row](), recipe.data
-    named = [path for path in dict.fromkeys(recipe.files) if names_split(path, data.columns.get(path))]
-    by_hash = None if data.split == "rows" or (data.split is None and named) else _by_hash(recipe)
+    named, by_hash = _divided(recipe)
     aside = bad if mistakes.gather or data.on_bad_row == "quarantine" else None
     prompts, tables, rankings = list[Prompt](), dict[Path, DemonstrationTable](), list[Ranking]()
     with mistakes:
@@ -256,8 +255,20 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
     return RunData(prompts, own, mixed, rankings if recipe.preferences.rankings else None, bad)
 
 
-def _by_hash(recipe: Recipe) -> Callable[[Prompt], str]:
-    return lambda prompt: split_of(prompt.messages, recipe.data.validation, recipe.data.test)
+def prompts_of(recipe: Recipe) -> list[Prompt]:
+    """The prompts of a recipe as its runs read them, without a word."""
+    aside = list[Row]() if recipe.data.on_bad_row == "quarantine" else None
+    reading = _reading(recipe, recipe.data.prompts, aside, _divided(recipe)[1])
+    return read_prompts(recipe.data.prompts, replace(reading, say=lambda line: None))
+
+
+def _divided(recipe: Recipe) -> tuple[list[Path], Callable[[Prompt], str] | None]:
+    """The files that name splits, and how prompts are divided by their hash; None where the rows' splits stay."""
+    data = recipe.data
+    named = [path for path in dict.fromkeys(recipe.files) if names_split(path, data.columns.get(path))]
+    if data.split == "rows" or (data.split is None and named):
+        return named, None
+    return named, lambda prompt: split_of(prompt.messages, data.validation, data.test)
 
 
 def _as_known(

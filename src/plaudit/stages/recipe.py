@@ -116,6 +116,7 @@ MAY_CHANGE = {
     "sft.micro_batch_size": "memory; the sums round otherwise",
     "sft.gradient_checkpointing": "memory",
     "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
+    "reward.on_alarm": "whether the run goes on, not what it makes",
     "ppo.micro_batch_size": "memory; the sums round otherwise",
     "ppo.micro_batch_tokens": "memory; the sums round otherwise",
     "ppo.rewards.timeout": "how long an endpoint is waited for",

@@ -31,6 +31,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
+from plaudit.errors import RunStopped
 from plaudit.guard.invariants import check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.export import classifier_refused
 from plaudit.models.full import FullReward
@@ -129,6 +130,12 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     ensemble = ("members", "aggregate", "megabytes_per_member", "passes_per_score") if config.members > 1 else ()
     run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
     print_alarms(card)
+    alarm = next((one for one in card["alarms"] if one["level"] == "alarm"), None)
+    if config.on_alarm == "stop" and alarm is not None:
+        raise RunStopped(
+            f"reward.on_alarm=stop, and the reward model's card has the alarm {alarm['kind']!r}: {alarm['says']} "
+            f"{alarm['do']} Then run --from preferences; or go on as it is: --resume reward.on_alarm=warn"
+        )
     return summary
 
 
