@@ -30,6 +30,8 @@ from plaudit.run.stopping import Interrupted
 RECIPE, ENVIRONMENT, MANIFEST, LOCK = "recipe.yaml", "environment.json", "manifest.json", ".lock"
 SUMMARY, REPORT = "summary.json", "report.html"
 CHECKPOINTS = "checkpoints"
+BEFORE = "before"
+"""What stages left that run again, until they have ended once more."""
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 """In the order of the work."""
 
@@ -108,13 +110,21 @@ class RunFolder:
         return finished_stages(self.path)
 
     def begin(self, name: str, *, resume: bool = False) -> None:
-        """Forget this stage and those after it, whose inputs it is about to replace, and delete what they left; with
-        `resume` the stage's own folder stays where it has checkpoints."""
-        later = STAGES[STAGES.index(name) :]
-        kept = {stage: entry for stage, entry in self.finished().items() if stage not in later}
+        """Forget this stage and those after it, whose inputs it is about to replace. What they left goes to before/ if
+        they had ended, until they have ended again, and else is deleted; with `resume` the stage's own folder stays
+        where it has checkpoints."""
+        later, ended = STAGES[STAGES.index(name) :], self.finished()
+        goes_on = resume and (self.path / name / CHECKPOINTS).is_dir()
+        # Before the manifest: a stage that is in it and whose folder was moved is known as one that has not ended.
+        for stage in later:
+            if stage in ended and (self.path / stage).is_dir() and not (goes_on and stage == name):
+                (self.path / BEFORE).mkdir(exist_ok=True)
+                shutil.rmtree(self.path / BEFORE / stage, ignore_errors=True)
+                (self.path / stage).rename(self.path / BEFORE / stage)
+        kept = {stage: entry for stage, entry in ended.items() if stage not in later}
         write_json(self.path / MANIFEST, {"stages": kept})
         for stage in later:
-            if resume and stage == name and (self.path / name / CHECKPOINTS).is_dir():
+            if goes_on and stage == name:
                 clear_halves(self.path / stage)
             else:
                 shutil.rmtree(self.path / stage, ignore_errors=True)
@@ -146,6 +156,10 @@ class RunFolder:
         memory = {peak: round(megabytes, 1) for peak, megabytes in peaks.items()}
         entry = {"seconds": round(seconds, 3), **memory, "files": hashes}
         write_json(self.path / MANIFEST, {"stages": {**self.finished(), name: entry}})
+        old = self.path / BEFORE
+        shutil.rmtree(old / name, ignore_errors=True)
+        if old.is_dir() and not any(old.iterdir()):
+            old.rmdir()
 
 
 class FollowedFolder(RunFolder):
@@ -201,13 +215,17 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
         raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
 
 
+FIRST_READER = {"sampling": "preferences", "lora": "sft", "optimiser": "sft"}
+"""The first stage that reads a section which several stages share, and makes something of it."""
+
+
 def _from_where(keys: Iterable[str]) -> str:
-    """The stage from which a run with other `keys` may be repeated, where each of them is one stage's alone."""
+    """The stage from which a run with other `keys` may be repeated, where stages alone read them."""
     parts = [(key.split("."), key.split(".stages.")) for key in keys]
-    stages = [last[1].split(".")[0] if len(last) > 1 else first[0] for first, last in parts]
+    stages = [last[1].split(".")[0] if len(last) > 1 else FIRST_READER.get(first[0], first[0]) for first, last in parts]
     if set(stages) <= {*STAGES}:
         return f"a run with it goes from there: --from {min(stages, key=STAGES.index)}"
-    return "a stage's own keys may change when the run is repeated from it: --from STAGE, --from auto finds it"
+    return "keys that every stage depends on need a folder of their own"
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:
@@ -227,14 +245,20 @@ def _take_lock(lock: IO[str], path: Path) -> None:
 def finished_stages(folder: Path) -> dict[str, Any]:
     """See `RunFolder.finished`; empty for a folder that is not there yet."""
     manifest = folder / MANIFEST
-    return json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
+    ended = json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
+    moved = [name for name in ended if (folder / BEFORE / name).is_dir() and not (folder / name).is_dir()]
+    return {name: entry for name, entry in ended.items() if name not in moved}
 
 
 def finished_model(folder: Path, relative: str) -> Path:
     """A model that a stage of the run in `folder` left, such as ppo/model; UserError where that has not ended."""
     path = folder / relative
     if not (path / "config.json").is_file():
-        raise UserError(f"{path} is missing: {folder} holds no run whose {relative.split('/')[0]} stage has ended")
+        old = folder / BEFORE / relative
+        there = f"; the one of before is in {old}" if old.is_dir() else ""
+        raise UserError(
+            f"{path} is missing: {folder} holds no run whose {relative.split('/')[0]} stage has ended{there}"
+        )
     return path
 
 
