@@ -276,3 +276,13 @@ def test_items_come_in_the_order_of_the_reward_models_doubt(
     assert len({item.priority for item in items}) > 1
     assert plaudit("label", "order", trained, "--database", database, "--by", "length").code == 0
     assert plaudit("label", "order", trained, "--database", database, "--by", "age").code == 2
+
+
+def test_people_and_files_of_rankings_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file has is learnt from beside what people rank; without people nothing is sampled."""
+    monkeypatch.setattr(preferences_people, "ranked_by_people", lambda *_: (["ranked now"], {"people": 1}))
+    run: Any = SimpleNamespace(rankings=("of a file",))
+    both = PreferencesConfig.model_validate({"annotator": "human", "rankings": ["x.jsonl"], "overlap": 2})
+    assert preferences._rankings(both, run, None) == (["of a file", "ranked now"], {"people": 1})
+    alone = PreferencesConfig.model_validate({"rankings": "x.jsonl"})
+    assert preferences._rankings(alone, run, None) == (["of a file"], {})

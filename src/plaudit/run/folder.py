@@ -14,7 +14,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -228,6 +229,26 @@ def _from_where(keys: Iterable[str]) -> str:
     return "keys that every stage depends on need a folder of their own"
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run in `folder`; UserError while a process writes to it."""
+    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+        _take_lock(lock, folder)
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process writes to the run in `folder`; nothing is changed."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _take_lock(lock: IO[str], path: Path) -> None:
     # flock dies with its process, so a killed run leaves no stale lock behind.
     try:
@@ -268,6 +289,11 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """A file that a stage left."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def stage_settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:

@@ -30,10 +30,10 @@ SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", 
 MADE = {
     "preferences": ("sft/model",),
     "reward": ("sft/model", "preferences/rankings.jsonl"),
-    "ppo": ("sft/model", "reward/reward.json", "reward/model"),
-    "evaluate": ("sft/model", "reward/reward.json", "reward/model", "ppo/model"),
+    "ppo": ("sft/model", "reward/reward.json"),
+    "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
 }
-"""What a stage reads of those before it."""
+"""What a stage reads of those before it; reward.json has the hashes of the reward model's files."""
 
 
 class Rows(Protocol):
@@ -140,7 +140,10 @@ def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, made
     now = json.loads(json.dumps(now))
     keys = differences(then["recipe"], now["recipe"])
     found = [text for key, text in keys.items() if not is_among(key, MAY_CHANGE)]
-    found += [f"{name} is not what it was" for name in _unequal(then["made"], now["made"]) if made]
+    # What is no longer there (plaudit clean) is missed by the stage that needs it.
+    found += [
+        f"{name} is not what it was" for name in _unequal(then["made"], now["made"]) if made and name in now["made"]
+    ]
     return found + [
         _told(name, then["data"].get(name), now["data"].get(name)) for name in _unequal(then["data"], now["data"])
     ]

@@ -23,6 +23,7 @@ from plaudit.run.folder import (
     SUMMARY,
     needed_stages,
     ranked_by_people,
+    read_json,
     read_recipe,
     stage_settings,
 )
@@ -78,7 +79,7 @@ def stages_of(recipe: dict[str, Any]) -> list[str]:
 def gather(run: Run) -> dict[str, Any]:
     """Every stage's own summary, with seconds, memory and versions beside them."""
     stages = stages_of(read_recipe(run.folder.path))
-    summary = {stage: _read_json(run.folder.require(f"{stage}/summary.json", stage)) for stage in stages}
+    summary = {stage: read_json(run.folder.require(f"{stage}/summary.json", stage)) for stage in stages}
     finished = {stage: entry for stage, entry in run.folder.finished().items() if stage in stages}
     people = compared_by_people(run)
     summary |= {} if people is None else {"people": people}
@@ -136,10 +137,6 @@ def said_of_people(run: Run) -> list[str]:
     return [f"Annotators: {row['who'] + ': ' if row['who'] else ''}{row['what']}; {row['do']}." for row in alarms]
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
     """The table a run ends with; plain ASCII, so that any terminal shows it."""
     evaluated = summary["evaluate"]
@@ -179,13 +176,13 @@ def render(run: Run, summary: dict[str, Any]) -> str:
     recipe = read_recipe(folder)
     replies = read_metrics(run.folder.require("evaluate/replies.jsonl", "evaluate"))
     prompts = [row["id"] for row in replies]
-    environment = _read_json(folder / ENVIRONMENT)
+    environment = read_json(folder / ENVIRONMENT)
     updates, looks = read_metrics(folder / "ppo/metrics.jsonl"), read_metrics(folder / "ppo/evaluations.jsonl")
     kinds = gold_by_kind(replies)
     trained = "skipped" not in summary["sft"]
     card, learning = None, [sft_plot(read_metrics(folder / "sft/metrics.jsonl"))] if trained else []
     if "reward" in summary:
-        card = _read_json(run.folder.require("reward/card.json", "reward"))
+        card = read_json(run.folder.require("reward/card.json", "reward"))
         learning += reward_plots(read_metrics(folder / "reward/metrics.jsonl"), summary["reward"])
     return render_page(
         "report.html.j2",
