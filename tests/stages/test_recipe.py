@@ -57,13 +57,13 @@ def test_data_paths_start_at_the_folder_of_the_recipe(tmp_path: Path, monkeypatc
     home = tmp_path.resolve()
     assert recipe.data.prompts == home / "data" / "prompts.jsonl"
     assert recipe.data.demonstrations == home / "data" / "demonstrations.jsonl"
-    assert recipe.preferences.rankings == home / "people" / "rankings.jsonl"
+    assert recipe.preferences.rankings == [home / "people" / "rankings.jsonl"]
 
 
 def test_absolute_data_paths_stay_and_no_rankings_stay_none(tmp_path: Path) -> None:
     recipe = load_recipe(put(tmp_path), ["data.prompts=/abs/prompts.jsonl"])
     assert recipe.data.prompts == Path("/abs/prompts.jsonl")
-    assert recipe.preferences.rankings is None
+    assert recipe.preferences.rankings == []
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_the_keys_stay_few() -> None:
-    assert len(list(keys_of(Recipe))) <= 128
+    assert len(list(keys_of(Recipe))) <= 136
 
 
 def test_no_key_of_before_is_a_key_and_every_new_one_is() -> None:

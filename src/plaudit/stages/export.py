@@ -1,13 +1,20 @@
 """Copy a trained model out of the run folder."""
 
 import shutil
+import tempfile
 from pathlib import Path
+
+import torch
 
 from plaudit.data.files import whole_folder
 from plaudit.errors import UserError
+from plaudit.models.load import load_chat, load_model
+from plaudit.models.roles import Roles
+from plaudit.models.rounding import Rounding
 from plaudit.rewards.contract import RewardContract
-from plaudit.rewards.saved import check_files
-from plaudit.run.folder import finished_model
+from plaudit.rewards.export import export_classifier
+from plaudit.rewards.saved import adapter_name, check_files, with_heads
+from plaudit.run.folder import finished_model, read_recipe
 from plaudit.stages.model_card import write_card
 
 MODELS = {"policy": "ppo/model", "reward": "reward/model"}
@@ -25,11 +32,14 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
     sources = [finished_model(folder, MODELS[role])]
     if role == "reward":
         sources += sorted(sources[0].parent.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))
-        for source in sources:
-            check_files(source, RewardContract.load(source))
     with whole_folder(to) as part:
         for member, source in enumerate(sources):
-            shutil.copytree(source, part if len(sources) == 1 else part / f"member_{member}", dirs_exist_ok=True)
+            own = part if len(sources) == 1 else part / f"member_{member}"
+            shutil.copytree(source, own, dirs_exist_ok=True)
+            if role == "reward":
+                if not [*own.glob("*.safetensors")]:
+                    _merge_again(folder, member, len(sources), own)
+                check_files(own, RewardContract.load(own))
         write_card(folder, role, part)
     return to
 
@@ -44,3 +54,18 @@ def _export_adapter(folder: Path, to: Path) -> Path:
             shutil.copyfile(folder / "reward" / name, part / "reward" / name)
         write_card(folder, "reward", part)
     return to
+
+
+def _merge_again(folder: Path, member: int, members: int, to: Path) -> None:
+    """The weights of a merged reward model that `plaudit clean` has taken out, from its adapter, by the same rounding:
+    their hashes are in the contract beside them."""
+    dtype, base = getattr(torch, RewardContract.load(folder / "reward").dtype), str(folder / "sft/model")
+    adapters = [folder / "reward" / adapter_name(one) for one in range(members)]
+    cpu = torch.device("cpu")
+    roles = with_heads(Roles(load_model(base, dtype, cpu), reward=adapters), folder / "reward")
+    rounding = Rounding(read_recipe(folder)["seed"], "reward/model", member)
+    with tempfile.TemporaryDirectory(dir=to.parent) as scratch:
+        made = Path(scratch) / "model"
+        export_classifier(roles, load_chat(base), base, made, dtype, rounding, member)
+        for file in made.glob("*.safetensors"):
+            shutil.move(file, to / file.name)

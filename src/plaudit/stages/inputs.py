@@ -29,10 +29,10 @@ SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", 
 MADE = {
     "preferences": ("sft/model",),
     "reward": ("sft/model", "preferences/rankings.jsonl"),
-    "ppo": ("sft/model", "reward/reward.json", "reward/model"),
-    "evaluate": ("sft/model", "reward/reward.json", "reward/model", "ppo/model"),
+    "ppo": ("sft/model", "reward/reward.json"),
+    "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
 }
-"""What a stage reads of those before it."""
+"""What a stage reads of those before it; reward.json has the hashes of the reward model's files."""
 
 
 class Rows(Protocol):
@@ -50,14 +50,17 @@ class Rows(Protocol):
 
 def inputs_of(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> dict[str, Any]:
     """What `stage` reads now: its keys, the rows of its files, what earlier stages left in `folder`, the code."""
-    sampled = stage != "preferences" or rows.rankings is None
+    sampled = stage != "preferences" or rows.rankings is None or recipe.preferences.annotator == "human"
     data: dict[str, Any] = {}
-    if stage == "sft" or (stage == "ppo" and recipe.ppo.ptx_coef):
+    if (stage == "sft" and not recipe.sft.skip) or (stage == "ppo" and recipe.ppo.ptx_coef):
         data["data.demonstrations"] = {"file": str(recipe.data.demonstrations), **_of_table(rows.demonstrations)}
     for path, table in rows.mixed.items() if stage == "sft" else ():
         data[f"sft.mixture {path.name}"] = {"file": str(path), **_of_table(table)}
     if stage == "preferences" and rows.rankings is not None:
-        data["preferences.rankings"] = {"file": str(recipe.preferences.rankings), **_of_rows(rows.rankings)}
+        data["preferences.rankings"] = {
+            "file": ", ".join(map(str, recipe.preferences.rankings)),
+            **_of_rows(rows.rankings),
+        }
     for split in SPLITS_READ.get(stage, ()) if sampled else ():
         prompts = _of_rows(prompt for prompt in rows.prompts if prompt.split == split)
         data[f"data.prompts, split {split}"] = {"file": str(recipe.data.prompts), **prompts}
@@ -136,7 +139,10 @@ def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, made
     now = json.loads(json.dumps(now))
     keys = differences(then["recipe"], now["recipe"])
     found = [text for key, text in keys.items() if not is_among(key, MAY_CHANGE)]
-    found += [f"{name} is not what it was" for name in _unequal(then["made"], now["made"]) if made]
+    # What is no longer there (plaudit clean) is missed by the stage that needs it.
+    found += [
+        f"{name} is not what it was" for name in _unequal(then["made"], now["made"]) if made and name in now["made"]
+    ]
     return found + [
         _told(name, then["data"].get(name), now["data"].get(name)) for name in _unequal(then["data"], now["data"])
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from plaudit.data.files import write_text
-from plaudit.run.folder import read_recipe, stage_settings
+from plaudit.run.folder import ranked_by_people, read_recipe, stage_settings
 
 STEPS = {
     "sft": "Supervised fine-tuning on demonstrations",
@@ -74,10 +74,12 @@ def _bits(recipe: dict[str, Any]) -> str:
 
 def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:
     """On what a stage worked."""
-    people = recipe["preferences"]["rankings"] is not None or recipe["preferences"]["annotator"] == "human"
+    people = ranked_by_people(recipe)
     numbers = _numbers(run / stage / "summary.json")
     match stage:
         case "sft":
+            if recipe["sft"].get("skip"):
+                return " was skipped: the model came as it is"
             return f" (`{Path(recipe['data']['demonstrations']).name}`)"
         case "preferences":
             return f" ({numbers.get('rankings', 0)} of them, by {'people' if people else 'a simulated annotator'})"

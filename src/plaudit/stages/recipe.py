@@ -84,16 +84,33 @@ class Recipe(StrictConfig):
             )
         if self.quantise is not None and self.ppo.torch_compile:
             raise ValueError(f"quantise={self.quantise} and ppo.torch_compile=true exclude each other; choose one")
-        for path in self.data.formats:
-            if path not in self.files:
-                raise ValueError(f"data.formats: {path} is no file of this recipe ({', '.join(map(str, self.files))})")
+        if self.data.demonstrations is None and not self.sft.skip:
+            raise ValueError(
+                "data.demonstrations is missing: name a file of prompts with ideal replies, or leave SFT out with "
+                "sft.skip=true, where the model answers well enough as it is"
+            )
+        if self.data.demonstrations is None and self.ppo.ptx_coef:
+            raise ValueError(f"ppo.ptx_coef={self.ppo.ptx_coef:g} mixes in demonstrations: name data.demonstrations")
+        if self.sft.skip and (dead := [name for name in self.sft.given() if name not in ("skip", "max_length")]):
+            raise ValueError(f"sft.{', sft.'.join(dead)} would do nothing with sft.skip=true")
+        for key, named in (("formats", self.data.formats), ("columns", self.data.columns)):
+            for path in named:
+                if path not in self.files:
+                    raise ValueError(
+                        f"data.{key}: {path} is no file of this recipe ({', '.join(map(str, self.files))})"
+                    )
         return self
 
     @property
     def files(self) -> list[Path]:
         """Every file of data that it names."""
-        named = [source.path for source in self.sft.mixture] + [self.preferences.rankings]
-        return [self.data.prompts, self.data.demonstrations, *(path for path in named if path is not None)]
+        named = (path for path in self.demonstrated if path is not None)
+        return [self.data.prompts, *named, *self.preferences.rankings]
+
+    @property
+    def demonstrated(self) -> list[Path | None]:
+        """Its files of demonstrations, that of the section data first."""
+        return [self.data.demonstrations, *(source.path for source in self.sft.mixture)]
 
     @property
     def run_folder(self) -> Path:
@@ -107,6 +124,10 @@ MAY_CHANGE = {
     "data.prompts": "a place: the rows must be the same",
     "data.demonstrations": "a place: the rows must be the same",
     "data.formats": "how a file is read: the rows must be the same",
+    "data.columns": "how a file is read: the rows must be the same",
+    "data.split": "how rows are divided: the rows and their splits must be the same",
+    "data.validation": "how rows are divided: the rows and their splits must be the same",
+    "data.test": "how rows are divided: the rows and their splits must be the same",
     "data.ignore_message_keys": "how a file is read: the rows must be the same",
     "data.chat_template": "a place: the template must be the same",
     "sft.micro_batch_size": "memory; the sums round otherwise",
@@ -114,6 +135,7 @@ MAY_CHANGE = {
     "reward.gradient_checkpointing": "memory",
     "ppo.gradient_checkpointing": "memory",
     "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
+    "reward.on_alarm": "whether the run goes on, not what it makes",
     "ppo.micro_batch_size": "memory; the sums round otherwise",
     "ppo.micro_batch_tokens": "memory; the sums round otherwise",
     "ppo.rewards.timeout": "how long an endpoint is waited for",
@@ -214,11 +236,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     changes: dict[str, dict[str, Any]] = {
         "data": {
             "prompts": located(data.prompts),
-            "demonstrations": located(data.demonstrations),
+            "demonstrations": data.demonstrations and located(data.demonstrations),
             "formats": {located(file): name for file, name in data.formats.items()},
+            "columns": {located(file): names for file, names in data.columns.items()},
             "chat_template": template,
         },
-        "preferences": {"rankings": chosen.rankings and located(chosen.rankings), "database": database},
+        "preferences": {"rankings": [*map(located, chosen.rankings)], "database": database},
         "sft": {"mixture": [s.model_copy(update={"path": s.path and located(s.path)}) for s in recipe.sft.mixture]},
         "ppo": {"rewards": [source.located(home) for source in recipe.ppo.rewards]},
     }

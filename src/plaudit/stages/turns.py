@@ -44,7 +44,7 @@ def check_turns(recipe: Recipe, chat: ChatFormat, files: Mapping[Path, Iterable[
                 asked.setdefault(roles, prompt)
             if roles not in known:
                 known.add(roles)
-                _check_roles(place, chat, prompt, recipe.sft.learn == "all" and path in _learnt(recipe))
+                _check_roles(place, chat, prompt, recipe.sft.learn == "all" and path in recipe.demonstrated)
             if marker := chat.rewrites(reply.text for reply in replies_of(row)):
                 raise UserError(
                     f"{place}: a reply holds {marker!r}, at which the chat template cuts or rewrites replies, so what "
@@ -56,10 +56,6 @@ def check_turns(recipe: Recipe, chat: ChatFormat, files: Mapping[Path, Iterable[
     for note in chat.notes:
         console.print(f"Chat template: {note}", soft_wrap=True)
     return list(asked.values())
-
-
-def _learnt(recipe: Recipe) -> list[Path]:
-    return [path for path in recipe.files if path not in (recipe.data.prompts, recipe.preferences.rankings)]
 
 
 def _check_roles(place: str, chat: ChatFormat, prompt: Prompt, every_turn: bool) -> None:

@@ -1,7 +1,7 @@
 """Settings of preferences: what is sampled, and who ranks it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -15,8 +15,9 @@ SIMULATED_ONLY = ("noise", "tie_margin")
 class PreferencesConfig(StrictConfig):
     """Sampling and ranking of replies."""
 
-    rankings: Path | None = None
-    """Rankings or pairs by people, of any format of data.md; null samples and simulates."""
+    rankings: list[Path] = Field([])
+    """Rankings or pairs by people, of any format of data.md, a file or several; none samples and simulates. Beside
+    annotator human they are learnt from together with what people rank."""
     annotator: Literal["simulated", "human"] = "simulated"
     """Who ranks what is sampled: a program, or people on the labelling page, for whom the run waits (labelling.md)."""
     labels: int | None = Field(None, ge=1)
@@ -35,6 +36,11 @@ class PreferencesConfig(StrictConfig):
     tie_margin: float = Field(0.1, ge=0)
     """The simulated annotator gives replies within this of the best of their group its rank."""
 
+    @field_validator("rankings", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [] if value is None else [value] if isinstance(value, str | Path) else value
+
     @field_validator("database")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
@@ -44,8 +50,10 @@ class PreferencesConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _nothing_dead(self) -> "PreferencesConfig":
-        if self.rankings is not None and (dead := [name for name in self.given() if name != "rankings"]):
-            raise ValueError(f"nothing is sampled with rankings={self.rankings}: {', '.join(dead)} would do nothing")
+        dead = [name for name in self.given() if name != "rankings"]
+        if self.rankings and self.annotator != "human" and dead:
+            where = ", ".join(map(str, self.rankings))
+            raise ValueError(f"nothing is sampled with rankings={where}: {', '.join(dead)} would do nothing")
         if dead := self.given(*(HUMAN_ONLY if self.annotator == "simulated" else SIMULATED_ONLY)):
             raise ValueError(f"{', '.join(dead)} would do nothing with annotator={self.annotator}")
         return self

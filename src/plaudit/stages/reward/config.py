@@ -42,6 +42,9 @@ class RewardConfig(StrictConfig):
     """Of mean_minus_std k in mean − k·std of the members; of pessimistic β in −β·log mean exp(−r/β), which leans to the
     min where it is small and to the mean where it is large."""
 
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What an alarm of the report card (reward-report.md) does: it is told, or it stops the run before PPO."""
+
     @property
     def aggregate_k(self) -> float:
         """k of mean_minus_std."""

@@ -16,7 +16,7 @@ adapter and no head beside reward/model.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
+from plaudit.errors import RunStopped
 from plaudit.guard.invariants import check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.export import classifier_refused
 from plaudit.models.full import FullReward
@@ -128,7 +129,18 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     ensemble = ("members", "aggregate", "megabytes_per_member", "passes_per_score") if config.members > 1 else ()
     run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
     print_alarms(card)
+    stop_for_alarm(config.on_alarm, card)
     return summary
+
+
+def stop_for_alarm(on_alarm: str, card: Mapping[str, Any]) -> None:
+    """RunStopped for the first alarm of the report card, where `on_alarm` is stop."""
+    alarm = next((one for one in card["alarms"] if one["level"] == "alarm"), None)
+    if on_alarm == "stop" and alarm is not None:
+        raise RunStopped(
+            f"reward.on_alarm=stop, and the reward model's card has the alarm {alarm['kind']!r}: {alarm['says']} "
+            f"{alarm['do']} Then run --from preferences; or go on as it is: --resume reward.on_alarm=warn"
+        )
 
 
 def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path) -> None:

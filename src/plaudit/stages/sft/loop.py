@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
@@ -305,11 +306,22 @@ def _save(training: SFTTraining, folder: Path) -> None:
     if training.engine is not None:
         training.engine.close()
     merged = merged_in_place(model, run.model, run.machine.dtype, Rounding(run.seed, "sft/model"))
+    _save_model(merged, training.chat, folder)
+
+
+def _save_model(model: PreTrainedModel, chat: ChatFormat, folder: Path) -> None:
     # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
-    found, ends = ids_in(merged.generation_config.eos_token_id), training.chat.ends
+    found, ends = ids_in(model.generation_config.eos_token_id), chat.ends
     if {*found} != ends:
-        merged.generation_config.eos_token_id = [*filter(ends.__contains__, found), *sorted(ends.difference(found))]
-    save_model(merged, training.chat.tokenizer, folder / "model")
+        model.generation_config.eos_token_id = [*filter(ends.__contains__, found), *sorted(ends.difference(found))]
+    save_model(model, chat.tokenizer, folder / "model")
+
+
+def take(run: Run) -> dict[str, Any]:
+    """Where SFT is skipped: the run's model, in the run's format and with its chat template, as the SFT model."""
+    chat, machine = run.chat(run.model), run.machine
+    _save_model(load_model(run.model, machine.dtype, machine.device), chat, run.folder.stage("sft"))
+    return run.finish("sft", "SFT: skipped", {"skipped": True, "chat_template": chat.origin}, ("chat_template",))
 
 
 def _by_kind(steps: list[Step], before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
