@@ -54,16 +54,14 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
-    from plaudit.run.folder import STAGES
     from plaudit.stages.pipeline import run_pipeline
-    from plaudit.stages.plan import AUTO, Flags
+    from plaudit.stages.plan import Flags
     from plaudit.stages.recipe import load_recipe
 
-    if start is not None and start not in (*STAGES, AUTO):
-        raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}, or {AUTO}")
     if inexact and (start is not None or not resume):
         raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
-    run_pipeline(load_recipe(recipe, overrides or ()), Flags(start=start, resume=resume, inexact=inexact))
+    flags = Flags(start=start, resume=resume, inexact=inexact)
+    run_pipeline(load_recipe(recipe, overrides or ()), flags)
 
 
 def _stage_command(name: str, text: str) -> None:

@@ -31,6 +31,9 @@ READ_LATER = (
 )
 """What later stages read of the earlier ones: it is looked at when a run is resumed."""
 
+AUTO = "auto"
+"""Of `--from`: the first stage whose inputs have changed; where none have, the run goes on as with --resume."""
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -46,10 +49,12 @@ class Flags:
     inexact: bool = False
     """`--inexact`: that checkpoint may be of other code, versions or another machine."""
 
+    def __post_init__(self) -> None:
+        if self.start is not None and self.start not in (*STAGES, AUTO):
+            raise UserError(f"--from {self.start!r}: not a stage; the stages are {', '.join(STAGES)}, or {AUTO}")
+
 
 NOTHING_ASKED = Flags()
-AUTO = "auto"
-"""Of `--from`: the first stage whose inputs have changed; where none have, the run goes on as with --resume."""
 
 
 def found(flags: Flags, changed: tuple[str, list[str]] | None) -> tuple[Flags, str]:

@@ -4,8 +4,9 @@ Unknown keys, wrong types and values out of range are refused with file, line, k
 nearest valid name.
 """
 
+import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -172,7 +173,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys; this file holds {values!r}")
-    places = {key: f"{path}:{line}" for key, line in _lines(path, node).items()}
+    return recipe_of(values, path.resolve().parent, overrides, path, _lines(path, node))
+
+
+def recipe_of(
+    values: dict[str, Any],
+    home: Path,
+    overrides: Sequence[str] = (),
+    path: Path = Path("recipe"),
+    lines: Mapping[str, int] | None = None,
+) -> Recipe:
+    """Override, validate; relative data paths start at `home`. `path` and `lines` say where the keys stand."""
+    values, places = copy.deepcopy(values), {key: f"{path}:{line}" for key, line in (lines or {}).items()}
     for override in overrides:
         key = _override(values, override)
         places = {name: place for name, place in places.items() if name != key and not name.startswith(f"{key}.")}
@@ -182,7 +194,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         explained = dict.fromkeys(_explain(path, places, item) for item in error.errors())
         raise UserError("; ".join(explained)) from error
-    home, data, chosen = path.resolve().parent, recipe.data, recipe.preferences
+    data, chosen = recipe.data, recipe.preferences
 
     def located(source: Path) -> Path:
         """A relative path starts at the recipe's folder; the name of a Hub data set stays what it is."""
