@@ -11,7 +11,7 @@ from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
 NEEDS = {
     "preferences": ("sft/model/config.json", "sft"),
-    "reward": ("preferences/rankings.jsonl", "preferences"),
+    "reward": ("preferences/summary.json", "preferences"),
     "ppo": ("reward/reward.json", "reward"),
     "evaluate": ("ppo/model/config.json", "ppo"),
     "report": ("evaluate/summary.json", "evaluate"),
@@ -22,6 +22,7 @@ READ_LATER = (
     "sft/model",
     "sft/summary.json",
     "preferences/rankings.jsonl",
+    "preferences/unpaired.jsonl",
     "preferences/summary.json",
     "reward",
     "ppo/model",

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
+from plaudit.data.files import Reading, read_demonstrations, read_labels, read_prompts, read_rankings, write_rows
 from plaudit.data.formats.rows import Row
 from plaudit.data.hashes import sha256_rows, sha256_text
 from plaudit.data.table import DemonstrationTable
@@ -19,7 +19,7 @@ from plaudit.errors import UserError
 from plaudit.label.extra import missing_packages
 from plaudit.models.examine import check_lengths, examine
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
-from plaudit.records import Message, Prompt, Ranking, Record
+from plaudit.records import Labelled, Message, Prompt, Ranking, Record
 from plaudit.rewards.config import uses_trained
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
@@ -28,6 +28,7 @@ from plaudit.run.provenance import code_sha256, is_among, versions
 from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
+from plaudit.stages.reward.labels import divided_labels
 from plaudit.stages.reward.training import divided
 from plaudit.stages.sft.loop import sources_of
 from plaudit.stages.turns import check_turns, dated
@@ -45,6 +46,7 @@ class RunData:
     demonstrations: DemonstrationTable
     mixed: dict[Path, DemonstrationTable]
     rankings: list[Ranking] | None
+    labels: list[Labelled] | None
     bad: list[Row] = field(default_factory=list)
     """What was set aside, where bad rows do not stop the run."""
 
@@ -54,6 +56,8 @@ class RunData:
         found |= {recipe.data.demonstrations: self.demonstrations, **self.mixed}
         if recipe.preferences.rankings is not None and self.rankings is not None:
             found[recipe.preferences.rankings] = self.rankings
+        if recipe.preferences.unpaired is not None and self.labels is not None:
+            found[recipe.preferences.unpaired] = self.labels
         return found
 
     @property
@@ -66,6 +70,8 @@ class RunData:
         found |= {f"sft.mixture {path}": rows.sha256 for path, rows in self.mixed.items()}
         if self.rankings is not None:
             found["rankings"] = sha256_rows(ranking.as_json() for ranking in self.rankings)
+        if self.labels is not None:
+            found["labels"] = sha256_rows(labelled.as_json() for labelled in self.labels)
         return found
 
 
@@ -130,6 +136,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         prompts=tuple(data.prompts),
         demonstrations=data.demonstrations,
         rankings=None if data.rankings is None else tuple(data.rankings),
+        labels=None if data.labels is None else tuple(data.labels),
         mixed=data.mixed,
         checkpoints=recipe.checkpoints,
         made_with=made_with,
@@ -174,15 +181,23 @@ def read_data(recipe: Recipe) -> RunData:
     _check_splits(recipe, prompts, demonstrations)
     sources_of(recipe.sft, demonstrations, mixed)
     _check_demonstrations_held_out(recipe, prompts, {recipe.data.demonstrations: demonstrations, **mixed})
-    rankings = None
-    if recipe.preferences.rankings:
-        rankings = read_rankings(recipe.preferences.rankings, _reading(recipe, recipe.preferences.rankings, bad))
-        ranked = [ranking.prompt for ranking in rankings]
-        held_out = {prompt.messages for prompt in [*prompts, *ranked] if prompt.split != "train"}
-        _check_no_leak("ranking", recipe.preferences.rankings, ranked, recipe, held_out)
-        if uses_trained(recipe.ppo.rewards):
-            divided(recipe.reward, rankings, str(recipe.preferences.rankings))
-    return RunData(prompts, demonstrations, mixed, rankings, bad)
+    chosen, rankings, labels = recipe.preferences, None, None
+    judged: dict[Path, list[Prompt]] = {}
+    if chosen.rankings:
+        rankings = read_rankings(chosen.rankings, _reading(recipe, chosen.rankings, bad))
+        judged[chosen.rankings] = [ranking.prompt for ranking in rankings]
+    if chosen.unpaired:
+        labels = read_labels(chosen.unpaired, _reading(recipe, chosen.unpaired, bad))
+        judged[chosen.unpaired] = [labelled.prompt for labelled in labels]
+    held_out = {prompt.messages for rows in [prompts, *judged.values()] for prompt in rows if prompt.split != "train"}
+    for path, rows in judged.items():
+        _check_no_leak("ranking" if path == chosen.rankings else "label", path, rows, recipe, held_out)
+    if uses_trained(recipe.ppo.rewards):
+        if rankings is not None:
+            divided(recipe.reward, rankings, str(chosen.rankings))
+        if labels is not None:
+            divided_labels(labels, str(chosen.unpaired))
+    return RunData(prompts, demonstrations, mixed, rankings, labels, bad)
 
 
 def _check_annotator(recipe: Recipe) -> None:
@@ -190,8 +205,8 @@ def _check_annotator(recipe: Recipe) -> None:
     chosen = recipe.preferences
     if chosen.annotator == "human" and (missing := missing_packages()):
         raise UserError(f"preferences.annotator=human needs {', '.join(missing)}: pip install 'plaudit[label]'")
-    if chosen.rankings is not None:
-        return  # `divided` looks at its rows
+    if not chosen.samples:
+        return  # `divided` looks at the rows of files
     if recipe.reward.soft_labels:
         raise UserError(
             "reward.soft_labels=true needs votes, which only a file of rankings has; leave it out or name one "

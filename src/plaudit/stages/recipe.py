@@ -68,6 +68,15 @@ class Recipe(StrictConfig):
                 f"reward.members={self.reward.members} are adapters on one base; full fine-tuning "
                 "(lora.stages.reward=null) has one"
             )
+        chosen, of_labels = self.preferences, self.reward.given("unpaired_coef", "annotator_bias")
+        if chosen.unpaired is None and of_labels:
+            raise ValueError(f"reward.{of_labels[0]} belongs to preferences.unpaired and does nothing without that")
+        if chosen.unpaired is not None and chosen.rankings is None and not chosen.samples:
+            # Labels alone: nothing has two sides, and nothing has a weight beside.
+            if idle := self.reward.given("loss", "ties", "soft_labels", "margin_coef", "label_smoothing"):
+                raise ValueError(f"reward.{idle[0]} belongs to rankings; preferences.unpaired alone has none")
+            if idle := self.reward.given("centring_coef", "unpaired_coef"):
+                raise ValueError(f"reward.{idle[0]} does nothing without rankings beside preferences.unpaired")
         for path in self.data.formats:
             if path not in self.files:
                 raise ValueError(f"data.formats: {path} is no file of this recipe ({', '.join(map(str, self.files))})")
@@ -76,7 +85,7 @@ class Recipe(StrictConfig):
     @property
     def files(self) -> list[Path]:
         """Every file of data that it names."""
-        named = [source.path for source in self.sft.mixture] + [self.preferences.rankings]
+        named = [source.path for source in self.sft.mixture] + [self.preferences.rankings, self.preferences.unpaired]
         return [self.data.prompts, self.data.demonstrations, *(path for path in named if path is not None)]
 
     @property
@@ -211,7 +220,11 @@ def recipe_of(
             "formats": {located(file): name for file, name in data.formats.items()},
             "chat_template": template,
         },
-        "preferences": {"rankings": chosen.rankings and located(chosen.rankings), "database": database},
+        "preferences": {
+            "rankings": chosen.rankings and located(chosen.rankings),
+            "unpaired": chosen.unpaired and located(chosen.unpaired),
+            "database": database,
+        },
         "sft": {"mixture": [s.model_copy(update={"path": s.path and located(s.path)}) for s in recipe.sft.mixture]},
         "ppo": {"rewards": [source.located(home) for source in recipe.ppo.rewards]},
     }

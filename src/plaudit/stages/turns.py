@@ -58,7 +58,11 @@ def check_turns(recipe: Recipe, chat: ChatFormat, files: Mapping[Path, Iterable[
 
 
 def _learnt(recipe: Recipe) -> list[Path]:
-    return [path for path in recipe.files if path not in (recipe.data.prompts, recipe.preferences.rankings)]
+    return [
+        path
+        for path in recipe.files
+        if path not in (recipe.data.prompts, recipe.preferences.rankings, recipe.preferences.unpaired)
+    ]
 
 
 def _check_roles(place: str, chat: ChatFormat, prompt: Prompt, every_turn: bool) -> None:

@@ -17,6 +17,9 @@ class PreferencesConfig(StrictConfig):
 
     rankings: Path | None = None
     """Rankings or pairs by people, of any format of data.md; null samples and simulates."""
+    unpaired: Path | None = None
+    """Replies that people liked or not (prompt, completion, label): beside rankings or alone, when nothing is sampled
+    unless annotator is human."""
     annotator: Literal["simulated", "human"] = "simulated"
     """Who ranks what is sampled: a program, or people on the labelling page, for whom the run waits (labelling.md)."""
     labels: int | None = Field(None, ge=1)
@@ -42,10 +45,17 @@ class PreferencesConfig(StrictConfig):
             raise ValueError("a recipe holds no secret: leave the password out, and give it in PGPASSWORD or ~/.pgpass")
         return value
 
+    @property
+    def samples(self) -> bool:
+        """Whether replies are sampled, to be ranked."""
+        return self.rankings is None and (self.unpaired is None or self.annotator == "human")
+
     @model_validator(mode="after")
     def _nothing_dead(self) -> "PreferencesConfig":
-        if self.rankings is not None and (dead := [name for name in self.given() if name != "rankings"]):
-            raise ValueError(f"nothing is sampled with rankings={self.rankings}: {', '.join(dead)} would do nothing")
+        files = ("rankings", "unpaired")
+        if not self.samples and (dead := [name for name in self.given() if name not in files]):
+            named = ", ".join(f"{name}={getattr(self, name)}" for name in self.given(*files))
+            raise ValueError(f"nothing is sampled with {named}: {', '.join(dead)} would do nothing")
         if dead := self.given(*(HUMAN_ONLY if self.annotator == "simulated" else SIMULATED_ONLY)):
             raise ValueError(f"{', '.join(dead)} would do nothing with annotator={self.annotator}")
         return self

@@ -111,9 +111,11 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
     rows["length, tokens"] = pair("length")
     rows["reference NLL, nats a token"] = pair("ref_nll")
     rows["EOS rate"] = pair("eos")
-    if reward := summary.get("reward"):
-        rows["reward accuracy, 95 % interval"] = with_interval(reward, "accuracy")
-        rows["accuracy of length alone"] = with_interval(reward, "length_baseline_accuracy")
+    reward = summary.get("reward", {})
+    for name, what in (("accuracy", "accuracy"), ("auc", "AUC on labels")):
+        if name in reward:
+            rows[f"reward {what}, 95 % interval"] = with_interval(reward, name)
+            rows[f"{what} of length alone"] = with_interval(reward, f"length_baseline_{name}")
     rows["minutes"] = f"{sum(summary['seconds'].values()) / 60:.1f}"
     rows["peak memory, MB"] = "unknown" if summary["peak_rss_mb"] is None else f"{summary['peak_rss_mb']:.0f}"
     return rows | ({"peak memory of the GPU, MB": f"{summary['peak_gpu_mb']:.0f}"} if "peak_gpu_mb" in summary else {})
@@ -128,9 +130,10 @@ def render(run: Run, summary: dict[str, Any]) -> str:
     environment = _read_json(folder / ENVIRONMENT)
     updates, looks = read_metrics(folder / "ppo/metrics.jsonl"), read_metrics(folder / "ppo/evaluations.jsonl")
     kinds = gold_by_kind(replies)
-    card, learning = None, [sft_plot(read_metrics(folder / "sft/metrics.jsonl"))]
+    card, labels, learning = None, None, [sft_plot(read_metrics(folder / "sft/metrics.jsonl"))]
     if "reward" in summary:
-        card = _read_json(run.folder.require("reward/card.json", "reward"))
+        cards = [run.folder.path / "reward" / f"{name}.json" for name in ("card", "labels")]
+        card, labels = (_read_json(path) if path.is_file() else None for path in cards)
         learning += reward_plots(read_metrics(folder / "reward/metrics.jsonl"), summary["reward"])
     return render_page(
         "report.html.j2",
@@ -156,6 +159,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         ppo_plots=ppo_plots(updates, looks, stage_settings(recipe, "ppo"), summary["ppo"]["kept_update"]),
         score_plots=score_plots(replies) + ([kind_plot(kinds)] if kinds else []),
         card=card,
+        labels=labels,
         reward_plots=card_plots(card) if card else [],
         open_mistakes=False,
     )
