@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plaudit.cli import data, look, stages
+from plaudit.cli import coming, data, look, stages
 from plaudit.cli.label_transfer import commands as label
 from plaudit.cli.outcome import EXPECTED, UNREAD, outcome, unread, unread_says
 from plaudit.run.stopping import signals_heard
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 app.add_typer(stages.commands)
 app.add_typer(look.commands)
+app.add_typer(coming.commands)
 app.add_typer(data.commands, name="data")
 app.add_typer(label, name="label")
 
