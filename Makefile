@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CODE := src tests benchmarks docs/ppo_by_hand.py
 
-.PHONY: demo test test-plain test-long survive bench lint format clean
+.PHONY: demo test test-plain test-long survive bench lint format docs clean
 
 demo: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
@@ -49,6 +49,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+# The docs as a site that can be searched, in build/site; a link that leads nowhere fails it.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # torch goes first and by its pinned version: asked for through a dependency, pip would take the newest CUDA build.
 $(READY): pyproject.toml constraints.txt
