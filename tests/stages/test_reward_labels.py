@@ -16,6 +16,7 @@ from conftest import TINY, leave_plots_undrawn, tiny_stage, write_lines
 from plaudit.errors import UserError
 from plaudit.records import Labelled, Message, Prompt
 from plaudit.run.metrics import read_metrics
+from plaudit.stages.export import export_role
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.prepare import read_data
 from plaudit.stages.recipe import load_recipe
@@ -99,6 +100,11 @@ def test_the_report_says_who_judged(made: Path) -> None:
     page = (made / "report.html").read_text(encoding="utf-8")
     assert "a reward model learned from 40 labels of people" in page and 'id="labels"' in page
     assert "simulated annotator" not in page and 'id="reward"' not in page
+
+
+def test_the_card_of_an_export_says_who_judged(made: Path, tmp_path: Path) -> None:
+    text = (export_role(made, "reward", tmp_path / "out") / "README.md").read_text(encoding="utf-8")
+    assert "- 60 labels of single replies, by people." in text and "ranking" not in text and "`auc`" in text
 
 
 @pytest.fixture

@@ -131,6 +131,8 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
         "temperature": contract.temperature,
         "export_gap": gap,
     }
+    if not test:
+        del summary["rankings_train"], summary["pairs_per_second"]
     pairs = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
     shown = (*(pairs if test else ()), *(LABELS_SHOWN if test_labels else ()))
     more = ("length_score_correlation", "layout", "temperature", "seconds_per_member")
