@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 CODE := src tests benchmarks docs/ppo_by_hand.py
 
-.PHONY: demo install test test-plain test-long survive bench lint format clean
+.PHONY: demo install test test-plain test-long survive bench lint format docs clean
 
 demo: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
@@ -57,6 +57,11 @@ lint: $(DEV)
 format: $(DEV)
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+# The docs as a site that can be searched, in build/site; a link that leads nowhere fails it.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # torch goes first and by its pinned version: asked for through a dependency, pip would take the newest CUDA build.
 $(READY): pyproject.toml constraints.txt

@@ -381,6 +381,12 @@ def test_the_index_lists_every_page() -> None:
         assert page.name == "README.md" or f"({page.name})" in index, page.name
 
 
+def test_the_site_has_every_page_once() -> None:
+    """`make docs` builds it, strictly; its navigation is in mkdocs.yml."""
+    listed = re.findall(r"^ +- ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
 def test_the_example_lines_of_the_data_page_are_read(tmp_path: Path) -> None:
     text = (DOCS / "data.md").read_text(encoding="utf-8")
     prompt, demonstration, ranking = blocks(text, "json")

@@ -51,14 +51,16 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A prompt with one reply and whether it was liked: an unpaired preference."""
+    """A prompt with one reply and whether it was liked: an unpaired preference; and by whom, where that is known."""
 
     prompt: Prompt
     completion: str
     label: bool
+    annotator: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.prompt.as_json(), "completion": self.completion, "label": self.label}
+        row = {**self.prompt.as_json(), "completion": self.completion, "label": self.label}
+        return row if self.annotator is None else {**row, "annotator": self.annotator}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from plaudit.algo.preferences import (
     centring_penalty,
     davidson_loss,
     fit_temperature,
+    logistic_loss,
     vote_targets,
 )
 
@@ -388,3 +389,36 @@ def test_a_temperature_without_an_optimum_stays_within_its_bounds(margins: list[
 def test_a_temperature_of_nothing_is_refused(margins: list[float]) -> None:
     with pytest.raises(ValueError, match="finite margins"):
         fit_temperature(margins)
+
+
+# --- labels of single replies ---
+
+
+def test_logistic_by_hand() -> None:
+    """σ(ln 3) = ¾: a liked reply costs −ln ¾ and one that was not −ln ¼, whether ln 3 is the score or the bias."""
+    scores = torch.tensor([math.log(3), math.log(3), 0.0], requires_grad=True)
+    labels, weights, biases = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0.0] * 3)
+    biases[2] = math.log(3)
+    loss = logistic_loss(scores, labels, weights, biases)
+    assert loss.item() == pytest.approx(-math.log(3 / 4) - 3 * math.log(1 / 4), abs=1e-6)
+    loss.backward()
+    assert scores.grad is not None and scores.grad.tolist() == pytest.approx([-1 / 4, 3 / 4, 2 * 3 / 4])
+
+
+def test_of_two_labels_of_one_person_the_pair_is_bradley_terry_whatever_the_bias() -> None:
+    """P(first liked, second not) / (that + the other way round) = σ(r_1 − r_2)."""
+    scores, one = torch.tensor([0.7, -0.4], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    for bias in (-2.0, 0.0, 1.5):
+        ways = [
+            math.exp(-logistic_loss(scores, torch.tensor(labels, dtype=torch.float64), one, bias * one).item())
+            for labels in ([1.0, 0.0], [0.0, 1.0])
+        ]
+        assert ways[0] / sum(ways) == pytest.approx(1 / (1 + math.exp(-1.1)), abs=1e-12)
+
+
+@pytest.mark.row(23)
+def test_row23_logistic_is_finite_at_any_score() -> None:
+    scores = torch.tensor([1e4, -1e4], requires_grad=True)
+    loss = logistic_loss(scores, torch.tensor([0.0, 1.0]), torch.ones(2), torch.zeros(2))
+    loss.backward()
+    assert loss.item() == pytest.approx(2e4) and scores.grad is not None and scores.grad.tolist() == [1.0, -1.0]

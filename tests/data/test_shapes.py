@@ -127,7 +127,7 @@ def test_labels_are_never_ideal_replies(tmp_path: Path) -> None:
     assert "format unpaired (detected), labels" in reader.describe()
     for read in (read_demonstrations, read_rankings):
         with pytest.raises(
-            UserError, match="delete the column 'label'; a reward model of unpaired labels is not there"
+            UserError, match="delete the column 'label'; for the reward model name the file in preferences"
         ):
             read(path)
     assert len(read_prompts(path)) == 2

@@ -10,8 +10,8 @@ import yaml
 from conftest import tiny_rows, write_lines
 from plaudit.data.splits import split_of
 from plaudit.errors import UserError
-from plaudit.stages.prepare import RunData, read_data
 from plaudit.stages.recipe import load_recipe
+from plaudit.stages.run_data import RunData, read_data
 
 Read = Callable[..., RunData]
 

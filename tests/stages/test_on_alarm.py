@@ -16,9 +16,9 @@ WARNING = {**ALARM, "kind": "few pairs", "level": "warning"}
 
 def test_an_alarm_stops_where_it_is_asked_to() -> None:
     with pytest.raises(RunStopped, match=r"alarm 'swapped': Worse than a coin. Look .*--resume reward.on_alarm=warn"):
-        stop_for_alarm("stop", {"alarms": [WARNING, ALARM]})
-    stop_for_alarm("warn", {"alarms": [ALARM]})
-    stop_for_alarm("stop", {"alarms": [WARNING]})
+        stop_for_alarm("stop", [{"alarms": [WARNING]}, {"alarms": [WARNING, ALARM]}])
+    stop_for_alarm("warn", [{"alarms": [ALARM]}])
+    stop_for_alarm("stop", [{"alarms": [WARNING]}])
 
 
 def test_a_run_stops_and_goes_on(

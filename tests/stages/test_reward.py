@@ -196,6 +196,7 @@ SHARED = {"warmup_steps", "max_grad_norm", "schedule", "lora"}
 ELSEWHERE = {
     *("rankings_per_micro_batch", "gradient_checkpointing", "evaluate_every"),
     *("members", "aggregate", "aggregate_strength"),
+    *("unpaired_coef", "annotator_bias"),  # test_reward_labels.py
 }
 
 

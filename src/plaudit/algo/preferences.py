@@ -65,6 +65,23 @@ def bradley_terry_loss(
     return -(weights * likelihood).sum()
 
 
+def logistic_loss(scores: Tensor, labels: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+    """−Σ w·[z·log σ(r + b) + (1 − z)·log σ(−r − b)], z = 1 for a reply that was liked, else 0; in nats, tensors
+    [labels].
+
+    Logistic regression of a yes or no (Cox 1958, J. R. Stat. Soc. B 20, 215-242) with the score as its predictor; b is
+    how ready whoever judged is to like anything, Rasch's (1960) parameter of a person. Of two replies that one person
+    judged, one liked and one not, the liked one is the first with probability σ(r_1 − r_2), whatever b is: scores mean
+    the same as with `bradley_terry_loss`, so labels and pairs may train one model. KTO (Ethayarajh et al. 2024,
+    arXiv:2402.01306) is another thing: it trains a policy on labels, without a reward model.
+
+    The gradient by r, and by b, is w·(σ(r + b) − z).
+    """
+    assert scores.shape == labels.shape == weights.shape == biases.shape and scores.dim() == 1
+    logits = scores + biases
+    return -(weights * torch.where(labels > 0.5, F.logsigmoid(logits), F.logsigmoid(-logits))).sum()
+
+
 def vote_targets(first_votes: Tensor, second_votes: Tensor) -> Tensor:
     """Soft labels from votes: (a + ½) / (a + b + 1), the probability that the first reply wins; all tensors [pairs].
 

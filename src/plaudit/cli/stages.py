@@ -60,11 +60,9 @@ def run(
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
     from plaudit.run.folder import STAGES
     from plaudit.stages.pipeline import run_pipeline
-    from plaudit.stages.plan import AUTO, Flags
+    from plaudit.stages.plan import Flags
     from plaudit.stages.recipe import load_recipe
 
-    if start is not None and start not in (*STAGES, AUTO):
-        raise UserError(f"--from {start!r}: not a stage; the stages are {', '.join(STAGES)}, or {AUTO}")
     if inexact and (start is not None or not resume):
         raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
     if copy_from is not None and start not in STAGES[1:]:

@@ -18,7 +18,7 @@ from plaudit.data.formats.reader import Reader, prompt_of
 from plaudit.data.formats.rows import Row, shown
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError, no_file
-from plaudit.records import Demonstration, Message, Prompt, Ranking, Record
+from plaudit.records import Demonstration, Labelled, Message, Prompt, Ranking, Record
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -120,6 +120,11 @@ def read_rankings(path: Path, reading: Reading = _STRICT) -> list[Ranking]:
     a pair is a ranking of two replies."""
     records = [record for _, record in reading.records(path, "rankings")]
     return [record for record in records if isinstance(record, Ranking)]
+
+
+def read_labels(path: Path, reading: Reading = _STRICT) -> list[Labelled]:
+    """Rows `{id, kind, split, prompt, completion, label, annotator}`: replies of which each was liked or not."""
+    return [record for _, record in reading.records(path, "labels") if isinstance(record, Labelled)]
 
 
 @contextmanager

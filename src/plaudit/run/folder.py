@@ -314,8 +314,9 @@ def stage_settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def ranked_by_people(recipe: Mapping[str, Any]) -> bool:
-    """Of a resolved recipe: whether the rankings are people's, not a simulated annotator's."""
-    return bool(recipe["preferences"]["rankings"]) or recipe["preferences"]["annotator"] == "human"
+    """Of a resolved recipe: whether people judged, not a simulated annotator."""
+    chosen = recipe["preferences"]
+    return bool(chosen["rankings"] or chosen.get("unpaired")) or chosen["annotator"] == "human"
 
 
 def free_folder(path: Path) -> Path:

@@ -17,7 +17,7 @@ from plaudit.data.files import write_json
 from plaudit.data.hashes import sha256, sha256_json, sha256_rows
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
-from plaudit.records import Demonstration, Prompt, Ranking
+from plaudit.records import Demonstration, Labelled, Prompt, Ranking
 from plaudit.run.folder import CHECKPOINTS, INPUTS, finished_stages
 from plaudit.run.provenance import code_sha256, differences, is_among
 from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
@@ -28,7 +28,7 @@ SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", 
 """The prompts that a stage samples replies to."""
 MADE = {
     "preferences": ("sft/model",),
-    "reward": ("sft/model", "preferences/rankings.jsonl"),
+    "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/unpaired.jsonl"),
     "ppo": ("sft/model", "reward/reward.json"),
     "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
 }
@@ -46,11 +46,13 @@ class Rows(Protocol):
     def mixed(self) -> Mapping[Path, DemonstrationTable]: ...
     @property
     def rankings(self) -> Sequence[Ranking] | None: ...
+    @property
+    def labels(self) -> Sequence[Labelled] | None: ...
 
 
 def inputs_of(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> dict[str, Any]:
     """What `stage` reads now: its keys, the rows of its files, what earlier stages left in `folder`, the code."""
-    sampled = stage != "preferences" or rows.rankings is None or recipe.preferences.annotator == "human"
+    sampled = stage != "preferences" or recipe.preferences.samples
     data: dict[str, Any] = {}
     if (stage == "sft" and not recipe.sft.skip) or (stage == "ppo" and recipe.ppo.ptx_coef):
         data["data.demonstrations"] = {"file": str(recipe.data.demonstrations), **_of_table(rows.demonstrations)}
@@ -61,6 +63,8 @@ def inputs_of(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> dict[str,
             "file": ", ".join(map(str, recipe.preferences.rankings)),
             **_of_rows(rows.rankings),
         }
+    if stage == "preferences" and rows.labels is not None:
+        data["preferences.unpaired"] = {"file": str(recipe.preferences.unpaired), **_of_rows(rows.labels)}
     for split in SPLITS_READ.get(stage, ()) if sampled else ():
         prompts = _of_rows(prompt for prompt in rows.prompts if prompt.split == split)
         data[f"data.prompts, split {split}"] = {"file": str(recipe.data.prompts), **prompts}
@@ -80,12 +84,12 @@ def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
             found[section] = own and {k: v for k, v in own.model_dump(mode="json").items() if k != "stages"}
     if stage == "evaluate":
         found["ppo"] = {"rewards": values["ppo"]["rewards"]}
-    if stage == "preferences":  # a place; its rows are compared
-        found[stage] = {key: value for key, value in found[stage].items() if key != "rankings"}
+    if stage == "preferences":  # places; their rows are compared
+        found[stage] = {key: value for key, value in found[stage].items() if key not in ("rankings", "unpaired")}
     return found
 
 
-def _of_rows(rows: Iterable[Prompt | Demonstration | Ranking]) -> dict[str, Any]:
+def _of_rows(rows: Iterable[Prompt | Demonstration | Ranking | Labelled]) -> dict[str, Any]:
     found = [row.as_json() for row in rows]
     whole = {"rows": len(found), "sha256": sha256_rows(found)}
     return whole if len(found) > COUNTED else {**whole, "row_sha256": [*_each(found)]}

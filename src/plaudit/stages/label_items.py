@@ -20,8 +20,8 @@ from plaudit.rewards.score import score_replies
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.folder import RECIPE
-from plaudit.stages.prepare import prompts_of
 from plaudit.stages.recipe import Recipe, load_recipe
+from plaudit.stages.run_data import prompts_of
 
 MODELS = {"sft": "sft/model", "ppo": "ppo/model"}
 

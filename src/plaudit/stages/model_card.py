@@ -15,8 +15,8 @@ from plaudit.run.folder import ranked_by_people, read_recipe, stage_settings
 
 STEPS = {
     "sft": "Supervised fine-tuning on demonstrations",
-    "preferences": "Rankings of sampled replies",
-    "reward": "A Bradley-Terry reward model of the rankings",
+    "preferences": "",
+    "reward": "A reward model of them",
     "ppo": "Proximal policy optimisation against the reward model, with a KL penalty to the SFT model",
 }
 JUDGED = {"policy": ("ppo", "evaluate"), "reward": ("reward",)}
@@ -76,13 +76,16 @@ def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:
     """On what a stage worked."""
     people = ranked_by_people(recipe)
     numbers = _numbers(run / stage / "summary.json")
+    judged = {"rankings": "rankings of replies", "labels": "labels of single replies"}
     match stage:
         case "sft":
             if recipe["sft"].get("skip"):
                 return " was skipped: the model came as it is"
             return f" (`{Path(recipe['data']['demonstrations']).name}`)"
         case "preferences":
-            return f" ({numbers.get('rankings', 0)} of them, by {'people' if people else 'a simulated annotator'})"
+            kinds = [f"{numbers[kind]} {what}" for kind, what in judged.items() if kind in numbers]
+            by_people = people or "rankings" not in numbers
+            return f"{' and '.join(kinds)}, by {'people' if by_people else 'a simulated annotator'}"
         case "ppo" if recipe["ppo"]["rewards"]:
             return "; paid by the sources that the recipe names"
         case _:

@@ -20,9 +20,10 @@ from plaudit.stages.inputs import begun, first_changed, record
 from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, found, plan_of
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
-from plaudit.stages.prepare import DIVIDED, prepare, read_data
+from plaudit.stages.prepare import DIVIDED, prepare
 from plaudit.stages.recipe import SHARED, Recipe
 from plaudit.stages.reward import loop as reward
+from plaudit.stages.run_data import read_data
 from plaudit.stages.sft import loop as sft
 from plaudit.train.run import Run
 from plaudit.view.report.write import write_report

@@ -12,7 +12,7 @@ from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
 NEEDS = {
     "preferences": ("sft/model/config.json", "sft"),
-    "reward": ("preferences/rankings.jsonl", "preferences"),
+    "reward": ("preferences/summary.json", "preferences"),
     "ppo": ("reward/reward.json", "reward"),
     "evaluate": ("ppo/model/config.json", "ppo"),
     "report": ("evaluate/summary.json", "evaluate"),
@@ -23,6 +23,7 @@ READ_LATER = (
     "sft/model",
     "sft/summary.json",
     "preferences/rankings.jsonl",
+    "preferences/unpaired.jsonl",
     "preferences/summary.json",
     "reward",
     "ppo/model",
@@ -31,6 +32,9 @@ READ_LATER = (
     "evaluate",
 )
 """What later stages read of the earlier ones: it is looked at when a run is resumed."""
+
+AUTO = "auto"
+"""Of `--from`: the first stage whose inputs have changed; where none have, the run goes on as with --resume."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,12 @@ class Flags:
     copy_from: Path | None = None
     """`--copy-from`: a run whose stages before `start` are taken over into a new folder."""
 
+    def __post_init__(self) -> None:
+        if self.start is not None and self.start not in (*STAGES, AUTO):
+            raise UserError(f"--from {self.start!r}: not a stage; the stages are {', '.join(STAGES)}, or {AUTO}")
+
 
 NOTHING_ASKED = Flags()
-AUTO = "auto"
-"""Of `--from`: the first stage whose inputs have changed; where none have, the run goes on as with --resume."""
 
 
 def found(flags: Flags, changed: tuple[str, list[str]] | None) -> tuple[Flags, str]:

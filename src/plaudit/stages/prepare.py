@@ -1,9 +1,7 @@
 """Before the first stage: everything that can be wrong (data, model, machine, folder) is found in seconds."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,8 @@ from typing import Any
 import yaml
 
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import Reading, read_demonstrations, read_prompts, read_rankings, write_rows
-from plaudit.data.formats.rows import SPLITS, Row
-from plaudit.data.hashes import sha256_rows, sha256_text
-from plaudit.data.splits import names_split, split_of
-from plaudit.data.table import DemonstrationTable
+from plaudit.data.files import write_rows
+from plaudit.data.hashes import sha256_text
 from plaudit.dist.machine import Machine, choose_machine, describe, release_memory
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import Mistakes, UserError
@@ -23,8 +18,7 @@ from plaudit.label.extra import missing_packages
 from plaudit.models.examine import check_lengths, check_replies, examine, longer_than, trained_positions
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.quantised import check_quantise
-from plaudit.records import Completion, Message, Prompt, Ranking, Record
-from plaudit.rewards.config import uses_trained
+from plaudit.records import Completion, Prompt
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
 from plaudit.run.folder import FollowedFolder, RunFolder, check_room, refuse_another_run
@@ -33,48 +27,12 @@ from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.lengths import cut_short, lengths_of
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
-from plaudit.stages.reward.training import divided
-from plaudit.stages.sft.loop import sources_of
+from plaudit.stages.run_data import RunData, read_data
 from plaudit.stages.turns import check_turns, dated
 from plaudit.train.run import Run
 
 DIVIDED = ("ppo",)
 """The stages whose work all processes of a run share; the first one does the others."""
-
-
-@dataclass
-class RunData:
-    """The rows of every file that a recipe names."""
-
-    prompts: list[Prompt]
-    demonstrations: DemonstrationTable
-    mixed: dict[Path, DemonstrationTable]
-    rankings: list[Ranking] | None
-    bad: list[Row] = field(default_factory=list)
-    """What was set aside, where bad rows do not stop the run."""
-
-    def by_file(self, recipe: Recipe) -> dict[Path, Iterable[Record]]:
-        """The rows of each file."""
-        found: dict[Path, Iterable[Record]] = {recipe.data.prompts: self.prompts}
-        own = {} if recipe.data.demonstrations is None else {recipe.data.demonstrations: self.demonstrations}
-        for path, rows in (own | self.mixed).items():
-            found[path] = rows
-        if self.rankings:
-            # Of several files the first stands for all: their rows are one list.
-            found[recipe.preferences.rankings[0]] = self.rankings
-        return found
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """By the rows, not by the files they stood in."""
-        found = {
-            "prompts": sha256_rows(prompt.as_json() for prompt in self.prompts),
-            "demonstrations": self.demonstrations.sha256,
-        }
-        found |= {f"sft.mixture {path}": rows.sha256 for path, rows in self.mixed.items()}
-        if self.rankings is not None:
-            found["rankings"] = sha256_rows(ranking.as_json() for ranking in self.rankings)
-        return found
 
 
 @dataclass(frozen=True)
@@ -136,7 +94,7 @@ def look(
     return found
 
 
-def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data: "RunData | None" = None) -> Run:
+def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data: RunData | None = None) -> Run:
     """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); without a
     plan that of a new run. Of several `ranks` the first checks and opens, the others follow. `data`: by `read_data`."""
     plan = plan or plan_of(recipe, set(), set(), NOTHING_ASKED)
@@ -190,6 +148,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         prompts=tuple(data.prompts),
         demonstrations=data.demonstrations,
         rankings=None if data.rankings is None else tuple(data.rankings),
+        labels=None if data.labels is None else tuple(data.labels),
         mixed=data.mixed,
         checkpoints=recipe.checkpoints,
         quantise=recipe.quantise,
@@ -252,94 +211,13 @@ def _check_lengths(
     return [said]
 
 
-def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
-    """Every file of the recipe, read and checked: splits, sources of the mixture, no held-out prompt in training. With
-    `mistakes` that gather, a file that cannot be read is as one without rows, and bad rows are set aside."""
-    mistakes, bad, data = mistakes or Mistakes(), list[Row](), recipe.data
-    named, by_hash = _divided(recipe)
-    aside = bad if mistakes.gather or data.on_bad_row == "quarantine" else None
-    prompts, tables, rankings = list[Prompt](), dict[Path, DemonstrationTable](), list[Ranking]()
-    with mistakes:
-        if by_hash is None and (dead := data.given("validation", "test")):
-            raise UserError(f"data.{dead[0]} does nothing: {named[0]} names splits, which data.split=auto passes over")
-    with mistakes:
-        prompts = read_prompts(data.prompts, _reading(recipe, data.prompts, aside, by_hash))
-        _check_splits(data.prompts, prompts)
-    # A file that names no split, where others do, is divided too; a mixture's own files are for training.
-    divided_too = {data.demonstrations, *recipe.preferences.rankings} - {*named} if data.split is None else set()
-
-    def split_by(path: Path) -> Callable[[Prompt], str] | None:
-        return by_hash or (_as_known(recipe, prompts, tables) if path in divided_too else None)
-
-    demonstrated = [path for path in recipe.demonstrated if path is not None]
-    for path in dict.fromkeys(demonstrated):
-        with mistakes:
-            tables[path] = read_demonstrations(path, _reading(recipe, path, aside, split_by(path)))
-    own = tables.get(data.demonstrations or Path(), DemonstrationTable.of([]))
-    mixed = {path: tables[path] for path in demonstrated[data.demonstrations is not None :] if path in tables}
-    if len(tables) == len({*demonstrated}) and not recipe.sft.skip:
-        with mistakes:
-            _check_demonstrated(recipe, own)
-            sources_of(recipe.sft, own, mixed)
-    with mistakes:
-        _check_demonstrations_held_out(recipe, prompts, tables)
-    with mistakes:
-        for path in recipe.preferences.rankings:
-            rankings += read_rankings(path, _reading(recipe, path, aside, split_by(path)))
-        _check_rankings(recipe, prompts, rankings)
-    if by_hash is not None and prompts:
-        counts = Counter(prompt.split for prompt in prompts)
-        said = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-        console.print(f"Prompts divided by a hash of each (data.split): {said}")
-    return RunData(prompts, own, mixed, rankings if recipe.preferences.rankings else None, bad)
-
-
-def prompts_of(recipe: Recipe) -> list[Prompt]:
-    """The prompts of a recipe as its runs read them, without a word."""
-    aside = list[Row]() if recipe.data.on_bad_row == "quarantine" else None
-    reading = _reading(recipe, recipe.data.prompts, aside, _divided(recipe)[1])
-    return read_prompts(recipe.data.prompts, replace(reading, say=lambda line: None))
-
-
-def _divided(recipe: Recipe) -> tuple[list[Path], Callable[[Prompt], str] | None]:
-    """The files that name splits, and how prompts are divided by their hash; None where the rows' splits stay."""
-    data = recipe.data
-    named = [path for path in dict.fromkeys(recipe.files) if names_split(path, data.columns.get(path))]
-    if data.split == "rows" or (data.split is None and named):
-        return named, None
-    return named, lambda prompt: split_of(prompt.messages, data.validation, data.test)
-
-
-def _as_known(
-    recipe: Recipe, prompts: list[Prompt], tables: Mapping[Path, DemonstrationTable]
-) -> Callable[[Prompt], str]:
-    """For a file that names no split, where others do: that of the same prompt there, else train or validation by its
-    hash."""
-    known = {prompt.messages: prompt.split for prompt in prompts}
-    for rows in tables.values():
-        known |= {row.prompt.messages: row.prompt.split for row in rows.where(rows.splits != "train")}
-    share = recipe.data.validation
-    return lambda prompt: known.get(prompt.messages) or split_of(prompt.messages, share, 0)
-
-
-def _check_rankings(recipe: Recipe, prompts: list[Prompt], rankings: list[Ranking]) -> None:
-    if not rankings:
-        return
-    where = ", ".join(map(str, recipe.preferences.rankings))
-    ranked = [ranking.prompt for ranking in rankings]
-    held_out = {prompt.messages for prompt in [*prompts, *ranked] if prompt.split != "train"}
-    _check_no_leak("ranking", where, ranked, recipe, held_out)
-    if uses_trained(recipe.ppo.rewards) and recipe.preferences.annotator != "human":
-        divided(recipe.reward, rankings, where)
-
-
 def _check_annotator(recipe: Recipe) -> None:
     """What the annotator needs is here, and ranks as the reward model's settings ask."""
     chosen = recipe.preferences
     if chosen.annotator == "human" and (missing := missing_packages()):
         raise UserError(f"preferences.annotator=human needs {', '.join(missing)}: pip install 'plaudit[label]'")
-    if chosen.rankings:
-        return  # `divided` looks at its rows
+    if not chosen.samples:
+        return  # `divided` looks at the rows of files
     if recipe.reward.soft_labels:
         raise UserError(
             "reward.soft_labels=true needs votes, which only a file of rankings has; leave it out or name one "
@@ -350,62 +228,6 @@ def _check_annotator(recipe: Recipe) -> None:
             f"reward.margin_coef={recipe.reward.margin_coef:g} needs rankings with a strength, which the simulated "
             "annotator does not give; leave it out or name a file of rankings (preferences.rankings)"
         )
-
-
-def _reading(recipe: Recipe, path: Path, bad: list[Row] | None, split: Callable[[Prompt], str] | None) -> Reading:
-    """How a data file of the recipe is read; what was detected is printed."""
-    data = recipe.data
-    return Reading(
-        data.formats.get(path),
-        bad,
-        lambda line: console.print(line, soft_wrap=True),
-        tuple(data.ignore_message_keys),
-        data.columns.get(path, {}),
-        split,
-    )
-
-
-_TO_DIVIDE = "give some rows that split, or set data.split=auto, by which a hash of the prompt divides the rows"
-
-
-def _check_splits(path: Path, prompts: list[Prompt]) -> None:
-    for split in SPLITS:
-        if not any(prompt.split == split for prompt in prompts):
-            raise UserError(
-                f"{path}: no prompt has split {split!r}; the run needs train, validation and test; {_TO_DIVIDE}"
-            )
-
-
-def _check_demonstrated(recipe: Recipe, demonstrations: DemonstrationTable) -> None:
-    for trained in (True, False):
-        if not ((demonstrations.splits == "train") == trained).any():
-            missing = "split 'train'" if trained else "split 'validation' or 'test'"
-            raise UserError(
-                f"{recipe.data.demonstrations}: no demonstration has {missing}; SFT needs both; {_TO_DIVIDE}"
-            )
-
-
-def _check_demonstrations_held_out(
-    recipe: Recipe, prompts: list[Prompt], files: Mapping[Path, DemonstrationTable]
-) -> None:
-    held_out = {p.messages for p in prompts if p.split != "train"}
-    for rows in files.values():
-        held_out |= {row.prompt.messages for row in rows.where(rows.splits != "train")}
-    for path, rows in files.items():
-        train = rows.where(rows.splits == "train")
-        _check_no_leak("demonstration", str(path), (row.prompt for row in train), recipe, held_out)
-
-
-def _check_no_leak(
-    what: str, path: str, used: Iterable[Prompt], recipe: Recipe, held_out: set[tuple[Message, ...]]
-) -> None:
-    """No prompt that the prompts file or one of these rows' files holds out may stand in a row that is trained on."""
-    for prompt in used:
-        if prompt.split == "train" and prompt.messages in held_out:
-            raise UserError(
-                f"{path}: training {what} {prompt.id!r} has a prompt that this file or "
-                f"{recipe.data.prompts} holds out: {prompt.text[:60]!r}; give it split 'test' or remove it"
-            )
 
 
 def _must_match(values: Any, key: str = "") -> Any:

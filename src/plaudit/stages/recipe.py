@@ -4,8 +4,9 @@ Unknown keys, wrong types and values out of range are refused with file, line, k
 nearest valid name.
 """
 
+import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -99,13 +100,22 @@ class Recipe(StrictConfig):
                     raise ValueError(
                         f"data.{key}: {path} is no file of this recipe ({', '.join(map(str, self.files))})"
                     )
+        chosen, of_labels = self.preferences, self.reward.given("unpaired_coef", "annotator_bias")
+        if chosen.unpaired is None and of_labels:
+            raise ValueError(f"reward.{of_labels[0]} belongs to preferences.unpaired and does nothing without that")
+        if chosen.unpaired is not None and not chosen.rankings and not chosen.samples:
+            # Labels alone: nothing has two sides, and nothing has a weight beside.
+            if idle := self.reward.given("loss", "ties", "soft_labels", "margin_coef", "label_smoothing"):
+                raise ValueError(f"reward.{idle[0]} belongs to rankings; preferences.unpaired alone has none")
+            if idle := self.reward.given("centring_coef", "unpaired_coef"):
+                raise ValueError(f"reward.{idle[0]} does nothing without rankings beside preferences.unpaired")
         return self
 
     @property
     def files(self) -> list[Path]:
         """Every file of data that it names."""
-        named = (path for path in self.demonstrated if path is not None)
-        return [self.data.prompts, *named, *self.preferences.rankings]
+        named = [*self.demonstrated, *self.preferences.rankings, self.preferences.unpaired]
+        return [self.data.prompts, *(path for path in named if path is not None)]
 
     @property
     def demonstrated(self) -> list[Path | None]:
@@ -213,7 +223,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys; this file holds {values!r}")
-    places = {key: f"{path}:{line}" for key, line in _lines(path, node).items()}
+    return recipe_of(values, path.resolve().parent, overrides, path, _lines(path, node))
+
+
+def recipe_of(
+    values: dict[str, Any],
+    home: Path,
+    overrides: Sequence[str] = (),
+    path: Path = Path("recipe"),
+    lines: Mapping[str, int] | None = None,
+) -> Recipe:
+    """Override, validate; relative data paths start at `home`. `path` and `lines` say where the keys stand."""
+    values, places = copy.deepcopy(values), {key: f"{path}:{line}" for key, line in (lines or {}).items()}
     for override in overrides:
         key = _override(values, override)
         places = {name: place for name, place in places.items() if name != key and not name.startswith(f"{key}.")}
@@ -223,7 +244,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         explained = dict.fromkeys(_explain(path, places, item) for item in error.errors())
         raise UserError("; ".join(explained)) from error
-    home, data, chosen = path.resolve().parent, recipe.data, recipe.preferences
+    data, chosen = recipe.data, recipe.preferences
 
     def located(source: Path) -> Path:
         """A relative path starts at the recipe's folder; the name of a Hub data set stays what it is."""
@@ -241,7 +262,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             "columns": {located(file): names for file, names in data.columns.items()},
             "chat_template": template,
         },
-        "preferences": {"rankings": [*map(located, chosen.rankings)], "database": database},
+        "preferences": {
+            "rankings": [*map(located, chosen.rankings)],
+            "unpaired": chosen.unpaired and located(chosen.unpaired),
+            "database": database,
+        },
         "sft": {"mixture": [s.model_copy(update={"path": s.path and located(s.path)}) for s in recipe.sft.mixture]},
         "ppo": {"rewards": [source.located(home) for source in recipe.ppo.rewards]},
     }

@@ -16,7 +16,7 @@ from plaudit.dist.machine import Machine
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.models.config import LoraSettings, Quantise
 from plaudit.models.load import load_chat, load_model
-from plaudit.records import Prompt, Ranking
+from plaudit.records import Labelled, Prompt, Ranking
 from plaudit.rollout.config import SamplingConfig
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import stage_table
@@ -39,6 +39,8 @@ class Run:
     """What is settled about the model's chat template; what the run makes carries it in its own."""
     rankings: tuple[Ranking, ...] | None = None
     """Rankings by people, where the recipe has them."""
+    labels: tuple[Labelled, ...] | None = None
+    """Replies that people liked or not, likewise."""
     mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
     """Other files of demonstrations that sft.mixture names."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

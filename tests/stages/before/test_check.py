@@ -15,8 +15,8 @@ from plaudit.data.table import DemonstrationTable
 from plaudit.records import Demonstration, Message, Prompt
 from plaudit.stages.before.estimate import Speed, seconds_of
 from plaudit.stages.lengths import Lengths, cut_short, lengths_of, spaced
-from plaudit.stages.prepare import read_data
 from plaudit.stages.recipe import load_recipe
+from plaudit.stages.run_data import read_data
 
 Plaudit = Callable[..., SimpleNamespace]
 

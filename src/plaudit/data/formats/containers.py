@@ -14,6 +14,7 @@ from plaudit.data.formats.json_rows import array_rows, json_lines, object_rows
 from plaudit.data.formats.rows import DAMAGE, HUB, Row, first_bytes, is_hub, is_utf16, open_bytes
 from plaudit.data.formats.spreadsheet import SHEETS, excel_rows, refuse_sheet
 from plaudit.data.formats.table_rows import csv_rows, dataset_rows, delimiter_of, parquet_rows, prompt_lines
+from plaudit.data.formats.thumbs import LIBRECHAT, librechat_rows
 from plaudit.errors import UserError, no_file
 
 _LINES = (".jsonl", ".ndjson")
@@ -59,8 +60,17 @@ def _start(path: Path) -> bytes:
 
 
 def _json_rows(path: Path, suffix: str, columns: Columns) -> Iterator[Row]:
-    """JSON lines, unless the file is an array, or objects that are no line each."""
+    """The rows of JSON, those of LibreChat gathered from its messages."""
     start = _start(path)
+    found = _values(path, suffix, columns, start)
+    if LIBRECHAT not in start:
+        return found
+    columns.said.append("messages of LibreChat that were rated")
+    return librechat_rows(found)
+
+
+def _values(path: Path, suffix: str, columns: Columns, start: bytes) -> Iterator[Row]:
+    """JSON lines, unless the file is an array, or objects that are no line each."""
     if start.startswith(b"[") and (suffix not in _LINES or not _is_line_of_many(path)):
         if suffix in _LINES:
             columns.said.append("a JSON array")

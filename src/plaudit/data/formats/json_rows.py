@@ -112,7 +112,7 @@ def array_rows(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: the array is empty; it needs one JSON object a row")
 
 
-_HOLDERS = ("data", "rows", "examples", "instances", "records")
+_HOLDERS = ("data", "rows", "examples", "instances", "records", "feedback_data")
 
 
 def object_rows(path: Path) -> tuple[str, Iterator[Row]] | None:

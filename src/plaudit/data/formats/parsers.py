@@ -360,14 +360,17 @@ PARSERS: dict[str, Callable[[str, int, dict[str, Any]], Record]] = {
 
 
 def record_of(format: str, place: str, number: int, row: dict[str, Any]) -> Record:
-    """The record of row `number`; of any format a ranking may say who ranked, and by how much the better is better."""
+    """The record of row `number`; of any format a judgement may say whose it is, a ranking by how much the better is
+    better."""
     record = PARSERS[format](place, number, row)
     if row.get("history"):
         record = _after_history(place, record, row["history"])
-    if not isinstance(record, Ranking):
+    if not isinstance(record, Ranking | Labelled):
         return record
     if row.get("annotator") is not None:
         record = replace(record, annotator=text_of(place, row, "annotator"))
+    if isinstance(record, Labelled):
+        return record
     if row.get("strength") is not None:
         record = replace(record, strength=_number(place, row, "strength"))
         if len(record.replies) != 2 or record.strength is None or record.strength <= 0:

@@ -43,7 +43,7 @@ KINDS = {
 }
 """Every format and the kind of its records."""
 FORMATS = tuple(KINDS)
-_CANONICAL = {"prompts": "prompts", "demonstrations": "prompt-completion", "rankings": "rankings"}
+_CANONICAL = {"prompts": "prompts", "demonstrations": "prompt-completion", "rankings": "rankings", "labels": "unpaired"}
 _OF_ANY = {"id", "kind", "split", "system", "history", "strength", "annotator"}
 _READ: dict[str, frozenset[str] | set[str]] = {
     "prompts": {"prompt"},
@@ -161,8 +161,8 @@ class Reader:
         if self.format == "unpaired":
             return (
                 "the rows are completions with a label, which are neither ideal replies nor rankings: for SFT keep "
-                "those that were liked and delete the column 'label'; a reward model of unpaired labels is not there "
-                "yet"
+                "those that were liked and delete the column 'label'; for the reward model name the file in "
+                "preferences.unpaired"
             )
         able = [name for name, kind in KINDS.items() if kind == self.wanted]
         return (

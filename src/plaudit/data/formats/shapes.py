@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from plaudit.data.formats.rows import shown
+from plaudit.data.formats.thumbs import thumbed
 from plaudit.errors import UserError
 
 _ANSWERS = {
@@ -169,6 +170,7 @@ def _is_hh(row: dict[str, Any]) -> bool:
 
 def shaped(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
     """The row with the keys of a format, where it has them under other names or in another form."""
+    row = thumbed(place, row, say)
     row = {key: value for key, value in row.items() if value is not None or key not in _OPTIONAL}
     if None in row.values() and fits(bare := {k: v for k, v in row.items() if v is not None}) not in ([], ["prompts"]):
         row = bare

@@ -20,8 +20,9 @@ from plaudit.run.folder import finished_stages
 from plaudit.stages.before.estimate import measure, seconds_of
 from plaudit.stages.lengths import Lengths, cut_short, lengths_of, spaced
 from plaudit.stages.plan import NOTHING_ASKED, plan_of
-from plaudit.stages.prepare import Looked, RunData, look, read_data
+from plaudit.stages.prepare import Looked, look
 from plaudit.stages.recipe import Recipe
+from plaudit.stages.run_data import RunData, read_data
 
 SHOWN = 5
 """Bad rows of a file that are shown one by one."""

@@ -22,8 +22,8 @@ from plaudit.records import Prompt
 from plaudit.rewards.config import uses_trained
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.stages.lengths import Lengths
-from plaudit.stages.prepare import RunData
 from plaudit.stages.recipe import Recipe
+from plaudit.stages.run_data import RunData
 
 ROWS, NEW = 16, 16
 """Replies that are sampled, and their tokens."""

@@ -18,6 +18,9 @@ class PreferencesConfig(StrictConfig):
     rankings: list[Path] = Field([])
     """Rankings or pairs by people, of any format of data.md, a file or several; none samples and simulates. Beside
     annotator human they are learnt from together with what people rank."""
+    unpaired: Path | None = None
+    """Replies that people liked or not (prompt, completion, label): beside rankings or alone, when nothing is sampled
+    unless annotator is human."""
     annotator: Literal["simulated", "human"] = "simulated"
     """Who ranks what is sampled: a program, or people on the labelling page, for whom the run waits (labelling.md)."""
     labels: int | None = Field(None, ge=1)
@@ -48,12 +51,18 @@ class PreferencesConfig(StrictConfig):
             raise ValueError("a recipe holds no secret: leave the password out, and give it in PGPASSWORD or ~/.pgpass")
         return value
 
+    @property
+    def samples(self) -> bool:
+        """Whether replies are sampled, to be ranked."""
+        return self.annotator == "human" or (not self.rankings and self.unpaired is None)
+
     @model_validator(mode="after")
     def _nothing_dead(self) -> "PreferencesConfig":
-        dead = [name for name in self.given() if name != "rankings"]
-        if self.rankings and self.annotator != "human" and dead:
-            where = ", ".join(map(str, self.rankings))
-            raise ValueError(f"nothing is sampled with rankings={where}: {', '.join(dead)} would do nothing")
+        files = ("rankings", "unpaired")
+        if not self.samples and (dead := [name for name in self.given() if name not in files]):
+            paths = {"rankings": ", ".join(map(str, self.rankings)), "unpaired": self.unpaired}
+            named = ", ".join(f"{name}={paths[name]}" for name in self.given(*files))
+            raise ValueError(f"nothing is sampled with {named}: {', '.join(dead)} would do nothing")
         if dead := self.given(*(HUMAN_ONLY if self.annotator == "simulated" else SIMULATED_ONLY)):
             raise ValueError(f"{', '.join(dead)} would do nothing with annotator={self.annotator}")
         return self

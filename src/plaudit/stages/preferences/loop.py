@@ -3,7 +3,7 @@
 The annotator is a simulated one (data/annotator.py), which stands where a person stands, or people on the labelling
 page (people.py). Leaves preferences/rankings.jsonl, the derived preferences/preferences.jsonl
 (prompt/chosen/rejected) and preferences/summary.json. With `rankings:` a file of people's rankings is taken instead of
-sampling.
+sampling; labels of single replies (`unpaired:`) become preferences/unpaired.jsonl, alone or beside rankings.
 
     plaudit preferences RECIPE
 """
@@ -32,12 +32,18 @@ AT_ONCE = 64
 
 def annotator_of(config: PreferencesConfig, seed: int) -> Annotator | None:
     """The simulated annotator, whose utility is the gold score; None when people ranked."""
-    people = bool(config.rankings) or config.annotator == "human"
+    people = not config.samples or config.annotator == "human"
     return None if people else simulated_annotator(config.noise, config.tie_margin, seed)
 
 
 def collect(config: PreferencesConfig, run: Run) -> dict[str, Any]:
     """Sample, rank, write; returns the summary."""
+    labels = list(run.labels or ())
+    if labels:
+        write_rows(run.folder.stage("preferences") / "unpaired.jsonl", (labelled.as_json() for labelled in labels))
+    of_labels = {"labels": len(labels), "liked": float(np.mean([one.label for one in labels]))} if labels else {}
+    if run.rankings is None and not config.samples:
+        return run.finish("preferences", "Preferences", of_labels, tuple(of_labels))
     annotator = annotator_of(config, run.seed)
     rankings, said = _rankings(config, run, annotator)
     preferences = [preference for ranking in rankings for preference in preferences_of(ranking)]
@@ -59,6 +65,7 @@ def collect(config: PreferencesConfig, run: Run) -> dict[str, Any]:
         "finished_share": float(np.mean([reply.finished for r in rankings for reply in r.replies])),
         "longer_wins": float(np.mean([_longer(p.chosen, p.rejected) for p in preferences])),
         **said,
+        **of_labels,
     }
     if annotator:
         summary |= gold_correlations(annotator, rankings)

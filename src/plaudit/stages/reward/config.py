@@ -22,10 +22,14 @@ class RewardConfig(StrictConfig):
     """With loss pairs: the chance that a label is turned round."""
     centring_coef: float = Field(0.0, ge=0)
     """Weight of the mean of (r_w + r_l)², which holds the level of the raw scores at 0."""
+    unpaired_coef: float = Field(1.0, gt=0)
+    """λ: what a label of preferences.unpaired weighs, where a ranking weighs 1."""
+    annotator_bias: bool = False
+    """With preferences.unpaired: how ready each annotator is to like anything is learnt, and kept out of the score."""
     epochs: int = Field(1, ge=1)
-    """Passes over the training rankings; more than one over-fits quickly."""
+    """Passes over the training rankings and labels; more than one over-fits quickly."""
     rankings_per_step: int = Field(8, ge=1)
-    """Rankings in one optimiser step."""
+    """Rankings, and labels, in one optimiser step."""
     rankings_per_micro_batch: int = Field(2, ge=1)
     """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
     gradient_checkpointing: bool = False

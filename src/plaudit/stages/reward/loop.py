@@ -8,9 +8,9 @@ it is normalised and tested: what the numbers describe is what lies on the disk.
 
 Leaves reward/adapter (PEFT), reward/head.safetensors, reward/reward.json (the contract: the rules its scores stand
 under, checksums, golden scores), reward/model (merged `AutoModelForSequenceClassification`, raw scores),
-reward/metrics.jsonl, reward/scores.jsonl (of the held-out rankings), reward/card.json (the report card on them) and
-reward/summary.json; of an ensemble also adapter_1, head_1.safetensors, model_1 and so on. A full fine-tuning leaves no
-adapter and no head beside reward/model.
+reward/metrics.jsonl, reward/scores.jsonl (of the held-out rankings and labels), reward/card.json (the report card on
+rankings), reward/labels.json (that on labels) and reward/summary.json; of an ensemble also adapter_1,
+head_1.safetensors, model_1 and so on. A full fine-tuning leaves no adapter and no head beside reward/model.
 
     plaudit reward RECIPE
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from plaudit.algo.preferences import fit_temperature
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_rankings, write_json, write_rows
+from plaudit.data.files import read_labels, read_rankings, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
 from plaudit.errors import RunStopped
@@ -38,7 +38,7 @@ from plaudit.models.full import FullReward
 from plaudit.models.heads import head_file, save_head
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
-from plaudit.records import Completion, Prompt, Ranking
+from plaudit.records import Completion, Labelled, Prompt, Ranking
 from plaudit.rewards.averaging import average_adapters, average_heads
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.export import export_classifier, sign_classifier, write_note
@@ -55,14 +55,18 @@ from plaudit.rewards.saved import (
 from plaudit.rewards.score import score_replies
 from plaudit.run.display import progress
 from plaudit.stages.reward.config import RewardConfig
+from plaudit.stages.reward.labels import Sides, divided_labels, sides_of_labels
 from plaudit.stages.reward.training import (
     RewardTraining,
+    Rows,
     divided,
     load_members,
     train_member,
 )
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver
+from plaudit.view.card.label_card import LABELS_SHOWN, held_out_labels
+from plaudit.view.card.pairs import Pairs
 from plaudit.view.card.reward_report import held_out_card
 from plaudit.view.card.table import print_alarms
 
@@ -72,16 +76,20 @@ NORMALISE_ON = 256
 
 def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     """Train, save, normalise, test on held-out prompts; returns the summary."""
-    path = run.folder.require("preferences/rankings.jsonl", "preferences")
-    rankings = read_rankings(path)
-    learnt, test = divided(config, rankings, "preferences/rankings.jsonl")
+    made = run.folder.require("preferences/summary.json", "preferences").parent
+    rows = {name: made / f"{name}.jsonl" for name in ("rankings", "unpaired")}
+    hashes = {name: sha256(path) for name, path in rows.items() if path.is_file()}
+    rankings = read_rankings(rows["rankings"]) if "rankings" in hashes else []
+    labels = read_labels(rows["unpaired"]) if "unpaired" in hashes else []
+    learnt, test = divided(config, rankings, "preferences/rankings.jsonl") if rankings else ([], [])
+    learnt_labels, test_labels = divided_labels(labels, "preferences/unpaired.jsonl") if labels else ([], [])
     chat = run.chat(run.sft_model)
     folder = run.folder.stage("reward")
-    training = RewardTraining(config, run, chat, learnt, test)
+    training = RewardTraining(config, run, chat, (learnt, learnt_labels), (test, test_labels))
     model, layout = training.model, str(training.layout)
     frozen = fingerprint(model.base_tensors()) if isinstance(model, Roles) else {}
     parameters = sum(parameter.numel() for parameter in model.trainable().values())
-    with Saver.open(run, "reward", {"base": joint_fingerprint(frozen), "rankings": sha256(path)}) as saver:
+    with Saver.open(run, "reward", {"base": joint_fingerprint(frozen), **hashes}) as saver:
         if saver.state is not None:
             load_members(training, saver.state)
         for member in range(len(training.log_nus), config.members):
@@ -94,9 +102,12 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     release_memory()
 
     model = reload(config, run, folder)
-    raw_BM = _scored(model, chat, [(r.prompt, reply) for r in test for reply in r.replies], "Testing")
-    contract, temperatures = describe(config, run, chat, model, learnt, test, raw_BM)
-    contract = replace(contract, rankings_sha256=sha256(path))
+    judged = [(r.prompt, reply) for r in test for reply in r.replies]
+    raw_BM = _scored(model, chat, [*judged, *map(_reply, test_labels)], "Testing")
+    reference = [(r.prompt, reply) for r in learnt for reply in r.replies] + [*map(_reply, learnt_labels)]
+    sides = _sides(test) if test else sides_of_labels(test_labels)
+    contract, temperatures = describe(config, run, chat, model, reference, sides, raw_BM)
+    contract = replace(contract, rankings_sha256=hashes.get("rankings"))
     if config.loss == "davidson":
         averaged = config.aggregate == "weight_averaged"
         contract = replace(contract, log_nu=(float(np.mean(log_nus)),) if averaged else log_nus)
@@ -104,43 +115,72 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     contract = _with_hashes(contract, run, folder)
     contract.save(folder)
     simulated = run.rankings is None and all(ranking.annotator is None for ranking in rankings)
-    summary, card = held_out_card(raw_BM, contract, learnt, test, simulated=simulated)
-    write_json(folder / "card.json", card)
-    scores = zip(test, raw_BM.split([len(ranking.replies) for ranking in test]), strict=True)
-    rows = ({"id": r.prompt.id, "ranks": list(r.ranks), "scores": raw_KM.tolist()} for r, raw_KM in scores)
-    write_rows(folder / "scores.jsonl", rows)
+    summary, cards = judge(folder, contract, raw_BM, (learnt, learnt_labels), (test, test_labels), simulated)
     files = [folder / name for name in contract.files]
     summary |= {
-        "loss": config.loss,
+        "loss": config.loss if test else "logistic",
         "layout": layout,
         "members": config.members,
         "aggregate": config.aggregate,
         "trainable_parameters": parameters,
         "rankings_train": len(learnt),
         "seconds_per_member": float(np.mean(seconds)),
-        "pairs_per_second": config.epochs * config.members * summary["pairs_train"] / sum(seconds),
+        "pairs_per_second": config.epochs * config.members * summary.get("pairs_train", 0) / sum(seconds),
         "megabytes_per_member": sum(file.stat().st_size for file in files) / 1e6 / len(contract.mean),
         "passes_per_score": len(contract.mean),
         "temperature": contract.temperature,
         "export_gap": gap,
     }
-    shown = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
+    if not test:
+        del summary["rankings_train"], summary["pairs_per_second"]
+    pairs = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
+    shown = (*(pairs if test else ()), *(LABELS_SHOWN if test_labels else ()))
     more = ("length_score_correlation", "layout", "temperature", "seconds_per_member")
     ensemble = ("members", "aggregate", "megabytes_per_member", "passes_per_score") if config.members > 1 else ()
     run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
-    print_alarms(card)
-    stop_for_alarm(config.on_alarm, card)
+    for card in cards:
+        print_alarms(card)
+    stop_for_alarm(config.on_alarm, cards)
     return summary
 
 
-def stop_for_alarm(on_alarm: str, card: Mapping[str, Any]) -> None:
-    """RunStopped for the first alarm of the report card, where `on_alarm` is stop."""
-    alarm = next((one for one in card["alarms"] if one["level"] == "alarm"), None)
+def stop_for_alarm(on_alarm: str, cards: Sequence[Mapping[str, Any]]) -> None:
+    """RunStopped for the first alarm of the report cards, where `on_alarm` is stop."""
+    alarm = next((one for card in cards for one in card["alarms"] if one["level"] == "alarm"), None)
     if on_alarm == "stop" and alarm is not None:
         raise RunStopped(
             f"reward.on_alarm=stop, and the reward model's card has the alarm {alarm['kind']!r}: {alarm['says']} "
             f"{alarm['do']} Then run --from preferences; or go on as it is: --resume reward.on_alarm=warn"
         )
+
+
+def judge(
+    folder: Path, contract: RewardContract, raw_BM: Tensor, learnt: Rows, test: Rows, simulated: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the summary, the cards) of the raw scores of the held-out rankings' replies, then of the labels' ones; writes
+    the cards and the scores."""
+    rankings, labels = test
+    each = raw_BM.split([*(len(ranking.replies) for ranking in rankings), len(labels)])
+    summary: dict[str, Any] = {}
+    cards: list[dict[str, Any]] = []
+    rows = [
+        {"id": r.prompt.id, "ranks": list(r.ranks), "scores": raw_KM.tolist()}
+        for r, raw_KM in zip(rankings, each, strict=False)
+    ]
+    if rankings:
+        of_rankings = raw_BM[: len(raw_BM) - len(labels)]
+        summary, card = held_out_card(of_rankings, contract, learnt[0], rankings, simulated=simulated)
+        write_json(folder / "card.json", card)
+        cards.append(card)
+    if labels:
+        of_labels, card = held_out_labels(each[-1], contract, learnt[1], labels)
+        write_json(folder / "labels.json", card)
+        summary |= of_labels
+        cards.append(card)
+        scored = zip(labels, each[-1].tolist(), strict=True)
+        rows += [{"id": one.prompt.id, "label": one.label, "scores": [raw_M]} for one, raw_M in scored]
+    write_rows(folder / "scores.jsonl", rows)
+    return summary, cards
 
 
 def save(config: RewardConfig, run: Run, training: RewardTraining, folder: Path) -> None:
@@ -187,13 +227,14 @@ def describe(
     run: Run,
     chat: ChatFormat,
     model: Roles | FullReward,
-    learnt: list[Ranking],
-    test: list[Ranking],
+    reference: Sequence[tuple[Prompt, Completion]],
+    sides: Sides,
     raw_BM: Tensor,
 ) -> tuple[RewardContract, list[float]]:
-    """The rules the scores stand under: moments over reference replies, temperature on held-out pairs, the text's
-    tokens, golden scores; and the members' temperatures by themselves. `raw_BM` are of the replies of `test`."""
-    reference = [(r.prompt, reply) for r in learnt for reply in r.replies][:NORMALISE_ON]
+    """The rules the scores stand under: moments over `reference` replies, temperature on the pairs `sides` of held-out
+    ones, the text's tokens, golden scores; and the members' temperatures by themselves. `raw_BM` are of the held-out
+    replies."""
+    reference = reference[:NORMALISE_ON]
     scores = _scored(model, chat, reference, "Normalising").double()
     contract = RewardContract(
         mean=tuple(scores.mean(dim=0).tolist()),
@@ -210,21 +251,30 @@ def describe(
         golden=golden_scores(model, chat),
         model=None if run.lora is not None else "model",
     )
-    # On the validation split where it has pairs, so that the test split still judges the confidence.
-    calibrating = [r for r in test if r.prompt.split == "validation"] or test
-    chosen = {id(ranking) for ranking in calibrating}
-    raw_BM = raw_BM[[id(ranking) in chosen for ranking in test for _ in ranking.replies]]
-    each = [_temperature(raw_BM[:, m] / contract.std[m], calibrating) for m in range(model.members)]
-    return replace(contract, temperature=_temperature(contract.normalised(raw_BM), calibrating)), each
+    each = [_temperature(raw_BM[:, m] / contract.std[m], sides) for m in range(model.members)]
+    return replace(contract, temperature=_temperature(contract.normalised(raw_BM), sides)), each
 
 
-def _temperature(scores_N: Tensor, rankings: list[Ranking]) -> float:
-    """Of the margins of the strict pairs, with Platt's targets (1999), (n + 1)/(n + 2) in place of 1: pairs that are
-    all right prove no certainty. `scores_N` are of the replies of `rankings`."""
-    each = zip(rankings, scores_N.split([len(ranking.replies) for ranking in rankings]), strict=True)
-    margins = [scores[w] - scores[l] for ranking, scores in each for w, l in ranking.pairs()]
+def _sides(test: Sequence[Ranking]) -> Sides:
+    """Of the strict pairs: on the validation split where it has some, so that the test split still judges the
+    confidence."""
+    pairs = Pairs(test)
+    of_validation = [n for n, pair in enumerate(pairs.items) if pair.ranking.prompt.split == "validation"]
+    chosen = of_validation or range(len(pairs))
+    return [pairs.winners[n] for n in chosen], [pairs.losers[n] for n in chosen]
+
+
+def _temperature(scores_N: Tensor, sides: Sides) -> float:
+    """Of the margins of pairs, with Platt's targets (1999), (n + 1)/(n + 2) in place of 1: pairs that are all right
+    prove no certainty."""
+    winners, losers = sides
+    margins = scores_N[winners] - scores_N[losers]
     target = (len(margins) + 1) / (len(margins) + 2)
-    return fit_temperature(torch.stack(margins), torch.full((len(margins),), target, dtype=scores_N.dtype))
+    return fit_temperature(margins, torch.full((len(margins),), target, dtype=scores_N.dtype))
+
+
+def _reply(one: Labelled) -> tuple[Prompt, Completion]:
+    return one.prompt, Completion(one.completion)
 
 
 def export(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,16 @@ from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Roles, reward_adapter
 from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right
-from plaudit.records import Ranking
+from plaudit.records import Labelled, Ranking
 from plaudit.run.display import progress
 from plaudit.stages.reward.config import RewardConfig
+from plaudit.stages.reward.labels import EncodedLabel, encode_labels, labels_loss, places_of, starting_biases
 from plaudit.train.micro_batches import MicroBatches, batch_kept
 from plaudit.train.optimiser import MasterAdamW, move_schedule, optimiser_step, schedule_of
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver, State, load_parameters, within
 
+T = TypeVar("T")
 EVALUATE_ON = 100
 """Held-out rankings in a held-out loss at most; of more, a seeded choice. The test at the end takes all."""
 
@@ -122,11 +124,15 @@ def _tie_groups(ranking: Ranking, first: int = 0) -> list[list[int]]:
     return [[first + i for i, rank in enumerate(ranking.ranks) if rank == level] for level in levels]
 
 
+Example = EncodedRanking | EncodedLabel
+Rows = tuple[list[Ranking], list[Labelled]]
+
+
 class RewardTraining:
     """The members in training, and what they learn from."""
 
-    def __init__(self, config: RewardConfig, run: Run, chat: ChatFormat, learnt: list[Ranking], test: list[Ranking]):
-        """On the run's SFT model; the held-out loss is over some of the rankings `test`."""
+    def __init__(self, config: RewardConfig, run: Run, chat: ChatFormat, learnt: Rows, test: Rows):
+        """On the run's SFT model; the held-out loss is over some of the rankings and labels `test`."""
         full, dtype = run.lora is None, run.machine.dtype
         base, under = run.base(torch.float32 if full else dtype)
         self.config, self.optimiser, self.seed, self.chat = config, run.optimiser, run.seed, chat
@@ -137,24 +143,39 @@ class RewardTraining:
         )
         if config.gradient_checkpointing:
             recompute_activations(base)
-        # Of many held-out rankings a seeded choice, in file order.
-        chosen = sorted(rng.permutation(run.seed, "reward/held_out", 0, len(test))[:EVALUATE_ON])
-        self.held_out = encode(config, chat, [test[i] for i in chosen])
+        self._places = places_of(config.annotator_bias, learnt[1])
+        self._biases = starting_biases(self._places, learnt[1])
+        """Of the labels' annotators: where each member begins."""
+        self.held_out = self._encoded(self._some(test[0]), self._some(test[1]))
         self.micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
-        self.layout, self.train = prepare_attention(base), encode(config, chat, learnt)
+        self.layout, self.train = prepare_attention(base), self._encoded(*learnt)
         self.log_nus: list[float] = []
         """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
         self.seconds: list[float] = []
         """Seconds of its steps, the member that is being trained included."""
+        self.learns_too = ["log_nu"] * (config.loss == "davidson") + ["biases"] * bool(learnt[1])
+        """What learns beside the model."""
 
-    def micro_batches(self, examples: Sequence[EncodedRanking]) -> list[list[EncodedRanking]]:
+    def own(self) -> nn.ParameterDict:
+        """A member's own numbers, at their start: log ν of ties, and the biases of annotators."""
+        start = {"log_nu": torch.zeros(()), "biases": self._biases.clone()}
+        return nn.ParameterDict({name: nn.Parameter(value) for name, value in start.items()}).to(self.model.device)
+
+    def _some(self, rows: Sequence[T]) -> list[T]:
+        """Of many held-out rankings, or labels, a seeded choice, in file order."""
+        return [rows[i] for i in sorted(rng.permutation(self.seed, "reward/held_out", 0, len(rows))[:EVALUATE_ON])]
+
+    def _encoded(self, rankings: list[Ranking], labels: list[Labelled]) -> list[Example]:
+        return [*encode(self.config, self.chat, rankings), *encode_labels(self.chat, self._places, labels)]
+
+    def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
         cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
         size = self.micro.rows(self.config.rankings_per_micro_batch)
         groups = balanced(cost, size) if self.layout.packs else by_length(cost, size)
         return [[examples[i] for i in group] for group in groups]
 
-    def scores(self, examples: Sequence[EncodedRanking], member: int) -> Tensor:
+    def scores(self, examples: Sequence[Example], member: int) -> Tensor:
         """Raw scores [N] of all replies of the examples, in order."""
         tokens: Tokens | ReplyRow
         if not self.layout.packs:
@@ -207,10 +228,27 @@ def rankings_loss(
     return loss, right, len(strict)
 
 
+def examples_loss(
+    config: RewardConfig, scores_N: Tensor, examples: Sequence[Example], own: nn.ParameterDict
+) -> tuple[Tensor, float, int]:
+    """(Σ of the losses of rankings and λ times those of labels, strict pairs and labels that are right, how many there
+    are); `scores_N` of all replies."""
+    rankings = [example for example in examples if isinstance(example, EncodedRanking)]
+    if len(rankings) == len(examples):
+        return rankings_loss(config, scores_N, rankings, own["log_nu"])
+    labels = [example for example in examples if isinstance(example, EncodedLabel)]
+    of_label = torch.tensor([isinstance(example, EncodedLabel) for example in examples for _ in example.replies])
+    loss, right = labels_loss(scores_N[of_label], labels, own["biases"])
+    if not rankings:
+        return config.unpaired_coef * loss, right, len(labels)
+    of_rankings, hits, pairs = rankings_loss(config, scores_N[~of_label], rankings, own["log_nu"])
+    return of_rankings + config.unpaired_coef * loss, hits + right, pairs + len(labels)
+
+
 def train_member(training: RewardTraining, member: int, saver: Saver) -> None:
     """The optimiser steps of one member that its checkpoint, if there is one, has not done yet."""
     config, seed = training.config, training.seed
-    log_nu = nn.Parameter(torch.zeros((), device=training.model.device))
+    own = training.own()
     parts = (f".{reward_adapter(member)}.", f"score_heads.{member}.")
     learning = [
         parameter
@@ -218,7 +256,7 @@ def train_member(training: RewardTraining, member: int, saver: Saver) -> None:
         if isinstance(training.model, FullReward) or parts[0] in name or name.startswith(parts[1])
     ]
     optimiser = MasterAdamW(
-        [{"params": [*learning, *([log_nu] if config.loss == "davidson" else [])], "lr": config.learning_rate}]
+        [{"params": [*learning, *(own[name] for name in training.learns_too)], "lr": config.learning_rate}]
     )
     per_epoch = -(-len(training.train) // config.rankings_per_step)
     steps = config.epochs * per_epoch
@@ -230,13 +268,13 @@ def train_member(training: RewardTraining, member: int, saver: Saver) -> None:
     number = max(saver.step - before, 0)
     with progress(title, steps, "step") as advance:
         if saver.state is not None and number > 0:
-            load_parameters({"log_nu": log_nu}, saver.state.under("ties"))
+            load_parameters(dict(own.items()), saver.state.under("ties"))
             optimiser.load_tensors(saver.state.under("optimiser"))
             move_schedule(schedule, number)
             advance(count=number)
         else:
             training.seconds.append(0.0)
-            metrics.log(step=0, member=member, **_evaluate(training, member, log_nu))
+            metrics.log(step=0, member=member, **_evaluate(training, member, own))
         while number < steps:
             epoch, offset = divmod(number, per_epoch)
             number += 1
@@ -246,23 +284,23 @@ def train_member(training: RewardTraining, member: int, saver: Saver) -> None:
             rows = order[offset * config.rankings_per_step : (offset + 1) * config.rankings_per_step]
             examples = [training.train[i] for i in rows]
             with batch_kept(metrics.path.parent, where, partial(_as_rows, examples)):
-                loss, accuracy = _accumulate(training, examples, member, log_nu, where)
+                loss, accuracy = _accumulate(training, examples, member, own, where)
                 row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
                 row["grad_norm"] = optimiser_step(optimiser, schedule, training.optimiser.max_grad_norm, where)
             training.seconds[member] += time.perf_counter() - started
             every = config.evaluate_every or per_epoch
             if number % every == 0 or number == steps:
-                row |= _evaluate(training, member, log_nu)
+                row |= _evaluate(training, member, own)
             metrics.log(step=number, member=member, **row)
             advance(f"loss {loss:.3f}  accuracy {accuracy:.2f}")
             if number == steps:
-                training.log_nus.append(log_nu.item())
-            saver.checkpoint(before + number, lambda: _pack(training, optimiser, log_nu), last=number == steps)
+                training.log_nus.append(own["log_nu"].item())
+            saver.checkpoint(before + number, lambda: _pack(training, optimiser, own), last=number == steps)
 
 
-def _pack(training: RewardTraining, optimiser: MasterAdamW, log_nu: Tensor) -> State:
+def _pack(training: RewardTraining, optimiser: MasterAdamW, own: nn.ParameterDict) -> State:
     tensors = within("model", training.model.trainable()) | within("optimiser", optimiser.tensors())
-    tensors |= within("ties", {"log_nu": log_nu})
+    tensors |= within("ties", dict(own.items()))
     values = {"log_nus": training.log_nus, "halvings": training.micro.halvings}
     return State(tensors, values, {"seconds": training.seconds})
 
@@ -275,14 +313,14 @@ def load_members(training: RewardTraining, state: State) -> None:
 
 
 def _accumulate(
-    training: RewardTraining, examples: list[EncodedRanking], member: int, log_nu: Tensor, where: str
+    training: RewardTraining, examples: list[Example], member: int, own: nn.ParameterDict, where: str
 ) -> tuple[float, float]:
-    """Backward over micro-batches of whole rankings; returns the step's loss and its accuracy on strict pairs."""
+    """Backward over micro-batches of whole examples; returns the step's loss and its accuracy."""
 
     def backward() -> tuple[float, float]:
         loss_sum, right, pairs = 0.0, 0.0, 0
         for part in training.micro_batches(examples):
-            total, hits, of = rankings_loss(training.config, training.scores(part, member), part, log_nu)
+            total, hits, of = examples_loss(training.config, training.scores(part, member), part, own)
             loss = total / len(examples)
             check_finite("the loss", loss.item(), where)
             loss.backward()
@@ -291,21 +329,21 @@ def _accumulate(
 
     def undo() -> None:
         training.model.zero_grad()
-        log_nu.grad = None
+        own.zero_grad()
 
     return training.micro.fit(training.config.rankings_per_micro_batch, where, backward, undo)
 
 
-def _as_rows(examples: Sequence[EncodedRanking]) -> list[dict[str, Any]]:
-    """What is kept of a step that stopped: its rankings."""
-    return [example.ranking.as_json() for example in examples]
+def _as_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """What is kept of a step that stopped: its rankings and labels."""
+    return [(e.labelled if isinstance(e, EncodedLabel) else e.ranking).as_json() for e in examples]
 
 
 @torch.no_grad()
-def _evaluate(training: RewardTraining, member: int, log_nu: Tensor) -> dict[str, float]:
-    """Loss a ranking and accuracy on strict pairs of the held-out examples."""
+def _evaluate(training: RewardTraining, member: int, own: nn.ParameterDict) -> dict[str, float]:
+    """Loss an example and accuracy, on strict pairs and labels, of the held-out ones."""
     loss_sum, right, pairs = 0.0, 0.0, 0
     for part in training.micro_batches(training.held_out):
-        loss, hits, of = rankings_loss(training.config, training.scores(part, member), part, log_nu)
+        loss, hits, of = examples_loss(training.config, training.scores(part, member), part, own)
         loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
     return {"eval_loss": loss_sum / len(training.held_out), "eval_accuracy": right / pairs}

@@ -20,6 +20,8 @@ ALARMING_COVERAGE = 0.5
 POSITION = 0.6
 ECE = 0.1
 WIDE = 0.2
+MOST_OF_ONE = 0.1
+"""Of labels of single replies, the share that one annotator may give."""
 
 Card = Mapping[str, Any]
 Alarm = dict[str, Any]
@@ -31,6 +33,23 @@ def alarms(card: Card) -> list[Alarm]:
     of_data = (_trained_prompts(card), _marks(card), _ceiling(card), _too_good(card))
     of_rest = (_length(card), _position(card), _calibration(card), _wide(card))
     raised = [alarm for alarm in (*of_scores, *of_data, *of_rest) if alarm is not None]
+    return sorted(raised, key=lambda alarm: alarm["level"] != "alarm")
+
+
+def label_alarms(card: Card) -> list[Alarm]:
+    """The same of a card on labels of single replies (label_card.py)."""
+    raised: list[Alarm] = []
+    (low, _), length, people, most = card["auc_ci"], card["length"], card["annotators"], card["most_labels"]
+    if low <= 0.5:
+        raised.append(_alarm("chance", "warning", card, {"auc_ci": card["auc_ci"]}, macro="label_chance"))
+    elif length["auc_ci"][0] > 0.5 and low <= length["auc"]:
+        evidence = {"auc_ci": card["auc_ci"], "length_auc": length["auc"]}
+        raised.append(_alarm("length", "alarm", card, evidence, macro="label_length"))
+    if people is not None and people["auc_ci"][0] > 0.5 and low <= people["auc"]:
+        evidence = {"auc_ci": card["auc_ci"], "annotators_auc": people["auc"]}
+        raised.append(_alarm("annotators", "warning", card, evidence))
+    if most is not None and most["share"] > MOST_OF_ONE:
+        raised.append(_alarm("one annotator", "alarm", card, dict(most)))
     return sorted(raised, key=lambda alarm: alarm["level"] != "alarm")
 
 

@@ -1,7 +1,7 @@
 """What alarms a run raised, for the report's list of what to read with care: the reward model's card, the doctor's
 symptoms, replies that the limit cut. What the evaluation's own numbers say stands in words.html.j2."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plaudit.guard.symptoms import symptoms
@@ -13,7 +13,7 @@ CUT = 0.1
 
 
 def raised_alarms(
-    card: Mapping[str, Any] | None,
+    cards: Sequence[Mapping[str, Any] | None],
     summary: Mapping[str, Any],
     updates: Rows,
     looks: Rows,
@@ -21,7 +21,10 @@ def raised_alarms(
 ) -> list[str]:
     """A sentence or two an alarm."""
     said = [
-        f"Reward model: {one['says']} {one['do']}" for one in (card or {}).get("alarms", ()) if one["level"] == "alarm"
+        f"Reward model: {one['says']} {one['do']}"
+        for card in cards
+        for one in (card or {}).get("alarms", ())
+        if one["level"] == "alarm"
     ]
     said += [
         f"PPO: {one.name}: {one.says} ({one.evidence}). To do: {one.change}."

@@ -68,21 +68,26 @@ def reward_plots(rows: Rows, summary: dict[str, Any]) -> list[Plot]:
 
     def accuracy(axes: Axes) -> None:
         smoothed(axes, "accuracy", 0.5)
-        (low, high), right = summary["accuracy_ci"], summary["accuracy"]
-        axes.errorbar([steps[-1]], [right], [[right - low], [high - right]], color=INK, fmt="o", capsize=3, zorder=5)
+        if on_pairs:
+            (low, high), right = summary["accuracy_ci"], summary["accuracy"]
+            spread = [[right - low], [high - right]]
+            axes.errorbar([steps[-1]], [right], spread, color=INK, fmt="o", capsize=3, zorder=5)
         in_percent(axes.yaxis)
 
-    coin = float(np.log(2))
+    on_pairs, coin = "accuracy" in summary, float(np.log(2))
     end = number(trailing_mean("loss")[-1])
-    loss_title = f"Reward model: the training loss ends at {end} nats a pair, a coin's is {number(coin)}"
-    title = f"Reward model: it picks the preferred reply in {percent(summary['accuracy'])} of held-out pairs"
+    what = "pair" if on_pairs else "label"
+    loss_title = f"Reward model: the training loss ends at {end} nats a {what}, a coin's is {number(coin)}"
+    title = f"Reward model: its AUC on held-out labels is {percent(summary['auc'])}" if not on_pairs else ""
+    title = title or f"Reward model: it picks the preferred reply in {percent(summary['accuracy'])} of held-out pairs"
     keys = [("thin", "muted", "each step"), ("line", "reward", f"mean of {window} steps")]
     loss_keys = [*keys, ("dash", "muted", "a coin, ln 2")]
-    keys += [("dot", "ink", "held-out pairs, 95 % interval"), ("dash", "muted", "a coin")]
-    x, y = "optimiser step", "loss (nats a pair)"
+    keys += [("dot", "ink", "held-out pairs, 95 % interval")] if on_pairs else []
+    keys += [("dash", "muted", "a coin")]
+    x, y = "optimiser step", f"loss (nats a {what})"
     return [
         draw("reward-loss", loss_title, x, y, lambda axes: smoothed(axes, "loss", coin), loss_keys),
-        draw("reward-accuracy", title, x, "accuracy (% of pairs)", accuracy, keys),
+        draw("reward-accuracy", title, x, f"accuracy (% of {what}s)", accuracy, keys),
     ]
 
 

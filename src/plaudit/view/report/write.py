@@ -162,9 +162,11 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
     rows["length, tokens"] = pair("length")
     rows["reference NLL, nats a token"] = pair("ref_nll")
     rows["EOS rate"] = pair("eos")
-    if reward := summary.get("reward"):
-        rows["reward accuracy, 95 % interval"] = with_interval(reward, "accuracy")
-        rows["accuracy of length alone"] = with_interval(reward, "length_baseline_accuracy")
+    reward = summary.get("reward", {})
+    for name, what in (("accuracy", "accuracy"), ("auc", "AUC on labels")):
+        if name in reward:
+            rows[f"reward {what}, 95 % interval"] = with_interval(reward, name)
+            rows[f"{what} of length alone"] = with_interval(reward, f"length_baseline_{name}")
     rows["minutes"] = f"{sum(summary['seconds'].values()) / 60:.1f}"
     rows["peak memory, MB"] = "unknown" if summary["peak_rss_mb"] is None else f"{summary['peak_rss_mb']:.0f}"
     return rows | ({"peak memory of the GPU, MB": f"{summary['peak_gpu_mb']:.0f}"} if "peak_gpu_mb" in summary else {})
@@ -180,9 +182,11 @@ def render(run: Run, summary: dict[str, Any]) -> str:
     updates, looks = read_metrics(folder / "ppo/metrics.jsonl"), read_metrics(folder / "ppo/evaluations.jsonl")
     kinds = gold_by_kind(replies)
     trained = "skipped" not in summary["sft"]
-    card, learning = None, [sft_plot(read_metrics(folder / "sft/metrics.jsonl"))] if trained else []
+    card, labels = None, None
+    learning = [sft_plot(read_metrics(folder / "sft/metrics.jsonl"))] if trained else []
     if "reward" in summary:
-        card = read_json(run.folder.require("reward/card.json", "reward"))
+        cards = [folder / "reward" / f"{name}.json" for name in ("card", "labels")]
+        card, labels = (read_json(path) if path.is_file() else None for path in cards)
         learning += reward_plots(read_metrics(folder / "reward/metrics.jsonl"), summary["reward"])
     return render_page(
         "report.html.j2",
@@ -195,7 +199,10 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         machine=run.machine,
         summary=summary,
         by_people=ranked_by_people(recipe),
-        raised=[*raised_alarms(card, summary, updates, looks, stage_settings(recipe, "ppo")), *said_of_people(run)],
+        raised=[
+            *raised_alarms((card, labels), summary, updates, looks, stage_settings(recipe, "ppo")),
+            *said_of_people(run),
+        ],
         kl_budget=recipe["ppo"]["kl_budget"] or KL_BUDGET,
         proxy_ci=bootstrap_interval([row["ppo"]["proxy"] - row["sft"]["proxy"] for row in replies], prompts),
         examples=choose_examples(replies),
@@ -210,6 +217,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         ppo_plots=ppo_plots(updates, looks, stage_settings(recipe, "ppo"), summary["ppo"]["kept_update"]),
         score_plots=score_plots(replies) + ([kind_plot(kinds)] if kinds else []),
         card=card,
+        labels=labels,
         reward_plots=card_plots(card) if card else [],
         open_mistakes=False,
     )

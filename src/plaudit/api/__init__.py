@@ -1,0 +1,1 @@
+"""The library from Python: run a recipe, read what it left, ask its models."""

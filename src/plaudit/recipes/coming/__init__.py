@@ -1,0 +1,1 @@
+"""Coming from other trainers: what their settings are called here, and recipes from their files."""
