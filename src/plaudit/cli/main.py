@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plaudit.cli import begin, coming, data, look, runs, stages
+from plaudit.cli import begin, data, look, runs, stages
 from plaudit.cli.label_transfer import commands as label
 from plaudit.cli.outcome import EXPECTED, UNREAD, outcome, unread, unread_says
 from plaudit.run.stopping import signals_heard
@@ -26,7 +26,6 @@ app.add_typer(begin.commands)
 app.add_typer(stages.commands)
 app.add_typer(look.commands)
 app.add_typer(runs.commands)
-app.add_typer(coming.commands)
 app.add_typer(data.commands, name="data")
 app.add_typer(label, name="label")
 
