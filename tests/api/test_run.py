@@ -90,6 +90,8 @@ def test_what_is_wrong_is_said(here: Path, tmp_path: Path) -> None:
         plaudit.RewardModel("runs/demo").score(["a", "b"], ["c"])
     with pytest.raises(plaudit.UserError, match="prompt 1: field 'prompt' must end with a user message"):
         plaudit.Policy("runs/demo").reply([[{"role": "assistant", "content": "Yes."}]])
+    with pytest.raises(plaudit.UserError, match="stage 'reward': the policies of a run are those of sft and ppo"):
+        plaudit.Run("runs/demo").policy("reward")
     with pytest.raises(plaudit.UserError, match="already holds this run"):
         plaudit.run("recipe.yaml")
     with pytest.raises(plaudit.UserError, match="--from 'pppo': not a stage"):

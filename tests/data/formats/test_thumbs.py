@@ -88,6 +88,23 @@ def test_open_webui_without_what_a_label_needs(row: dict[str, Any], said: str, t
         read_labels(written(tmp_path / "feedbacks.json", [row]))
 
 
+@pytest.mark.parametrize("odd", [None, 5, "x", [], {}, [[]], {"history": 5}, {"chat": {"history": {"messages": []}}}])
+def test_odd_values_are_bad_rows(odd: Any, tmp_path: Path) -> None:
+    """Wherever a mapping, a list or an id should be."""
+    for key in ("data", "meta", "snapshot"):
+        with pytest.raises(UserError):
+            read_labels(written(tmp_path / "a.json", [{**open_webui(), key: odd}]))
+    with pytest.raises(UserError):
+        read_labels(written(tmp_path / "b.json", [open_webui(1, odd)]))
+    for key in ("messageId", "parentMessageId", "feedback", "children", "content"):
+        rows = librechat()[:2]
+        rows[1][key] = odd
+        try:
+            assert len(read_labels(written(tmp_path / "c.json", {"messages": rows}))) == 1
+        except UserError:
+            continue
+
+
 @pytest.mark.parametrize("shape", ["conversation", "tree", "lines"])
 def test_librechat(shape: str, tmp_path: Path) -> None:
     """The export of a conversation as a list or as a tree, and messages as mongoexport writes them."""
