@@ -52,6 +52,8 @@ def _column(file: Mapping[str, Any]) -> dict[str, str]:
         cells["strict pairs, ties"] = f"{file['strict_pairs']:,}, {file['tied_pairs']:,}"
         if file["longer_wins"] is not None:
             cells["longer reply wins"] = f"{file['longer_wins']:.3f} of strict pairs (characters)"
+    if "liked" in file:
+        cells["liked, annotators"] = f"{file['liked']:.3f} of the labels, {file['annotators']:,}"
     if "diversity" in file:
         found = file["diversity"]
         cells["distinct-1 -2 -3"] = " ".join(f"{found[f'distinct_{n}']:.2f}" for n in (1, 2, 3))

@@ -129,6 +129,19 @@ def test_librechat(shape: str, tmp_path: Path) -> None:
     assert first.annotator == ("anna" if shape == "lines" else None)
 
 
+def test_the_check_of_data_counts_labels(tmp_path: Path, plaudit: Plaudit) -> None:
+    """How many were liked, and whose they are; a reply that another person judged otherwise is no duplicate."""
+    rows = [{**row, "user": "ben"} if row.get("feedback") else row for row in librechat()]
+    done = plaudit("data", "check", written(tmp_path / "chat.json", {"messages": rows}))
+    assert done.code == 0 and "0.500 of the labels, 1" in done.out, done.err
+    assert "warning: one annotator, 1 found" in done.out and "'ben' gave 100% of 2 labels" in done.out
+    label = {"prompt": "Name a tree, please.", "completion": "The oak."}
+    both = [{**label, "label": kind, "annotator": who} for kind, who in ((True, "anna"), (False, "ben"))]
+    done = plaudit("data", "check", written(tmp_path / "two.json", both))
+    assert "exact duplicates" in done.out and "warning: duplicate" not in done.out
+    assert "warning: duplicate" in plaudit("data", "check", written(tmp_path / "same.json", both[:1] * 2)).out
+
+
 def test_librechat_parts(tmp_path: Path) -> None:
     """Text parts are the reply and thoughts are not; a tool's call cannot be held; a file without thumbs says so."""
     rows = librechat()
@@ -136,7 +149,7 @@ def test_librechat_parts(tmp_path: Path) -> None:
     path = written(tmp_path / "chat.json", {"messages": rows[:2]})
     assert read_labels(path)[0].completion == "Hey!"
     rows[1]["content"][0] = {"type": "tool_call", "tool_call": {}}
-    with pytest.raises(UserError, match="message m2: a part of the message is no text"):
+    with pytest.raises(UserError, match="rated message 1: a part of the message is no text"):
         read_labels(written(path, {"messages": rows[:2]}))
     with pytest.raises(UserError, match="LibreChat export in which no message was rated"):
         read_labels(written(path, {"messages": rows[:1]}))

@@ -17,11 +17,11 @@ import numpy as np
 
 from plaudit.data.audit import near
 from plaudit.data.audit.counts import Counts, CountTokens
-from plaudit.data.audit.problems import Problems
+from plaudit.data.audit.problems import MOST_OF_ONE, Problems
 from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
 from plaudit.data.formats.reader import Reader, is_implicit, prompt_of, replies_of
 from plaudit.data.formats.rows import SPLITS, shown
-from plaudit.records import Ranking, Record
+from plaudit.records import Labelled, Ranking, Record
 
 _NUMBER = re.compile(r"\d+\Z")  # of the line or element, at the end of a place
 
@@ -85,13 +85,15 @@ class Audit:
         asked, texts = joined(prompt.messages), [reply.text for reply in replies]
         self._split.append(SPLITS.index(prompt.split))
         self._prompt.append(hash_of(*(part for m in prompt.messages for part in (m.role, words_alone(m.content)))))
-        self._content.append(hash_of(asked, *texts, repr(record.ranks) if isinstance(record, Ranking) else ""))
+        self._content.append(hash_of(asked, *texts, _judgement(record)))
         if not replies:
             self._id.append(hash_of(prompt.id))
             self._id_row.append(row)
         file.add(prompt, asked, texts)
         if isinstance(record, Ranking):
             self._pairs(file, row, place, record)
+        if isinstance(record, Labelled):
+            file.add_label(record)
         for reply in replies:
             text = reply.text.strip()
             if not text:
@@ -124,6 +126,10 @@ class Audit:
         self._leaks()
         self._contradictions()
         self._repeated_ids()
+        for file in self._files:
+            if (most := file.most_labels()) is not None and most[1] > MOST_OF_ONE:
+                text = f"{shown(most[0])} gave {most[1]:.0%} of {file.labels:,} labels"
+                self._problems.add("one annotator", str(file.reader.source), text)
         counts = zip(self._files, repeated, nearly, strict=True)
         files = [file.summary(same, near, self._near.sample) for file, same, near in counts]
         problems = self._problems.as_json()
@@ -209,6 +215,13 @@ class Audit:
             if common:
                 overlaps.append({"first": [one, split], "second": [other, other_split], "prompts": common})
         return overlaps
+
+
+def _judgement(record: Record) -> str:
+    """What a row says of its replies: the same replies with another judgement are no duplicate."""
+    if isinstance(record, Labelled):
+        return f"{record.label} {record.annotator}"
+    return repr(record.ranks) if isinstance(record, Ranking) else ""
 
 
 def _groups(hashes: Any) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from plaudit.data.audit import near
 from plaudit.data.audit.texts import diversity
 from plaudit.data.formats.reader import KINDS, Reader
 from plaudit.data.formats.rows import SPLITS
-from plaudit.records import Prompt, Ranking
+from plaudit.records import Labelled, Prompt, Ranking
 
 _DIVERSITY = 5_000  # replies, of 2,000 characters each
 _TOKEN_BATCH = 512
@@ -54,6 +54,9 @@ class Counts:
     strict_pairs: int = 0
     ties: int = 0
     longer_wins: float = 0.0
+    labels: int = 0
+    liked: int = 0
+    _labelled_by: Counter[str] = field(default_factory=Counter)
     _replies: int = 0
     _varied: list[str] = field(default_factory=list)
     # Above `near.SAMPLE` rows tokens are counted of a sample: its rows' entries and texts, then their counts.
@@ -91,6 +94,18 @@ class Counts:
         for better, worse in strict:
             a, b = len(ranking.replies[better].text), len(ranking.replies[worse].text)
             self.longer_wins += 0.5 if a == b else float(a > b)
+
+    def add_label(self, record: Labelled) -> None:
+        """A label of a single reply."""
+        self.labels += 1
+        self.liked += record.label
+        if record.annotator is not None:
+            self._labelled_by[record.annotator] += 1
+
+    def most_labels(self) -> tuple[str, float] | None:
+        """Who gave most labels, and their share; None where nobody is named."""
+        most = self._labelled_by.most_common(1)
+        return (most[0][0], most[0][1] / self.labels) if most else None
 
     def count_waiting(self) -> None:
         """Count the tokens of the rows that wait for it."""
@@ -137,6 +152,8 @@ class Counts:
         if self.strict_pairs or self.ties:
             summary["strict_pairs"], summary["tied_pairs"] = self.strict_pairs, self.ties
             summary["longer_wins"] = self.longer_wins / self.strict_pairs if self.strict_pairs else None
+        if self.labels:
+            summary["liked"], summary["annotators"] = self.liked / self.labels, len(self._labelled_by)
         if self._varied:
             summary["diversity"] = diversity(self._varied)
         return summary

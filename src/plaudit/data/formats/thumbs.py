@@ -97,7 +97,7 @@ def librechat_rows(rows: Iterator[Row]) -> Iterator[Row]:
     by_id = {id: message for _, message in messages if isinstance(id := message.get("messageId"), str)}
     rated = [(place, message) for place, message in messages if message.get("feedback")]
     for number, (place, message) in enumerate(rated, start=1):
-        where = f"{place}, message {message.get('messageId')}"
+        where = f"{place}, rated message {number}"
 
         def read(where: str = where, message: dict[str, Any] = message) -> dict[str, Any]:
             way = _way(where, by_id, message.get("messageId"), "parentMessageId")
