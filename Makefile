@@ -1,4 +1,5 @@
 # Plaudit's commands. `make demo` and `make test` set up .venv by themselves; nothing else has to be installed by hand.
+# `make demo` and `make install` install what runs need; `make test` and `make lint` add what tests need.
 #
 #   ARGS      recipe keys for the demo, for example ARGS="seed=1"
 #   PYTHON    the interpreter that makes .venv (3.11 or newer)
@@ -9,12 +10,16 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 CODE := src tests benchmarks docs/ppo_by_hand.py
 
-.PHONY: demo test test-plain test-long survive bench lint format docs clean
+.PHONY: demo install test test-plain test-long survive bench lint format docs clean
 
 demo: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
+
+install: $(READY)
+	@echo 'Plaudit is in $(VENV): activate it with `. $(BIN)/activate`, or call $(BIN)/plaudit'
 
 # A process a core; the tests of a file stay together, since they share what they have set up, and the longest files go
 # first (tests/conftest.py). Byte code is kept, also where a container switches that off: else every process compiles
@@ -22,16 +27,19 @@ demo: $(READY)
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
-test: $(READY)
+test: $(DEV)
 	$(PYTEST) -m "not slow" $(SPREAD)
 
 # The tests of correctness once more, with everything left to the libraries that can be.
-test-plain: $(READY)
+test-plain: $(DEV)
 	PLAUDIT_PLAIN=1 $(PYTEST) -m "not slow" $(SPREAD) tests/models tests/rewards tests/rollout \
 		tests/stages/test_ppo_stage.py tests/stages/test_ppo_law.py tests/stages/test_train.py
 
-test-long: $(READY)
+# With the extra quantise, which makes every start some seconds slower: the fast tests go without its 4 bits.
+test-long: $(DEV)
 	$(PYTEST) -m slow
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[quantise]"
+	$(PYTEST) tests/models/test_quantised.py
 
 # The demo twice: unbroken, and killed every 60 to 90 seconds. Do not edit src meanwhile.
 survive: $(READY)
@@ -41,12 +49,12 @@ survive: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(DEV)
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
@@ -60,8 +68,12 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev,label]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[label]"
 	touch $(READY)
+
+$(DEV): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev,label]"
+	touch $(DEV)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -13,6 +13,7 @@ import yaml
 from plaudit.data.files import write_rows
 from plaudit.dist.machine import choose_machine
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries, resolve, save_model
+from plaudit.stages.plan import Flags, plan_of
 from plaudit.stages.prepare import prepare
 from plaudit.stages.recipe import Recipe, load_recipe
 from plaudit.train.run import Run
@@ -68,6 +69,7 @@ def begin(
     }
     (home / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     read = load_recipe(home / "recipe.yaml", overrides)
-    run = prepare(read)
+    # As PPO alone: no stage reads the recipe's model as it is, in which the end token may have no row.
+    run = prepare(read, plan_of(read, set(), set(), Flags(only=("ppo",))))
     (run.folder.stage("sft") / "model").symlink_to(home / "model")
     return read, run

@@ -74,11 +74,6 @@ def untouched(desk: Desk) -> None:
     assert not desk.run.exists() or not list(desk.run.iterdir()), sorted(desk.run.rglob("*"))
 
 
-def no_stage_left(desk: Desk) -> None:
-    """What only the weights show is found when they are loaded: the folder exists then, and is still free."""
-    assert not [child for child in desk.run.iterdir() if child.is_dir()]
-
-
 # The recipe.
 
 OVERRIDES = {
@@ -130,7 +125,7 @@ OVERRIDES = {
 @pytest.mark.parametrize(("override", "says"), OVERRIDES.values(), ids=list(OVERRIDES))
 def test_a_wrong_override(override: str, says: tuple[str, ...], desk: Desk, plaudit: Plaudit) -> None:
     refused(plaudit("run", desk.recipe, *override.split()), *says)
-    (no_stage_left if "target_modules=[" in override else untouched)(desk)
+    untouched(desk)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +330,7 @@ def test_an_unreadable_model(
     monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "cache"))
     spoil(desk)
     refused(plaudit("run", desk.recipe), *says)
-    (no_stage_left if spoil is lost_tensor else untouched)(desk)
+    untouched(desk)
     assert not list((tmp_path / "cache").rglob("*.*")), "the cache holds half a model"
 
 
@@ -372,7 +367,7 @@ def test_a_folder_that_holds_another_run(desk: Desk, plaudit: Plaudit) -> None:
 def begun(desk: Desk, plaudit: Plaudit, *overrides: str) -> None:
     """A run that was stopped in its first stage."""
     refused(plaudit("run", desk.recipe, "sft.max_length=8", *overrides), "sft.max_length=8")
-    (desk.run / "sft").mkdir()
+    (desk.run / "sft" / "checkpoints").mkdir()
 
 
 def test_a_run_that_never_began_leaves_its_folder_free(desk: Desk, plaudit: Plaudit) -> None:

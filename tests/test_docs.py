@@ -92,6 +92,8 @@ FORMATS_IN_ORDER = (
     "rankings",
     "votes",
     "strength",
+    "winner",
+    "unpaired",
 )
 
 # --- reading Markdown ---
@@ -202,6 +204,7 @@ def allowed(field: FieldInfo) -> str:
         bool: "true or false",
         Path: "path",
         list[str]: "list of texts",
+        list[Path]: "path or list of paths",
         NoneType: "null",
     }
     if get_origin(field.annotation) is list and field.annotation not in words:
@@ -233,7 +236,7 @@ def test_every_key_of_a_resolved_recipe_is_on_the_page(write_recipe: Callable[..
 
     def keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
         for name, value in values.items():
-            if isinstance(value, dict) and name not in ("stages", "formats", "template_kwargs"):
+            if isinstance(value, dict) and name not in ("stages", "formats", "columns", "template_kwargs"):
                 yield from keys(value, f"{prefix}{name}.")
             else:
                 yield prefix + name

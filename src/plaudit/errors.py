@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from types import TracebackType
 
 
 class UserError(ValueError):
@@ -23,6 +24,23 @@ class RankLost(RuntimeError):
 
 class RunStopped(RuntimeError):
     """A run-time guard found a number that must hold and does not; the message names it, its value and its bound."""
+
+
+class Mistakes:
+    """Checks that do not need each other, each in a `with` of its own: the first UserError stops them, or with `gather`
+    all are found and the block ends at its own."""
+
+    def __init__(self, *, gather: bool = False):
+        self.gather = gather
+        self.found: list[str] = []
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> bool:
+        if not self.gather or not isinstance(error, UserError):
+            return False
+        self.found.append(str(error))
+        return True
 
 
 _SAYS = {

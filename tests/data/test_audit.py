@@ -400,3 +400,30 @@ def test_a_run_takes_pairs_and_other_formats(tmp_path: Path, write_recipe: Calla
     assert [d.completion for d in run.demonstrations] == [row["completion"] for row in rows]
     assert run.rankings is not None
     assert [ranking.ranks for ranking in run.rankings] == [(1, 2)] * 36
+
+
+def ranked_by(who: str | None, *texts: str, prompt: str = "x") -> dict[str, Any]:
+    """`texts` from best to worst, listed by their alphabet."""
+    replies = [{"text": text, "rank": texts.index(text) + 1} for text in sorted(texts)]
+    return {"prompt": prompt, "responses": replies, **({"annotator": who} if who else {})}
+
+
+def test_two_people_may_differ_and_one_may_not(tmp_path: Path) -> None:
+    one, other = ranked_by("ann", "a b c d", "e f g h"), ranked_by("bo", "e f g h", "a b c d")
+    report = check(put(tmp_path / "a.jsonl", one, other, ranked_by("cy", "a b c d", "e f g h")))
+    assert report["problems"] == []
+    # Of the three pairs of people one agrees.
+    assert report["agreement"] == {"pairs": 3, "share": pytest.approx(1 / 3)}
+    assert report["files"][0]["annotators"] == {"ann": 1, "bo": 1, "cy": 1}
+    turned = {**other, "annotator": "ann"}
+    assert [*problems(check(put(tmp_path / "b.jsonl", one, turned)))] == ["contradiction"]
+    assert [*problems(check(put(tmp_path / "c.jsonl", one, one)))] == ["duplicate"]
+
+
+def test_a_length_bias_that_is_sure_is_a_warning(tmp_path: Path) -> None:
+    """38 of 40 pairs: Wilson's interval is 83 to 99 %; of 4 pairs 3 say nothing."""
+    rows = [ranked_by(None, f"a longer reply {i}", f"no {i}", prompt=f"Question {i}?") for i in range(38)]
+    rows += [ranked_by(None, f"no {i}", f"a longer reply {i}", prompt=f"Question {i}?") for i in range(38, 40)]
+    (found,) = problems(check(put(tmp_path / "a.jsonl", *rows)))["length bias"]
+    assert found == ("a.jsonl", "the longer reply wins 95% of 40 pairs (95 % interval 83% to 99%)")
+    assert "length bias" not in problems(check(put(tmp_path / "b.jsonl", *rows[-5:-1])))

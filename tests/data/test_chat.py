@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from conftest import CHATML, END, EOS, PAD, REPLIES, START, shaped_tokenizer
 from plaudit.data.chat import ChatFormat
 from plaudit.errors import UserError
+from plaudit.models.export import exported_tokenizer
 from plaudit.records import Completion, Message
 
 HELLO = (Message("user", "Tell me about the sea."),)
@@ -239,6 +240,26 @@ def test_row_2_pad_id_is_never_the_end_of_turn(pad: str | None, tokenizer_of: Ma
     chat = ChatFormat(tokenizer)
     assert chat.pad_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
     assert chat.pad_id == tokenizer.convert_tokens_to_ids(END)
+
+
+@pytest.mark.row(2)
+def test_row_2_without_a_special_token_a_byte_that_no_text_has_pads(tokenizer_of: Make) -> None:
+    """GPT-2's tokenizer: its only special token is EOS. Byte 255 is a token of it, and no UTF-8 text has that byte."""
+    tokenizer = tokenizer_of(None, template=None, eos=END, words=False)
+    chat = ChatFormat(tokenizer)
+    assert chat.pad_id == tokenizer.get_vocab()["ÿ"] != chat.eos_id
+    assert chat.pad_id not in chat.reply_ids(Completion("Pierre Louÿs \U0010ffff"))
+    assert exported_tokenizer(chat).pad_token is None
+    assert exported_tokenizer(chat)("Louÿs")["input_ids"] == tokenizer("Louÿs")["input_ids"]
+
+
+def test_a_pad_token_that_the_model_has_no_row_for_is_not_taken(tokenizer_of: Make) -> None:
+    tokenizer = tokenizer_of(None)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    chat = ChatFormat(tokenizer, rows=rows)
+    assert chat.pad_id == tokenizer.convert_tokens_to_ids(END)
+    assert exported_tokenizer(chat).pad_token == END
 
 
 def test_pad_id_prefers_a_special_token_that_is_not_unknown(tokenizer_of: Make) -> None:

@@ -18,7 +18,7 @@ from plaudit.data.files import write_text
 from plaudit.errors import UserError
 from plaudit.guard import doctor
 from plaudit.run.stopping import Interrupted
-from plaudit.stages import pipeline, prepare
+from plaudit.stages import pipeline
 
 Plaudit = Callable[..., SimpleNamespace]
 
@@ -181,7 +181,7 @@ def test_a_disk_that_fails_before_a_run_begins_gives_no_advice_about_it(
     def call(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prepare, "read_data", call)
+    monkeypatch.setattr(pipeline, "read_data", call)
     done = plaudit("run", write_recipe(tmp_path))
     assert (done.code, done.err) == (2, "Error: No space left on device; free some\n")
 

@@ -355,13 +355,14 @@ def test_a_healthy_run_passes_every_check(run_ppo: Callable[..., Path], tmp_path
 
 
 def test_the_reward_model_of_another_template_is_refused(run_ppo: Callable[..., Path], tmp_path: Path) -> None:
-    """Row 21: the SFT model's template was changed after the reward model had learnt."""
+    """Row 21: the SFT model's template was changed after the reward model had learnt. A run sees that its files are not
+    what they were; what a reward model says of another template is in tests/rewards/test_saved.py."""
 
     def change(folder: Path) -> None:
         for file in (folder / "sft/model").glob("chat_template*"):
             file.write_text(file.read_text().replace("You are tiny.", "You are small."))
 
-    with pytest.raises((RunStopped, UserError), match="template"):
+    with pytest.raises(UserError, match="sft/model is not what it was"):
         run_ppo(tmp_path, change)
 
 

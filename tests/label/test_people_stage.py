@@ -159,7 +159,7 @@ def test_more_labels_than_there_can_be_are_refused_before_anybody_is_asked(
     [
         ({"labels": 5}, "labels would do nothing with annotator=simulated"),
         ({"annotator": "human", "noise": 0.5}, "noise would do nothing with annotator=human"),
-        ({"annotator": "human", "rankings": "x.jsonl"}, "annotator would do nothing"),
+        ({"replies": 3, "rankings": "x.jsonl"}, "nothing is sampled with rankings=x.jsonl: replies would do nothing"),
         ({"annotator": "human", "database": "postgresql+psycopg://me:secret@host/db"}, "holds no secret"),
     ],
 )
@@ -276,3 +276,13 @@ def test_items_come_in_the_order_of_the_reward_models_doubt(
     assert len({item.priority for item in items}) > 1
     assert plaudit("label", "order", trained, "--database", database, "--by", "length").code == 0
     assert plaudit("label", "order", trained, "--database", database, "--by", "age").code == 2
+
+
+def test_people_and_files_of_rankings_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file has is learnt from beside what people rank; without people nothing is sampled."""
+    monkeypatch.setattr(preferences_people, "ranked_by_people", lambda *_: (["ranked now"], {"people": 1}))
+    run: Any = SimpleNamespace(rankings=("of a file",))
+    both = PreferencesConfig.model_validate({"annotator": "human", "rankings": ["x.jsonl"], "overlap": 2})
+    assert preferences._rankings(both, run, None) == (["of a file", "ranked now"], {"people": 1})
+    alone = PreferencesConfig.model_validate({"rankings": "x.jsonl"})
+    assert preferences._rankings(alone, run, None) == (["of a file"], {})

@@ -51,6 +51,11 @@ KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "rope_local_base_freq": 5000.0,
         },
     ),
+    "gemma 4": (
+        "gemma4_text",
+        {**LAYERS, "hidden_size_per_layer_input": 0, "global_head_dim": 8},
+        {"rope_theta": 1e6, "partial_rotary_factor": 0.25, "rope_scaling": None, "rope_local_base_freq": 1e4},
+    ),
     "gpt-2": ("gpt2", {}, {}),
 }
 IDS = torch.arange(4, 104)[None]
@@ -119,7 +124,7 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "gemma 4"])  # which 4 has not
 def test_transformers_4_reads_the_same_model(name: str, old: Path, tmp_path: Path) -> None:
     """The numbers of the older library, in a process of its own, are those of the model before it was saved."""
     folder = tmp_path / "model"

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_families import FAMILIES, Family, built
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from tiny_families import FAMILIES, Family, built
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from conftest import CPU, make_model, make_tokenizer
 from plaudit.data.chat import ChatFormat
+from plaudit.data.templates.bake import TemplateSettings
 from plaudit.dist.machine import Machine, choose_machine
 from plaudit.errors import UserError
 from plaudit.models.config import LoraSettings
-from plaudit.models.examine import check_lengths, examine
+from plaudit.models.examine import check_lengths, check_replies, examine, untrained_tokens
 from plaudit.models.load import check_readable, load_chat, load_model, save_model
-from plaudit.records import Message
+from plaudit.records import Completion, Message
 
 LORA = LoraSettings(r=2, alpha=4)
 
@@ -39,7 +40,7 @@ def saved(family: Family, folder: Path) -> Path:
 
 
 def test_a_plain_model_is_taken_without_a_word(tmp_path: Path, machine: Machine) -> None:
-    assert examined(saved(FAMILIES["Llama 2, 3"], tmp_path), machine) == ([], None)
+    assert examined(saved(FAMILIES["Llama 3"], tmp_path), machine) == ([], None)
 
 
 def test_what_all_linear_leaves_out_is_said_once(tmp_path: Path, machine: Machine) -> None:
@@ -65,16 +66,32 @@ def test_a_model_that_sees_what_comes_is_refused(tmp_path: Path, machine: Machin
         examined(folder, machine)
 
 
-@pytest.mark.parametrize("added", ["pad_token", "eos_token"])
-def test_a_token_without_a_row_in_the_embedding_is_refused(added: str, tmp_path: Path, machine: Machine) -> None:
+def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path: Path, machine: Machine) -> None:
     tokenizer = make_tokenizer(pad=None)
     model = make_model("llama", len(tokenizer))
-    tokenizer.add_special_tokens({added: "[NEW]"})
-    if added == "eos_token":
-        tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_end|>", "[NEW]")
+    tokenizer.add_special_tokens({"eos_token": "[NEW]"})
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_end|>", "[NEW]")
     save_model(model, tokenizer, tmp_path / "model")
     with pytest.raises(UserError, match=r"'\[NEW\]' have no row in the model's embedding.*resize_token_embeddings"):
         examined(tmp_path / "model", machine)
+
+
+def test_a_pad_token_without_a_row_is_not_padded_with(tmp_path: Path, machine: Machine) -> None:
+    tokenizer = make_tokenizer(pad=None)
+    model = make_model("llama", len(tokenizer))
+    tokenizer.add_special_tokens({"pad_token": "[NEW]"})
+    save_model(model, tokenizer, tmp_path / "model")
+    assert load_chat(str(tmp_path / "model")).pad_id < len(tokenizer) - 1
+    assert examined(tmp_path / "model", machine) == ([], None)
+
+
+def test_positions_of_images_are_no_positions_of_text(tmp_path: Path, machine: Machine) -> None:
+    """Gemma 3 with its vision tower, whose table of four positions no text is looked up in."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"vision_config": {**vision, "image_size": 28, "patch_size": 14}, "mm_tokens_per_image": 4}
+    folder = saved(Family("gemma3", more | {"image_token_index": 300}), tmp_path)
+    said, limit = examined(folder, machine)
+    assert limit is None and "adapters stand on" in said[0] and "text does not pass" in said[0]
 
 
 def test_learnt_positions_end_somewhere(tmp_path: Path, machine: Machine) -> None:
@@ -140,3 +157,53 @@ def test_generation_settings_that_transformers_refuses_to_save_are_mended(tmp_pa
     assert "temperature" not in json.loads((tmp_path / "new/generation_config.json").read_text(encoding="utf-8"))
     old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("old", "new"))
     assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+def reserved(folder: Path, *, tied: bool = True, twins: int = 3) -> tuple[PreTrainedModel, ChatFormat]:
+    """A base model whose end-of-turn token has the row of its reserved tokens, and EOS one of its own."""
+    tokenizer = make_tokenizer(eos="<|endoftext|>")
+    names = [f"<|reserved_{i}|>" for i in range(twins)]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    model = make_model("llama", len(tokenizer))
+    rows = tokenizer.convert_tokens_to_ids(["<|im_end|>", *names])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[rows] = model.get_input_embeddings().weight.mean(0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(str(folder), torch.float32, CPU), load_chat(str(folder))
+
+
+def test_an_end_of_turn_that_was_never_trained_is_said_with_two_ways_out(tmp_path: Path) -> None:
+    (said,) = untrained_tokens(*reserved(tmp_path))
+    assert said.startswith("the chat template writes '<|im_end|>', whose row of the LM head is also that of 3 other ")
+    assert "data.end_of_turn: '<|endoftext|>'" in said and "lora.stages.sft: null" in said
+    chat = load_chat(str(tmp_path), template=TemplateSettings(end="<|endoftext|>"))
+    assert untrained_tokens(load_model(str(tmp_path), torch.float32, CPU), chat) == []
+
+
+def test_a_row_far_shorter_than_the_others_was_never_trained(tmp_path: Path) -> None:
+    model, chat = reserved(tmp_path, twins=0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[chat.eos_id] *= 1e-3
+    (said,) = untrained_tokens(model, chat)
+    assert "shorter than half of nearly every other" in said
+
+
+def test_rows_of_a_random_model_are_all_its_own(tmp_path: Path) -> None:
+    saved(FAMILIES["Llama 3"], tmp_path)
+    assert untrained_tokens(load_model(str(tmp_path), torch.float32, CPU), load_chat(str(tmp_path))) == []
+
+
+def test_a_float16_folder_in_bfloat16_is_said(tmp_path: Path) -> None:
+    make_model("llama", 340).half().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    said, _ = examined(tmp_path, choose_machine("bfloat16"))
+    assert len(said) == 1 and "of whose 11 bits bfloat16 keeps 8; dtype: float32" in said[0]
+
+
+def test_a_demonstration_ends_before_the_last_position() -> None:
+    chat, messages, reply = ChatFormat(make_tokenizer()), (Message("user", "Hm?"),), Completion("It is great. " * 9)
+    length = len(chat.prompt_ids(messages)) + len(chat.reply_ids(reply))
+    check_replies(length, chat, [("cake", messages, reply)])
+    with pytest.raises(UserError, match=rf"'cake' has {length} tokens.*sft\.max_length={length - 1}"):
+        check_replies(length - 1, chat, [("cake", messages, reply)])

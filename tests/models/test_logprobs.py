@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plaudit.models import logprobs
+from plaudit.models.kernels.logits import LogitShape
 from plaudit.models.logprobs import completion_loss, token_logprobs
 
 VOCABULARY, HIDDEN, CHUNK = 23, 8, 16
@@ -137,10 +138,29 @@ def test_no_states() -> None:
     assert [x.shape for x in token_logprobs(hidden_ND, weight_VD, targets_N)] == [(0,), (0,)]
 
 
-def test_a_trainable_lm_head_is_refused() -> None:
-    hidden_ND, weight_VD, targets_N = inputs(2)
-    with pytest.raises(AssertionError, match="frozen"):
-        token_logprobs(hidden_ND, weight_VD.requires_grad_(), targets_N)
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("states", [3, CHUNK + 1])
+def test_a_head_that_learns_gets_its_gradient(states: int, cap: float | None) -> None:
+    hidden_ND, weight_VD, targets_N = inputs(states)
+    bias_V = torch.linspace(-1, 1, VOCABULARY)
+    upstream = torch.randn(2, states, generator=torch.Generator().manual_seed(1))
+
+    def theirs(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        logits = hidden.double() @ weight.double().T + bias.double()
+        logits = 2 * logits if cap is None else cap * torch.tanh(2 * logits / cap)
+        q_NV = torch.log_softmax(logits / 0.7, dim=-1)
+        return torch.stack([q_NV.gather(1, targets_N[:, None]).squeeze(1), -(q_NV.exp() * q_NV).sum(dim=1)])
+
+    def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.stack(token_logprobs(hidden, weight, targets_N, 0.7, bias_V=bias, shape=LogitShape(2.0, cap)))
+
+    def gradients(function: Callable[..., Tensor]) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (hidden_ND, weight_VD, bias_V)]
+        both = function(*leaves)
+        return [*torch.autograd.grad((both * upstream).sum(), leaves)]
+
+    for found, expected in zip(gradients(ours), gradients(theirs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_completion_loss_is_the_sum_of_the_log_probabilities() -> None:

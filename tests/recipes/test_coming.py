@@ -246,17 +246,17 @@ def test_what_is_hostile_stays_a_comment_or_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_writes_a_recipe_that_loads(tmp_path: Path, plaudit: Callable[..., SimpleNamespace]) -> None:
     path, to = put(tmp_path / "ppo.py", CALL.replace("0.3", "-0.3")), tmp_path / "recipe.yaml"
-    done = plaudit("from-trl", path, "--to", to)
+    done = plaudit("init", "--from-trl", path, "--to", to)
     assert done.code == 2 and "ppo.value_clip" in done.err and not to.exists(), "a value out of range is refused"
     path = put(path, CALL.replace('sft_model_path="./sft", ', ""))
-    done = plaudit("from-trl", path, "--to", to)
+    done = plaudit("init", "--from-trl", path, "--to", to)
     assert done.code == 0 and "num_ppo_epochs" in done.out
     recipe = load_recipe(to)
     assert recipe.ppo.epochs == 4 and recipe.model == MODEL
     assert "# Not carried over:\n" in to.read_text(encoding="utf-8")
     assert yaml.safe_load(to.read_text(encoding="utf-8"))["name"] == "mine"
-    assert plaudit("from-trl", path, "--to", to).code == 2
-    assert plaudit("from-trl", path, "--to", tmp_path / "b.yaml", "--as", "dpo").code == 2
+    assert plaudit("init", "--from-trl", path, "--to", to).code == 2
+    assert plaudit("init", "--from-trl", path, "--to", tmp_path / "b.yaml", "--as", "dpo").code == 2
     assert set(STAGES.values()) == {"sft", "reward", "ppo"}
 
 

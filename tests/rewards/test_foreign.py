@@ -399,3 +399,12 @@ def test_a_critics_value_head_is_no_reward_model(merged: Path) -> None:
 
     edit(merged, as_trl_writes_it)
     refused(merged, "tensor 'score.weight' is missing", "v_head is the value head of a critic")
+
+
+def test_a_token_without_a_row_in_the_embedding_is_refused(merged: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[NEW]"]})
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("'<|im_start|>' +", "'[NEW]' +")
+    tokenizer.save_pretrained(merged)
+    with pytest.raises(UserError, match=r"tokenizer's '\[NEW\]' has no row.*resize_token_embeddings"):
+        opened(merged).score(ITEMS)

@@ -1,5 +1,6 @@
 """The in-process engine: its sampling law, and replies that depend on their own prompt and random numbers alone."""
 
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel
 
 from conftest import ARCHITECTURES, CPU
 from plaudit import rng
+from plaudit.errors import RunStopped
+from plaudit.models.load import load_model
 from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import pad_right
 from plaudit.rollout.batch import per_token
@@ -229,6 +232,17 @@ def test_loading_twice_does_not_add_up(
     assert generate(engine, ALL) == once
 
 
+@pytest.mark.row(31)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_whose_every_weight_moved_is_taken_over(dtype: torch.dtype, tiny_model: Callable[..., Path]) -> None:
+    """Embedding and LM head, which are one here, among them: on a CPU with bf16 the engine has the head twice."""
+    own, other = (load_model(str(tiny_model(seed=seed)), dtype, CPU) for seed in (0, 1))
+    engine, there = (InProcessEngine(model, eos_id=2) for model in (own, other))
+    engine.load_weights((name, p.detach().clone()) for name, p in other.named_parameters())
+    found, expected = (e.decoder.logits(e.decoder.start(PROMPTS)) for e in (engine, there))
+    assert torch.equal(found, expected)
+
+
 def test_temperature_changes_the_replies(engine_of: Callable[..., InProcessEngine]) -> None:
     hot, cold = generate(engine_of(), ALL), generate(engine_of(temperature=1e-3), ALL)
     assert [r.ids for r in hot] != [r.ids for r in cold]
@@ -240,6 +254,42 @@ def test_progress_counts_every_reply(engine_of: Callable[..., InProcessEngine]) 
     counted: list[int] = []
     engine_of(batch_rows=4).generate(PROMPTS, draws(ALL, 2), on_rows=counted.append)
     assert counted == [4, 4, 2]
+
+
+def test_where_memory_runs_out_fewer_rows_are_decoded_at_a_time(
+    engine_of: Callable[..., InProcessEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten replies where two fit: 10, 5 and 2 are tried; and each reply is the one that it would have been."""
+    expected, engine, asked = generate(engine_of(), ALL), engine_of(), list[int]()
+    own = InProcessEngine._generate_batch
+
+    def small(self: InProcessEngine, prompts: list[list[int]], uniforms: np.ndarray) -> list[Sampled]:
+        asked.append(len(prompts))
+        if len(prompts) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(self, prompts, uniforms)
+
+    monkeypatch.setattr(InProcessEngine, "_generate_batch", small)
+    fits = 2
+    same(generate(engine, ALL), expected)
+    assert asked[:3] == [10, 5, 2]
+    assert engine.batch_rows == 2
+    fits = 0
+    with pytest.raises(RunStopped, match="sampling: out of memory with micro-batches of 1"):
+        generate(engine, ALL)
+
+
+def test_nothing_is_kept_of_a_batch_that_is_done(engine_of: Callable[..., InProcessEngine]) -> None:
+    engine = engine_of()
+    held = _tensor_bytes()
+    generate(engine, ALL)
+    gc.collect()
+    assert _tensor_bytes() <= held + 1000
+
+
+def _tensor_bytes() -> int:
+    found = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
 
 
 def test_no_prompts(engine_of: Callable[..., InProcessEngine]) -> None:

@@ -32,9 +32,9 @@ def test_values_are_shown_as_a_person_reads_them(value: object, shown: str) -> N
 
 
 def test_a_stage_ends_with_its_title_and_one_line_a_value(capsys: pytest.CaptureFixture[str]) -> None:
-    display.stage_table("SFT", {"steps": 48, "accuracy": 0.6789, "accuracy_ci": [0.5, 0.75]})
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines == [["SFT"], ["steps", "48"], ["accuracy", "0.679"], ["accuracy_ci", "[0.500,", "0.750]"]]
+    display.stage_table("SFT", {"steps": 48, "eval_loss": 0.6789, "eval_loss_ci": [0.5, 0.75]})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["SFT", "steps 48", "held-out loss 0.679", "held-out loss, 95 % interval [0.500, 0.750]"]
 
 
 @pytest.mark.parametrize("value", ["[bold]", "[/x]", "a [red]word[/red]", ["b", "c"]])

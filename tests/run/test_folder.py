@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from plaudit.errors import UserError
-from plaudit.run.folder import RunFolder, free_folder, read_recipe
+from plaudit.run.folder import RunFolder, finished_model, free_folder, read_recipe
 from plaudit.run.provenance import environment, versions
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
@@ -291,6 +291,43 @@ def test_a_stage_that_begins_forgets_itself_and_all_later_ones(run: RunFolder) -
     for gone in ("reward", "ppo", "evaluate", "summary.json", "report.html"):
         assert not (run.path / gone).exists()
     assert read_recipe(run.path) == RECIPE
+
+
+def test_what_ended_is_kept_until_it_has_ended_again(run: RunFolder) -> None:
+    fill(run, *STAGES[:5])
+    old = run.path / "before"
+    run.begin("ppo")
+    assert sorted(one.name for one in old.iterdir()) == ["evaluate", "ppo"]
+    assert (old / "ppo/inner/result.txt").read_text() == "made by ppo"
+    # Killed and begun again: what was not ended goes, what was kept stays.
+    (run.stage("ppo") / "half").write_text("x")
+    run.begin("ppo")
+    assert (old / "ppo/inner/result.txt").is_file() and not (run.path / "ppo").exists()
+    fill(run, "ppo")
+    assert [one.name for one in old.iterdir()] == ["evaluate"]
+    fill(run, "evaluate")
+    assert not old.exists()
+
+
+def test_a_kill_while_stages_are_put_aside_loses_none(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(run, *STAGES[:5])
+    rename, moved = Path.rename, list[str]()
+
+    def killed_after_the_first(self: Path, target: Path) -> Path:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(self.name)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        run.begin("ppo")
+    monkeypatch.undo()
+    assert moved == ["ppo"] and list(run.finished()) == ["sft", "preferences", "reward", "evaluate"]
+    run.begin("ppo")  # as --resume does: the first stage that has not ended
+    assert sorted(one.name for one in (run.path / "before").iterdir()) == ["evaluate", "ppo"]
+    with pytest.raises(UserError, match=r"the one of before is in .*before/ppo/inner"):
+        finished_model(run.path, "ppo/inner")
 
 
 def test_what_a_stopped_stage_left_is_gone_when_it_begins_again(run: RunFolder) -> None:

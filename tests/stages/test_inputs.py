@@ -14,8 +14,8 @@ from plaudit.run.metrics import read_metrics
 from plaudit.stages.inputs import changed_inputs
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
-from plaudit.stages.prepare import read_data
 from plaudit.stages.recipe import load_recipe
+from plaudit.stages.run_data import read_data
 
 GO_ON = [("run", "--resume"), ("run", "--from", "ppo"), ("ppo",), ("evaluate",)]
 

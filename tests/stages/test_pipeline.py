@@ -248,7 +248,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     recipe = load_recipe(write_recipe(tmp_path))
 
     def stop(*_: object) -> None:
-        (tmp_path / "run" / "evaluate").mkdir()
+        (tmp_path / "run" / "evaluate").mkdir(exist_ok=True)
         (tmp_path / "run" / "evaluate" / "rubbish").write_text("half")
         raise KeyboardInterrupt
 

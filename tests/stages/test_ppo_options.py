@@ -19,6 +19,7 @@ from conftest import tiny_stage
 from plaudit.algo.rewards import adapt_kl
 from plaudit.errors import UserError
 from plaudit.guard.limits import WatchConfig
+from plaudit.models.recompute import layers_of
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo.config import PPOConfig
@@ -52,7 +53,7 @@ def watched(items):
 @dataclass(frozen=True)
 class Case:
     """`change` beside `base` must be seen: in the training of three updates, in how they were computed (layout,
-    compiled; the policy is then the same but for rounding), or in a whole run."""
+    compiled, recomputed; the policy is then the same but for rounding), or in a whole run."""
 
     change: dict[str, Any]
     base: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +79,7 @@ CASES: dict[str, Case] = {
     "micro_batch_tokens": Case(
         {"micro_batch_tokens": 120, "micro_batch_size": 8}, {"micro_batch_size": 1}, seen_in="layout"
     ),
+    "gradient_checkpointing": Case({"gradient_checkpointing": True}, {"critic": "own"}, seen_in="recomputed"),
     "epochs": Case({"epochs": 1}),
     "learning_rate": Case({"learning_rate": 5e-3}),
     "critic_learning_rate": Case({"critic_learning_rate": 5e-3}),
@@ -176,6 +178,10 @@ class Training:
     def compiled(self) -> bool:
         return any(part._compiled_call_impl is not None for part in self.trainer.roles.modules())
 
+    @property
+    def recomputed(self) -> bool:
+        return any("forward" in vars(layer) for layer in layers_of(self.trainer.roles))
+
 
 @pytest.fixture(scope="module")
 def training(start: Any) -> Callable[..., Training]:
@@ -232,7 +238,7 @@ def check(case: Case, training: Any, whole: Any) -> None:
         assert plain != changed
         return
     plain, changed = training(case.base), training({**case.base, **case.change})
-    if case.seen_in in ("layout", "compiled"):
+    if case.seen_in in ("layout", "compiled", "recomputed"):
         plain.after(3), changed.after(3)
         assert getattr(plain, case.seen_in) != getattr(changed, case.seen_in)
         for a, b in zip(plain.policies[2], changed.policies[2], strict=True):

@@ -38,7 +38,7 @@ def test_rankings_of_one_split(
     splits: tuple[str, ...], learnt: int, held: int, prepared: Callable[..., object], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=f"pairs.jsonl has {learnt} training and {held} held-out.*field 'split'"):
-        prepared(rows=pairs(*splits))
+        prepared("data.split=rows", rows=pairs(*splits))
     assert not (tmp_path / "run").exists()
 
 

@@ -57,13 +57,13 @@ def test_data_paths_start_at_the_folder_of_the_recipe(tmp_path: Path, monkeypatc
     home = tmp_path.resolve()
     assert recipe.data.prompts == home / "data" / "prompts.jsonl"
     assert recipe.data.demonstrations == home / "data" / "demonstrations.jsonl"
-    assert recipe.preferences.rankings == home / "people" / "rankings.jsonl"
+    assert recipe.preferences.rankings == [home / "people" / "rankings.jsonl"]
 
 
 def test_absolute_data_paths_stay_and_no_rankings_stay_none(tmp_path: Path) -> None:
     recipe = load_recipe(put(tmp_path), ["data.prompts=/abs/prompts.jsonl"])
     assert recipe.data.prompts == Path("/abs/prompts.jsonl")
-    assert recipe.preferences.rankings is None
+    assert recipe.preferences.rankings == []
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_the_keys_stay_few() -> None:
-    assert len(list(keys_of(Recipe))) <= 131  # three of them for labels of single replies
+    assert len(list(keys_of(Recipe))) <= 141
 
 
 def test_no_key_of_before_is_a_key_and_every_new_one_is() -> None:
@@ -469,8 +469,11 @@ def test_a_stage_reads_a_shared_section_with_its_own_exceptions(tmp_path: Path) 
     assert [recipe.optimiser.of(stage).warmup_steps for stage in ("sft", "reward", "ppo")] == [4, 4, 0]
 
 
-def test_the_policy_is_an_adapter(tmp_path: Path) -> None:
-    assert "stages.ppo=null: the policy is an adapter" in refusal(put(tmp_path), "lora.stages.ppo=null")
+def test_beside_a_full_policy_a_critic_of_its_own_needs_the_reward_models_adapter(tmp_path: Path) -> None:
+    path, full = put(tmp_path), ("ppo.critic=own", "lora.stages.ppo=null")
+    assert load_recipe(path, full).lora.of("ppo") is None
+    for without in ("lora.stages.reward=null", "ppo.rewards=[{function: 'scores.py:nothing'}]"):
+        assert "is the adapter of the run's reward model, and there is none" in refusal(path, *full, without)
 
 
 def test_members_of_an_ensemble_are_adapters(tmp_path: Path) -> None:

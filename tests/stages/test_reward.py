@@ -194,7 +194,7 @@ OPTIONS: dict[str, tuple[Callable[[], Rows], dict[str, Any]]] = {
 SHARED = {"warmup_steps", "max_grad_norm", "schedule", "lora"}
 """What it reads of the sections that stages share."""
 ELSEWHERE = {
-    *("rankings_per_micro_batch", "evaluate_every"),
+    *("rankings_per_micro_batch", "gradient_checkpointing", "evaluate_every"),
     *("members", "aggregate", "aggregate_strength"),
     *("unpaired_coef", "annotator_bias"),  # test_reward_labels.py
 }
@@ -277,6 +277,11 @@ def test_the_layout_does_not_change_the_result(
         found[layout.kind] = weights(folder)
     assert apart(found["padded"], found["packed"]) < 1e-5
     assert apart(found["padded"], found["shared"]) < 1e-5
+
+
+def test_gradient_checkpointing_changes_nothing(train: Callable[..., Any]) -> None:
+    plain, again = (weights(train(str(on), rows(), gradient_checkpointing=on)[0]) for on in (False, True))
+    assert apart(plain, again) < 1e-6
 
 
 def test_a_model_that_cannot_pack_is_padded_and_says_why(
@@ -436,8 +441,9 @@ def test_members_see_the_data_in_orders_of_their_own(
     assert sorted(id for step in first for id in step) == sorted(id for step in second for id in step)
 
 
-def test_the_export_of_an_ensemble_is_its_members(train: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_export_of_an_ensemble_is_its_members(train: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
     folder, _ = train("two", rows(), members=2)
+    shutil.copy(trained / "recipe.yaml", folder.parent)  # the model card tells of it
     export_role(folder.parent, "reward", tmp_path / "out")
     for member, name in enumerate(("model", "model_1")):
         exported = load_reward_model(tmp_path / "out" / f"member_{member}", torch.float32, CPU)

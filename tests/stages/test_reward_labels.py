@@ -20,7 +20,6 @@ from plaudit.run.metrics import read_metrics
 from plaudit.stages.export import export_role
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
-from plaudit.stages.prepare import read_data
 from plaudit.stages.recipe import load_recipe
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.reward import training
@@ -34,6 +33,7 @@ from plaudit.stages.reward.labels import (
     starting_biases,
 )
 from plaudit.stages.reward.training import EncodedRanking, examples_loss
+from plaudit.stages.run_data import read_data
 from plaudit.train.config import CheckpointConfig
 from plaudit.train.run import Run
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel, modeling_utils
+from transformers import PreTrainedModel
 
 from conftest import tiny_rows, tiny_stage, write_lines
 from plaudit.data.files import read_demonstrations
 from plaudit.errors import UserError
+from plaudit.models import recompute
 from plaudit.models.kernels import attention
 from plaudit.models.kernels.attention import Layout
 from plaudit.run.metrics import read_metrics
@@ -104,8 +105,8 @@ def test_gradient_checkpointing_changes_nothing(
     tmp_path: Path, tiny_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = train(tiny_run(tmp_path / "plain"), **ONE)
-    calls, checkpoint = [], modeling_utils.checkpoint
-    monkeypatch.setattr(modeling_utils, "checkpoint", lambda *a, **k: (calls.append(1), checkpoint(*a, **k))[1])
+    calls, checkpoint = [], recompute.checkpoint
+    monkeypatch.setattr(recompute, "checkpoint", lambda *a, **k: (calls.append(1), checkpoint(*a, **k))[1])
     again, _ = train(tiny_run(tmp_path / "again"), **ONE, gradient_checkpointing=True)
     assert apart(adapter(plain), adapter(again)) < 1e-6
     assert calls, "no layer was recomputed"

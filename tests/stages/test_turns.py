@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers import normalizers
 from transformers.utils import chat_template_utils
 
 from conftest import CHATML, make_model, make_tokenizer, write_lines
@@ -15,6 +16,7 @@ from plaudit.data.chat import ChatFormat
 from plaudit.errors import UserError
 from plaudit.models.load import load_tokenizer
 from plaudit.rewards.saved import files_of, template_hash
+from plaudit.run.display import console
 from plaudit.stages import turns
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
@@ -146,13 +148,16 @@ def test_a_role_in_peoples_rankings_is_found_too(
 def test_a_template_that_strips_makes_two_replies_one(
     write_recipe: Write, model_with: Callable[[Any], str], tmp_path: Path
 ) -> None:
-    pair = {"prompt": "Name one.", "chosen": "Yes.", "rejected": "Yes.\n"}
+    pair = {"split": "train", "prompt": "Name one.", "chosen": "Yes.", "rejected": "Yes.\n"}
+    right = [
+        {"split": split, "prompt": f"Name {split}.", "chosen": "Yes.", "rejected": "No."} for split in ("train", "test")
+    ]
     recipe = write_recipe(
         tmp_path,
         model=model_with(CHATML.replace("message['content']", "message['content'] | trim")),
         preferences={"rankings": "pairs.jsonl"},
     )
-    write_lines(tmp_path / "pairs.jsonl", [pair])
+    write_lines(tmp_path / "pairs.jsonl", [pair, *right])
     assert "row '1': replies 1 and 2 (of a pair: chosen and rejected)" in refusal(recipe)
 
 
@@ -195,3 +200,31 @@ def test_ignored_keys_of_messages_are_counted_in_a_run(
     assert "data.ignore_message_keys" in said
     with prepare(load_recipe(recipe, ["data.ignore_message_keys=[name]"])).folder:
         assert "ignored in messages: 'name' (1)" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_folds_case_makes_two_replies_one(
+    write_recipe: Write, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("models") / "model"
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    make_model("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    recipe = write_recipe(tmp_path, model=str(folder), preferences={"rankings": "pairs.jsonl"})
+    pair = {"prompt": "Name one.", "chosen": "A tree.", "rejected": "A Tree."}
+    held_out = {"prompt": "Name another.", "chosen": "A tree.", "rejected": "No.", "split": "test"}
+    write_lines(tmp_path / "pairs.jsonl", [{**pair, "rejected": "a tree"}, {**pair, "id": "same"}, held_out])
+    assert "row 'same': replies 1 and 2" in refusal(recipe)
+
+
+def test_rows_longer_than_the_model_was_trained_on_are_counted(write_recipe: Write, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = make_model("llama", len(tokenizer))
+    model.config.max_position_embeddings = 64
+    model.save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    recipe = write_recipe(tmp_path, model=str(tmp_path / "short"))
+    rows_with(tmp_path / "prompts.jsonl", 0, prompt="Tell me about " + ", ".join(["a walk"] * 20))
+    with console.capture() as shown, prepare(load_recipe(recipe)).folder:
+        pass
+    assert "1 of the rows have more tokens than the 64 positions it was trained on" in " ".join(shown.get().split())

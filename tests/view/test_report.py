@@ -252,6 +252,7 @@ def page_of(run: Run) -> Page:
     return Page((run.folder.path / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_summary_holds_every_stage_as_it_was_written_and_the_cost(written: Run) -> None:
     returned = write.write_report(written)
     summary = json.loads((written.folder.path / "summary.json").read_text(encoding="utf-8"))
@@ -268,6 +269,7 @@ def test_summary_holds_every_stage_as_it_was_written_and_the_cost(written: Run) 
     assert {"python", "torch", "plaudit"} <= set(summary["versions"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_memory_of_a_gpu_is_told_where_there_was_one(written: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write.write_report(written)
     assert "peak_gpu_mb" not in json.loads((written.folder.path / "summary.json").read_text(encoding="utf-8"))
@@ -288,6 +290,7 @@ def test_the_memory_of_a_gpu_is_told_where_there_was_one(written: Run, capsys: p
     assert [cells[name][2] for name in ("sft", "reward", "ppo", "all")] == ["–", "1234", "3545", "3545"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_prints_the_headline_numbers_and_the_path(written: Run, capsys: pytest.CaptureFixture[str]) -> None:
     write.write_report(written)
     printed = capsys.readouterr().out
@@ -318,6 +321,7 @@ def test_page_needs_nothing_from_outside_and_runs_nothing(written: Run) -> None:
     assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:)?//", text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_models_and_people_wrote_is_shown_as_text(written: Run) -> None:
     write.write_report(written)
     text = (written.folder.path / "report.html").read_text(encoding="utf-8")
@@ -343,6 +347,7 @@ def test_plots_are_all_there_labelled_and_follow_the_page_colours(written: Run) 
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_before_and_after_shows_enough_pairs_and_marks_cut_replies(written: Run) -> None:
     write.write_report(written)
     page = page_of(written)
@@ -373,6 +378,7 @@ def test_gold_by_kind_by_hand() -> None:
     assert tables.gold_by_kind(reply_rows(gold=False)) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_headline_says_change_and_interval(written: Run) -> None:
     write.write_report(written)
     table = (written.folder.path / "report.html").read_text(encoding="utf-8").partition('id="headline"')[2]
@@ -392,6 +398,7 @@ def cells(row: str) -> list[str]:
     return re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_reward_section_is_the_report_card(written: Run) -> None:
     """Every second pair is a mistake, the surest first; annotators share no prompt; the alarms say what to do."""
     write.write_report(written)
@@ -405,6 +412,7 @@ def test_the_reward_section_is_the_report_card(written: Run) -> None:
     assert "no two annotators ordered the same two replies" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_works_when_people_ranked(without_gold: Run, capsys: pytest.CaptureFixture[str]) -> None:
     summary = write.write_report(without_gold)
     assert "gold" not in capsys.readouterr().out
@@ -417,6 +425,7 @@ def test_works_when_people_ranked(without_gold: Run, capsys: pytest.CaptureFixtu
     assert "rounded to 4 bits" not in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_wheel_weights_are_said_to_be_rounded(written: Run) -> None:
     write.write_report(written)
     assert "rounded to 4 bits" in page_of(written).text

@@ -1,24 +1,16 @@
-"""`plaudit from-trl`: a recipe from another trainer's script or configuration."""
+"""`plaudit init --from-trl`: a recipe from another trainer's script or configuration."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.table import Table
 
 from plaudit.errors import UserError
 from plaudit.run.display import console
 
-commands = typer.Typer()
 
-
-@commands.command("from-trl")
-def from_trl(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="TRL's script, JSON, YAML or shell script.")],
-    to: Annotated[Path, typer.Option("--to", help="Recipe to write.")] = Path("recipe.yaml"),
-    stage: Annotated[str | None, typer.Option("--as", help="What plain fields configure: sft, reward or ppo.")] = None,
-) -> None:
-    """Write the recipe of a TRL run, and say of every field what it became, or why nothing. The script is not run."""
+def write_from_trl(files: list[Path], to: Path, stage: str | None) -> None:
+    """Write the recipe of a TRL run to `to`, and print of every field what it became, or why nothing. `stage`: what
+    fields configure that are plain, without their class."""
     from plaudit.data.files import write_text
     from plaudit.data.formats.rows import shown
     from plaudit.recipes.coming.trl import STAGES, from_trl
@@ -35,4 +27,4 @@ def from_trl(
     for name, value, key, how in found.rows:
         table.add_row(name, shown(value, 40), key or "none", how)
     console.print(table)
-    console.print(f"Wrote {to}. Look at its model and its files of data, then: plaudit run {to}", soft_wrap=True)
+    console.print(f"Wrote {to}. Look at its model and its files of data, then: plaudit check {to}", soft_wrap=True)

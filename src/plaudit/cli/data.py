@@ -21,7 +21,7 @@ ColumnsOption = Annotated[
 ]
 
 
-def _columns(text: str) -> dict[str, str]:
+def columns_of(text: str) -> dict[str, str]:
     """{our name: the file's}."""
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     for ours, is_given, theirs in pairs:
@@ -48,7 +48,7 @@ def check(
     for source in sources:
         # On stderr, and only on a terminal: --json has stdout to itself.
         with Console(stderr=True, markup=False, highlight=False).status(f"Reading {source}") as status:
-            audit.add(source, format, _follow(status, source), _columns(columns))
+            audit.add(source, format, _follow(status, source), columns_of(columns))
     report = audit.report()
     if as_json:
         print_json(report)
@@ -90,7 +90,7 @@ def convert(
     if on_bad_row not in ("stop", "quarantine"):
         raise UserError(f"--on-bad-row {on_bad_row!r}: write stop or quarantine")
     done, quarantine = convert_rows(
-        source, to, format=format, quarantine=on_bad_row == "quarantine", columns=_columns(columns)
+        source, to, format=format, quarantine=on_bad_row == "quarantine", columns=columns_of(columns)
     )
     console.print(done.describe(), soft_wrap=True)
     aside = f", {done.bad:,} in {quarantine}" if done.bad else ""

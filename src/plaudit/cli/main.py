@@ -3,11 +3,12 @@ SIGTERM 143, output that nobody reads 141."""
 
 import os
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from plaudit.cli import coming, data, look, stages
+from plaudit.cli import begin, data, look, runs, stages
 from plaudit.cli.label_transfer import commands as label
 from plaudit.cli.outcome import EXPECTED, UNREAD, outcome, unread, unread_says
 from plaudit.run.stopping import signals_heard
@@ -21,15 +22,25 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+app.add_typer(begin.commands)
 app.add_typer(stages.commands)
 app.add_typer(look.commands)
-app.add_typer(coming.commands)
+app.add_typer(runs.commands)
 app.add_typer(data.commands, name="data")
 app.add_typer(label, name="label")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"plaudit {version('plaudit')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show a traceback for every error (anywhere on the line).")
     ] = False,

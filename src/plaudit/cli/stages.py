@@ -52,15 +52,22 @@ def run(
     inexact: Annotated[
         bool, typer.Option("--inexact", help="With --resume: also with other code, versions or another machine.")
     ] = False,
+    copy_from: Annotated[
+        Path | None,
+        typer.Option("--copy-from", metavar="RUN", help="With --from: take the stages before it from another run."),
+    ] = None,
 ) -> None:
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
+    from plaudit.run.folder import STAGES
     from plaudit.stages.pipeline import run_pipeline
     from plaudit.stages.plan import Flags
     from plaudit.stages.recipe import load_recipe
 
     if inexact and (start is not None or not resume):
         raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
-    flags = Flags(start=start, resume=resume, inexact=inexact)
+    if copy_from is not None and start not in STAGES[1:]:
+        raise UserError("--copy-from takes over the stages before --from STAGE; name one after sft")
+    flags = Flags(start=start, resume=resume, inexact=inexact, copy_from=copy_from)
     run_pipeline(load_recipe(recipe, overrides or ()), flags)
 
 

@@ -44,6 +44,8 @@ _PLAIN = (
 )
 _BROKEN = "\ufffd"
 """What a decoder writes for bytes that are no character."""
+NEVER_TEXT = ("ÿ", "<0xFF>")
+"""The token of byte 255 in byte-level vocabularies and in those that fall back to bytes."""
 _HOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -56,10 +58,11 @@ class ChatFormat:
         system: str | None = None,
         template: TemplateSettings = OWN,
         ends: Collection[int] = (),
+        rows: int | None = None,
     ):
         """`tokenizer` is a transformers tokenizer, whose template is replaced by the run's; `system` opens every prompt
         that has none; `ends` are the ids at which the model's own settings say that a text ends, of which those of
-        control tokens end a reply too.
+        control tokens end a reply too; `rows` is how many ids the model knows, where it may be fewer.
 
         `default_template` names the template that was put in because the tokenizer had none, else it is None. `origin`
         says where it is from, `notes` what was changed in it.
@@ -79,11 +82,14 @@ class ChatFormat:
         self.special = special_texts(tokenizer)
         self.control = _control_ids(tokenizer)
         self._make_readable()
+        if template.end is not None:
+            self._end_turns_with(template.end)
         self._learn_template()
         self.eos_id: int = tokenizer.convert_tokens_to_ids(self.end)
         self.ends: frozenset[int] = frozenset({self.eos_id, *self.control.intersection(ends)})
         """Where a sampled reply ends: `eos_id`, which the template writes, and what the model ends a text with."""
-        self.pad_id: int = _pad_id(tokenizer, self.ends, self.control)
+        inside = frozenset(i for i in self.control if rows is None or i < rows)
+        self.pad_id: int = _pad_id(tokenizer, self.ends, inside)
 
     def _make_readable(self) -> None:
         """Where the template fails on what transformers gives it (no tools, a content that is a text), mend that in its
@@ -106,6 +112,21 @@ class ChatFormat:
             if lines and readable():
                 return
         self.tokenizer.chat_template = text
+
+    def _end_turns_with(self, end: str) -> None:
+        """Put another token where the template writes the end of a turn."""
+        name, text = self.tokenizer.name_or_path, self.tokenizer.chat_template
+        old = turn_of(name, self._render, self.special).end
+        if end not in self.special:
+            raise UserError(
+                f"data.end_of_turn: {end!r} is no special token of {name}; it has {', '.join(sorted(self.special))}"
+            )
+        self.tokenizer.chat_template = text.replace(old, end)
+        if turn_of(name, self._render, self.special).end != end:
+            raise UserError(
+                f"data.end_of_turn: the chat template does not write its {old!r} as text, so {end!r} cannot be put "
+                "there; give a template that ends turns with it (data.chat_template)"
+            )
 
     def _learn_template(self) -> None:
         """Find `lead`, `strip`, `closing` and `end`: a turn is generation prompt + lead + strip(reply) + closing + end.
@@ -308,13 +329,23 @@ def _pad_id(tokenizer: Any, ends: Collection[int], control: frozenset[int]) -> i
     """An id for padding that does not end a reply and, if there is one, that no ordinary text contains.
 
     Masks come from lengths, so inside Plaudit any id would do; an exported reward model is read by transformers at
-    the rightmost token that is not the pad id, and there pad = EOS would move the score.
+    the rightmost token that is not the pad id, and there pad = EOS would move the score. A byte that UTF-8 never has is
+    a token of many vocabularies that have no other (GPT-2's).
     """
     taken = {*ends, tokenizer.eos_token_id, tokenizer.bos_token_id}
     special = sorted(control - taken)
-    if tokenizer.pad_token_id in special or (not special and tokenizer.pad_token_id not in {None, *taken}):
+    if tokenizer.pad_token_id in special:
         return tokenizer.pad_token_id
     if special:
         # The unknown token is the last choice: a byte-level tokenizer never emits it, others do.
         return next((i for i in special if i != tokenizer.unk_token_id), special[0])
-    raise UserError(f"{tokenizer.name_or_path}: no special token but EOS to pad with; add a pad token to the tokenizer")
+    vocabulary = tokenizer.get_vocab()
+    bytes_ = [vocabulary[name] for name in NEVER_TEXT if name in vocabulary]
+    if never := [i for i in bytes_ if tokenizer.decode([i]) == _BROKEN]:
+        return never[0]
+    if tokenizer.pad_token_id in {None, *taken}:
+        raise UserError(
+            f"{tokenizer.name_or_path}: no special token but EOS to pad with; add one to the tokenizer, and a row for "
+            "it to the model: model.resize_token_embeddings(len(tokenizer))"
+        )
+    return tokenizer.pad_token_id

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from plaudit.config import StrictConfig
+from plaudit.data.formats.columns import Columns
 from plaudit.data.formats.reader import FORMATS
 from plaudit.data.templates.bake import TemplateSettings
+from plaudit.errors import UserError
 
 
 class DataConfig(StrictConfig):
@@ -15,11 +17,21 @@ class DataConfig(StrictConfig):
 
     prompts: Path
     """Prompts: train feeds preferences and PPO, validation picks the policy, test judges it."""
-    demonstrations: Path
-    """Prompts with ideal replies: SFT trains on split train, the rest gives its held-out loss."""
+    demonstrations: Path | None = None
+    """Prompts with ideal replies: SFT trains on split train, the rest gives its held-out loss. Only with
+    sft.skip is there none."""
     formats: dict[Path, str] = Field({})
     """Format of the rows (a name of data.md) by file, of any file that the recipe names; where nothing is said it is
     detected, and printed."""
+    columns: dict[Path, dict[str, str]] = Field({})
+    """The file's names of our columns, by file: {pairs.csv: {prompt: question, chosen: better}}."""
+    split: Literal["auto", "rows"] | None = None
+    """What holds a row out: rows is the split that it names (train where it names none), auto a hash of its prompt, the
+    same in every file; null is auto where no row of any file names a split."""
+    validation: float = Field(0.1, gt=0, lt=1)
+    """With split auto: the share of the prompts that pick the policy."""
+    test: float = Field(0.1, gt=0, lt=1)
+    """With split auto: the share of the prompts that judge it."""
     on_bad_row: Literal["stop", "quarantine"] = "stop"
     """A bad row of any data file stops the run, or is moved to data/quarantine.jsonl of the run folder and counted."""
     system: str | None = Field(None, min_length=1)
@@ -32,11 +44,14 @@ class DataConfig(StrictConfig):
     template_kwargs: dict[str, Any] = Field({})
     """Variables of the chat template, {enable_thinking: false}: fixed for the run and in what it exports. strftime_now
     is the day that a template sees which writes the date; left out, it is the day on which the run begins."""
+    end_of_turn: str | None = Field(None, min_length=1)
+    """A special token that ends a turn in place of the one that the chat template writes, such as the model's own EOS
+    where the template's was never trained."""
 
     @property
     def template(self) -> TemplateSettings:
         """What is settled about the chat template."""
-        return TemplateSettings(self.chat_template, self.template_kwargs)
+        return TemplateSettings(self.chat_template, self.template_kwargs, self.end_of_turn)
 
     @field_validator("formats")
     @classmethod
@@ -45,3 +60,21 @@ class DataConfig(StrictConfig):
             if name not in FORMATS:
                 raise ValueError(f"{path}: must be one of {', '.join(FORMATS)}, found {name!r}")
         return formats
+
+    @field_validator("columns")
+    @classmethod
+    def _ours(cls, columns: dict[Path, dict[str, str]]) -> dict[Path, dict[str, str]]:
+        for path, given in columns.items():
+            try:
+                Columns(path, given)
+            except UserError as error:
+                raise ValueError(f"{path}: {error}") from error
+        return columns
+
+    @model_validator(mode="after")
+    def _shares(self) -> "DataConfig":
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation={self.validation:g} and test={self.test:g} leave nothing to train on")
+        if self.split == "rows" and (dead := self.given("validation", "test")):
+            raise ValueError(f"{', '.join(dead)} would do nothing with split=rows")
+        return self

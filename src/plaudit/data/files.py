@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,27 +34,38 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 @dataclass(frozen=True)
 class Reading:
     """How files are read: `format` overrides detection, `bad` takes the rows that are set aside (None stops at the
-    first), `say` hears what was detected; `ignore` names keys of messages that may be lost."""
+    first), `say` hears what was detected; `ignore` names keys of messages that may be lost, `columns` the file's names
+    of ours; `split` gives every prompt its split, whatever the row says."""
 
     format: str | None = None
     bad: list[Row] | None = None
     say: Callable[[str], None] = lambda line: None
     ignore: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    split: Callable[[Prompt], str] | None = None
 
     def records(self, source: Path, wanted: str) -> Iterator[tuple[str, Record]]:
         """(place, record) of every good row."""
         aside = self.bad is not None
-        reader = Reader(source, format=self.format, wanted=wanted, quarantine=aside, ignore=self.ignore)
+        reader = Reader(
+            source, format=self.format, wanted=wanted, quarantine=aside, columns=self.columns, ignore=self.ignore
+        )
         for row, record in reader:
             problem = _undecided(row.place, record) if isinstance(record, Ranking) else None
             if problem and self.bad is None:
                 raise UserError(problem)
             if record is not None and not problem:
-                yield row.place, record
+                yield row.place, self._divided(record)
             elif self.bad is not None:
                 self.bad.append(row._replace(problem=problem) if problem else row)
                 reader.bad += bool(problem)
         self.say(reader.describe())
+
+    def _divided(self, record: Record) -> Record:
+        if self.split is None:
+            return record
+        prompt = replace(prompt_of(record), split=self.split(prompt_of(record)))
+        return prompt if isinstance(record, Prompt) else replace(record, prompt=prompt)
 
 
 def _undecided(place: str, ranking: Ranking) -> str | None:
@@ -73,12 +84,15 @@ _STRICT = Reading()
 
 
 def read_prompts(path: Path, reading: Reading = _STRICT) -> list[Prompt]:
-    """Rows `{id, kind, split, prompt}`, or those of any format; ids are unique, and no prompt stands in two splits."""
+    """Rows `{id, kind, split, prompt}`, or those of any format; ids are unique, and no prompt stands in two splits. Of
+    demonstrations and rankings, where one prompt may stand in many rows, each is taken once."""
     prompts: list[Prompt] = []
     place_of_id: dict[str, str] = {}
     first_of: dict[tuple[Message, ...], tuple[str, str]] = {}
     for place, record in reading.records(path, "prompts"):
         prompt = prompt_of(record)
+        if not isinstance(record, Prompt) and first_of.get(prompt.messages, ("",))[0] == prompt.split:
+            continue
         if prompt.id in place_of_id:
             raise UserError(
                 f"{place}: field 'id' {prompt.id!r} is already used in {place_of_id[prompt.id]}; make it unique"

@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,3 +121,12 @@ def peak_rss_mb() -> float:
     """The largest resident memory this process has had, in MB (10^6 bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def memory_mb() -> float:
+    """The memory that this process may have, in MB (10^6 bytes): the machine's, or less where its container is given
+    less."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    own = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(whole, int(own) if own.isdecimal() else whole) / 1e6

@@ -1,4 +1,4 @@
-"""Which layers of a model get an adapter.
+"""Which layers of a model get an adapter, and how PEFT puts it there.
 
 `all-linear` is every plain linear layer that the forward pass calls, but not:
 
@@ -13,20 +13,27 @@
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from plaudit import rng
 from plaudit.errors import UserError
+from plaudit.models.config import LoraSettings
 from plaudit.models.kernels.attention import hidden_states
+from plaudit.models.quantised import QuantisedLinear
 
 ALL = "all-linear"
-EXPERT_NAMES = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate", "input_linear", "output_linear"}
-"""What the experts' layers were called in files of transformers 4: PEFT takes every layer of these names for them."""
+LINEAR = (nn.Linear, Conv1D, QuantisedLinear)
 STATE_SPACE = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Types whose fused kernels read `out_proj` themselves; PEFT refuses an adapter there."""
 
@@ -46,25 +53,25 @@ class Adapted:
 def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
     """What `lora.target_modules` means for a plain model; UserError where it names what is not there."""
     assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
-    linear = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)}
+    linear = {name: module for name, module in model.named_modules() if type(module) in LINEAR}
     if isinstance(asked, list):
         return Adapted(_named(asked, linear))
     if asked.lower() != ALL:
         return Adapted(asked)  # a regular expression: PEFT's to read
-    head, called = model.get_output_embeddings(), _called(model, linear)
+    head, reached = model.get_output_embeddings(), called(model, linear)
     fused, kind = _fused_experts(model), model.config.get_text_config().model_type
     chosen, reasons = list[str](), dict[str, str]()
     for name, module in linear.items():
         leaf = name.rpartition(".")[2]
         if module is head:
             continue
-        if _routes(name, model):
+        if routes(name, model):
             reasons["the router (frozen)"] = name
-        elif fused and leaf in EXPERT_NAMES:
+        elif fused and _mistaken(model, leaf):
             reasons["dense MLPs and shared experts (PEFT takes their names for experts)"] = name
         elif kind in STATE_SPACE and leaf == "out_proj":
             reasons["out_proj (read by state-space kernels)"] = name
-        elif name not in called:
+        elif name not in reached:
             reasons["layers that text does not pass through as such"] = name
         else:
             chosen.append(name)
@@ -93,7 +100,17 @@ def _fused_experts(model: PreTrainedModel) -> str:
     return next(tensors, "")
 
 
-def _routes(name: str, model: PreTrainedModel) -> bool:
+def _mistaken(model: PreTrainedModel, leaf: str) -> bool:
+    """Whether PEFT takes a layer of this name for an expert's, as files of transformers 4 called them."""
+    config = LoraConfig(target_modules=[leaf])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # it wants a second name, which it knows
+        return True
+    return config.target_modules != {leaf}
+
+
+def routes(name: str, model: PreTrainedModel) -> bool:
     """Whether a linear layer is the router of experts, or in it: its name, beside experts."""
     parts = name.split(".")
     places = [i for i, part in enumerate(parts) if part in ("gate", "router", "shared_expert_gate", "wg")]
@@ -104,7 +121,7 @@ def _routes(name: str, model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def _called(model: PreTrainedModel, linear: dict[str, nn.Module]) -> set[str]:
+def called(model: PreTrainedModel, linear: Mapping[str, nn.Module]) -> set[str]:
     """The linear layers that a pass over a few tokens calls; an expert that no token chose counts with its siblings."""
     seen = set[str]()
     handles = [
@@ -120,3 +137,45 @@ def _called(model: PreTrainedModel, linear: dict[str, nn.Module]) -> set[str]:
 
 def _sort(name: str) -> str:
     return ".".join(part for part in name.split(".") if not part.isdigit())
+
+
+def config_of(model: PreTrainedModel, lora: LoraSettings) -> LoraConfig:
+    """PEFT's settings of a fresh adapter on a plain model."""
+    targets = adapted(model, lora.target_modules).targets
+    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+
+
+def add_adapter(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig, seed: int) -> PeftModel:
+    """A fresh adapter `name` on a plain model, or beside the adapters that are there."""
+    asked = config.target_modules
+    with torch.random.fork_rng(devices=[]):
+        # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
+        torch.manual_seed(int(rng.generator(seed, f"init/{name}").integers(2**31)))
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config, autocast_adapter_dtype=False)
+            return model
+        try:
+            peft = PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"lora.target_modules={asked!r}: PEFT refuses it for this model: {reason}") from error
+    fused = [place for place, module in peft.named_modules() if isinstance(module, LoraLayer) and _is_fused(module)]
+    if fused:
+        raise UserError(
+            f"lora.target_modules={asked!r}: {fused[0]} is no plain linear layer (experts in one tensor, an "
+            "embedding); name layers of the attention, or set all-linear, which leaves it out"
+        )
+    return peft
+
+
+def _is_fused(layer: LoraLayer) -> bool:
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    return not isinstance(weight, Tensor) or weight.dim() != 2 or not layer.lora_A
+
+
+def load_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
+    """The adapter in a folder as `name`; what learns is set later, for all."""
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
+        return model
+    return PeftModel.from_pretrained(model, str(folder), adapter_name=name, autocast_adapter_dtype=False)

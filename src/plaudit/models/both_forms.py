@@ -16,6 +16,9 @@ OLD_CLASS = "PreTrainedTokenizerFast"
 NEOX = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 """Names of the GPT-NeoX family (Pythia)."""
 
+OLD_SCALINGS = {"linear", "dynamic", "yarn", "longrope", "llama3"}
+"""The scalings that 4 knows; of another one 5 would read half."""
+
 
 def write_both_forms(folder: Path) -> None:
     """Add to the config and the tokenizer's config of a checkpoint what transformers 4 reads."""
@@ -44,7 +47,7 @@ def _both_forms(config: dict[str, Any]) -> dict[str, Any]:
     if str(both.get("model_type")).startswith("gpt_neox"):
         plain |= {NEOX[name]: value for name, value in plain.items()}
     scaling = {name: value for name, value in rope.items() if name not in plain}
-    if scaling.get("rope_type", "default") != "default":
+    if scaling.get("rope_type") in OLD_SCALINGS:
         both["rope_scaling"] = scaling
     if "original_max_position_embeddings" in scaling and scaling.get("rope_type") == "longrope":
         both["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]

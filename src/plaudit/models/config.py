@@ -1,12 +1,13 @@
-"""Settings of an adapter."""
+"""Settings of an adapter, and the formats of the base beneath it."""
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from plaudit.config import StrictConfig, of_stage
 
 AdapterStage = Literal["sft", "reward", "ppo"]
+Quantise = Literal["nf4", "int8"]
 
 
 class LoraSettings(StrictConfig):
@@ -35,14 +36,7 @@ class LoraConfig(LoraSettings):
     """The adapters that SFT (merged at its end), the reward model and the policy train on the shared base."""
 
     stages: dict[AdapterStage, LoraOfStage | None] = Field({})
-    """Exceptions by stage (sft, reward, ppo), each with these keys; null for sft or reward trains every weight (full
-    fine-tuning)."""
-
-    @model_validator(mode="after")
-    def _policy_is_an_adapter(self) -> "LoraConfig":
-        if self.stages.get("ppo", self) is None:
-            raise ValueError("stages.ppo=null: the policy is an adapter beside its reference; give keys of its own")
-        return self
+    """Exceptions by stage (sft, reward, ppo), each with these keys; null trains every weight (full fine-tuning)."""
 
     def of(self, stage: AdapterStage) -> LoraSettings | None:
         if self.stages.get(stage, self) is None:

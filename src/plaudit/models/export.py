@@ -15,14 +15,16 @@ from transformers import (
 
 from plaudit.data.baked import with_system
 from plaudit.data.chat import ChatFormat
+from plaudit.models.full import FullPolicy, FullRoles
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import load_model, save_model
+from plaudit.models.quantised import QuantisedLinear
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 
 
 def export_policy(
-    roles: Roles,
+    roles: Roles | FullRoles,
     chat: ChatFormat,
     base: str,
     folder: Path,
@@ -30,17 +32,44 @@ def export_policy(
     rounding: Rounding,
     temperature: float = 1.0,
 ) -> None:
-    """The policy merged into its base, as a plain causal language model with its tokenizer; `rounding` as in
-    `Roles.merged_weights`. Whoever generates by its own settings samples at `temperature`, as PPO did."""
-    model = load_model(base, dtype, torch.device("cpu"))
-    merge_into(model, roles.merged_weights("policy", rounding))
+    """The policy as a plain causal language model with its tokenizer; see `merged_in_place`. Whoever generates by its
+    own settings samples at `temperature`, as PPO did."""
+    model = merged_in_place(roles, base, dtype, rounding)
     _sample_as_trained(model, chat, temperature)
     save_model(model, exported_tokenizer(chat), folder)
 
 
+@torch.no_grad()
+def merged_in_place(
+    roles: Roles | FullRoles | FullPolicy, source: str, dtype: torch.dtype, rounding: Rounding
+) -> PreTrainedModel:
+    """The policy as a plain model, `rounding` as in `Roles.merged_weights`. Its weights are those that `roles` stand
+    on, which are spent: no second model is there. Of a quantised base it is one on the CPU, read from `source`."""
+    model, weights = roles.bases[0], roles.merged_weights("policy", rounding)
+    if any(isinstance(module, QuantisedLinear) for module in model.modules()):
+        model = load_model(source, dtype, torch.device("cpu"))
+        merge_into(model, weights)
+        return model
+    if not isinstance(roles, Roles):
+        for name, weight in weights:
+            model.get_parameter(name).data = weight
+        return model
+    for name, weight in weights:
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        assert isinstance(layer, LoraLayer)
+        layer.get_base_layer().weight.copy_(weight)
+    plain: PreTrainedModel = roles.peft.unload()
+    return plain
+
+
 def exported_tokenizer(chat: ChatFormat) -> Any:
-    """A copy of the tokenizer whose template opens conversations as the run did."""
+    """A copy of the tokenizer that pads, and whose template opens conversations, as the run did. It does not pad where
+    the run did so with a part of ordinary tokens: named as a special token it would be found in texts."""
     tokenizer = copy.deepcopy(chat.tokenizer)
+    if chat.pad_id in chat.control:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chat.pad_id)
+    elif tokenizer.pad_token_id != chat.pad_id:
+        tokenizer.pad_token = None
     tokenizer.chat_template = with_system(tokenizer.chat_template, chat.system)
     return tokenizer
 

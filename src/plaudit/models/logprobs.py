@@ -6,8 +6,9 @@ The gradients are written by hand. With q = log softmax(z), p = exp q and H = �
 
 The first one needs nothing from above but a factor a token, so it is taken in the forward pass while a chunk's logits
 are there: one product with the LM head instead of two in the backward pass. The second, which only a run with an
-entropy bonus asks for, computes the logits again. z is what the model makes of its head's output (logits.py): where
-that is scaled or capped, both have one factor more.
+entropy bonus asks for, computes the logits again; so does a head that learns (full fine-tuning), whose gradient is the
+sum of ∂z ⊗ h over the tokens. z is what the model makes of its head's output (logits.py): where that is scaled or
+capped, both have one factor more.
 """
 
 from collections.abc import Iterator
@@ -65,14 +66,16 @@ class _TokenLogprobs(torch.autograd.Function):
                 slopes.append((z_nV @ weight_VD) / (-temperature * torch.cat(totals)))
         entropy_N = torch.cat(entropies).squeeze(1)
         slope_ND = torch.cat(slopes).to(hidden_ND.dtype) if gradient else None
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, slope_ND, entropy_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, slope_ND, entropy_N)
         ctx.temperature, ctx.shape = temperature, shape
         return torch.cat(logprobs).squeeze(1), entropy_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, slope_ND, entropy_N = ctx.saved_tensors
         grad_logprobs_N, grad_entropy_N = gradients
+        if any(ctx.needs_input_grad[1:3]):
+            return *_with_head(ctx, grad_logprobs_N, grad_entropy_N), *[None] * 4
+        hidden_ND, weight_VD, bias_V, _, slope_ND, entropy_N = ctx.saved_tensors
         grad_ND = slope_ND * grad_logprobs_N[:, None]
         if grad_entropy_N.any():
             factors = torch.stack([entropy_N, grad_entropy_N / ctx.temperature], dim=1)
@@ -83,6 +86,30 @@ class _TokenLogprobs(torch.autograd.Function):
                 grads.append((q.exp() * (q + entropy) * above * slope).to(weight_VD.dtype) @ weight_VD)
             grad_ND = grad_ND - torch.cat(grads)
         return grad_ND.to(hidden_ND.dtype), *[None] * 6
+
+
+def _with_head(
+    ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of the states, of the head's weight and of its bias."""
+    hidden_ND, weight_VD, bias_V, targets_N, _, entropy_N = ctx.saved_tensors
+    grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+    grad_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+    rows, grads = _rows(CHUNK_MIB, weight_VD, 4), []
+    columns = (hidden_ND, *(x_N[:, None] for x_N in (targets_N, entropy_N, grad_logprobs_N, grad_entropy_N)))
+    for hidden, targets, entropy, logprob_above, entropy_above in zip(*(x.split(rows) for x in columns), strict=True):
+        q, slope = _log_softmax(hidden, weight_VD, bias_V, ctx.temperature, ctx.shape)
+        p = q.exp()
+        grad_z = (p * (q + entropy)).mul_(-entropy_above)
+        p.neg_().scatter_(1, targets, -torch.expm1(q.gather(1, targets)))
+        grad_z = grad_z.addcmul_(p, logprob_above).mul_(slope).div_(ctx.temperature)
+        if grad_V is not None:
+            grad_V += grad_z.sum(dim=0)
+        grad_z = grad_z.to(weight_VD.dtype)
+        grads.append(grad_z @ weight_VD)
+        grad_VD += grad_z.T @ hidden
+    dtype = weight_VD.dtype
+    return torch.cat(grads).to(hidden_ND.dtype), grad_VD.to(dtype), None if grad_V is None else grad_V.to(dtype)
 
 
 def _chunks(hidden_ND: Tensor, other: Tensor, weight_VD: Tensor, size: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,15 +140,15 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log π(target) and the entropy of π for N states, both float32 [N], in nats.
 
-    `hidden_ND` are last hidden states, `weight_VD` and `bias_V` the frozen LM head, `targets_N` token ids,
+    `hidden_ND` are last hidden states, `weight_VD` and `bias_V` the LM head, `targets_N` token ids,
     `shape` what the model makes of its head's output. The sampling
     temperature divides the logits here too, so that sampler and trainer speak of one law (docs/correctness.md, row 5).
     """
     assert hidden_ND.shape[0] == targets_N.shape[0] and hidden_ND.shape[1] == weight_VD.shape[1]
-    assert not weight_VD.requires_grad, "the LM head is frozen: its gradient is not computed here"
     if len(targets_N) == 0:
         return hidden_ND.new_zeros(0, dtype=torch.float32), hidden_ND.new_zeros(0, dtype=torch.float32)
-    gradient = torch.is_grad_enabled() and hidden_ND.requires_grad
+    # Where the head learns the logits are there again in the backward pass, and its gradient is taken from them.
+    gradient = torch.is_grad_enabled() and hidden_ND.requires_grad and not weight_VD.requires_grad
     logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, temperature, shape, gradient)
     return logprobs_N, entropy_N
 

@@ -15,21 +15,19 @@ keeps their float32 masters. Full fine-tuning is `models.full`'s.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plaudit import rng
 from plaudit.data.files import whole_folder
-from plaudit.errors import UserError
-from plaudit.models.adapted import adapted
+from plaudit.models.adapted import add_adapter, config_of, load_adapter
 from plaudit.models.config import LoraSettings
 from plaudit.models.heads import ScalarHead
 from plaudit.models.kernels.attention import hidden_states
@@ -37,6 +35,7 @@ from plaudit.models.kernels.fused import fuse
 from plaudit.models.kernels.logits import PLAIN, shape_of, size_of
 from plaudit.models.kernels.trunk import state_size
 from plaudit.models.logprobs import completion_loss, token_logprobs
+from plaudit.models.quantised import QuantisedLinear, plain_weight
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
 
@@ -44,6 +43,8 @@ PACKED_BELOW = 0.8
 """Share of a batch's cells, padding included, that a packed row must stay below to be worth its attention, which goes
 one sequence at a time (docs/benchmarks.md)."""
 
+UNDER = "sft"
+"""Name of the adapter of SFT, where it is not in the base's weights."""
 Role = Literal["policy", "critic", "reference", "reward"]
 Need = Literal["logprobs", "values", "last_values", "scores", "loss"]
 ALLOWED: dict[Role, frozenset[Need]] = {
@@ -89,16 +90,20 @@ class Roles(nn.Module):
         critic: Path | LoraSettings | None = None,
         value_gradient: bool = False,
         temperature: float = 1.0,
+        fused_norms: bool = True,
+        under: Path | None = None,
     ):
         """A fresh adapter `trained` is made from `lora` and `seed`; of a reward model `members` of them, each with a
         start of its own. With `reward`, the folders of a trained reward model's adapters, those are loaded, frozen;
         their heads are loaded by `heads.load_head`. At least one of the two is given.
         `critic` is the folder of the adapter that a critic of its own starts from, or the settings of a fresh one: it
-        learns beside the policy.
-        `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone."""
+        learns beside the policy, which may be a model of its own (`full.FullRoles`).
+        `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone.
+        `under` is the folder of an adapter that every role stands on: SFT's, where the base is quantised and could not
+        take it in. Without `fused_norms` those are left to the library, as they are in a model whose norms learn."""
         super().__init__()
         assert not (trained == "reward" and reward) and members >= 1
-        assert critic is None or (trained == "policy" and not value_gradient)
+        assert critic is None or (trained != "reward" and not value_gradient)
         self.members = members if trained == "reward" else len(reward)
         self.learning: tuple[str, ...] = () if trained is None else (trained,)
         if trained == "reward":
@@ -106,16 +111,19 @@ class Roles(nn.Module):
         peft: PreTrainedModel | PeftModel = base
         # Which layers, asked of the plain model: with adapters on them its linear layers are others.
         fresh = dict.fromkeys(self.learning, lora) | ({"critic": critic} if isinstance(critic, LoraSettings) else {})
-        configs = {name: _config(base, one) for name, one in fresh.items() if one is not None}
+        configs = {name: config_of(base, one) for name, one in fresh.items() if one is not None}
+        self.under = () if under is None else (UNDER,)
+        if under is not None:
+            peft = load_adapter(peft, UNDER, under)
         for name in self.learning:
-            peft = _add_adapter(peft, name, configs[name], seed)
+            peft = add_adapter(peft, name, configs[name], seed)
         for member, path in enumerate(reward):
-            peft = _load_adapter(peft, reward_adapter(member), path)
+            peft = load_adapter(peft, reward_adapter(member), path)
         if critic is not None:
             if isinstance(critic, LoraSettings):
-                peft = _add_adapter(peft, "critic", configs["critic"], seed)
+                peft = add_adapter(peft, "critic", configs["critic"], seed)
             else:
-                peft = _load_adapter(peft, "critic", critic)
+                peft = load_adapter(peft, "critic", critic)
             self.learning = (*self.learning, "critic")
         assert isinstance(peft, PeftModel)
         self.peft = peft
@@ -130,22 +138,30 @@ class Roles(nn.Module):
         """Whether padded tokens are computed in one row where that saves enough, what prompts share once
         (`tokens.pack_tokens`). For a model that `kernels.attention` has proven to obey the segments of a row."""
         self._lora_layers = [module for module in self.peft.modules() if isinstance(module, LoraLayer)]
+        for layer in self._lora_layers:  # PEFT makes those on a quantised layer in float32
+            layer.lora_A.to(base.dtype), layer.lora_B.to(base.dtype)
         # Only the trained adapter and its head learn; set here once and never flipped again.
         head = "score_heads." if trained == "reward" else "value_head."
         for name, parameter in self.named_parameters():
             own = name.startswith(head) or any(f".{adapter}." in name for adapter in self.learning)
-            parameter.requires_grad_(trained is not None and own)
+            parameter.requires_grad_(bool(self.learning) and own)
         self.to(base.device)
         self.eval()
-        fuse(self.peft)
+        fuse(self.peft, norms=fused_norms)
+
+    @property
+    def bases(self) -> list[PreTrainedModel]:
+        """The plain models that it runs on."""
+        return [self.peft.get_base_model()]
 
     def _activate(self, adapter: str | None) -> None:
         # PEFT's own set_adapter flips requires_grad on every call; the two attributes it keeps are set directly.
         # tests/models/test_roles.py proves the result equal to PEFT's public calls.
+        active = [*self.under, *([] if adapter is None else [adapter])]
         for layer in self._lora_layers:
-            layer._disable_adapters = adapter is None
-            if adapter is not None:
-                layer._active_adapter = [adapter]
+            layer._disable_adapters = not active
+            if active:
+                layer._active_adapter = active
 
     def forward(
         self, tokens: Tokens | Batch | ReplyRow, role: Role, need: frozenset[Need], member: int | None = None
@@ -170,23 +186,8 @@ class Roles(nn.Module):
             return RoleOutput(scores_BM=torch.stack(scores, dim=1))
         assert not isinstance(tokens, ReplyRow)
         self._activate(None if role == "reference" else role)
-        read = tokens.acted_on if isinstance(tokens, Tokens) and "last_values" not in need else tokens
-        hidden_BTD = _hidden(model, read, packs=self.packs)
-        mask_BT = tokens.mask_BT
-        hidden_ND = hidden_BTD[mask_BT[:, : hidden_BTD.shape[1]]]
-        logprobs_BT = entropy_BT = values_BT = last_values_B = loss = None
         reaches = self.value_gradient or role == "critic"
-        if "values" in need:
-            values_BT = _scatter(self.value_head(hidden_ND if reaches else hidden_ND.detach()), mask_BT)
-        if "last_values" in need:
-            assert isinstance(tokens, Tokens)
-            hidden_BD = hidden_BTD[tokens.last_B]
-            last_values_B = self.value_head(hidden_BD if reaches else hidden_BD.detach())
-        if "logprobs" in need:
-            logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_ND, tokens, self.temperature)
-        if "loss" in need:
-            loss = _batch_loss(model, hidden_ND, tokens)
-        return RoleOutput(logprobs_BT, entropy_BT, values_BT, last_values_B, None, loss)
+        return judge(model, self.value_head, tokens, need, reaches, self.temperature, packs=self.packs)
 
     @torch.no_grad()
     def start_critic(self, mean: float, std: float) -> None:
@@ -207,24 +208,33 @@ class Roles(nn.Module):
         return [parameter for name, parameter in self.trainable().items() if f".{adapter}." in name]
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """A copy of the trained adapter and heads."""
-        return {name: parameter.detach().clone() for name, parameter in self.trainable().items()}
+        """A copy of the trained adapter and heads, on the CPU."""
+        return on_cpu(self.trainable())
 
     @torch.no_grad()
     def merged_weights(self, adapter: str, rounding: Rounding | None) -> Iterator[tuple[str, Tensor]]:
-        """(name in the plain model, W + ΔW) of every adapted layer; added in float32 and rounded once, by `rounding`;
-        by None to the nearest, which is exact for a float32 base and loses much of a small adapter on another."""
-        prefix = "base_model.model."
+        """(name in the plain model, W + ΔW) of every adapted layer, and of every quantised one, whose W is what its
+        bits stand for; added in float32 and rounded once, by `rounding`; by None to the nearest, which is exact for a
+        float32 base and loses much of a small adapter on another."""
         for name, module in self.peft.named_modules():
-            if isinstance(module, LoraLayer) and adapter in module.lora_A:
-                weight, plain_name = module.get_base_layer().weight, f"{name.removeprefix(prefix)}.weight"
+            plain_name = f"{name.removeprefix('base_model.model.').removesuffix('.base_layer')}.weight"
+            if isinstance(module, QuantisedLinear) and not name.endswith(".base_layer"):
+                yield plain_name, module.dequantised()
+            if not isinstance(module, LoraLayer):
+                continue
+            layer, adapters = module.get_base_layer(), [one for one in (*self.under, adapter) if one in module.lora_A]
+            if not adapters and not isinstance(layer, QuantisedLinear):
+                continue
+            weight = plain_weight(layer)
+            merged = weight.float()
+            for one in adapters:
                 # PEFT's own get_delta_weight would round ΔW to the adapter's format before it is added.
-                left, right = module.lora_B[adapter].weight.float(), module.lora_A[adapter].weight.float()
+                left, right = module.lora_B[one].weight.float(), module.lora_A[one].weight.float()
                 if module.fan_in_fan_out:
                     left, right = right.T, left.T
-                merged = torch.addmm(weight.float(), left, right, alpha=module.scaling[adapter])
-                kept = merged.to(weight.dtype) if rounding is None else rounding(plain_name, merged, weight.dtype)
-                yield plain_name, kept
+                merged = torch.addmm(merged, left, right, alpha=module.scaling[one])
+            kept = merged.to(weight.dtype) if rounding is None else rounding(plain_name, merged, weight.dtype)
+            yield plain_name, kept
 
     def save_adapter(self, folder: Path, member: int = 0) -> None:
         """A trained adapter in PEFT's own format, whole or not at all: entry `member` of `learning`, so of an ensemble
@@ -242,52 +252,45 @@ class Roles(nn.Module):
             shutil.rmtree(part / "peft")
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The frozen base's own tensors, by name: neither adapters nor heads."""
+        """What every role stands on, by name: the frozen base's tensors, and the adapter `under` it; no heads."""
         for name, parameter in self.peft.named_parameters():
-            if ".lora_" not in name:
+            if ".lora_" not in name or f".{UNDER}." in name:
                 yield name, parameter.detach()
 
 
-def _config(model: PreTrainedModel, lora: LoraSettings) -> LoraConfig:
-    """PEFT's settings of a fresh adapter on a plain model."""
-    targets = adapted(model, lora.target_modules).targets
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+def on_cpu(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """A copy of named parameters where memory is cheap."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
 
 
-def _add_adapter(model: PreTrainedModel | PeftModel, name: str, config: LoraConfig, seed: int) -> PeftModel:
-    """A fresh adapter `name` on a plain model, or beside the adapters that are there."""
-    asked = config.target_modules
-    with torch.random.fork_rng(devices=[]):
-        # PEFT draws A from torch's global generator; fork it so that nothing else depends on how much it drew.
-        torch.manual_seed(int(rng.generator(seed, f"init/{name}").integers(2**31)))
-        if isinstance(model, PeftModel):
-            model.add_adapter(name, config, autocast_adapter_dtype=False)
-            return model
-        try:
-            peft = PeftModel(model, config, adapter_name=name, autocast_adapter_dtype=False)
-        except (ValueError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"lora.target_modules={asked!r}: PEFT refuses it for this model: {reason}") from error
-    fused = [place for place, module in peft.named_modules() if isinstance(module, LoraLayer) and _is_fused(module)]
-    if fused:
-        raise UserError(
-            f"lora.target_modules={asked!r}: {fused[0]} is no plain linear layer (experts in one tensor, an "
-            "embedding); name layers of the attention, or set all-linear, which leaves it out"
-        )
-    return peft
-
-
-def _is_fused(layer: LoraLayer) -> bool:
-    weight = getattr(layer.get_base_layer(), "weight", None)
-    return not isinstance(weight, Tensor) or weight.dim() != 2 or not layer.lora_A
-
-
-def _load_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) -> PeftModel:
-    """The adapter in a folder as `name`; what learns is set later, for all."""
-    if isinstance(model, PeftModel):
-        model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
-        return model
-    return PeftModel.from_pretrained(model, str(folder), adapter_name=name, autocast_adapter_dtype=False)
+def judge(
+    model: PreTrainedModel,
+    value_head: nn.Module,
+    tokens: Tokens | Batch,
+    need: frozenset[Need],
+    reaches: bool,
+    temperature: float,
+    *,
+    packs: bool,
+) -> RoleOutput:
+    """One pass of `model`, with the adapter that is active: see `Roles.forward`. The value loss `reaches` the trunk, or
+    ends at the head."""
+    read = tokens.acted_on if isinstance(tokens, Tokens) and "last_values" not in need else tokens
+    hidden_BTD = _hidden(model, read, packs=packs)
+    mask_BT = tokens.mask_BT
+    hidden_ND = hidden_BTD[mask_BT[:, : hidden_BTD.shape[1]]]
+    logprobs_BT = entropy_BT = values_BT = last_values_B = loss = None
+    if "values" in need:
+        values_BT = _scatter(value_head(hidden_ND if reaches else hidden_ND.detach()), mask_BT)
+    if "last_values" in need:
+        assert isinstance(tokens, Tokens)
+        hidden_BD = hidden_BTD[tokens.last_B]
+        last_values_B = value_head(hidden_BD if reaches else hidden_BD.detach())
+    if "logprobs" in need:
+        logprobs_BT, entropy_BT = _reply_logprobs(model, hidden_ND, tokens, temperature)
+    if "loss" in need:
+        loss = _batch_loss(model, hidden_ND, tokens)
+    return RoleOutput(logprobs_BT, entropy_BT, values_BT, last_values_B, None, loss)
 
 
 def _hidden(model: PreTrainedModel, tokens: Tokens | Batch | ReplyRow, *, packs: bool = False) -> Tensor:

@@ -14,24 +14,23 @@ does not matter. A reply that the length limit cut is shown to the model as if i
 is loaded by `rewards.saved`, which checks more.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
 from jinja2 import TemplateError
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from plaudit.data.chat import hold, span_ids, special_texts
 from plaudit.errors import RunStopped, UserError
-from plaudit.models.load import load_tokenizer, refusing, resolve
+from plaudit.models.load import load_tokenizer, resolve
 from plaudit.models.roles import last_hidden
+from plaudit.models.sources.adapters import ADAPTER, PEFT, base_of, merged, plain_name, shapes_of
+from plaudit.models.sources.reasons import refusing
 from plaudit.models.tokens import pad_right
 from plaudit.records import Message
 from plaudit.rewards.contract import CONTRACT
@@ -41,8 +40,6 @@ from plaudit.run.display import Step
 
 Layout = Literal["huggingface", "openrlhf"]
 SCORE = "score.weight"
-_PEFT = "base_model.model."
-_FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,8 @@ class ForeignCheckpoint:
 def find_checkpoint(source: str) -> ForeignCheckpoint:
     """What a reward model's folder (or Hub id) holds; UserError when it has no head, no template or no safetensors."""
     name, folder = f"reward model {source}", Path(source)
-    if (folder / "adapter_config.json").is_file():
-        adapter, base = folder, _base_of(name, folder)
-    else:
-        adapter, base = None, _local(name, source)
+    adapter = folder if (folder / ADAPTER).is_file() else None
+    base = Path(resolve(source if adapter is None else base_of(name, adapter)))
     with refusing(f"{name}: its config cannot be read"):
         config = AutoConfig.from_pretrained(base)
     head = _head_of(name, adapter, config) if adapter else None
@@ -73,9 +68,9 @@ def find_checkpoint(source: str) -> ForeignCheckpoint:
         size = config.get_text_config().hidden_size
         lost, why = SCORE, f"the checkpoint has no scalar head (a tensor of shape [1, {size}])"
         if adapter is not None:
-            lost = _PEFT + SCORE
+            lost = PEFT + SCORE
             why = f"neither the adapter nor its base {base} has a scalar head (train with modules_to_save=['score'])"
-        elif any("v_head." in key for key in _shapes(name, base)):
+        elif any("v_head." in key for key in shapes_of(name, base)):
             why += "; its v_head is the value head of a critic: give the reward model that was trained, not the policy"
         raise UserError(f"{name}: tensor '{lost}' is missing: {why}; transformers would make one up")
     if adapter is None and "plaudit_score_mean" in config.to_dict():
@@ -93,38 +88,9 @@ def find_checkpoint(source: str) -> ForeignCheckpoint:
     return ForeignCheckpoint(source, base, adapter, tokenizer, head, "openrlhf" if foreign else "huggingface")
 
 
-def _base_of(name: str, adapter: Path) -> Path:
-    """The base that an adapter names: a folder in its own, or any source."""
-    try:
-        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{name}: adapter_config.json is no JSON ({error}); copy it again") from error
-    base = settings.get("base_model_name_or_path") or ""
-    return _local(name, str(adapter / base) if (adapter / base / "config.json").is_file() else base)
-
-
-def _local(name: str, source: str) -> Path:
-    found = resolve(source)
-    if Path(found).is_dir():
-        return Path(found)
-    with refusing(f"{name}: cannot be fetched from the Hub", "; give a folder"):
-        return Path(snapshot_download(found, allow_patterns=_FILES))
-
-
-def _shapes(name: str, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors in a folder's safetensors files."""
-    files, found = sorted(folder.glob("*.safetensors")), dict[str, tuple[int, ...]]()
-    if not files:
-        raise UserError(f"{name}: {folder} holds no *.safetensors weights (pickle files are not read)")
-    for file in files:
-        with refusing(f"{name}: {file.name} cannot be read", "; copy it again"), safe_open(file, "pt") as tensors:
-            found |= {_plain(key): tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    return found
-
-
 def _head_of(name: str, folder: Path, config: Any) -> str | None:
     """The one tensor NAME.weight of shape [1, hidden]; None when there is none."""
-    shapes, hidden = _shapes(name, folder), config.get_text_config().hidden_size
+    shapes, hidden = shapes_of(name, folder), config.get_text_config().hidden_size
     stated = config.to_dict().get("value_head_prefix")
     if stated is not None and f"{stated}.weight" not in shapes:
         raise UserError(
@@ -141,17 +107,12 @@ def _head_of(name: str, folder: Path, config: Any) -> str | None:
     return heads[0] if heads else None
 
 
-def _plain(name: str) -> str:
-    """A tensor's name in an adapter's file as it is in the model."""
-    return name.removeprefix(_PEFT).replace(".modules_to_save.", ".")
-
-
 def _tensors(folder: Path, name: str) -> list[Tensor]:
     """The tensor of this name in a folder's files, if it is there."""
     found = []
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            found += [tensors.get_tensor(key) for key in tensors.keys() if _plain(key) == name]  # noqa: SIM118
+            found += [tensors.get_tensor(key) for key in tensors.keys() if plain_name(key) == name]  # noqa: SIM118
     return found
 
 
@@ -196,6 +157,13 @@ class ForeignRewardModel:
         ids, survived = self._template_ids(item)
         self.changed += not survived
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if max(ids) >= rows:
+            name = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"{self.name}: its tokenizer's {name!r} has no row in its embedding, which has {rows}; add rows once "
+                "with model.resize_token_embeddings(len(tokenizer)) and save the model again"
+            )
         if longest is not None and len(ids) > longest:
             raise RunStopped(f"{self.name}: {item.id!r} has {len(ids)} tokens, the model takes {longest}")
         return ids
@@ -229,7 +197,9 @@ def load_foreign(source: str, dtype: torch.dtype, device: torch.device, batch_si
     model = _load_trunk(found, torch.float32 if found.adapter else dtype)
     heads = _tensors(found.base, found.head)
     if found.adapter is not None:
-        model, heads = _merged(found, found.adapter, model), _tensors(found.adapter, found.head) + heads
+        heads = _tensors(found.adapter, found.head) + heads
+        beside = frozenset({SCORE, found.head, _bias(found.head)})
+        model = merged(f"reward model {source}", found.adapter, model, beside)
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     head_D = heads[0][0].float().to(model.device)
     biases = [bias for folder in (found.adapter, found.base) if folder for bias in _tensors(folder, _bias(found.head))]
@@ -261,16 +231,3 @@ def _load_trunk(found: ForeignCheckpoint, dtype: torch.dtype) -> PreTrainedModel
             "scores would not be the checkpoint's"
         )
     return model
-
-
-def _merged(found: ForeignCheckpoint, adapter: Path, model: PreTrainedModel) -> PreTrainedModel:
-    """The adapter merged into its base, in float32, every tensor of the adapter accounted for."""
-    name = f"reward model {found.source}"
-    with refusing(f"{name}: its adapter does not fit its base"):
-        peft = PeftModel.from_pretrained(model, str(adapter))
-    wanted = {_plain(key) for key in get_peft_model_state_dict(peft, save_embedding_layers=False)} - {SCORE}
-    given = _shapes(name, adapter).keys() - {found.head, _bias(found.head)}
-    for names, what in ((wanted - given, "is missing"), (given - wanted, "belongs to no layer of the base")):
-        if names:
-            raise UserError(f"{name}: adapter tensor '{_PEFT}{min(names)}' {what}")
-    return peft.merge_and_unload()

@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit.data.packing import by_length
+from plaudit.dist.memory import halving, too_large
 from plaudit.models.kernels.choose import decoder_of
 from plaudit.models.kernels.decoder import Decoder
+from plaudit.run.display import console
 
 BATCH_ROWS = {"cpu": 64, "gpu": 256}
 """A GPU reads the weights for many rows in the time it takes for one."""
@@ -66,14 +68,31 @@ class InProcessEngine:
     ) -> list[Sampled]:
         """One reply per prompt, in order; `uniforms[i, p]` decides token p of reply i, so its second dimension is the
         longest reply. `on_rows` is called with the number of replies that were just finished. Rows are batched by
-        prompt length, which their own random numbers make harmless."""
+        prompt length, which their own random numbers make harmless; half as many from where memory has run out."""
         assert len(prompts) == len(uniforms)
         replies: dict[int, Sampled] = {}
-        for rows in by_length([len(prompt) for prompt in prompts], self.batch_rows):
-            batch = self._generate_batch([list(prompts[i]) for i in rows], uniforms[rows])
-            replies.update(zip(rows, batch, strict=True))
+        waiting = [row for rows in by_length([len(prompt) for prompt in prompts], self.batch_rows) for row in rows]
+
+        def attempt() -> list[Sampled]:
+            rows = waiting[: self.batch_rows]
+            try:
+                return self._generate_batch([list(prompts[i]) for i in rows], uniforms[rows])
+            finally:
+                self.decoder.forget()
+
+        def smaller(told: str) -> None:
+            tried = min(self.batch_rows, len(waiting))
+            if tried == 1:
+                raise too_large("sampling", told, 1, "lower sampling.max_new_tokens or use a smaller model")
+            self.batch_rows = tried // 2
+            console.print(f"Sampling: out of memory; going on with {self.batch_rows} rows at a time")
+
+        while waiting:
+            batch = halving(attempt, smaller)
+            replies.update(zip(waiting, batch, strict=False))
+            del waiting[: len(batch)]
             if on_rows is not None:
-                on_rows(len(rows))
+                on_rows(len(batch))
         return [replies[i] for i in range(len(prompts))]
 
     def _generate_batch(self, prompts: list[list[int]], uniforms: np.ndarray) -> list[Sampled]:

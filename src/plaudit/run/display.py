@@ -82,8 +82,30 @@ def stage_table(title: str, rows: Mapping[str, object]) -> None:
     table.add_column(style="dim")
     table.add_column(justify="right")
     for name, value in rows.items():
-        table.add_row(name, format_value(value))
+        table.add_row(readable(name), format_value(value))
     console.print(table)
+
+
+_READ = {
+    "sft": "SFT",
+    "ppo": "PPO",
+    "kl": "KL",
+    "eos": "EOS rate",
+    "nll": "NLL",
+    "ece": "ECE",
+    "ref": "reference",
+    "eval": "held-out",
+    "mb": "MB",
+}
+
+
+def readable(name: str) -> str:
+    """A number's key as a person reads it: gold_gain_ci is the gold gain's 95 % interval."""
+    whole = name.removesuffix("_ci")
+    if "_" not in name and name not in _READ:
+        return name
+    said = " ".join(_READ.get(word, word) for word in whole.split("_"))
+    return said if whole == name else f"{said}, 95 % interval"
 
 
 def format_value(value: object) -> str:

@@ -14,7 +14,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,10 @@ from plaudit.run.stopping import Interrupted
 RECIPE, ENVIRONMENT, MANIFEST, LOCK = "recipe.yaml", "environment.json", "manifest.json", ".lock"
 SUMMARY, REPORT = "summary.json", "report.html"
 CHECKPOINTS = "checkpoints"
+INPUTS = "inputs.json"
+"""Of a stage: what it reads, written down before it begins."""
+BEFORE = "before"
+"""What stages left that run again, until they have ended once more."""
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 """In the order of the work."""
 
@@ -62,11 +67,7 @@ class RunFolder:
             raise UserError(f"{path} is a file, not a folder; give another folder with folder=PATH")
         if path.exists() and not recipe.is_file() and any(file.name != LOCK for file in path.iterdir()):
             raise UserError(f"{path} is not empty and is not a run of Plaudit; give another folder with folder=PATH")
-        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        free_mb = shutil.disk_usage(existing).free / 1e6
-        if free_mb < need_mb:
-            need = f"the run needs about {need_mb:.0f} MB"
-            raise UserError(f"{path}: {free_mb:.0f} MB free, {need}; free some disk space")
+        check_room(path, need_mb)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / LOCK).open("a+", encoding="utf-8")
@@ -112,13 +113,21 @@ class RunFolder:
         return finished_stages(self.path)
 
     def begin(self, name: str, *, resume: bool = False) -> None:
-        """Forget this stage and those after it, whose inputs it is about to replace, and delete what they left; with
-        `resume` the stage's own folder stays where it has checkpoints."""
-        later = STAGES[STAGES.index(name) :]
-        kept = {stage: entry for stage, entry in self.finished().items() if stage not in later}
+        """Forget this stage and those after it, whose inputs it is about to replace. What they left goes to before/ if
+        they had ended, until they have ended again, and else is deleted; with `resume` the stage's own folder stays
+        where it has checkpoints."""
+        later, ended = STAGES[STAGES.index(name) :], self.finished()
+        goes_on = resume and (self.path / name / CHECKPOINTS).is_dir()
+        # Before the manifest: a stage that is in it and whose folder was moved is known as one that has not ended.
+        for stage in later:
+            if stage in ended and (self.path / stage).is_dir() and not (goes_on and stage == name):
+                (self.path / BEFORE).mkdir(exist_ok=True)
+                shutil.rmtree(self.path / BEFORE / stage, ignore_errors=True)
+                (self.path / stage).rename(self.path / BEFORE / stage)
+        kept = {stage: entry for stage, entry in ended.items() if stage not in later}
         write_json(self.path / MANIFEST, {"stages": kept})
         for stage in later:
-            if resume and stage == name and (self.path / name / CHECKPOINTS).is_dir():
+            if goes_on and stage == name:
                 clear_halves(self.path / stage)
             else:
                 shutil.rmtree(self.path / stage, ignore_errors=True)
@@ -150,6 +159,10 @@ class RunFolder:
         memory = {peak: round(megabytes, 1) for peak, megabytes in peaks.items()}
         entry = {"seconds": round(seconds, 3), **memory, "files": hashes}
         write_json(self.path / MANIFEST, {"stages": {**self.finished(), name: entry}})
+        old = self.path / BEFORE
+        shutil.rmtree(old / name, ignore_errors=True)
+        if old.is_dir() and not any(old.iterdir()):
+            old.rmdir()
 
 
 class FollowedFolder(RunFolder):
@@ -178,12 +191,21 @@ class FollowedFolder(RunFolder):
     begin = drop_checkpoints = end = _by_the_first
 
 
+def check_room(path: Path, need_mb: float) -> None:
+    """UserError when fewer than `need_mb` MB are free where `path` is or will be."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free_mb = shutil.disk_usage(existing).free / 1e6
+    if free_mb < need_mb:
+        need = f"the run needs about {need_mb:.0f} MB"
+        raise UserError(f"{path}: {free_mb:.0f} MB free, {need}; free some disk space")
+
+
 def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change: Sequence[str] = ()) -> None:
     """UserError when `path` holds another run than the one that `recipe_yaml` describes, or this one already and it is
     not to `resume`: see `RunFolder.open`."""
     recipe = path / RECIPE
-    # Without a stage's folder the run never began (its model could not be loaded, say): any recipe may take it.
-    if not recipe.is_file() or not any(child.is_dir() for child in path.iterdir()):
+    # Where no stage left anything the run never began (a row is too long, say): any recipe may take the folder.
+    if not recipe.is_file() or not any(_holds_work(child) for child in path.iterdir()):
         return
     changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
     fixed = {key: text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))}
@@ -196,13 +218,41 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
         raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
 
 
+def _holds_work(folder: Path) -> bool:
+    return folder.is_dir() and any(file.name != INPUTS for file in folder.iterdir())
+
+
+FIRST_READER = {"sampling": "preferences", "lora": "sft", "optimiser": "sft"}
+"""The first stage that reads a section which several stages share, and makes something of it."""
+
+
 def _from_where(keys: Iterable[str]) -> str:
-    """The stage from which a run with other `keys` may be repeated, where each of them is one stage's alone."""
+    """The stage from which a run with other `keys` may be repeated, where stages alone read them."""
     parts = [(key.split("."), key.split(".stages.")) for key in keys]
-    stages = [last[1].split(".")[0] if len(last) > 1 else first[0] for first, last in parts]
+    stages = [last[1].split(".")[0] if len(last) > 1 else FIRST_READER.get(first[0], first[0]) for first, last in parts]
     if set(stages) <= {*STAGES}:
         return f"a run with it goes from there: --from {min(stages, key=STAGES.index)}"
-    return "a stage's own keys may change when the run is repeated from it: --from STAGE, --from auto finds it"
+    return "keys that every stage depends on need a folder of their own"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run in `folder`; UserError while a process writes to it."""
+    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+        _take_lock(lock, folder)
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process writes to the run in `folder`; nothing is changed."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:
@@ -222,14 +272,20 @@ def _take_lock(lock: IO[str], path: Path) -> None:
 def finished_stages(folder: Path) -> dict[str, Any]:
     """See `RunFolder.finished`; empty for a folder that is not there yet."""
     manifest = folder / MANIFEST
-    return json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
+    ended = json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
+    moved = [name for name in ended if (folder / BEFORE / name).is_dir() and not (folder / name).is_dir()]
+    return {name: entry for name, entry in ended.items() if name not in moved}
 
 
 def finished_model(folder: Path, relative: str) -> Path:
     """A model that a stage of the run in `folder` left, such as ppo/model; UserError where that has not ended."""
     path = folder / relative
     if not (path / "config.json").is_file():
-        raise UserError(f"{path} is missing: {folder} holds no run whose {relative.split('/')[0]} stage has ended")
+        old = folder / BEFORE / relative
+        there = f"; the one of before is in {old}" if old.is_dir() else ""
+        raise UserError(
+            f"{path} is missing: {folder} holds no run whose {relative.split('/')[0]} stage has ended{there}"
+        )
     return path
 
 
@@ -241,6 +297,11 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def read_json(path: Path) -> Any:
+    """A file that a stage left."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def stage_settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """Of a resolved recipe: the section of a stage, with what the sections that stages share say for it."""
     found: dict[str, Any] = {}
@@ -250,6 +311,12 @@ def stage_settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
         found |= {**shared, **given}
     found.pop("stages", None)
     return {**found, **recipe[stage]}
+
+
+def ranked_by_people(recipe: Mapping[str, Any]) -> bool:
+    """Of a resolved recipe: whether people judged, not a simulated annotator."""
+    chosen = recipe["preferences"]
+    return bool(chosen["rankings"] or chosen.get("unpaired")) or chosen["annotator"] == "human"
 
 
 def free_folder(path: Path) -> Path:

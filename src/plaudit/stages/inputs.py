@@ -18,11 +18,10 @@ from plaudit.data.hashes import sha256, sha256_json, sha256_rows
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.records import Demonstration, Labelled, Prompt, Ranking
-from plaudit.run.folder import CHECKPOINTS, finished_stages
+from plaudit.run.folder import CHECKPOINTS, INPUTS, finished_stages
 from plaudit.run.provenance import code_sha256, differences, is_among
 from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
-INPUTS = "inputs.json"
 COUNTED = 10_000
 """Rows of a file up to which each has its own hash, so that a change is told by the number of rows."""
 SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", "validation"), "evaluate": ("test",)}
@@ -30,10 +29,10 @@ SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", 
 MADE = {
     "preferences": ("sft/model",),
     "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/unpaired.jsonl"),
-    "ppo": ("sft/model", "reward/reward.json", "reward/model"),
-    "evaluate": ("sft/model", "reward/reward.json", "reward/model", "ppo/model"),
+    "ppo": ("sft/model", "reward/reward.json"),
+    "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
 }
-"""What a stage reads of those before it."""
+"""What a stage reads of those before it; reward.json has the hashes of the reward model's files."""
 
 
 class Rows(Protocol):
@@ -55,12 +54,15 @@ def inputs_of(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> dict[str,
     """What `stage` reads now: its keys, the rows of its files, what earlier stages left in `folder`, the code."""
     sampled = stage != "preferences" or recipe.preferences.samples
     data: dict[str, Any] = {}
-    if stage == "sft" or (stage == "ppo" and recipe.ppo.ptx_coef):
+    if (stage == "sft" and not recipe.sft.skip) or (stage == "ppo" and recipe.ppo.ptx_coef):
         data["data.demonstrations"] = {"file": str(recipe.data.demonstrations), **_of_table(rows.demonstrations)}
     for path, table in rows.mixed.items() if stage == "sft" else ():
         data[f"sft.mixture {path.name}"] = {"file": str(path), **_of_table(table)}
     if stage == "preferences" and rows.rankings is not None:
-        data["preferences.rankings"] = {"file": str(recipe.preferences.rankings), **_of_rows(rows.rankings)}
+        data["preferences.rankings"] = {
+            "file": ", ".join(map(str, recipe.preferences.rankings)),
+            **_of_rows(rows.rankings),
+        }
     if stage == "preferences" and rows.labels is not None:
         data["preferences.unpaired"] = {"file": str(recipe.preferences.unpaired), **_of_rows(rows.labels)}
     for split in SPLITS_READ.get(stage, ()) if sampled else ():
@@ -73,7 +75,7 @@ def inputs_of(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> dict[str,
 def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
     """The part of the recipe that decides what a stage makes, with what the shared sections say for it."""
     values = recipe.model_dump(mode="json")
-    found: dict[str, Any] = {key: values[key] for key in ("seed", "model", "dtype")}
+    found: dict[str, Any] = {key: values[key] for key in ("seed", "model", "dtype", "quantise")}
     found["data"] = {"system": values["data"]["system"]}
     found[stage] = values.get(stage, {})
     for section, readers in SHARED.items():
@@ -141,7 +143,10 @@ def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, made
     now = json.loads(json.dumps(now))
     keys = differences(then["recipe"], now["recipe"])
     found = [text for key, text in keys.items() if not is_among(key, MAY_CHANGE)]
-    found += [f"{name} is not what it was" for name in _unequal(then["made"], now["made"]) if made]
+    # What is no longer there (plaudit clean) is missed by the stage that needs it.
+    found += [
+        f"{name} is not what it was" for name in _unequal(then["made"], now["made"]) if made and name in now["made"]
+    ]
     return found + [
         _told(name, then["data"].get(name), now["data"].get(name)) for name in _unequal(then["data"], now["data"])
     ]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit import rng
-from plaudit.data.files import Reading, read_prompts
 from plaudit.dist.machine import choose_machine, release_memory
 from plaudit.errors import UserError
 from plaudit.label.db.ledger import Ledger, standing
@@ -22,6 +21,7 @@ from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import progress
 from plaudit.run.folder import RECIPE
 from plaudit.stages.recipe import Recipe, load_recipe
+from plaudit.stages.run_data import prompts_of
 
 MODELS = {"sft": "sft/model", "ppo": "ppo/model"}
 
@@ -96,7 +96,7 @@ def read_run(folder: Path) -> tuple[Recipe, list[Prompt]]:
     if not (folder / RECIPE).is_file():
         raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
     recipe = load_recipe(folder / RECIPE)
-    return recipe, read_prompts(recipe.data.prompts, Reading(recipe.data.formats.get(recipe.data.prompts)))
+    return recipe, prompts_of(recipe)
 
 
 def _voices(folder: Path, sampling: Sampling) -> list[Voice]:

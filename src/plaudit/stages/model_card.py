@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from plaudit.data.files import write_text
-from plaudit.run.folder import read_recipe, stage_settings
+from plaudit.run.folder import ranked_by_people, read_recipe, stage_settings
 
 STEPS = {
     "sft": "Supervised fine-tuning on demonstrations",
@@ -52,7 +52,9 @@ def _text(run: Path, recipe: dict[str, Any], role: str) -> list[str]:
     for stage in ("sft", "preferences", "reward", "ppo") if role == "policy" else ("sft", "preferences", "reward"):
         if (run / stage / "summary.json").is_file():
             lines.append(f"- {STEPS[stage]}{_of(run, recipe, stage)}.")
-    lines += ["", "## How to use it", "", _use(recipe, role), "", "## How it was judged", ""]
+    if recipe.get("quantise") is not None:
+        lines += ["", _bits(recipe)]
+    lines += ["", "## How to use it", "", _use(run, recipe, role), "", "## How it was judged", ""]
     for stage in JUDGED[role]:
         if numbers := _numbers(run / stage / "summary.json"):
             lines += [f"`{stage}/summary.json` of the run:", "", "| measure | value |", "| --- | --- |"]
@@ -62,13 +64,23 @@ def _text(run: Path, recipe: dict[str, Any], role: str) -> list[str]:
     return lines[:-1]
 
 
+def _bits(recipe: dict[str, Any]) -> str:
+    """What a base in few bits means for the weights of an export."""
+    return (
+        f"While it was trained the base was held in {recipe['quantise']}. The adapters are merged into the weights "
+        f"that those bits stand for, not into those of `{Path(recipe['model']).name}`: what was trained is exported."
+    )
+
+
 def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:
     """On what a stage worked."""
-    people = recipe["preferences"]["rankings"] is not None or recipe["preferences"]["annotator"] == "human"
+    people = ranked_by_people(recipe)
     numbers = _numbers(run / stage / "summary.json")
     judged = {"rankings": "rankings of replies", "labels": "labels of single replies"}
     match stage:
         case "sft":
+            if recipe["sft"].get("skip"):
+                return " was skipped: the model came as it is"
             return f" (`{Path(recipe['data']['demonstrations']).name}`)"
         case "preferences":
             kinds = [f"{numbers[kind]} {what}" for kind, what in judged.items() if kind in numbers]
@@ -80,9 +92,11 @@ def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:
             return ""
 
 
-def _use(recipe: dict[str, Any], role: str) -> str:
+def _use(run: Path, recipe: dict[str, Any], role: str) -> str:
     system = recipe["data"]["system"]
     opens = "" if system is None else " The chat template opens with the system message of the training."
+    if role == "reward" and not (run / "reward/model").exists():
+        return "An adapter and a head on the SFT model beside them; `reward/README.md` says how their score is read."
     if role == "reward":
         return (
             "`AutoModelForSequenceClassification` gives the raw score of a conversation that the chat template has "

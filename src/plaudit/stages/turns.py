@@ -1,6 +1,7 @@
 """The chat template against the rows of a run, before the first stage: what it cannot write is found with its row."""
 
 import datetime as dt
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def check_turns(recipe: Recipe, chat: ChatFormat, files: Mapping[Path, Iterable[
                 asked.setdefault(roles, prompt)
             if roles not in known:
                 known.add(roles)
-                _check_roles(place, chat, prompt, recipe.sft.learn == "all" and path in _learnt(recipe))
+                _check_roles(place, chat, prompt, recipe.sft.learn == "all" and path in recipe.demonstrated)
             if marker := chat.rewrites(reply.text for reply in replies_of(row)):
                 raise UserError(
                     f"{place}: a reply holds {marker!r}, at which the chat template cuts or rewrites replies, so what "
@@ -57,14 +58,6 @@ def check_turns(recipe: Recipe, chat: ChatFormat, files: Mapping[Path, Iterable[
     return list(asked.values())
 
 
-def _learnt(recipe: Recipe) -> list[Path]:
-    return [
-        path
-        for path in recipe.files
-        if path not in (recipe.data.prompts, recipe.preferences.rankings, recipe.preferences.unpaired)
-    ]
-
-
 def _check_roles(place: str, chat: ChatFormat, prompt: Prompt, every_turn: bool) -> None:
     try:
         chat.check_turns(prompt.messages)
@@ -75,11 +68,16 @@ def _check_roles(place: str, chat: ChatFormat, prompt: Prompt, every_turn: bool)
 
 
 def _check_differ(place: str, chat: ChatFormat, ranking: Ranking) -> None:
-    """UserError where a strict pair is one text once the template has stripped it."""
+    """UserError where a strict pair is the same tokens: the template strips it, or the tokenizer writes both alike."""
     for better, worse in ranking.pairs():
         one, other = ranking.replies[better], ranking.replies[worse]
-        if one.finished and other.finished and chat.strip(one.text) == chat.strip(other.text):
+        # Only what reads alike is tokenised: tokenizers fold case, accents and white space, not words.
+        if _letters(one.text) == _letters(other.text) and chat.reply_ids(one) == chat.reply_ids(other):
             raise UserError(
                 f"{place}: replies {better + 1} and {worse + 1} (of a pair: chosen and rejected) are ranked apart but "
-                f"the chat template writes both as {chat.strip(one.text)[:60]!r}; give both one rank or delete the row"
+                f"both become the same tokens, {chat.strip(one.text)[:60]!r}; give both one rank or delete the row"
             )
+
+
+def _letters(text: str) -> str:
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text).casefold() if letter.isalnum())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plaudit.guard.invariants import check_finite
+from plaudit.models.rounding import Rounding
 from plaudit.train.config import Schedule
 
 
@@ -21,10 +22,19 @@ class MasterAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over float32 masters of `groups`; no decay unless one asks.
 
     Each group is {"params": [...], "lr": ...}, with "weight_decay" where it has one. Call `gather` after the last
-    backward, then `step`.
+    backward, then `step`. Masters are rounded to the nearest, or by `rounding`; its draws stay the same from step to
+    step, so a weight goes where its master goes.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        rounding: Rounding | None = None,
+    ):
+        self._rounding = rounding
         self._pairs: list[tuple[nn.Parameter, Tensor]] = []
         mastered = [{**group, "params": [self._master(p) for p in group["params"]]} for group in groups]
         super().__init__(mastered, betas=betas, eps=eps, weight_decay=0.0)
@@ -39,14 +49,17 @@ class MasterAdamW(torch.optim.AdamW):
         for parameter, master in self._pairs:
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
         return torch.nn.utils.clip_grad_norm_([master for _, master in self._pairs], max_norm).item()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One AdamW step of the masters, then the model's parameters are set to them and all gradients cleared."""
         super().step(closure)
         with torch.no_grad():
-            for parameter, master in self._pairs:
-                if master is not parameter:
+            for number, (parameter, master) in enumerate(self._pairs):
+                if master is not parameter and self._rounding is not None:
+                    parameter.copy_(self._rounding(str(number), master.clone(), parameter.dtype))
+                elif master is not parameter:
                     parameter.copy_(master)
                 parameter.grad = master.grad = None
 

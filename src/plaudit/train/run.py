@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import write_json
 from plaudit.data.table import DemonstrationTable
 from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.dist.machine import Machine
 from plaudit.dist.ranks import ALONE, Ranks
-from plaudit.models.config import LoraSettings
+from plaudit.models.config import LoraSettings, Quantise
 from plaudit.models.load import load_chat, load_model
 from plaudit.records import Labelled, Prompt, Ranking
 from plaudit.rollout.config import SamplingConfig
@@ -43,6 +46,8 @@ class Run:
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """As the stage that is running samples."""
+    quantise: Quantise | None = None
+    """In which few bits the base is held; None is as it is."""
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     """The adapter it trains; None is full fine-tuning."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -62,6 +67,16 @@ class Run:
     def sft_model(self) -> Path:
         """The merged SFT model: the base of every later stage."""
         return self.folder.require("sft/model", "sft")
+
+    def base(self, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, Path | None]:
+        """The SFT model, as the roles of the reward model and PPO stand on it: merged, or the quantised model and the
+        adapter that SFT trained on it. Quantised once more, the merged one would be the model without SFT: a small
+        change of a weight lies within the step that its bits have."""
+        device, dtype, merged = self.machine.device, dtype or self.machine.dtype, str(self.sft_model)
+        if self.quantise is None:
+            return load_model(merged, dtype, device), None
+        adapter = self.folder.require("sft/adapter", "sft")
+        return load_model(self.model, dtype, device, self.quantise, tokenizer=merged), adapter
 
     def chat(self, source: str | Path) -> ChatFormat:
         return load_chat(str(source), self.system, self.template if str(source) == self.model else OWN)

@@ -53,7 +53,9 @@ def _column(file: Mapping[str, Any]) -> dict[str, str]:
         if file["longer_wins"] is not None:
             cells["longer reply wins"] = f"{file['longer_wins']:.3f} of strict pairs (characters)"
     if "liked" in file:
-        cells["liked, annotators"] = f"{file['liked']:.3f} of the labels, {file['annotators']:,}"
+        cells["liked"] = f"{file['liked']:.3f} of the labels"
+    if "annotators" in file:
+        cells["annotators"] = _counts(file["annotators"])
     if "diversity" in file:
         found = file["diversity"]
         cells["distinct-1 -2 -3"] = " ".join(f"{found[f'distinct_{n}']:.2f}" for n in (1, 2, 3))

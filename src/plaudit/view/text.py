@@ -2,6 +2,7 @@
 without either."""
 
 from collections.abc import Sequence
+from html import unescape
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
@@ -42,3 +43,8 @@ def plain_points(gain: float, ends: Sequence[float]) -> str:
 def temperature(value: float) -> str:
     """A fitted temperature; at the largest one that is tried the margins say nothing of who wins."""
     return f"{value:.2f}" if value < 99 else "over 99"
+
+
+def plain(page: str) -> str:
+    """Words of a page as a terminal shows them."""
+    return unescape(page).replace("\u00a0", " ").replace("−", "-").strip()

@@ -133,7 +133,7 @@ def test_the_check_of_data_counts_labels(tmp_path: Path, plaudit: Plaudit) -> No
     """How many were liked, and whose they are; a reply that another person judged otherwise is no duplicate."""
     rows = [{**row, "user": "ben"} if row.get("feedback") else row for row in librechat()]
     done = plaudit("data", "check", written(tmp_path / "chat.json", {"messages": rows}))
-    assert done.code == 0 and "0.500 of the labels, 1" in done.out, done.err
+    assert done.code == 0 and "0.500 of the labels" in done.out and "ben 2" in done.out, done.err
     assert "warning: one annotator, 1 found" in done.out and "'ben' gave 100% of 2 labels" in done.out
     label = {"prompt": "Name a tree, please.", "completion": "The oak."}
     both = [{**label, "label": kind, "annotator": who} for kind, who in ((True, "anna"), (False, "ben"))]

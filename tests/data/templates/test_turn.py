@@ -182,3 +182,25 @@ def test_a_template_that_drops_the_system_text_says_so(why: str, template: str, 
 def test_an_error_inside_a_template_is_no_traceback(tokenizer_of: Make) -> None:
     with pytest.raises(UserError, match=r"the chat template refuses the turns user.*TypeError"):
         ChatFormat(tokenizer_of(template="{{ documents | length + none }}" + CHATML))
+
+
+def test_another_special_token_can_end_turns(tokenizer_of: Make) -> None:
+    """In every turn, and in the template that travels with the tokenizer."""
+    chat = ChatFormat(tokenizer_of(), template=TemplateSettings(end="<|endoftext|>"))
+    assert (chat.end, chat.eos_id) == ("<|endoftext|>", chat.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    assert chat.reply_ids(Completion("Yes."))[-1] == chat.eos_id
+    assert "<|im_end|>" not in chat.tokenizer.chat_template
+    assert ChatFormat(chat.tokenizer).end == "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("end", "template", "said"),
+    [
+        ("<|over|>", CHATML, "'<|over|>' is no special token"),
+        ("<|endoftext|>", CHATML.replace("'<|im_end|>'", "eos_token"), "does not write its '<|im_end|>' as text"),
+    ],
+)
+def test_an_end_that_cannot_be_put_there_is_refused(end: str, template: str, said: str, tokenizer_of: Make) -> None:
+    with pytest.raises(UserError) as refused:
+        ChatFormat(tokenizer_of(template=template), template=TemplateSettings(end=end))
+    assert str(refused.value).startswith("data.end_of_turn: ") and said in str(refused.value)

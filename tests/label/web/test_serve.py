@@ -185,6 +185,8 @@ ROWS = {
     "prompt-completion": ({"prompt": "q", "completion": "a"}, "write", 1),
     "messages": ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, "write", 1),
     "alpaca": ({"instruction": "q", "output": "a"}, "write", 1),
+    "winner": ({"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"}, "rank", 2),
+    "unpaired": ({"prompt": "q", "completion": "a", "label": True}, "write", 1),
     "sharegpt": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "write", 1),
 }
 

@@ -25,6 +25,8 @@ from plaudit.records import Labelled, Ranking, Record
 
 _NUMBER = re.compile(r"\d+\Z")  # of the line or element, at the end of a place
 
+LENGTH_BIAS = 0.1
+"""How far from one half the share of pairs that the longer reply wins must surely be."""
 _FEW_WORDS = 5  # of a prompt that no one wrote as one
 
 
@@ -38,9 +40,11 @@ class Audit:
         self._prefixes: dict[str, int] = {}
         # One entry a row: its place, split, and the hashes of its content and of its prompt.
         self._prefix, self._line, self._split = array("I"), array("Q"), array("B")
-        self._content, self._prompt = array("Q"), array("Q")
-        # One entry a strict pair: prompt and both texts in either order, whether the first of them won, the row.
+        self._content, self._prompt, self._texts = array("Q"), array("Q"), array("Q")
+        # One entry a strict pair: prompt and both texts in either order, whether the first of them won, the row, who.
         self._pair, self._pair_first_won, self._pair_row = array("Q"), array("B"), array("Q")
+        self._pair_by = array("Q")
+        self._judged_alike: list[bool] = []
         self._id, self._id_row = array("Q"), array("Q")
         self._near = near.NearDuplicates(near.SAMPLE)
         self._random = Random(0)
@@ -85,7 +89,8 @@ class Audit:
         asked, texts = joined(prompt.messages), [reply.text for reply in replies]
         self._split.append(SPLITS.index(prompt.split))
         self._prompt.append(hash_of(*(part for m in prompt.messages for part in (m.role, words_alone(m.content)))))
-        self._content.append(hash_of(asked, *texts, _judgement(record)))
+        self._texts.append(hash_of(asked, *texts))
+        self._content.append(hash_of(asked, *texts, *_judgement(record)))
         if not replies:
             self._id.append(hash_of(prompt.id))
             self._id_row.append(row)
@@ -106,7 +111,7 @@ class Audit:
         texts = [reply.text.strip() for reply in ranking.replies]
         hashes = [hash_of(text) for text in texts]
         strict = ranking.pairs()
-        file.add_pairs(ranking, strict)
+        file.add_pairs(ranking, strict, row)
         for better, worse in strict:
             if hashes[better] == hashes[worse]:
                 text = f"the better and the worse reply are {shown(texts[better])}"
@@ -116,16 +121,18 @@ class Audit:
             self._pair.append(hash_of(str(self._prompt[row]), str(first), str(second)))
             self._pair_first_won.append(first == hashes[better])
             self._pair_row.append(row)
+            self._pair_by.append(hash_of(ranking.annotator or ""))
 
     # --- the end ---
 
     def report(self) -> dict[str, Any]:
         """Everything that was found, as JSON."""
         content = np.frombuffer(self._content, dtype=np.uint64) if self._content else np.zeros(0, dtype=np.uint64)
-        repeated, nearly = self._duplicates(content), self._near_duplicates(content)
+        repeated, nearly = self._duplicates(content), self._near_duplicates()
         self._leaks()
         self._contradictions()
         self._repeated_ids()
+        self._length_bias()
         for file in self._files:
             if (most := file.most_labels()) is not None and most[1] > MOST_OF_ONE:
                 text = f"{shown(most[0])} gave {most[1]:.0%} of {file.labels:,} labels"
@@ -135,7 +142,10 @@ class Audit:
         problems = self._problems.as_json()
         errors, warnings = (sum(p["count"] for p in problems if p["level"] == level) for level in ("error", "warning"))
         overlaps = self._overlaps()
-        return {"files": files, "overlaps": overlaps, "problems": problems, "errors": errors, "warnings": warnings}
+        alike = self._judged_alike
+        agreed = {"agreement": {"pairs": len(alike), "share": float(np.mean(alike))}} if alike else {}
+        found = {"files": files, "overlaps": overlaps, **agreed, "problems": problems}
+        return {**found, "errors": errors, "warnings": warnings}
 
     def _duplicates(self, content: Any) -> list[int]:
         """Rows of each file whose content stands earlier in the same file."""
@@ -148,12 +158,14 @@ class Audit:
                     self._problems.add("duplicate", self._place(row), f"the same as {self._place(first)}")
         return repeats
 
-    def _near_duplicates(self, content: Any) -> list[int]:
+    def _near_duplicates(self) -> list[int]:
         """Sampled rows of each file that nearly repeat an earlier one of it."""
         counts = [0] * len(self._files)
         sizes = [file.last - file.first for file in self._files]
         part = np.repeat(np.arange(len(self._files), dtype=np.uint64), sizes)
-        for row, earlier in self._near.pairs(content, part):
+        # Several people may rank the same replies.
+        same = np.frombuffer(self._texts, dtype=np.uint64) if self._texts else np.zeros(0, dtype=np.uint64)
+        for row, earlier in self._near.pairs(same, part):
             if not self._held_out_and_trained(row, earlier):
                 counts[int(part[row])] += 1
                 self._problems.add("near-duplicate", self._place(row), f"nearly the same as {self._place(earlier)}")
@@ -183,12 +195,26 @@ class Audit:
                 self._problems.add(kind, self._place(row), f"{text} {self._place(first)}")
 
     def _contradictions(self) -> None:
-        won = np.frombuffer(self._pair_first_won, dtype=np.uint8)
+        """One annotator who judged a pair both ways; of different ones it is counted how often they agree."""
+        won, by = np.frombuffer(self._pair_first_won, dtype=np.uint8), np.frombuffer(self._pair_by, dtype=np.uint64)
         for group in _groups(np.frombuffer(self._pair, dtype=np.uint64)):
-            against = [int(at) for at in group if won[at] != won[group[0]]]
-            for at in against:
-                places = self._place(self._pair_row[at]), self._place(self._pair_row[int(group[0])])
-                self._problems.add("contradiction", places[0], f"prefers the reply that loses at {places[1]}")
+            first: dict[int, int] = {}
+            for at in map(int, group):
+                known = first.setdefault(int(by[at]), at)
+                if won[at] != won[known]:
+                    places = self._place(self._pair_row[at]), self._place(self._pair_row[known])
+                    self._problems.add("contradiction", places[0], f"prefers the reply that loses at {places[1]}")
+            self._judged_alike += [bool(won[one] == won[other]) for one, other in combinations(first.values(), 2)]
+
+    def _length_bias(self) -> None:
+        for file in self._files:
+            if (found := file.longer_won()) is not None:
+                share, (low, high), pairs = found
+                if low > 0.5 + LENGTH_BIAS or high < 0.5 - LENGTH_BIAS:
+                    text = (
+                        f"the longer reply wins {share:.0%} of {pairs:,} pairs (95 % interval {low:.0%} to {high:.0%})"
+                    )
+                    self._problems.add("length bias", str(file.reader.source), text)
 
     def _repeated_ids(self) -> None:
         """In files of prompts alone; a demonstration may repeat the id of its prompt."""
@@ -217,11 +243,11 @@ class Audit:
         return overlaps
 
 
-def _judgement(record: Record) -> str:
-    """What a row says of its replies: the same replies with another judgement are no duplicate."""
-    if isinstance(record, Labelled):
-        return f"{record.label} {record.annotator}"
-    return repr(record.ranks) if isinstance(record, Ranking) else ""
+def _judgement(record: Record) -> tuple[str, str]:
+    """What a row says of its replies, and who: the same replies with another judgement are no duplicate."""
+    if not isinstance(record, Ranking | Labelled):
+        return "", ""
+    return repr(record.label if isinstance(record, Labelled) else record.ranks), record.annotator or ""
 
 
 def _groups(hashes: Any) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from plaudit.algo.statistics import wilson_interval
 from plaudit.data.audit import near
 from plaudit.data.audit.texts import diversity
 from plaudit.data.formats.reader import KINDS, Reader
@@ -53,10 +54,12 @@ class Counts:
     words: Lengths = field(default_factory=Lengths)
     strict_pairs: int = 0
     ties: int = 0
-    longer_wins: float = 0.0
     labels: int = 0
     liked: int = 0
-    _labelled_by: Counter[str] = field(default_factory=Counter)
+    annotators: Counter[str] = field(default_factory=Counter)
+    # One entry a strict pair: whether the longer reply won (one half for equal ones), and the row.
+    _longer: "array[float]" = field(default_factory=lambda: array("f"))
+    _longer_row: "array[int]" = field(default_factory=lambda: array("Q"))
     _replies: int = 0
     _varied: list[str] = field(default_factory=list)
     # Above `near.SAMPLE` rows tokens are counted of a sample: its rows' entries and texts, then their counts.
@@ -87,25 +90,34 @@ class Counts:
             if len(self._waiting) >= _TOKEN_BATCH:
                 self.count_waiting()
 
-    def add_pairs(self, ranking: Ranking, strict: Sequence[tuple[int, int]]) -> None:
+    def add_pairs(self, ranking: Ranking, strict: Sequence[tuple[int, int]], row: int) -> None:
         """The pairs of a ranking, of which `strict` are (better, worse)."""
+        if ranking.annotator is not None:
+            self.annotators[ranking.annotator] += 1
         self.strict_pairs += len(strict)
         self.ties += len(ranking.replies) * (len(ranking.replies) - 1) // 2 - len(strict)
         for better, worse in strict:
             a, b = len(ranking.replies[better].text), len(ranking.replies[worse].text)
-            self.longer_wins += 0.5 if a == b else float(a > b)
+            self._longer.append(0.5 if a == b else float(a > b))
+            self._longer_row.append(row)
+
+    def longer_won(self) -> tuple[float, tuple[float, float], int] | None:
+        """The share of strict pairs that the longer reply won, its 95 % interval over rows, and how many they are."""
+        if not self._longer:
+            return None
+        return float(np.mean(self._longer)), wilson_interval(self._longer, self._longer_row), len(self._longer)
 
     def add_label(self, record: Labelled) -> None:
         """A label of a single reply."""
         self.labels += 1
         self.liked += record.label
         if record.annotator is not None:
-            self._labelled_by[record.annotator] += 1
+            self.annotators[record.annotator] += 1
 
     def most_labels(self) -> tuple[str, float] | None:
-        """Who gave most labels, and their share; None where nobody is named."""
-        most = self._labelled_by.most_common(1)
-        return (most[0][0], most[0][1] / self.labels) if most else None
+        """Who gave most labels of single replies, and their share; None where there are none, or nobody is named."""
+        most = self.annotators.most_common(1)
+        return (most[0][0], most[0][1] / self.labels) if most and self.labels else None
 
     def count_waiting(self) -> None:
         """Count the tokens of the rows that wait for it."""
@@ -151,9 +163,11 @@ class Counts:
         summary["near_of_rows"] = int(near_sample.mask().sum())
         if self.strict_pairs or self.ties:
             summary["strict_pairs"], summary["tied_pairs"] = self.strict_pairs, self.ties
-            summary["longer_wins"] = self.longer_wins / self.strict_pairs if self.strict_pairs else None
+            summary["longer_wins"] = float(np.mean(self._longer)) if self.strict_pairs else None
         if self.labels:
-            summary["liked"], summary["annotators"] = self.liked / self.labels, len(self._labelled_by)
+            summary["liked"] = self.liked / self.labels
+        if self.annotators:
+            summary["annotators"] = dict(self.annotators.most_common())
         if self._varied:
             summary["diversity"] = diversity(self._varied)
         return summary

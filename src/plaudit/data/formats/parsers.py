@@ -57,6 +57,11 @@ def conversation(place: str, field: str, value: Any, ends: str) -> tuple[Message
         if not isinstance(item, dict) or item.get("role") not in ROLES:
             raise UserError(
                 f"{place}: field {field!r}: a message needs a role out of {', '.join(ROLES)}, found {shown(item)}"
+                + (
+                    "; write 'system' for a developer's message"
+                    if isinstance(item, dict) and item.get("role") == "developer"
+                    else ""
+                )
             )
         messages.append(Message(item["role"], text_of(place, content_of(place, item), "content")))
     return _in_turn(place, field, messages, ends)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.data.formats.columns import OURS, Columns
+from plaudit.data.formats.compared import chosen_between
 from plaudit.data.formats.containers import rows
 from plaudit.data.formats.message_keys import TOOLS, ignored_keys
 from plaudit.data.formats.parsers import record_of
@@ -139,7 +140,12 @@ class Reader:
         value = row.value
         if value is None:
             return row
-        return row_of(row.place, row.number, row.raw, lambda: shaped(row.place, value, self.columns.say))
+        return row_of(
+            row.place,
+            row.number,
+            row.raw,
+            lambda: shaped(row.place, chosen_between(row.place, value, self.columns.say), self.columns.say),
+        )
 
     def _settle(self, looked_at: list[Row]) -> None:
         """Choose the format: the first row's, or with quarantine the commonest of the first rows."""

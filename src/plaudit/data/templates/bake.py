@@ -33,10 +33,12 @@ PARTS = (
 
 @dataclass(frozen=True)
 class TemplateSettings:
-    """What a recipe says of the chat template: a file or a name instead of the tokenizer's own, and its variables."""
+    """What a recipe says of the chat template: a file or a name instead of the tokenizer's own, its variables, and the
+    special token that ends a turn in place of the template's."""
 
     chat_template: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    end: str | None = None
 
 
 OWN = TemplateSettings()

@@ -40,6 +40,10 @@ class Decoder(Protocol):
         """What the LM head makes of them, [B, V]."""
         ...
 
+    def forget(self) -> None:
+        """Let go of the batch's keys and values."""
+        ...
+
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Tokens [B, T], any id where there is padding, and what is real, [B, T] boolean."""
@@ -77,6 +81,9 @@ class LibraryDecoder:
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         return shaped(self.model, self.model.get_output_embeddings()(hidden_BD))
+
+    def forget(self) -> None:
+        self.cache = DynamicCache(config=self.model.config)
 
     def _forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         hidden_BTD = self.trunk(
@@ -118,6 +125,9 @@ class RereadingDecoder:
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         return shaped(self.model, self.model.get_output_embeddings()(hidden_BD))
+
+    def forget(self) -> None:
+        self.rows = []
 
     def _read(self) -> Tensor:
         width = max(map(len, self.rows))

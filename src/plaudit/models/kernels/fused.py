@@ -23,13 +23,13 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read one input, called in this order."""
 
 
-def fuse(model: nn.Module) -> None:
-    """Let the LoRA layers and the frozen RMS norms of `model` compute in one step each."""
+def fuse(model: nn.Module, *, norms: bool = True) -> None:
+    """Let the LoRA layers and, with `norms`, the frozen RMS norms of `model` compute in one step each."""
     if libraries_only():
         return
     joined: set[nn.Module] = set()
     for module in list(model.modules()):  # parents come before their children
-        if _is_rms_norm(module):
+        if norms and _is_rms_norm(module):
             module.forward = _norm_forward(module)
         for names in SIBLINGS:
             layers = [child for name, child in module.named_children() if name in names and _is_lora(child)]
@@ -61,7 +61,9 @@ class _Lora(torch.autograd.Function):
         outputs = []
         for i, u_Nr in enumerate(u_NR.split(ranks, dim=1)):
             y_NO = torch.addmm(biases[i], x_ND, weights[i].T) if biases else x_ND @ weights[i].T
-            outputs.append(y_NO.addmm_(u_Nr, b[i].T).view(*x.shape[:-1], -1))
+            y_NO.addmm_(u_Nr, b[i].T)
+            # No view: some models add to a layer's output in place (Llama 4's shared experts).
+            outputs.append(torch.ops.aten._unsafe_view(y_NO, (*x.shape[:-1], y_NO.shape[1])))
         ctx.save_for_backward(x_ND, u_NR, a_RD, *weights, *b)
         ctx.scaling, ctx.shape, ctx.ranks = scaling, x.shape, ranks
         return tuple(outputs)

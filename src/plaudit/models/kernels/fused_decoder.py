@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
-from plaudit.models.kernels.attention import has_torchs_attention
-from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, left_padded
+from plaudit.models.kernels.attention import has_torchs_attention, hidden_states
+from plaudit.models.kernels.decoder import LibraryDecoder, left_padded
 from plaudit.models.kernels.fused import fuse
 from plaudit.models.kernels.logits import shaped
 from plaudit.models.kernels.merge import merge_into
@@ -155,17 +155,21 @@ class FusedDecoder:
             or not has_torchs_attention(model)
             or windows
             or getattr(config, "attention_chunk_size", None) is not None
+            or {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
         ):
             return None  # a window is longer than a probe
+        far = 2 * max(getattr(config, "max_position_embeddings", None) or 0, 2**14)
         try:
-            expected = _probe(LibraryDecoder(model), model.device)
+            expected = _probe(LibraryDecoder(model), far)
+            bound = 1e-4 if model.dtype == torch.float32 else _rounding(model)
             decoder = cls(model)
-            found = _probe(decoder, model.device)
+            found = _probe(decoder, far)
         except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):
             return None
-        # What bf16 rounds away grows with depth (0.03 at 30 layers); another formula is far above.
-        bound = 1e-4 if found.dtype == torch.float32 else 1e-1
-        same = found.shape == expected.shape and relative_error(found, expected) < bound
+        same = all(
+            ours.shape == theirs.shape and relative_error(ours, theirs) < bound
+            for ours, theirs in zip(found, expected, strict=True)
+        )
         return decoder if same else None
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -177,6 +181,8 @@ class FusedDecoder:
             else:
                 others.append((name, weight))
         merge_into(self.model, iter(others))
+        if others and self.head.packed is not None:  # the head, or the embedding that is one with it, may be among them
+            self.head.load(self.head.linear.weight)
         for product in self.products.values():
             if product.packed is not None:
                 product.linear.weight.data = product.linear.weight.new_empty(0)
@@ -235,6 +241,11 @@ class FusedDecoder:
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         return shaped(self.model, self.head(hidden_BD))
+
+    def forget(self) -> None:
+        self.recorded = None
+        for layer in self.layers:
+            layer.keys = layer.values = self.mask_BS = torch.empty(0)
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Room for that many more columns, and some: attention runs over all of them, those that are empty masked."""
@@ -318,12 +329,33 @@ def _rotate(x_NHD: Tensor, cos_N1D: Tensor, signed_sin_N1D: Tensor) -> Tensor:
     return torch.addcmul(x_NHD * cos_N1D, other_half, signed_sin_N1D)
 
 
+PROMPTS = tuple([3 + (7 * t + 11 * row) % 25 for t in range(length)] for row, length in enumerate((40, 3)))
+
+
 @torch.no_grad()
-def _probe(decoder: Decoder, device: torch.device) -> Tensor:
-    """Hidden states of two rows of other lengths, over a prompt, two steps (the second is replayed where steps are
-    recorded), a change of rows and a step."""
-    found = [decoder.start([[5, 17, 9, 30, 11], [8, 2, 21]])]
+def _probe(decoder: "FusedDecoder | LibraryDecoder", far: int) -> list[Tensor]:
+    """Hidden states of two rows of other lengths: behind a prompt, two steps (the second is replayed where steps are
+    recorded), a change of rows, and a step `far` positions on, where what a model does by position shows: scales that
+    grow, layers without rotation."""
+    device = decoder.model.device
+    found = [decoder.start(PROMPTS)]
     found += [decoder.step(torch.tensor(tokens, device=device)) for tokens in ([12, 7], [6, 22])]
     decoder.keep(torch.tensor([1, 0, 1], device=device))
     found.append(decoder.step(torch.tensor([25, 4, 19], device=device)))
-    return torch.cat(found)
+    decoder.positions_B1 += far
+    found.append(decoder.step(torch.tensor([9, 30, 8], device=device)))
+    return found
+
+
+@torch.no_grad()
+def _rounding(model: PreTrainedModel) -> float:
+    """The relative error that another order of sums may have in a 16-bit format: four times what transformers' own ways
+    differ by, a prompt with another one beside it and by itself, and a step and a whole pass; 0.1 at most."""
+    decoder = LibraryDecoder(model)
+    both_BD, (long, short) = decoder.start(PROMPTS), PROMPTS
+    stepped_BD = decoder.step(torch.tensor([12, 7], device=model.device))
+    gaps = []
+    for row, prompt, token in ((0, long, 12), (1, short, 7)):
+        alone_TD = hidden_states(model, torch.tensor([[*prompt, token]], device=model.device))[0]
+        gaps += [relative_error(both_BD[row], alone_TD[-2]), relative_error(stepped_BD[row], alone_TD[-1])]
+    return min(4 * max(gaps), 1e-1)

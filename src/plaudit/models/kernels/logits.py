@@ -28,6 +28,8 @@ SAMPLE = 4096
 """Logits of the probe that a cap is sought with; the answer is then held against all of them."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """‖predicted − logits‖ / ‖logits‖ that rounding may leave."""
+EXACT = 1e-6
+"""An error of that size needs no better explanation."""
 NEVER = -1e9
 """Logit of an id that spells nothing: its probability is exactly 0, and p·log p is 0, which −∞ would make no number."""
 
@@ -146,12 +148,15 @@ def _fitted(z: Tensor, logits: Tensor, known: list[float]) -> LogitShape | None:
     largest = logits.abs().max().item()
     if not largest > 0:
         return None
+    plain = LogitShape(_snapped(_scale(z, logits, None), known))
+    if _error(plain, z, logits) <= EXACT:
+        return plain
     grid = (largest * torch.logspace(0.0001, 1.5, 200, dtype=torch.float64)).tolist()
     caps = [None, *(number for number in known if number > largest * (1 - 1e-3)), *grid]
     shapes = [LogitShape(_snapped(_scale(z, logits, cap), known), cap) for cap in caps]
     # The simplest of those that are about as good as the best one: none, a number of the configuration, any other.
     errors = [_error(shape, z, logits) for shape in shapes]
-    enough = max(1.5 * min(errors), 1e-6)
+    enough = max(1.5 * min(errors), EXACT)
     return next(shape for shape, error in zip(shapes, errors, strict=True) if error <= enough)
 
 

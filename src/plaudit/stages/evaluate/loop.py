@@ -8,6 +8,7 @@ Leaves evaluate/replies.jsonl and evaluate/summary.json.
     plaudit evaluate RECIPE
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +98,9 @@ def compare(
             saver.checkpoint(batches + 1, sft.as_state)
         else:
             advance(count=2 * len(prompts))
-        ppo = judge("ppo", policy, batches + 1, sft.as_state())
+        # Where no update was better than the SFT model, that is the policy: it is not sampled a second time.
+        kept = json.loads((policy.parent / "summary.json").read_text(encoding="utf-8"))["kept_update"]
+        ppo = judge("ppo", policy, batches + 1, sft.as_state()) if kept else sft
     clusters = [prompt.id for prompt in prompts]
     summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}
     if sft.gold is not None and ppo.gold is not None:

@@ -47,8 +47,9 @@ class RunChecks:
     def _frozen(self) -> dict[str, dict[str, str]]:
         roles, scorer = self.trainer.roles, self.trainer.scorer
         base = dict(roles.base_tensors())
+        places = {tensor.data_ptr() for tensor in base.values()}
         frozen = [(name, p) for name, p in roles.named_parameters() if not p.requires_grad]
-        reward = [(name, p) for name, p in frozen if name.removeprefix("peft.") not in base]
+        reward = [(name, p) for name, p in frozen if p.data_ptr() not in places]
         if isinstance(scorer, FullReward):
             reward += list(scorer.named_parameters())
         pairs = (("the reference", base.items()), ("the reward model", reward))

@@ -33,10 +33,12 @@ class PPOConfig(StrictConfig):
     """Replies in one forward and backward pass; must divide minibatch_size. Changes memory, not the result."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """In its place a budget of tokens, padding included; a longer reply goes alone. Changes memory, not the result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, one more forward pass."""
     epochs: int = Field(2, ge=1)
     """Passes over an update's replies."""
     learning_rate: float = Field(3e-4, gt=0)
-    """Peak learning rate of AdamW for the policy's adapter."""
+    """Peak learning rate of AdamW for the policy: its adapter, or all its weights."""
     critic_learning_rate: float = Field(1e-3, gt=0)
     """The same for the critic: the value head, and its adapter where it has one of its own."""
     advantages: Advantages = "gae"
@@ -193,6 +195,8 @@ class PPOConfig(StrictConfig):
             raise ValueError(
                 f"advantages={name} compares the replies to one prompt: replies_per_prompt={replies} must be at least 2"
             )
+        if self.gradient_checkpointing and self.torch_compile:
+            raise ValueError("gradient_checkpointing=true and torch_compile=true exclude each other; choose one")
         if self.critic_warmup >= self.updates:
             raise ValueError(f"critic_warmup={self.critic_warmup} leaves the policy none of updates={self.updates}")
         if self.target_kl is not None and self.steps_per_update == 1:

@@ -25,6 +25,7 @@ from plaudit.guard.invariants import joint_fingerprint
 from plaudit.guard.watch import verdict
 from plaudit.models.export import export_policy
 from plaudit.models.heads import save_head
+from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.records import Prompt
 from plaudit.rollout.batch import RolloutBatch
@@ -125,13 +126,17 @@ def _store(trainer: Trainer, batch: RolloutBatch, number: int) -> None:
 
 
 def _save(trainer: Trainer) -> None:
+    """The last thing that is done with the roles: their base becomes the policy that is written."""
     config, run, roles = trainer.config, trainer.run, trainer.roles
+    trainer.engine.close()
     folder = run.folder.stage("ppo")
-    roles.save_adapter(folder / "adapter")
+    adapters = roles if isinstance(roles, Roles) else roles.others
+    if adapters is roles:
+        adapters.save_adapter(folder / "adapter")
     if config.has_critic:
         save_head(roles.value_head, folder / "value_head")
-    if config.critic == "own":
-        roles.save_adapter(folder / "critic", 1)
+    if config.critic == "own" and adapters is not None:
+        adapters.save_adapter(folder / "critic", adapters.learning.index("critic"))
     rounding = Rounding(run.seed, "ppo/model")
     source, to, dtype, temperature = str(run.sft_model), folder / "model", run.machine.dtype, run.sampling.temperature
     export_policy(roles, trainer.chat, source, to, dtype, rounding, temperature)

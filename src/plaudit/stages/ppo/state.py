@@ -31,6 +31,7 @@ def pack(trainer: Trainer, looks: Looks, keeper: Keeper, seconds: list[float]) -
         "sampler_noise": numbers.sampler_noise,
         "running": asdict(numbers.running),
         "halvings": trainer.micro.halvings,
+        "sampled_at_once": trainer.engine.batch_rows,
         "moments": trainer.rewards.moments,
         "looks": looks.rows,
         "first_look": looks.first,
@@ -49,6 +50,7 @@ def unpack(state: State, trainer: Trainer, looks: Looks, keeper: Keeper) -> list
     numbers.controller, numbers.running = KLController(**values["controller"]), Moments(**values["running"])
     numbers.first_std, numbers.sampler_noise = values["first_std"], values["sampler_noise"]
     trainer.micro.halvings = values["halvings"]
+    trainer.engine.batch_rows = values["sampled_at_once"]
     trainer.rewards.moments = {name: (mean, std) for name, (mean, std) in values["moments"].items()}
     if trainer.config.sigmoid_centred:
         trainer.references = read_references(trainer.run.folder.path / "ppo")

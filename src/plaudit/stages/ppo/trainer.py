@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
 from plaudit.errors import UserError
+from plaudit.models.full import FullRoles
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.compiled import compile_layers
-from plaudit.models.load import load_model
+from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Tokens, pad_right
@@ -26,7 +28,6 @@ from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches, per_token
 from plaudit.stages.ppo.config import PPOConfig
-from plaudit.train.config import OptimiserConfig
 from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.optimiser import MasterAdamW, schedule_of
 from plaudit.train.run import Run
@@ -55,34 +56,27 @@ class Trainer:
         self.rewards = RewardSources(config.rewards, run.machine, run.ranks)
         files = trained_reward(run.folder, self.chat) if self.rewards.trained else None
         adapters = files.adapters if files else []
-        machine, own = run.machine, config.critic == "own"
-        base = load_model(str(run.sft_model), machine.dtype, machine.device)
-        self.roles = Roles(
-            base,
-            trained="policy",
-            lora=run.lora,
-            seed=run.seed,
-            reward=adapters,
-            # A critic of its own starts from the trained reward model's adapter; where there is none, from a fresh one.
-            critic=None if not own else adapters[0] if adapters else run.lora,
-            value_gradient=config.critic == "policy",
-            temperature=run.sampling.temperature,
-        )
-        reward = files.attach(self.roles, machine.dtype, machine.device) if files else None
+        machine = run.machine
+        self.roles = _roles(config, run, adapters)
+        on = self.roles if isinstance(self.roles, Roles) else self.roles.others
+        reward = files.attach(on, machine.dtype, machine.device) if files else None
         self.scorer = reward.model if reward else None
         self.contract = reward.contract if reward else None
         # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
         # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
-        rows = prepare_attention(base)
-        if config.torch_compile:
-            compile_layers(base)
-        else:
-            # On a GPU padded rows were faster (docs/benchmarks.md).
-            self.roles.packs = rows.kind == "shared" and machine.device.type == "cpu"
-        if own and reward is not None and adapters:
-            self.roles.start_critic(reward.contract.mean[0], reward.contract.std[0])
+        shares = machine.device.type == "cpu" and not config.torch_compile
+        for base in self.roles.bases:
+            shares = prepare_attention(base).kind == "shared" and shares
+            if config.gradient_checkpointing:
+                recompute_activations(base)
+            if config.torch_compile:
+                compile_layers(base)
+        # On a GPU padded rows were faster (docs/benchmarks.md).
+        self.roles.packs = shares
+        if config.critic == "own" and reward is not None and isinstance(reward.model, Roles):
+            reward.model.start_critic(reward.contract.mean[0], reward.contract.std[0])
         self.engine = run.engine(run.sft_model, self.chat)
-        self.optimiser, self.schedule = _optimiser(config, run.optimiser, self.roles)
+        self.optimiser, self.schedule = _optimiser(config, run, self.roles)
         self.numbers = Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon))
         self.micro = MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1)
         self.demonstrations = _demonstrations(run, self.chat) if config.ptx_coef else []
@@ -98,16 +92,30 @@ class Trainer:
         return frozenset(found)
 
 
+def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles:
+    """The roles on the run's SFT model, with the adapters `reward` of its reward model."""
+    # A critic of its own starts from the trained reward model's adapter; where there is none, from a fresh one.
+    critic = None if config.critic != "own" else reward[0] if reward else run.lora
+    common: dict[str, Any] = {"value_gradient": config.critic == "policy", "temperature": run.sampling.temperature}
+    base, under = run.base()
+    if run.lora is not None:
+        common |= {"lora": run.lora, "seed": run.seed, "under": under}
+        return Roles(base, trained="policy", reward=reward, critic=critic, **common)
+    others = Roles(base, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
+    return FullRoles(run.base()[0], base, others, **common)
+
+
 def _optimiser(
-    config: PPOConfig, shared: OptimiserConfig, roles: Roles
+    config: PPOConfig, run: Run, roles: Roles | FullRoles
 ) -> tuple[MasterAdamW, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW over the policy and, at a rate of its own, the critic; and the schedule of both."""
     critic = [*roles.adapter_parameters("critic"), *roles.value_head.parameters()]
     groups: list[dict[str, Any]] = [{"params": roles.adapter_parameters("policy"), "lr": config.learning_rate}]
     groups += [{"params": critic, "lr": config.critic_learning_rate}] if config.has_critic else []
-    optimiser = MasterAdamW(groups, betas=(0.9, 0.95), eps=1e-5)
+    rounding = None if run.lora is not None else Rounding(run.seed, "ppo/policy")
+    optimiser = MasterAdamW(groups, betas=(0.9, 0.95), eps=1e-5, rounding=rounding)
     steps, starts = config.updates * config.steps_per_update, [config.critic_warmup * config.steps_per_update]
-    return optimiser, schedule_of(optimiser, steps, shared.warmup_steps, shared.schedule, starts)
+    return optimiser, schedule_of(optimiser, steps, run.optimiser.warmup_steps, run.optimiser.schedule, starts)
 
 
 def _demonstrations(run: Run, chat: ChatFormat) -> list[Example]:

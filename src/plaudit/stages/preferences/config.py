@@ -1,7 +1,7 @@
 """Settings of preferences: what is sampled, and who ranks it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -15,8 +15,9 @@ SIMULATED_ONLY = ("noise", "tie_margin")
 class PreferencesConfig(StrictConfig):
     """Sampling and ranking of replies."""
 
-    rankings: Path | None = None
-    """Rankings or pairs by people, of any format of data.md; null samples and simulates."""
+    rankings: list[Path] = Field([])
+    """Rankings or pairs by people, of any format of data.md, a file or several; none samples and simulates. Beside
+    annotator human they are learnt from together with what people rank."""
     unpaired: Path | None = None
     """Replies that people liked or not (prompt, completion, label): beside rankings or alone, when nothing is sampled
     unless annotator is human."""
@@ -38,6 +39,11 @@ class PreferencesConfig(StrictConfig):
     tie_margin: float = Field(0.1, ge=0)
     """The simulated annotator gives replies within this of the best of their group its rank."""
 
+    @field_validator("rankings", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [] if value is None else [value] if isinstance(value, str | Path) else value
+
     @field_validator("database")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
@@ -48,13 +54,14 @@ class PreferencesConfig(StrictConfig):
     @property
     def samples(self) -> bool:
         """Whether replies are sampled, to be ranked."""
-        return self.rankings is None and (self.unpaired is None or self.annotator == "human")
+        return self.annotator == "human" or (not self.rankings and self.unpaired is None)
 
     @model_validator(mode="after")
     def _nothing_dead(self) -> "PreferencesConfig":
         files = ("rankings", "unpaired")
         if not self.samples and (dead := [name for name in self.given() if name not in files]):
-            named = ", ".join(f"{name}={getattr(self, name)}" for name in self.given(*files))
+            paths = {"rankings": ", ".join(map(str, self.rankings)), "unpaired": self.unpaired}
+            named = ", ".join(f"{name}={paths[name]}" for name in self.given(*files))
             raise ValueError(f"nothing is sampled with {named}: {', '.join(dead)} would do nothing")
         if dead := self.given(*(HUMAN_ONLY if self.annotator == "simulated" else SIMULATED_ONLY)):
             raise ValueError(f"{', '.join(dead)} would do nothing with annotator={self.annotator}")

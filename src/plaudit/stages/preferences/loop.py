@@ -58,6 +58,7 @@ def collect(config: PreferencesConfig, run: Run) -> dict[str, Any]:
     all_pairs = sum(len(r.replies) * (len(r.replies) - 1) // 2 for r in rankings)
     summary: dict[str, Any] = {
         "rankings": len(rankings),
+        "prompts": len({ranking.prompt.messages for ranking in rankings}),
         "replies": sum(len(r.replies) for r in rankings),
         "strict_pairs": len(preferences),
         "tie_share": 1 - len(preferences) / all_pairs,
@@ -78,13 +79,14 @@ def _longer(first: Completion, second: Completion) -> float:
 
 def _rankings(config: PreferencesConfig, run: Run, annotator: Annotator | None) -> tuple[list[Ranking], dict[str, Any]]:
     """The rankings, and what the summary says beside of those by people on the labelling page."""
-    if config.rankings is not None:
-        return list(run.rankings or ()), {}
-    if annotator is None:
+    if config.annotator == "human":
         # Here, because it needs the extra `label`.
         from plaudit.stages.preferences.people import ranked_by_people
 
-        return ranked_by_people(config, run, lambda: sampled(config, run))
+        rankings, said = ranked_by_people(config, run, lambda: sampled(config, run))
+        return [*(run.rankings or ()), *rankings], said
+    if annotator is None:
+        return list(run.rankings or ()), {}
     groups, text_changed = sampled(config, run)
     rankings = [annotator.rank(prompt, replies, number) for number, (prompt, replies) in enumerate(groups)]
     return rankings, {"text_changed": text_changed}

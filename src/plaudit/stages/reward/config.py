@@ -32,6 +32,8 @@ class RewardConfig(StrictConfig):
     """Rankings, and labels, in one optimiser step."""
     rankings_per_micro_batch: int = Field(2, ge=1)
     """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, one more forward pass."""
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW for adapter and head; cosine to a tenth of it."""
     evaluate_every: int | None = Field(None, ge=1)
@@ -43,6 +45,9 @@ class RewardConfig(StrictConfig):
     aggregate_strength: float = Field(1.0, ge=0)
     """Of mean_minus_std k in mean − k·std of the members; of pessimistic β in −β·log mean exp(−r/β), which leans to the
     min where it is small and to the mean where it is large."""
+
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What an alarm of the report card (reward-report.md) does: it is told, or it stops the run before PPO."""
 
     @property
     def aggregate_k(self) -> float:

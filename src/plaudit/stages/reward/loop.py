@@ -16,7 +16,7 @@ head_1.safetensors, model_1 and so on. A full fine-tuning leaves no adapter and 
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,17 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_labels, read_rankings, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import release_memory
+from plaudit.errors import RunStopped
 from plaudit.guard.invariants import check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.export import classifier_refused
 from plaudit.models.full import FullReward
 from plaudit.models.heads import head_file, save_head
-from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.records import Completion, Labelled, Prompt, Ranking
 from plaudit.rewards.averaging import average_adapters, average_heads
 from plaudit.rewards.contract import RewardContract
-from plaudit.rewards.export import export_classifier, sign_classifier
+from plaudit.rewards.export import export_classifier, sign_classifier, write_note
 from plaudit.rewards.saved import (
     adapter_name,
     file_hashes,
@@ -140,7 +140,18 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
     for card in cards:
         print_alarms(card)
+    stop_for_alarm(config.on_alarm, cards)
     return summary
+
+
+def stop_for_alarm(on_alarm: str, cards: Sequence[Mapping[str, Any]]) -> None:
+    """RunStopped for the first alarm of the report cards, where `on_alarm` is stop."""
+    alarm = next((one for card in cards for one in card["alarms"] if one["level"] == "alarm"), None)
+    if on_alarm == "stop" and alarm is not None:
+        raise RunStopped(
+            f"reward.on_alarm=stop, and the reward model's card has the alarm {alarm['kind']!r}: {alarm['says']} "
+            f"{alarm['do']} Then run --from preferences; or go on as it is: --resume reward.on_alarm=warn"
+        )
 
 
 def judge(
@@ -198,8 +209,9 @@ def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
     if run.lora is None:
         return load_merged(folder / "model", run.machine.dtype, run.machine.device)
     members = 1 if config.aggregate == "weight_averaged" else config.members
-    base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
-    return with_heads(Roles(base, reward=[folder / adapter_name(member) for member in range(members)]), folder)
+    base, under = run.base()
+    adapters = [folder / adapter_name(member) for member in range(members)]
+    return with_heads(Roles(base, reward=adapters, under=under), folder)
 
 
 def _scored(
@@ -274,9 +286,10 @@ def export(
     folder: Path,
 ) -> float | None:
     """Every member as a plain classifier that carries its own contract; returns the largest distance of a golden
-    score from the model's own, in standard deviations. None, and nothing written, where transformers has no classifier
-    on this base."""
+    score from the model's own, in standard deviations. None, and a note of how to read the score, where transformers
+    has no classifier on this base."""
     if isinstance(model, Roles) and classifier_refused(model.peft.get_base_model()) is not None:
+        write_note(model, contract, folder)
         return None
     gaps = []
     for member, temperature in enumerate(temperatures):

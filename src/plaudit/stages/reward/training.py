@@ -29,7 +29,7 @@ from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.kernels.attention import prepare_attention
-from plaudit.models.load import load_model
+from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Roles, reward_adapter
 from plaudit.models.tokens import ReplyRow, Tokens, pack_replies, pad_right
 from plaudit.records import Labelled, Ranking
@@ -134,13 +134,15 @@ class RewardTraining:
     def __init__(self, config: RewardConfig, run: Run, chat: ChatFormat, learnt: Rows, test: Rows):
         """On the run's SFT model; the held-out loss is over some of the rankings and labels `test`."""
         full, dtype = run.lora is None, run.machine.dtype
-        base = load_model(str(run.sft_model), torch.float32 if full else dtype, run.machine.device)
+        base, under = run.base(torch.float32 if full else dtype)
         self.config, self.optimiser, self.seed, self.chat = config, run.optimiser, run.seed, chat
         self.model: Roles | FullReward = (
             FullReward(base, dtype, learns=True)
             if full
-            else Roles(base, trained="reward", lora=run.lora, seed=run.seed, members=config.members)
+            else Roles(base, trained="reward", lora=run.lora, seed=run.seed, members=config.members, under=under)
         )
+        if config.gradient_checkpointing:
+            recompute_activations(base)
         self._places = places_of(config.annotator_bias, learnt[1])
         self._biases = starting_biases(self._places, learnt[1])
         """Of the labels' annotators: where each member begins."""

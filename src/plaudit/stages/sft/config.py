@@ -34,6 +34,8 @@ class SourceConfig(StrictConfig):
 class SFTConfig(StrictConfig):
     """Supervised fine-tuning."""
 
+    skip: bool = False
+    """Train nothing: the model is the SFT model as it is, one that was fine-tuned elsewhere."""
     mixture: list[SourceConfig] = Field([])
     """Sources and their shares; empty takes every training demonstration once an epoch."""
     epochs: int = Field(3, ge=1)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
@@ -29,10 +28,11 @@ from plaudit.data.packing import Example, balanced, by_length
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint, joint_fingerprint
+from plaudit.models.export import merged_in_place
 from plaudit.models.full import FullPolicy
 from plaudit.models.kernels.attention import prepare_attention
-from plaudit.models.kernels.merge import merge_into
 from plaudit.models.load import ids_in, load_model, save_model
+from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
@@ -84,7 +84,7 @@ class SFTTraining:
     ):
         """On the run's model; the first of the held-out `prompts` are those that are answered at every evaluation."""
         full, machine = run.lora is None, run.machine
-        base = load_model(run.model, torch.float32 if full else machine.dtype, machine.device)
+        base = load_model(run.model, torch.float32 if full else machine.dtype, machine.device, run.quantise)
         layout = prepare_attention(base)
         self.config, self.run, self.chat, self.held_out = config, run, chat, held_out
         self.packed = layout.packs
@@ -96,7 +96,7 @@ class SFTTraining:
             FullPolicy(base, machine.dtype) if full else Roles(base, trained="policy", lora=run.lora, seed=run.seed)
         )
         if config.gradient_checkpointing:
-            _checkpoint_gradients(base)
+            recompute_activations(base)
         self.prompts = prompts[: config.samples]
         self.engine = run.engine(run.model, chat) if config.samples else None
         self.micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
@@ -171,15 +171,6 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
         "kinds": kinds,
     }
     return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
-
-
-def _checkpoint_gradients(base: PreTrainedModel) -> None:
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # transformers checkpoints in train mode only, and train mode turns dropout on: so only the checkpointing layer
-    # itself is told so, not what is in it.
-    for module in base.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
 
 
 def _learning(model: Roles | FullPolicy) -> dict[str, torch.nn.Parameter]:
@@ -312,13 +303,25 @@ def _save(training: SFTTraining, folder: Path) -> None:
     run, model = training.run, training.model
     if isinstance(model, Roles):
         model.save_adapter(folder / "adapter")
-    merged = load_model(run.model, run.machine.dtype, run.machine.device)
-    merge_into(merged, model.merged_weights("policy", Rounding(run.seed, "sft/model")))
+    if training.engine is not None:
+        training.engine.close()
+    merged = merged_in_place(model, run.model, run.machine.dtype, Rounding(run.seed, "sft/model"))
+    _save_model(merged, training.chat, folder)
+
+
+def _save_model(model: PreTrainedModel, chat: ChatFormat, folder: Path) -> None:
     # Whoever samples from the checkpoint must stop where the replies end, which need not be the tokenizer's EOS.
-    found, ends = ids_in(merged.generation_config.eos_token_id), training.chat.ends
+    found, ends = ids_in(model.generation_config.eos_token_id), chat.ends
     if {*found} != ends:
-        merged.generation_config.eos_token_id = [*filter(ends.__contains__, found), *sorted(ends.difference(found))]
-    save_model(merged, training.chat.tokenizer, folder / "model")
+        model.generation_config.eos_token_id = [*filter(ends.__contains__, found), *sorted(ends.difference(found))]
+    save_model(model, chat.tokenizer, folder / "model")
+
+
+def take(run: Run) -> dict[str, Any]:
+    """Where SFT is skipped: the run's model, in the run's format and with its chat template, as the SFT model."""
+    chat, machine = run.chat(run.model), run.machine
+    _save_model(load_model(run.model, machine.dtype, machine.device), chat, run.folder.stage("sft"))
+    return run.finish("sft", "SFT: skipped", {"skipped": True, "chat_template": chat.origin}, ("chat_template",))
 
 
 def _by_kind(steps: list[Step], before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:

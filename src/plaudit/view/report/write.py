@@ -7,22 +7,39 @@ the rows of one. The page is one file without scripts or anything fetched; what 
 """
 
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
 from plaudit.guard.limits import KL_BUDGET
 from plaudit.run.display import console, format_value, stage_table
-from plaudit.run.folder import ENVIRONMENT, RECIPE, REPORT, SUMMARY, needed_stages, read_recipe, stage_settings
+from plaudit.run.folder import (
+    ENVIRONMENT,
+    RECIPE,
+    REPORT,
+    SUMMARY,
+    needed_stages,
+    ranked_by_people,
+    read_json,
+    read_recipe,
+    stage_settings,
+)
 from plaudit.run.metrics import read_metrics
 from plaudit.run.provenance import versions
 from plaudit.train.run import Run
 from plaudit.view.card.plots import card_plots
 from plaudit.view.card.table import PARTS
-from plaudit.view.page import render_page
+from plaudit.view.page import render_page, words
+from plaudit.view.report.care import raised_alarms
 from plaudit.view.report.plots import kind_plot, ppo_plots, reward_plots, score_plots, sft_plot
 from plaudit.view.report.tables import choose_examples, gold_by_kind, seconds_by_part
+from plaudit.view.text import plain
+
+if TYPE_CHECKING:
+    from plaudit.label.db.ledger import Ledger
 
 
 def write_report(run: Run) -> dict[str, Any]:
@@ -32,9 +49,24 @@ def write_report(run: Run) -> dict[str, Any]:
     page = render(run, summary)
     write_json(folder / SUMMARY, summary)
     write_text(folder / REPORT, page)
-    stage_table(f"Run {read_recipe(folder)['name']}: SFT -> PPO on held-out prompts", closing_rows(summary))
+    recipe = read_recipe(folder)
+    stage_table(f"Run {recipe['name']}: SFT -> PPO on held-out prompts", closing_rows(summary))
+    console.print(plain(words("words.html.j2", "verdict", summary)), style="bold", soft_wrap=True)
     console.print(f"Report: {folder / REPORT}", soft_wrap=True)
+    for command, why in next_commands(folder, recipe, summary):
+        console.print(f"Next: {command}   ({why})", soft_wrap=True)
     return summary
+
+
+def next_commands(folder: Path, recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The two commands that the numbers suggest, and what for."""
+    chat = (f"plaudit chat {folder}", "talk to both models")
+    if summary["ppo"]["kept_update"] == 0:
+        again = f"plaudit run {folder / RECIPE} --from ppo ppo.learning_rate={recipe['ppo']['learning_rate'] / 2:g}"
+        return [(f"plaudit doctor {folder}", "what is wrong with the training"), (again, "PPO again, more slowly")]
+    if ranked_by_people(recipe) and "people" not in summary and "reward" in summary:
+        return [(f"plaudit label compare {folder}", "people compare both, blind; then plaudit report"), chat]
+    return [chat, (f"plaudit export {folder} --to my-policy", "a plain Hugging Face checkpoint")]
 
 
 def stages_of(recipe: dict[str, Any]) -> list[str]:
@@ -47,7 +79,7 @@ def stages_of(recipe: dict[str, Any]) -> list[str]:
 def gather(run: Run) -> dict[str, Any]:
     """Every stage's own summary, with seconds, memory and versions beside them."""
     stages = stages_of(read_recipe(run.folder.path))
-    summary = {stage: _read_json(run.folder.require(f"{stage}/summary.json", stage)) for stage in stages}
+    summary = {stage: read_json(run.folder.require(f"{stage}/summary.json", stage)) for stage in stages}
     finished = {stage: entry for stage, entry in run.folder.finished().items() if stage in stages}
     people = compared_by_people(run)
     summary |= {} if people is None else {"people": people}
@@ -58,6 +90,22 @@ def gather(run: Run) -> dict[str, Any]:
     return {**summary, "versions": versions()}
 
 
+def labels_of(run: Run) -> "Ledger | None":
+    """What people said on the labelling page of this run; None where there is no database."""
+    where = read_recipe(run.folder.path)["preferences"]["database"] or str(run.folder.path / "label" / "labels.sqlite")
+    if "://" not in where and not Path(where).is_file():
+        return None
+    # Here, because it needs the extra `label`, which a run without people does not.
+    from plaudit.label.db.database import connect, snapshot
+    from plaudit.label.db.ledger import read
+
+    engine = connect(where)
+    with snapshot(engine) as connection:
+        ledger = read(connection)
+    engine.dispose()
+    return ledger
+
+
 def compared_by_people(run: Run) -> dict[str, Any] | None:
     """How often people ranked PPO's reply above SFT's in a blind comparison, ties half, with the 95 % interval over
     prompts.
@@ -65,27 +113,28 @@ def compared_by_people(run: Run) -> dict[str, Any] | None:
     None where nobody compared. Only replies of the evaluation as it is now count: what was said of an older policy
     stays in the database.
     """
-    where = read_recipe(run.folder.path)["preferences"]["database"] or str(run.folder.path / "label" / "labels.sqlite")
-    if "://" not in where and not Path(where).is_file():
+    ledger = labels_of(run)
+    if ledger is None:
         return None
-    # Here, because it needs the extra `label`, which a run without people does not.
-    from plaudit.label.db.database import connect, snapshot
-    from plaudit.label.db.ledger import read, standing
+    from plaudit.label.db.ledger import standing
     from plaudit.label.quality.agreement import ranked
     from plaudit.label.quality.sources import win_rate
     from plaudit.label.queue.items import compared
 
     now = {draft.id for draft in compared(run.folder.path, run.prompts)[0]}
-    engine = connect(where)
-    with snapshot(engine) as connection:
-        ledger = read(connection)
-    engine.dispose()
     labels = [label for label in ranked(standing(ledger.labels)) if label.item in now]
     return win_rate(ledger.items, labels, "ppo", "sft")
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def said_of_people(run: Run) -> list[str]:
+    """The alarms of the labelling dashboard about those who ranked for this run."""
+    ledger = labels_of(run)
+    if ledger is None:
+        return []
+    from plaudit.label.quality.dashboard import dashboard
+
+    alarms = dashboard(ledger, time.time())["alarms"]
+    return [f"Annotators: {row['who'] + ': ' if row['who'] else ''}{row['what']}; {row['do']}." for row in alarms]
 
 
 def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
@@ -99,7 +148,9 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
         return f"{section[name]:.3f} {format_value(section[f'{name}_ci'])}"
 
     rows = {}
-    if "gold_gain" in evaluated:
+    if summary["ppo"]["kept_update"] == 0:
+        rows["kept"] = "the SFT model (no update was better)"
+    elif "gold_gain" in evaluated:
         rows["gold score"] = pair("gold")
         rows["gold gain, 95 % interval"] = with_interval(evaluated, "gold_gain")
         rows["win rate, 95 % interval"] = with_interval(evaluated, "win_rate")
@@ -127,13 +178,15 @@ def render(run: Run, summary: dict[str, Any]) -> str:
     recipe = read_recipe(folder)
     replies = read_metrics(run.folder.require("evaluate/replies.jsonl", "evaluate"))
     prompts = [row["id"] for row in replies]
-    environment = _read_json(folder / ENVIRONMENT)
+    environment = read_json(folder / ENVIRONMENT)
     updates, looks = read_metrics(folder / "ppo/metrics.jsonl"), read_metrics(folder / "ppo/evaluations.jsonl")
     kinds = gold_by_kind(replies)
-    card, labels, learning = None, None, [sft_plot(read_metrics(folder / "sft/metrics.jsonl"))]
+    trained = "skipped" not in summary["sft"]
+    card, labels = None, None
+    learning = [sft_plot(read_metrics(folder / "sft/metrics.jsonl"))] if trained else []
     if "reward" in summary:
-        cards = [run.folder.path / "reward" / f"{name}.json" for name in ("card", "labels")]
-        card, labels = (_read_json(path) if path.is_file() else None for path in cards)
+        cards = [folder / "reward" / f"{name}.json" for name in ("card", "labels")]
+        card, labels = (read_json(path) if path.is_file() else None for path in cards)
         learning += reward_plots(read_metrics(folder / "reward/metrics.jsonl"), summary["reward"])
     return render_page(
         "report.html.j2",
@@ -145,6 +198,11 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         environment_json=json.dumps(environment, indent=2, ensure_ascii=False),
         machine=run.machine,
         summary=summary,
+        by_people=ranked_by_people(recipe),
+        raised=[
+            *raised_alarms((card, labels), summary, updates, looks, stage_settings(recipe, "ppo")),
+            *said_of_people(run),
+        ],
         kl_budget=recipe["ppo"]["kl_budget"] or KL_BUDGET,
         proxy_ci=bootstrap_interval([row["ppo"]["proxy"] - row["sft"]["proxy"] for row in replies], prompts),
         examples=choose_examples(replies),

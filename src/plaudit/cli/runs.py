@@ -1,0 +1,61 @@
+"""Commands about whole runs: status, compare, clean."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plaudit.run.display import console, print_json
+
+commands = typer.Typer()
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+
+
+@commands.command()
+def status(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders, or folders of them; else runs.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How far runs are, what came out, and how much of the disk they take."""
+    from plaudit.view.status import print_status, runs_in, status_of
+
+    found = [status_of(folder) for folder in runs_in(folders or [Path("runs")])]
+    print_json(found) if as_json else print_status(found)
+
+
+@commands.command()
+def compare(
+    one: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    other: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of another one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Two finished runs beside each other, and the differences of their replies with intervals."""
+    from plaudit.view.compare import compare as compared
+    from plaudit.view.compare import print_comparison
+
+    found = compared(one, other)
+    print_json(found) if as_json else print_comparison(found)
+
+
+@commands.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    rollouts: Annotated[bool, typer.Option("--rollouts", help="PPO's stored replies too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it; else it is only listed.")] = False,
+) -> None:
+    """What of a run may go without a loss for its report, a resume or an export; with --yes it goes."""
+    from plaudit.run.clean import clean as delete
+    from plaudit.run.clean import reclaimable
+
+    found = reclaimable(folder, rollouts=rollouts)
+    for one in found:
+        console.print(f"{one.size / 1e6:8.1f} MB  {one.path}: {one.why}", soft_wrap=True)
+    total = f"{sum(one.size for one in found) / 1e6:.1f} MB"
+    if not yes:
+        console.print(f"{total} may go; nothing was deleted: --yes does it", soft_wrap=True)
+        return
+    delete(folder, found)
+    console.print(f"{total} deleted")

@@ -1,0 +1,73 @@
+"""Comparisons as labelling tools and published sets write them, made rows of our formats.
+
+- Label Studio: the JSON export of a project with a Pairwise tag: a task's `data` with two answers, and `annotations`,
+  each of which selected left or right (labelstud.io, "Pairwise", "Export annotations").
+- Comparisons of summaries: `info`, two `summaries` and a `choice`, as Stiennon et al. 2020 ("Learning to summarize from
+  human feedback", arXiv:2009.01325) published them; the prompt is laid out as in their table of query formats.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from plaudit.data.formats.rows import shown
+from plaudit.data.formats.shapes import duel_of
+from plaudit.errors import UserError
+
+_SIDES = {"left": 0, "right": 1}
+
+
+def chosen_between(place: str, row: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """A task of Label Studio as a row of format votes, a comparison of summaries as one of format rankings; any other
+    row as it is."""
+    if {"data", "annotations"} <= row.keys():
+        say("tasks of Label Studio, a vote for each annotation")
+        return _label_studio(place, row)
+    if {"info", "summaries", "choice"} <= row.keys():
+        say("comparisons of summaries")
+        return _summaries(place, row)
+    return row
+
+
+def _label_studio(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    data, annotations = row["data"], row["annotations"]
+    duel = duel_of(tuple(data)) if isinstance(data, dict) else None
+    if duel is None or not isinstance(annotations, list):
+        raise UserError(
+            f"{place}: a task of Label Studio whose field 'data' has not two answers (as answer1 and answer2) is not "
+            "read; export the project as CSV and name its columns with columns: prompt=THEIRS,completion=THEIRS"
+        )
+    votes = [0, 0]
+    for annotation in annotations:
+        results = annotation.get("result") if isinstance(annotation, dict) else None
+        for result in results if isinstance(results, list) and not annotation.get("was_cancelled") else ():
+            value = result.get("value") if isinstance(result, dict) else None
+            side = value.get("selected") if isinstance(value, dict) else None
+            if side in _SIDES:
+                votes[_SIDES[side]] += 1
+    if votes == [0, 0]:
+        raise UserError(f"{place}: no annotation of the task says left or right; take it out of the export")
+    both = (duel.first, duel.second)
+    responses = [{"text": data[key], "votes": count} for key, count in zip(both, votes, strict=True)]
+    return {**{key: value for key, value in data.items() if key not in both}, "responses": responses}
+
+
+def _summaries(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    info, summaries, choice = row["info"], row["summaries"], row["choice"]
+    texts = [one.get("text") for one in summaries if isinstance(one, dict)] if isinstance(summaries, list) else []
+    if not isinstance(info, dict) or len(texts) != 2 or choice not in (0, 1) or isinstance(choice, bool):
+        raise UserError(
+            f"{place}: a comparison of summaries has an object 'info', two 'summaries' with a 'text' and a 'choice' of "
+            f"0 or 1; found the choice {shown(choice)}"
+        )
+    text = info.get("post") or info.get("article")
+    if not isinstance(text, str):
+        raise UserError(f"{place}: field 'info' has neither 'post' nor 'article', which the summaries are of")
+    heads = [("SUBREDDIT", info.get("subreddit") and f"r/{info['subreddit']}"), ("TITLE", info.get("title"))]
+    lines = [f"{head}: {value}" for head, value in heads if value]
+    prompt = "\n\n".join([*lines, f"{'POST' if info.get('post') else 'Article'}: {text}", "TL;DR:"])
+    found = {
+        "prompt": prompt,
+        "responses": [{"text": said, "rank": 1 + (at != choice)} for at, said in enumerate(texts)],
+        "split": "train" if row.get("split", "train") == "train" else "validation",
+    }
+    return {**found, **({"annotator": row["worker"]} if row.get("worker") else {})}

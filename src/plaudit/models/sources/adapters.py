@@ -1,0 +1,53 @@
+"""An adapter in PEFT's format, by itself: which base it names, what tensors it has, and the two merged."""
+
+import json
+from pathlib import Path
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from plaudit.errors import UserError
+from plaudit.models.sources.reasons import refusing
+
+ADAPTER = "adapter_config.json"
+PEFT = "base_model.model."
+
+
+def base_of(name: str, adapter: Path) -> str:
+    """The source that an adapter names as its base: a folder in its own, or any other."""
+    try:
+        settings = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{name}: {ADAPTER} is no JSON ({error}); copy it again") from error
+    base = settings.get("base_model_name_or_path") or ""
+    return str(adapter / base) if (adapter / base / "config.json").is_file() else base
+
+
+def shapes_of(name: str, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name, as it is in the model, -> shape of the tensors in a folder's safetensors files."""
+    files, found = sorted(folder.glob("*.safetensors")), dict[str, tuple[int, ...]]()
+    if not files:
+        raise UserError(f"{name}: {folder} holds no *.safetensors weights (pickle files are not read)")
+    for file in files:
+        with refusing(f"{name}: {file.name} cannot be read", "; copy it again"), safe_open(file, "pt") as tensors:
+            found |= {plain_name(key): tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name in an adapter's file as it is in the model."""
+    return name.removeprefix(PEFT).replace(".modules_to_save.", ".")
+
+
+def merged(name: str, adapter: Path, model: PreTrainedModel, beside: frozenset[str] = frozenset()) -> PreTrainedModel:
+    """The adapter merged into its base, every tensor of the adapter accounted for but those `beside` it."""
+    with refusing(f"{name}: its adapter does not fit its base"):
+        peft = PeftModel.from_pretrained(model, str(adapter))
+    wanted = {plain_name(key) for key in get_peft_model_state_dict(peft, save_embedding_layers=False)} - beside
+    given = shapes_of(name, adapter).keys() - beside
+    for names, what in ((wanted - given, "is missing"), (given - wanted, "belongs to no layer of the base")):
+        if names:
+            raise UserError(f"{name}: adapter tensor '{PEFT}{min(names)}' {what}")
+    with refusing(f"{name}: its adapter cannot be merged"):
+        return peft.merge_and_unload()

@@ -1,0 +1,75 @@
+"""How far runs are: what ended, what is going on, what came out, and how much of the disk they take."""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from plaudit.errors import UserError
+from plaudit.run.display import console
+from plaudit.run.folder import RECIPE, SUMMARY, finished_stages, is_locked, needed_stages, read_json, read_recipe
+from plaudit.run.metrics import read_metrics
+
+_COUNTED = {"ppo": ("update", "updates"), "sft": ("step", None), "reward": ("step", None)}
+"""What the stages' metrics count, and the key of the recipe that says how many there will be."""
+
+
+def runs_in(folders: Iterable[Path]) -> list[Path]:
+    """The run folders among these, and those in one that is none itself; UserError for one that has none."""
+    found = []
+    for folder in folders:
+        own = [folder] if (folder / RECIPE).is_file() else sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
+        if not own:
+            raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
+        found += own
+    return found
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """One run; `state` is finished, going on or stopped."""
+    recipe, ended = read_recipe(folder), finished_stages(folder)
+    sources = recipe["ppo"]["rewards"]
+    needed = needed_stages(not sources or any(source["trained"] for source in sources))
+    now = next((stage for stage in needed if stage not in ended), None)
+    state = "finished" if now is None else "going on" if is_locked(folder) else "stopped"
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    found: dict[str, Any] = {
+        "run": str(folder),
+        "state": state,
+        "ended": [stage for stage in needed if stage in ended],
+        "now": now,
+        "progress": _progress(folder, now, recipe) if now else "",
+        "minutes": sum(entry["seconds"] for entry in ended.values()) / 60,
+        "bytes": sum(file.stat().st_size for file in files),
+        "changed": max(file.stat().st_mtime for file in files),
+    }
+    summary = folder / SUMMARY
+    return found | ({"result": _result(read_json(summary))} if summary.is_file() else {})
+
+
+def _progress(folder: Path, stage: str, recipe: Mapping[str, Any]) -> str:
+    path = folder / stage / "metrics.jsonl"
+    if stage not in _COUNTED or not path.is_file() or not (rows := read_metrics(path)):
+        return ""
+    counted, total = _COUNTED[stage]
+    return f"{counted} {rows[-1][counted]}" + (f" of {recipe[stage][total]}" if total else "")
+
+
+def _result(summary: Mapping[str, Any]) -> str:
+    evaluated = summary["evaluate"]
+    name = "gold" if "gold_gain" in evaluated else "proxy"
+    said = f"{name} {evaluated[f'{name}_sft']:.2f} -> {evaluated[f'{name}_ppo']:.2f}, KL {evaluated['kl']:.1f}"
+    return "kept the SFT model" if summary["ppo"]["kept_update"] == 0 else said
+
+
+def print_status(found: Iterable[Mapping[str, Any]]) -> None:
+    """One row a run."""
+    table = Table("run", "state", "ended", "now", "minutes", "MB", "changed", "result")
+    for one in found:
+        now = " ".join(filter(None, (one["now"], one["progress"])))
+        changed = time.strftime("%d %b %H:%M", time.localtime(one["changed"]))
+        cells = (one["state"], ", ".join(one["ended"]) or "nothing", now, f"{one['minutes']:.1f}")
+        table.add_row(one["run"], *cells, f"{one['bytes'] / 1e6:.0f}", changed, one.get("result", ""))
+    console.print(table)

@@ -1,0 +1,148 @@
+"""Where a base comes from: an adapter's folder, a Hub id; and the reason where it cannot be had."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from conftest import CPU, make_model, make_tokenizer
+from plaudit.errors import UserError
+from plaudit.models import load
+from plaudit.models.load import check_readable, load_model, resolve
+
+IDS = torch.arange(4, 40)[None]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache/models"
+
+
+def base_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    tokenizer = make_tokenizer()
+    make_model("llama", len(tokenizer)).to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def adapter_folder(base: Path, folder: Path) -> Path:
+    """A trained LoRA adapter, as PEFT saves it; the base is named by its path."""
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), settings)
+    with torch.no_grad():
+        for name, parameter in sorted(peft.named_parameters()):
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    peft.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_an_adapter_is_merged_into_the_base_that_it_names(tmp_path: Path, cache: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    adapter = adapter_folder(base, tmp_path / "adapter")
+    found = resolve(str(adapter))
+    check_readable(found)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    logits = load_model(found, torch.float32, CPU)(IDS).logits
+    torch.testing.assert_close(logits, theirs(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert (logits - theirs.unload()(IDS).logits).abs().max() > 0.1
+    made = {file: file.stat().st_mtime_ns for file in Path(found).iterdir()}
+    assert resolve(str(adapter)) == found and {file: file.stat().st_mtime_ns for file in made} == made
+    assert [file.name for file in cache.iterdir()] == [Path(found).name]
+
+
+def test_a_16_bit_base_stays_one_and_keeps_a_small_adapter(tmp_path: Path) -> None:
+    """Rounded to the nearest, a change of a thousandth would be lost; rounded at random it is there on average."""
+    base = base_folder(tmp_path / "base", torch.bfloat16)
+    adapter = adapter_folder(base, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    tensors = {name: value * (1e-2 if "lora_B" in name else 1) for name, value in load_file(file).items()}
+    save_file(tensors, file)
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (base, resolve(str(adapter))))
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    name = "model.layers.0.self_attn.q_proj"
+    left, right = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "BA")
+    wanted = 2 * (left @ right)
+    change = after[f"{name}.weight"].float() - before[f"{name}.weight"].float()
+    slope = (change * wanted).sum() / (wanted * wanted).sum()
+    assert slope.item() == pytest.approx(1.0, abs=0.35)
+    assert all(torch.equal(before[key], after[key]) for key in before if "q_proj" not in key and "down_proj" not in key)
+
+
+def test_an_adapter_without_its_base_says_how_to_merge_it(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    adapter = adapter_folder(base, tmp_path / "adapter")
+    shutil.rmtree(base)
+    with pytest.raises(UserError, match=r"an adapter, whose base is not to be had.*merge_and_unload\(\)"):
+        resolve(str(adapter))
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    adapter = adapter_folder(base_folder(tmp_path / "base"), tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name.replace("layers.1", "layers.7"): value for name, value in tensors.items()}, file)
+    with pytest.raises(UserError, match="adapter tensor"):
+        resolve(str(adapter))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """A Hub whose one repository is the folder `there`; calling it gives the names that were fetched."""
+    fetched: list[str] = []
+
+    def download(source: str, *, allow_patterns: Sequence[str], ignore_patterns: Sequence[str] = ()) -> str:
+        assert source == "no-one/model"
+        to = tmp_path / "snapshot"
+        to.mkdir(exist_ok=True)
+        for file in sorted((tmp_path / "there").iterdir()):
+            wanted = any(fnmatch(file.name, one) for one in allow_patterns)
+            if wanted and not any(fnmatch(file.name, one) for one in ignore_patterns):
+                shutil.copy(file, to)
+                fetched.append(file.name)
+        return str(to)
+
+    monkeypatch.setattr(load, "snapshot_download", download)
+    return lambda: fetched
+
+
+def test_a_hub_id_is_looked_at_as_a_folder_is(tmp_path: Path, hub: Callable[[], list[str]]) -> None:
+    """No pickle is fetched, and of a model that would be refused no weight."""
+    there = base_folder(tmp_path / "there")
+    (there / "pytorch_model.bin").write_bytes(b"pickle")
+    shutil.copy(there / "model.safetensors", there / "consolidated.safetensors")
+    found = resolve("no-one/model")
+    check_readable(found)
+    assert "model.safetensors" in hub() and not {"pytorch_model.bin", "consolidated.safetensors"} & {*hub()}
+    (there / "model.safetensors").unlink()
+    shutil.rmtree(found)
+    with pytest.raises(UserError, match="pickle files are not read"):
+        check_readable(resolve("no-one/model"))
+
+
+def test_a_hub_id_of_another_type_is_refused_before_its_weights(tmp_path: Path, hub: Callable[[], list[str]]) -> None:
+    there = base_folder(tmp_path / "there")
+    config = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
+    with pytest.raises(UserError, match="no causal language model"):
+        resolve("no-one/model")
+    assert "model.safetensors" not in hub()
+
+
+def test_weights_of_other_sizes_are_named(tmp_path: Path) -> None:
+    """transformers raises no more than that its log has a report, which nobody would see."""
+    folder = base_folder(tmp_path / "base")
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    with pytest.raises(UserError, match=r"gate_proj.*48, 32.*64, 32"):
+        load_model(str(folder), torch.float32, CPU)

@@ -1,0 +1,141 @@
+"""PPO that trains every weight: the reference stays, a killed run goes on bit for bit, the export is the policy."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from conftest import tiny_stage
+from plaudit.models.full import FullRoles
+from plaudit.models.roles import plain_logprobs
+from plaudit.run.metrics import Clock, read_metrics
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.rollout import picked
+from plaudit.stages.ppo.trainer import Trainer, layout
+from plaudit.stages.ppo.update import gradient
+from plaudit.train.config import CheckpointConfig
+from plaudit.train.run import Run
+
+Load = Callable[[Path], PreTrainedModel]
+FULL = {"lora": None, "learning_rate": 1e-3, "evaluate_every": 2}
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def on(home: Path, tiny_run: Callable[..., Run], trained: Path, dtype: str, **changes: Any) -> Any:
+    """The settings and a new run that PPO can begin in."""
+    return tiny_stage("ppo", tiny_run(home, trained, dtype), **FULL, **changes)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_run: Callable[..., Run], trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two updates in bfloat16, whose guards held."""
+    config, run = on(tmp_path_factory.mktemp("full"), tiny_run, trained, "bfloat16")
+    ppo.train(config, run)
+    return run.folder.path / "ppo"
+
+
+def test_a_fresh_policy_is_the_reference_and_the_sampler_is_the_policy(unbroken: Path) -> None:
+    first, second = read_metrics(unbroken / "metrics.jsonl")
+    assert first["kl"] == 0
+    assert second["kl"] != 0
+    # In the first rollout there is nothing but rounding between the two.
+    assert second["sampler_gap_mean"] < 2 * first["sampler_gap_mean"]
+
+
+def test_no_adapter_is_left(unbroken: Path) -> None:
+    assert not (unbroken / "adapter").exists()
+    assert (unbroken / "value_head/head.safetensors").is_file()
+
+
+def test_a_run_that_was_killed_goes_on_bit_for_bit(
+    unbroken: Path,
+    tmp_path: Path,
+    tiny_run: Callable[..., Run],
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, run = on(tmp_path, tiny_run, trained, "bfloat16")
+    run = replace(run, checkpoints=CheckpointConfig(every_steps=1))
+    own = ppo.update
+
+    def killed(trainer: Trainer, batch: Any, number: int, clock: Clock) -> Any:
+        if number == 1:
+            raise KeyboardInterrupt
+        return own(trainer, batch, number, clock)
+
+    monkeypatch.setattr(ppo, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.train(config, run)
+    monkeypatch.undo()
+    ppo.train(config, replace(run, resume=True))
+    for name in ("metrics.jsonl", "evaluations.jsonl", "model/model.safetensors", "value_head/head.safetensors"):
+        assert (run.folder.path / "ppo" / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def update(trainer: Trainer) -> Any:
+    batch = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 0), 0, Clock())
+    return ppo.update(trainer, batch, 0, Clock())[0]
+
+
+@pytest.mark.parametrize("critic", ["head", "own"])
+def test_only_the_policy_and_the_critic_move(
+    critic: str, tmp_path: Path, tiny_run: Callable[..., Run], trained: Path
+) -> None:
+    trainer = Trainer(*on(tmp_path, tiny_run, trained, "float32", critic=critic, entropy_coef=0.01))
+    roles = trainer.roles
+    assert isinstance(roles, FullRoles)
+    before = {name: parameter.detach().clone() for name, parameter in roles.named_parameters()}
+    learning = set(roles.trainable())
+    assert len({p.data_ptr() for p in roles.parameters()}) == len(before), "two roles share a weight"
+    update(trainer)
+    moved = {name for name, parameter in roles.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == learning
+    named = {name.partition(".")[0] for name in moved}
+    assert named == {"policy", "others"} if critic == "own" else {"policy", "value_head"}
+    sft = weights(trainer.run.sft_model)
+    reference = dict(roles.base_tensors())
+    assert all(torch.equal(reference[name], sft[_plain(name)]) for name in reference)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def test_the_gradient_is_the_models_own(
+    tmp_path: Path, tiny_run: Callable[..., Run], trained: Path, load: Load
+) -> None:
+    """Without a critic at ratio 1 that of −Σ Â·log π / count, by autograd through the library's own logits."""
+    changes = {"advantages": "reinforce_pp", "critic_learning_rate": 1e-3, "micro_batch_size": 2}
+    trainer = Trainer(*on(tmp_path, tiny_run, trained, "float32", **changes))
+    batch = ppo.rollout(trainer, picked(trainer, trainer.run.split("train"), 0), 0, Clock())
+    rows = [row for part in layout(trainer, batch.tokens, 0)[0] for row in part]
+    gradient(trainer, batch, batch.old_logprobs_BT.clone(), 0, 0, 0, "here")
+    model = load(trainer.run.sft_model).requires_grad_(True)
+    tokens, advantages_BT = batch.tokens.rows(rows), batch.advantages_BT[rows]
+    seen_BT = torch.arange(tokens.tokens_BT.shape[1]) < tokens.lengths_B[:, None]
+    logits_BTV = model(input_ids=tokens.tokens_BT, attention_mask=seen_BT.long()).logits
+    q_BT = torch.log_softmax(logits_BTV, dim=-1)[:, :-1].gather(2, tokens.tokens_BT[:, 1:, None]).squeeze(2)
+    mask_BT, width = tokens.mask_BT[:, :-1], tokens.tokens_BT.shape[1] - 1
+    (-(q_BT * advantages_BT[:, :width])[mask_BT].sum() / mask_BT.sum()).backward()
+    for name, parameter in model.named_parameters():
+        found = trainer.roles.get_parameter(f"policy.{name}").grad
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_the_export_is_the_policy(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path, load: Load) -> None:
+    trainer = Trainer(*on(tmp_path, tiny_run, trained, "float32"))
+    tokens = update(trainer).tokens
+    expected = trainer.roles(tokens, "policy", frozenset({"logprobs"})).logprobs_BT.detach()
+    ppo._save(trainer)
+    found = plain_logprobs(load(tmp_path / "run/ppo/model"), tokens, 1.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - trainer.roles(tokens, "reference", frozenset({"logprobs"})).logprobs_BT).abs().max() > 1e-3
