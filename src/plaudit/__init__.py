@@ -9,13 +9,11 @@ What has weight is imported when it is first used. The types of these names are 
 
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
 from plaudit.errors import UserError
 
-__version__ = version("plaudit")
 __all__ = ["Policy", "RewardModel", "Run", "UserError", "algo", "run"]
 _API = "plaudit.api.run"
 
@@ -32,6 +30,8 @@ sys.modules["plaudit.run"].__class__ = _Called
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # the metadata of packages takes longer to import than all of this
+        return import_module("importlib.metadata").version("plaudit")
     if name == "algo":
         return import_module("plaudit.algo")
     if name in __all__:

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def made(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 def here(made: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Path:
     monkeypatch.chdir(made)
     return made
+
+
+def test_the_names_of_the_package() -> None:
+    assert [getattr(plaudit, name) for name in plaudit.__all__] and not hasattr(plaudit, "nothing")
+    assert plaudit.algo.advantages.gae and not hasattr(plaudit.algo, "nothing")
+    assert plaudit.__version__ == version("plaudit")
 
 
 def test_a_run_has_its_recipe_its_numbers_and_its_log(here: Path, tmp_path: Path) -> None:
@@ -90,6 +97,8 @@ def test_what_is_wrong_is_said(here: Path, tmp_path: Path) -> None:
         plaudit.RewardModel("runs/demo").score(["a", "b"], ["c"])
     with pytest.raises(plaudit.UserError, match="prompt 1: field 'prompt' must end with a user message"):
         plaudit.Policy("runs/demo").reply([[{"role": "assistant", "content": "Yes."}]])
+    with pytest.raises(plaudit.UserError, match="stage 'reward': the policies of a run are those of sft and ppo"):
+        plaudit.Run("runs/demo").policy("reward")
     with pytest.raises(plaudit.UserError, match="already holds this run"):
         plaudit.run("recipe.yaml")
     with pytest.raises(plaudit.UserError, match="--from 'pppo': not a stage"):

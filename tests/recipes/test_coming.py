@@ -233,6 +233,17 @@ def test_what_cannot_be_told(tmp_path: Path) -> None:
         from_trl([put(tmp_path / "l.json", "[]")])
 
 
+def test_what_is_hostile_stays_a_comment_or_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path / "c.json", json.dumps({"kl_coef": 0.1, "x\nmodel: evil": "a\nb", "gamma": [1]}))
+    text = from_trl([path]).text()
+    assert yaml.safe_load(text)["model"] == MODEL and "# x model: evil='a\\nb'" in text
+    for field in ("batch_size", "vf_coef", "total_episodes"):
+        with pytest.raises(UserError, match=r"c.json: a field of PPOConfig is not of its kind"):
+            from_trl([put(path, json.dumps({"kl_coef": 0.1, field: "auto"}))])
+    with pytest.raises(UserError, match="cannot be read as a shell script"):
+        from_trl([put(tmp_path / "go.sh", "trl sft --output_dir 'x")])
+
+
 def test_the_command_writes_a_recipe_that_loads(tmp_path: Path, plaudit: Callable[..., SimpleNamespace]) -> None:
     path, to = put(tmp_path / "ppo.py", CALL.replace("0.3", "-0.3")), tmp_path / "recipe.yaml"
     done = plaudit("init", "--from-trl", path, "--to", to)

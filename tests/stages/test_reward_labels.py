@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from plaudit.records import Labelled, Message, Prompt
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.export import export_role
 from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.plan import Flags
 from plaudit.stages.recipe import load_recipe
 from plaudit.stages.reward import loop as reward
+from plaudit.stages.reward import training
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.labels import (
     EncodedLabel,
@@ -31,6 +34,7 @@ from plaudit.stages.reward.labels import (
 )
 from plaudit.stages.reward.training import EncodedRanking, examples_loss
 from plaudit.stages.run_data import read_data
+from plaudit.train.config import CheckpointConfig
 from plaudit.train.run import Run
 
 
@@ -128,6 +132,44 @@ def test_labels_and_rankings_train_one_model(train: Callable[..., Any]) -> None:
     assert both["pairs_test"] > 0 and both["labels_test"] == 20 and both["loss"] == "pairs"
     assert (folder / "card.json").exists() and (folder / "labels.json").exists()
     assert weights(folder)
+
+
+def test_a_stage_that_was_stopped_goes_on_with_the_biases_it_had(
+    made: Path, tmp_path: Path, tiny_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: the held-out loss of every later step needs them."""
+
+    def run_of(name: str) -> tuple[RewardConfig, Run]:
+        run = tiny_run(tmp_path / name, made)
+        shutil.rmtree(run.folder.path / "reward")
+        config, run = tiny_stage("reward", run, epochs=1, evaluate_every=1, rankings_per_step=20)
+        config = config.model_copy(update={"annotator_bias": True})
+        return config, replace(run, checkpoints=CheckpointConfig(every_steps=1))
+
+    config, run = run_of("whole")
+    reward.train(config, run)
+    whole = read_metrics(run.folder.path / "reward/metrics.jsonl")
+    config, run = run_of("stopped")
+    with monkeypatch.context() as patch:
+        steps = iter((training.optimiser_step,))
+        patch.setattr(training, "optimiser_step", lambda *given: next(steps)(*given))
+        with pytest.raises(StopIteration):
+            reward.train(config, run)
+    reward.train(config, replace(run, resume=True))
+    rows = read_metrics(run.folder.path / "reward/metrics.jsonl")
+    assert len(whole) == 3 and rows == whole
+
+
+def test_labels_that_changed_are_no_more_those_of_the_run(made: Path) -> None:
+    recipe = load_recipe(made.parent / "recipe.yaml")
+    path = made.parent / "labels.jsonl"
+    found = path.read_text(encoding="utf-8")
+    path.write_text(found.replace('"label": false', '"label": true', 1), encoding="utf-8")
+    try:
+        with pytest.raises(UserError, match=r"preferences.unpaired: .*labels.jsonl: 1 changed, of 60 rows"):
+            run_pipeline(recipe, Flags(start="ppo"))
+    finally:
+        path.write_text(found, encoding="utf-8")
 
 
 @pytest.mark.row(28)

@@ -52,6 +52,8 @@ def _column(file: Mapping[str, Any]) -> dict[str, str]:
         cells["strict pairs, ties"] = f"{file['strict_pairs']:,}, {file['tied_pairs']:,}"
         if file["longer_wins"] is not None:
             cells["longer reply wins"] = f"{file['longer_wins']:.3f} of strict pairs (characters)"
+    if "liked" in file:
+        cells["liked"] = f"{file['liked']:.3f} of the labels"
     if "annotators" in file:
         cells["annotators"] = _counts(file["annotators"])
     if "diversity" in file:

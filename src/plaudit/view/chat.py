@@ -6,6 +6,7 @@ from pathlib import Path
 from plaudit import rng
 from plaudit.data.formats.parsers import conversation
 from plaudit.dist.machine import choose_machine
+from plaudit.errors import UserError
 from plaudit.models.load import load_chat, load_model, quiet_libraries
 from plaudit.records import Message
 from plaudit.rollout.inprocess import InProcessEngine
@@ -25,6 +26,8 @@ class Policy:
 
     def __init__(self, folder: str | Path, stage: str = "ppo"):
         """UserError when `folder` holds no run whose stage has ended."""
+        if stage not in ("sft", "ppo"):
+            raise UserError(f"stage {stage!r}: the policies of a run are those of sft and ppo")
         quiet_libraries()
         recipe = read_recipe(Path(folder))
         machine = choose_machine(recipe["dtype"])

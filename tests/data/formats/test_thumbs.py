@@ -88,6 +88,23 @@ def test_open_webui_without_what_a_label_needs(row: dict[str, Any], said: str, t
         read_labels(written(tmp_path / "feedbacks.json", [row]))
 
 
+@pytest.mark.parametrize("odd", [None, 5, "x", [], {}, [[]], {"history": 5}, {"chat": {"history": {"messages": []}}}])
+def test_odd_values_are_bad_rows(odd: Any, tmp_path: Path) -> None:
+    """Wherever a mapping, a list or an id should be."""
+    for key in ("data", "meta", "snapshot"):
+        with pytest.raises(UserError):
+            read_labels(written(tmp_path / "a.json", [{**open_webui(), key: odd}]))
+    with pytest.raises(UserError):
+        read_labels(written(tmp_path / "b.json", [open_webui(1, odd)]))
+    for key in ("messageId", "parentMessageId", "feedback", "children", "content"):
+        rows = librechat()[:2]
+        rows[1][key] = odd
+        try:
+            assert len(read_labels(written(tmp_path / "c.json", {"messages": rows}))) == 1
+        except UserError:
+            continue
+
+
 @pytest.mark.parametrize("shape", ["conversation", "tree", "lines"])
 def test_librechat(shape: str, tmp_path: Path) -> None:
     """The export of a conversation as a list or as a tree, and messages as mongoexport writes them."""
@@ -112,6 +129,19 @@ def test_librechat(shape: str, tmp_path: Path) -> None:
     assert first.annotator == ("anna" if shape == "lines" else None)
 
 
+def test_the_check_of_data_counts_labels(tmp_path: Path, plaudit: Plaudit) -> None:
+    """How many were liked, and whose they are; a reply that another person judged otherwise is no duplicate."""
+    rows = [{**row, "user": "ben"} if row.get("feedback") else row for row in librechat()]
+    done = plaudit("data", "check", written(tmp_path / "chat.json", {"messages": rows}))
+    assert done.code == 0 and "0.500 of the labels" in done.out and "ben 2" in done.out, done.err
+    assert "warning: one annotator, 1 found" in done.out and "'ben' gave 100% of 2 labels" in done.out
+    label = {"prompt": "Name a tree, please.", "completion": "The oak."}
+    both = [{**label, "label": kind, "annotator": who} for kind, who in ((True, "anna"), (False, "ben"))]
+    done = plaudit("data", "check", written(tmp_path / "two.json", both))
+    assert "exact duplicates" in done.out and "warning: duplicate" not in done.out
+    assert "warning: duplicate" in plaudit("data", "check", written(tmp_path / "same.json", both[:1] * 2)).out
+
+
 def test_librechat_parts(tmp_path: Path) -> None:
     """Text parts are the reply and thoughts are not; a tool's call cannot be held; a file without thumbs says so."""
     rows = librechat()
@@ -119,7 +149,7 @@ def test_librechat_parts(tmp_path: Path) -> None:
     path = written(tmp_path / "chat.json", {"messages": rows[:2]})
     assert read_labels(path)[0].completion == "Hey!"
     rows[1]["content"][0] = {"type": "tool_call", "tool_call": {}}
-    with pytest.raises(UserError, match="message m2: a part of the message is no text"):
+    with pytest.raises(UserError, match="rated message 1: a part of the message is no text"):
         read_labels(written(path, {"messages": rows[:2]}))
     with pytest.raises(UserError, match="LibreChat export in which no message was rated"):
         read_labels(written(path, {"messages": rows[:1]}))

@@ -17,11 +17,11 @@ import numpy as np
 
 from plaudit.data.audit import near
 from plaudit.data.audit.counts import Counts, CountTokens
-from plaudit.data.audit.problems import Problems
+from plaudit.data.audit.problems import MOST_OF_ONE, Problems
 from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
 from plaudit.data.formats.reader import Reader, is_implicit, prompt_of, replies_of
 from plaudit.data.formats.rows import SPLITS, shown
-from plaudit.records import Ranking, Record
+from plaudit.records import Labelled, Ranking, Record
 
 _NUMBER = re.compile(r"\d+\Z")  # of the line or element, at the end of a place
 
@@ -89,15 +89,16 @@ class Audit:
         asked, texts = joined(prompt.messages), [reply.text for reply in replies]
         self._split.append(SPLITS.index(prompt.split))
         self._prompt.append(hash_of(*(part for m in prompt.messages for part in (m.role, words_alone(m.content)))))
-        said = (repr(record.ranks), record.annotator or "") if isinstance(record, Ranking) else ("", "")
         self._texts.append(hash_of(asked, *texts))
-        self._content.append(hash_of(asked, *texts, *said))
+        self._content.append(hash_of(asked, *texts, *_judgement(record)))
         if not replies:
             self._id.append(hash_of(prompt.id))
             self._id_row.append(row)
         file.add(prompt, asked, texts)
         if isinstance(record, Ranking):
             self._pairs(file, row, place, record)
+        if isinstance(record, Labelled):
+            file.add_label(record)
         for reply in replies:
             text = reply.text.strip()
             if not text:
@@ -132,6 +133,10 @@ class Audit:
         self._contradictions()
         self._repeated_ids()
         self._length_bias()
+        for file in self._files:
+            if (most := file.most_labels()) is not None and most[1] > MOST_OF_ONE:
+                text = f"{shown(most[0])} gave {most[1]:.0%} of {file.labels:,} labels"
+                self._problems.add("one annotator", str(file.reader.source), text)
         counts = zip(self._files, repeated, nearly, strict=True)
         files = [file.summary(same, near, self._near.sample) for file, same, near in counts]
         problems = self._problems.as_json()
@@ -236,6 +241,13 @@ class Audit:
             if common:
                 overlaps.append({"first": [one, split], "second": [other, other_split], "prompts": common})
         return overlaps
+
+
+def _judgement(record: Record) -> tuple[str, str]:
+    """What a row says of its replies, and who: the same replies with another judgement are no duplicate."""
+    if not isinstance(record, Ranking | Labelled):
+        return "", ""
+    return repr(record.label if isinstance(record, Labelled) else record.ranks), record.annotator or ""
 
 
 def _groups(hashes: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from plaudit.data.audit import near
 from plaudit.data.audit.texts import diversity
 from plaudit.data.formats.reader import KINDS, Reader
 from plaudit.data.formats.rows import SPLITS
-from plaudit.records import Prompt, Ranking
+from plaudit.records import Labelled, Prompt, Ranking
 
 _DIVERSITY = 5_000  # replies, of 2,000 characters each
 _TOKEN_BATCH = 512
@@ -54,6 +54,8 @@ class Counts:
     words: Lengths = field(default_factory=Lengths)
     strict_pairs: int = 0
     ties: int = 0
+    labels: int = 0
+    liked: int = 0
     annotators: Counter[str] = field(default_factory=Counter)
     # One entry a strict pair: whether the longer reply won (one half for equal ones), and the row.
     _longer: "array[float]" = field(default_factory=lambda: array("f"))
@@ -105,6 +107,18 @@ class Counts:
             return None
         return float(np.mean(self._longer)), wilson_interval(self._longer, self._longer_row), len(self._longer)
 
+    def add_label(self, record: Labelled) -> None:
+        """A label of a single reply."""
+        self.labels += 1
+        self.liked += record.label
+        if record.annotator is not None:
+            self.annotators[record.annotator] += 1
+
+    def most_labels(self) -> tuple[str, float] | None:
+        """Who gave most labels of single replies, and their share; None where there are none, or nobody is named."""
+        most = self.annotators.most_common(1)
+        return (most[0][0], most[0][1] / self.labels) if most and self.labels else None
+
     def count_waiting(self) -> None:
         """Count the tokens of the rows that wait for it."""
         if self.count_tokens is None or not self._waiting:
@@ -150,6 +164,8 @@ class Counts:
         if self.strict_pairs or self.ties:
             summary["strict_pairs"], summary["tied_pairs"] = self.strict_pairs, self.ties
             summary["longer_wins"] = float(np.mean(self._longer)) if self.strict_pairs else None
+        if self.labels:
+            summary["liked"] = self.liked / self.labels
         if self.annotators:
             summary["annotators"] = dict(self.annotators.most_common())
         if self._varied:

@@ -4,6 +4,8 @@ from collections import Counter
 from typing import Any
 
 _EXAMPLES = 5
+MOST_OF_ONE = 0.1
+"""Of labels of single replies, the share that one annotator may give."""
 LEVELS = {
     "bad row": ("error", "mend the row, or read with on_bad_row: quarantine"),
     "leak": ("error", "a held-out prompt must not be trained on: keep one split of it"),
@@ -17,6 +19,7 @@ LEVELS = {
     "validation and test overlap": ("warning", "what chooses the policy should not judge it: keep one split"),
     "empty reply": ("warning", "write the reply or delete the row"),
     "short shared prompt": ("warning", "what two replies begin with is hardly a prompt: add a column 'prompt'"),
+    "one annotator": ("warning", "a reward model of these labels learns one person's taste: ask more people"),
     "cut reply": ("warning", "the reply seems to stop in the middle: complete it, or mark it finished: false"),
 }
 """Kind -> (level, what to do). Errors make training wrong; warnings may be wanted."""

@@ -53,20 +53,26 @@ def _open_webui(place: str, row: dict[str, Any]) -> dict[str, Any]:
     chat: Any = row["snapshot"]
     while isinstance(chat, dict) and "history" not in chat:  # the snapshot holds a chat, and that one its content
         chat = chat.get("chat")
-    meta, data = (row[key] if isinstance(row[key], dict) else {} for key in ("meta", "data"))
     if not isinstance(chat, dict):
         raise UserError(f"{place}: field 'snapshot' holds no chat, so what was rated is not known")
-    by_id, system = chat["history"].get("messages", {}), (chat.get("params") or {}).get("system")
-    way = _way(place, by_id, meta.get("message_id"), "parentId")
+    meta, data, history, params = map(_mapping, (row["meta"], row["data"], chat["history"], chat.get("params")))
+    way = _way(place, _mapping(history.get("messages")), meta.get("message_id"), "parentId")
+    system = params.get("system")
     turns = [{"role": turn.get("role"), "content": turn.get("content")} for turn in way]
     opening = [{"role": "system", "content": system}] if system else []
-    return _row(place, row["id"], [*opening, *turns[:-1]], turns[-1]["content"], data.get("rating"), row.get("user_id"))
+    return _row(
+        place, row.get("id"), [*opening, *turns[:-1]], turns[-1]["content"], data.get("rating"), row.get("user_id")
+    )
 
 
-def _way(place: str, by_id: Any, identity: Any, parent: str) -> list[dict[str, Any]]:
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _way(place: str, by_id: dict[str, Any], identity: Any, parent: str) -> list[dict[str, Any]]:
     """The messages from the first to the one with this id."""
     found: list[dict[str, Any]] = []
-    while isinstance(turn := by_id.get(identity), dict) and len(found) <= len(by_id):
+    while isinstance(identity, str) and (turn := _mapping(by_id.get(identity))) and len(found) <= len(by_id):
         if turn.get("files"):
             raise UserError(f"{place}: a message has files, which a text cannot hold; take the row out")
         found.insert(0, turn)
@@ -88,10 +94,10 @@ def librechat_rows(rows: Iterator[Row]) -> Iterator[Row]:
         inside = [row.value] if tree is None else tree if isinstance(tree, list) else [tree]
         for message in inside:
             messages += ((row.place, one) for one in _with_children(message))
-    by_id = {message.get("messageId"): message for _, message in messages}
+    by_id = {id: message for _, message in messages if isinstance(id := message.get("messageId"), str)}
     rated = [(place, message) for place, message in messages if message.get("feedback")]
     for number, (place, message) in enumerate(rated, start=1):
-        where = f"{place}, message {message.get('messageId')}"
+        where = f"{place}, rated message {number}"
 
         def read(where: str = where, message: dict[str, Any] = message) -> dict[str, Any]:
             way = _way(where, by_id, message.get("messageId"), "parentMessageId")
@@ -99,9 +105,8 @@ def librechat_rows(rows: Iterator[Row]) -> Iterator[Row]:
                 {"role": "user" if one.get("isCreatedByUser") else "assistant", "content": _text(where, one)}
                 for one in way
             ]
-            feedback = message["feedback"] if isinstance(message["feedback"], dict) else {}
-            identity, who = message.get("messageId"), message.get("user")
-            return _row(where, identity, turns[:-1], turns[-1]["content"], feedback.get("rating"), who)
+            rating, who = _mapping(message["feedback"]).get("rating"), message.get("user")
+            return _row(where, message.get("messageId"), turns[:-1], turns[-1]["content"], rating, who)
 
         yield row_of(where, number, json.dumps(message).encode(), read)
     if not rated:
@@ -115,7 +120,8 @@ def _with_children(message: Any) -> Iterator[dict[str, Any]]:
     while waiting:
         if isinstance(one := waiting.pop(), dict):
             yield one
-            waiting += reversed(one.get("children") or [])
+            inside = one.get("children")
+            waiting += reversed(inside) if isinstance(inside, list) else []
 
 
 def _text(place: str, message: dict[str, Any]) -> Any:

@@ -55,7 +55,8 @@ class Imported:
     def text(self) -> str:
         """The recipe as a file, with what was not carried over as comments."""
         body = yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True, width=120)
-        lost = [f"# {name}={shown(value)}: {how}\n" for name, value, key, how in self.rows if not key]
+        # A name is whatever a file holds: it must not end its comment.
+        lost = [f"# {' '.join(name.split())}={shown(value)}: {how}\n" for name, value, key, how in self.rows if not key]
         heads = ["# From TRL. Files and models that it names are to be looked at; docs/coming.md has every field.\n"]
         return "".join([*heads, body, *(["\n# Not carried over:\n"] if lost else []), *lost])
 
@@ -73,7 +74,10 @@ def from_trl(paths: Sequence[Path], stage: str | None = None) -> Imported:
         elif path.suffix in (".json", ".yaml", ".yml"):
             _read_fields(path, text, found)
         else:
-            _read_flags(shlex.split(text.replace("\\\n", " "), comments=True), found)
+            try:
+                _read_flags(shlex.split(text.replace("\\\n", " "), comments=True), found)
+            except ValueError as error:
+                raise UserError(f"{path}: cannot be read as a shell script: {error}") from error
     if stage is not None:
         found.add(next(name for name, own in STAGES.items() if own == stage), {})
     loose = found.fields.pop("", {})
@@ -84,7 +88,12 @@ def from_trl(paths: Sequence[Path], stage: str | None = None) -> Imported:
     recipe["data"] = {"prompts": "prompts.jsonl", "demonstrations": "demonstrations.jsonl"}
     for name, values in found.fields.items():
         # A field that the class has is its own; the others are those of the model and the data.
-        _convert(name, {**loose, **values}, recipe, rows)
+        try:
+            _convert(name, {**loose, **values}, recipe, rows)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{', '.join(map(str, paths))}: a field of {name} is not of its kind ({error}); write the number there"
+            ) from error
     rows += [(what, "?", "", "is no literal, so it could not be read") for what in found.unread]
     return Imported(recipe, list({(row[0], str(row[1]), row[2]): row for row in rows}.values()))
 
@@ -97,6 +106,8 @@ def _read_script(path: Path, text: str, found: Found) -> None:
         tree = ast.parse(text)
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{path}: not valid Python: {error}") from error
     known: dict[str, Any] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
@@ -154,7 +165,7 @@ def _literal(node: ast.AST, known: dict[str, Any]) -> list[Any]:
 def _read_fields(path: Path, text: str, found: Found) -> None:
     try:
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a configuration is a mapping of fields, found {type(values).__name__}")

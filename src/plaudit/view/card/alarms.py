@@ -8,6 +8,7 @@ false alarm.
 from collections.abc import Mapping
 from typing import Any
 
+from plaudit.data.audit.problems import MOST_OF_ONE
 from plaudit.view.page import words
 
 USUAL_CEILING = 0.75
@@ -20,8 +21,6 @@ ALARMING_COVERAGE = 0.5
 POSITION = 0.6
 ECE = 0.1
 WIDE = 0.2
-MOST_OF_ONE = 0.1
-"""Of labels of single replies, the share that one annotator may give."""
 
 Card = Mapping[str, Any]
 Alarm = dict[str, Any]
