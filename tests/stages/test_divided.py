@@ -93,7 +93,7 @@ def test_rankings_alone_are_enough_without_sft(read: Read) -> None:
     pairs = [{"prompt": f"Say word {i}.", "chosen": "Word.", "rejected": "No."} for i in range(60) for _ in range(2)]
     changes = {"data": {"prompts": "pairs.jsonl", "demonstrations": None}, "preferences": None}
     files, rankings = {"pairs.jsonl": pairs}, "preferences.rankings=pairs.jsonl"
-    with pytest.raises(UserError, match=r"data.demonstrations is missing.*sft.skip=true"):
+    with pytest.raises(UserError, match=r"'data.demonstrations' is missing.*sft.skip=true"):
         read(files, rankings, **changes)
     data = read(files, rankings, "sft={skip: true}", **changes)
     assert len(data.prompts) == 60 and len(data.demonstrations) == 0 and len(data.rankings or ()) == 120

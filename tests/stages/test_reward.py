@@ -194,7 +194,7 @@ OPTIONS: dict[str, tuple[Callable[[], Rows], dict[str, Any]]] = {
 SHARED = {"warmup_steps", "max_grad_norm", "schedule", "lora"}
 """What it reads of the sections that stages share."""
 ELSEWHERE = {
-    *("rankings_per_micro_batch", "gradient_checkpointing", "evaluate_every"),
+    *("rankings_per_micro_batch", "gradient_checkpointing", "evaluate_every", "on_alarm"),
     *("members", "aggregate", "aggregate_strength"),
     *("unpaired_coef", "annotator_bias"),  # test_reward_labels.py
 }

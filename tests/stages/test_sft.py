@@ -187,6 +187,7 @@ OPTIONS: dict[str, Any] = {
 SHARED = {"schedule", "warmup_steps", "max_grad_norm", "lora"}
 """What it reads of the sections that stages share."""
 ELSEWHERE = {
+    "skip",
     "micro_batch_size",
     "gradient_checkpointing",
     "max_length",

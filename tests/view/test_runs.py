@@ -95,14 +95,15 @@ def test_what_may_go_goes_and_comes_back(copied: Path, plaudit: Plaudit, tmp_pat
     before, size = sha256(weights), weights.stat().st_size
     listed = plaudit("clean", copied)
     assert "nothing was deleted" in listed.out and weights.is_file()
-    assert [str(one.path.relative_to(copied)) for one in reclaimable(copied, rollouts=True)] == [
+    assert [str(one.path.relative_to(copied)) for one in reclaimable(copied, rollouts=True, before=True)] == [
         "reward/model/model.safetensors",
         "ppo/rollouts",
         "before",
         "sft/model.part-7",
     ]
     assert plaudit("clean", copied, "--yes").code == 0
-    assert not weights.exists() and not (copied / "before").exists() and (copied / "ppo/rollouts").is_dir()
+    assert not weights.exists() and not (copied / "sft/model.part-7").exists()
+    assert (copied / "before/ppo").is_dir() and (copied / "ppo/rollouts").is_dir()
     manifest = json.loads((copied / "manifest.json").read_text())["stages"]
     assert "reward/model/model.safetensors" not in manifest["reward"]["files"]
     assert "reward/model/config.json" in manifest["reward"]["files"] and size > 0

@@ -14,47 +14,6 @@ commands = typer.Typer()
 
 
 @commands.command()
-def check(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the estimate of time and memory.")] = False,
-) -> None:
-    """Look at everything a run could stumble over, short of training: all mistakes at once, lengths, time, memory."""
-    from plaudit.stages.before.check import check as look
-    from plaudit.stages.recipe import load_recipe
-
-    mistakes = look(load_recipe(recipe, overrides or ()), estimate=not quick)
-    for mistake in mistakes:
-        error_console.print(f"Error: {mistake}", soft_wrap=True)
-    if mistakes:
-        raise typer.Exit(2)
-    console.print(f"{recipe}: nothing is wrong; start it with `plaudit run {recipe}`", soft_wrap=True)
-
-
-@commands.command()
-def schema(
-    to: Annotated[Path | None, typer.Option("--to", help="File to write; left out, it is printed.")] = None,
-) -> None:
-    """The JSON Schema of a recipe, with every key's help: editors that know it complete and explain keys."""
-    from plaudit.data.files import write_json
-    from plaudit.stages.before.schema import recipe_schema, schema_line
-
-    if to is None:
-        print_json(recipe_schema())
-        return
-    write_json(to, recipe_schema())
-    console.print(f"Wrote {to}; a recipe beside it begins with\n{schema_line(to.name)}", soft_wrap=True)
-
-
-@commands.command()
-def env() -> None:
-    """Versions, machine and extras, as text to paste into an issue; it holds no paths."""
-    from plaudit.view.environment import environment_text
-
-    console.print(environment_text(), soft_wrap=True)
-
-
-@commands.command()
 def init(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="[FILE]...", help="Prompts, ideal replies, rankings: any format.")
@@ -103,3 +62,44 @@ def _asked(question: str, option: str) -> str:
     if not answer:
         raise UserError(f"{option} is missing: plaudit init prompts.csv ideal.csv pairs.csv --model MODEL")
     return answer
+
+
+@commands.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the estimate of time and memory.")] = False,
+) -> None:
+    """Look at everything a run could stumble over, short of training: all mistakes at once, lengths, time, memory."""
+    from plaudit.stages.before.check import check as look
+    from plaudit.stages.recipe import load_recipe
+
+    mistakes = look(load_recipe(recipe, overrides or ()), estimate=not quick)
+    for mistake in mistakes:
+        error_console.print(f"Error: {mistake}", soft_wrap=True)
+    if mistakes:
+        raise typer.Exit(2)
+    console.print(f"{recipe}: nothing is wrong; start it with `plaudit run {recipe}`", soft_wrap=True)
+
+
+@commands.command()
+def schema(
+    to: Annotated[Path | None, typer.Option("--to", help="File to write; left out, it is printed.")] = None,
+) -> None:
+    """The JSON Schema of a recipe, with every key's help: editors that know it complete and explain keys."""
+    from plaudit.data.files import write_json
+    from plaudit.stages.before.schema import recipe_schema, schema_line
+
+    if to is None:
+        print_json(recipe_schema())
+        return
+    write_json(to, recipe_schema())
+    console.print(f"Wrote {to}; a recipe beside it begins with\n{schema_line(to.name)}", soft_wrap=True)
+
+
+@commands.command()
+def env() -> None:
+    """Versions, machine and extras, as text to paste into an issue; it holds no paths."""
+    from plaudit.view.environment import environment_text
+
+    console.print(environment_text(), soft_wrap=True)

@@ -44,13 +44,14 @@ def compare(
 def clean(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     rollouts: Annotated[bool, typer.Option("--rollouts", help="PPO's stored replies too.")] = False,
+    before: Annotated[bool, typer.Option("--before", help="Results put aside while a stage runs again too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete it; else it is only listed.")] = False,
 ) -> None:
     """What of a run may go without a loss for its report, a resume or an export; with --yes it goes."""
     from plaudit.run.clean import clean as delete
     from plaudit.run.clean import reclaimable
 
-    found = reclaimable(folder, rollouts=rollouts)
+    found = reclaimable(folder, rollouts=rollouts, before=before)
     for one in found:
         console.print(f"{one.size / 1e6:8.1f} MB  {one.path}: {one.why}", soft_wrap=True)
     total = f"{sum(one.size for one in found) / 1e6:.1f} MB"

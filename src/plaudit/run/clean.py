@@ -1,7 +1,8 @@
 """What of a run folder may go: what its report, a resume and every later command can do without.
 
-The merged weights of a reward model are made anew from adapter and base where they are asked for (stages/export.py);
-rollouts are what `inspect` and the doctor's arithmetic read, so they go only when they are named.
+The merged weights of a reward model are made anew from adapter and base where they are asked for (stages/export.py).
+Rollouts are what `inspect` and the doctor's arithmetic read, and what was put aside while a stage runs again is the
+only whole result: these go only when they are named.
 """
 
 import shutil
@@ -21,7 +22,7 @@ class Reclaimable:
     why: str
 
 
-def reclaimable(folder: Path, *, rollouts: bool = False) -> list[Reclaimable]:
+def reclaimable(folder: Path, *, rollouts: bool = False, before: bool = False) -> list[Reclaimable]:
     """In the order of a run; UserError where there is none."""
     read_recipe(folder)
     ended = finished_stages(folder)
@@ -35,7 +36,7 @@ def reclaimable(folder: Path, *, rollouts: bool = False) -> list[Reclaimable]:
         found += [(file, why) for file in sorted((folder / "reward").glob("model*/*.safetensors"))]
     if rollouts and "ppo" in ended and (folder / "ppo/rollouts").is_dir():
         found.append((folder / "ppo/rollouts", "replies of PPO's updates; inspect and the doctor need them"))
-    if (folder / BEFORE).is_dir():
+    if before and (folder / BEFORE).is_dir():
         found.append((folder / BEFORE, "results of before a stage ran again, which has not ended yet"))
     found += [(half, "half-written") for half in sorted(folder.rglob("*.part*")) if BEFORE not in half.parts]
     return [Reclaimable(path, size_of(path), why) for path, why in found]

@@ -87,8 +87,8 @@ class Recipe(StrictConfig):
             raise ValueError(f"quantise={self.quantise} and ppo.torch_compile=true exclude each other; choose one")
         if self.data.demonstrations is None and not self.sft.skip:
             raise ValueError(
-                "data.demonstrations is missing: name a file of prompts with ideal replies, or leave SFT out with "
-                "sft.skip=true, where the model answers well enough as it is"
+                "key 'data.demonstrations' is missing; add it, or leave SFT out with sft.skip=true, where the model "
+                "answers well enough as it is"
             )
         if self.data.demonstrations is None and self.ppo.ptx_coef:
             raise ValueError(f"ppo.ptx_coef={self.ppo.ptx_coef:g} mixes in demonstrations: name data.demonstrations")
