@@ -30,7 +30,6 @@ import task
 from plaudit.data.files import write_rows
 from plaudit.dist.machine import choose_machine
 from plaudit.models.load import load_tokenizer, resolve
-from plaudit.rewards.config import uses_trained
 from plaudit.run.metrics import read_metrics
 from plaudit.run.provenance import versions
 from prepared import begin
@@ -93,8 +92,7 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         read, run = begin(home, model, prompts, recipe(updates, seed), overrides, dtype, closes=True)
         with run.folder:
             write_rows(run.folder.stage("preferences") / "rankings.jsonl", rankings_of(prompts))
-        if uses_trained(read.ppo.rewards):
-            stage("reward", home / "recipe.yaml", overrides)
+        stage("reward", home / "recipe.yaml", overrides)
         peak = stage("ppo", home / "recipe.yaml", overrides)
         done = run.folder.path / "ppo"
         lengths = {row["length"] for row in read_metrics(done / "metrics.jsonl")}
