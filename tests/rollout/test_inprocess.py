@@ -4,6 +4,7 @@ import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from transformers import PreTrainedModel
 from conftest import ARCHITECTURES, CPU
 from plaudit import rng
 from plaudit.errors import RunStopped
+from plaudit.models.config import Quantise
+from plaudit.models.kernels.attention import PACKED, use_packed_attention
+from plaudit.models.kernels.decoder import BorrowingDecoder
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import pad_right
@@ -230,6 +234,26 @@ def test_loading_twice_does_not_add_up(
     once = generate(engine, ALL)
     engine.load_weights(roles.merged_weights("policy", None))
     assert generate(engine, ALL) == once
+
+
+@pytest.mark.row(31)
+@pytest.mark.parametrize("how", [None, "int8"])
+def test_without_a_copy_the_policy_itself_is_sampled(
+    how: Quantise | None, tiny_model: Callable[..., Path], load: Callable[[Path], PreTrainedModel], stirred: Any
+) -> None:
+    """Beside a merged copy, though another role had the last pass; and training's attention is there again."""
+    base = load_model(str(tiny_model()), torch.float32, CPU, how)
+    roles = stirred(base, trained="policy")
+    decoder = BorrowingDecoder(base, roles.as_policy)
+    assert use_packed_attention(base) is None
+    copy = InProcessEngine(load(tiny_model()), eos_id=2)
+    copy.load_weights(roles.merged_weights("policy", None))
+    expected, tokens = generate(copy, ALL), pad_right(PROMPTS, [[5, 6]] * len(PROMPTS), 3, CPU)
+    for _ in range(2):
+        reference = roles(tokens, "reference", frozenset({"logprobs"})).logprobs_BT
+        same(generate(InProcessEngine(base, eos_id=2, decoder=decoder), ALL), expected)
+        assert base.config._attn_implementation == PACKED
+        assert torch.equal(roles(tokens, "reference", frozenset({"logprobs"})).logprobs_BT, reference)
 
 
 @pytest.mark.row(31)

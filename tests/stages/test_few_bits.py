@@ -1,5 +1,6 @@
 """A whole run on a base of 8 bits: its stages agree about one model, a killed PPO goes on, what cannot be is told."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_the_roles_stand_on_few_bits_and_are_the_sft_model(
     assert sum(isinstance(module, QuantisedLinear) for module in trainer.roles.modules()) == 14
     found = trainer.roles(ragged, "reference", frozenset({"logprobs"})).logprobs_BT
     torch.testing.assert_close(found, plain_logprobs(load(run / "sft/model"), ragged, 1.0), rtol=0, atol=5e-5)
+
+
+def test_a_users_own_sft_model_is_quantised_itself(run: Path, tmp_path: Path, tiny_run: Callable[..., Run]) -> None:
+    _, own = settings(tmp_path, tiny_run, run)
+    shutil.rmtree(own.folder.path / "sft/adapter")
+    with pytest.raises(UserError, match="sft/adapter"):
+        own.base()
+    (own.folder.path / "sft/summary.json").unlink()
+    base, under = own.base()
+    assert under is None
+    assert sum(isinstance(module, QuantisedLinear) for module in base.modules()) == 14
 
 
 def test_a_killed_run_goes_on_bit_for_bit(

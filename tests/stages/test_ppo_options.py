@@ -53,7 +53,7 @@ def watched(items):
 @dataclass(frozen=True)
 class Case:
     """`change` beside `base` must be seen: in the training of three updates, in how they were computed (layout,
-    compiled, recomputed; the policy is then the same but for rounding), or in a whole run."""
+    compiled, recomputed, sampled from; the policy is then the same but for rounding), or in a whole run."""
 
     change: dict[str, Any]
     base: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +115,7 @@ CASES: dict[str, Case] = {
     "keep_by": Case({"keep_by": "score"}, {**GAMED, "watch": {"enabled": False}}, seen_in="run"),
     "watch": Case({"watch": {"enabled": False}}, GAMED, seen_in="run"),
     "rewards": Case({"rewards": [own_reward(), {"trained": True}]}),
+    "sampling_copy": Case({"sampling_copy": False}, {"critic": "own"}, seen_in="borrowing"),
     "torch_compile": Case({"torch_compile": True}, {"micro_batch_size": 1}, seen_in="compiled"),
 }
 MORE: list[Case] = [
@@ -179,6 +180,10 @@ class Training:
         return any(part._compiled_call_impl is not None for part in self.trainer.roles.modules())
 
     @property
+    def borrowing(self) -> bool:
+        return self.trainer.engine.model in self.trainer.roles.bases
+
+    @property
     def recomputed(self) -> bool:
         return any("forward" in vars(layer) for layer in layers_of(self.trainer.roles))
 
@@ -238,7 +243,7 @@ def check(case: Case, training: Any, whole: Any) -> None:
         assert plain != changed
         return
     plain, changed = training(case.base), training({**case.base, **case.change})
-    if case.seen_in in ("layout", "compiled", "recomputed"):
+    if case.seen_in in ("layout", "compiled", "recomputed", "borrowing"):
         plain.after(3), changed.after(3)
         assert getattr(plain, case.seen_in) != getattr(changed, case.seen_in)
         for a, b in zip(plain.policies[2], changed.policies[2], strict=True):

@@ -116,6 +116,9 @@ class FullRoles(nn.Module):
         model = self.policy if role == "policy" else self.reference
         return judge(model, self.value_head, tokens, need, self.value_gradient, self.temperature, packs=self.packs)
 
+    def as_policy(self) -> None:
+        """The first of `bases` is the policy as it is."""
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything an optimiser may change."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -252,6 +252,8 @@ def _quantise(model: PreTrainedModel, source: str, how: Quantise, device: torch.
     if not layers:
         raise UserError(f"quantise={how}: {source} has no plain linear layer that could be quantised; set it to null")
     quantise(model, layers, how, device)
+    for parameter in model.parameters():  # a view of the file that it was read from would keep all of that in memory
+        parameter.data = parameter.data.to(device, copy=True)
     model.to(device)
 
 

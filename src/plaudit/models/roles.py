@@ -154,6 +154,10 @@ class Roles(nn.Module):
         """The plain models that it runs on."""
         return [self.peft.get_base_model()]
 
+    def as_policy(self) -> None:
+        """Make the plain model compute as the policy, until the next pass."""
+        self._activate("policy")
+
     def _activate(self, adapter: str | None) -> None:
         # PEFT's own set_adapter flips requires_grad on every call; the two attributes it keeps are set directly.
         # tests/models/test_roles.py proves the result equal to PEFT's public calls.

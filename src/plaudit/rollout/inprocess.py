@@ -44,15 +44,17 @@ class InProcessEngine:
         eos_id: int | Collection[int],
         temperature: float = 1.0,
         batch_rows: int = 0,
+        decoder: Decoder | None = None,
     ):
         """`model` belongs to the engine from now on: `load_weights` overwrites it. A reply ends at `eos_id`, or at any
-        of several. `batch_rows` rows are decoded at a time, `BATCH_ROWS` where it is 0."""
+        of several. `batch_rows` rows are decoded at a time, `BATCH_ROWS` where it is 0. `decoder` is the fastest one
+        that there is for the model, where nothing is said."""
         self.model = model
         ends = [eos_id] if isinstance(eos_id, int) else sorted(eos_id)
         self.ends_E = torch.tensor(ends, device=model.device)
         self.temperature = temperature
         self.batch_rows = batch_rows or BATCH_ROWS["cpu" if model.device.type == "cpu" else "gpu"]
-        self.decoder: Decoder = decoder_of(model)
+        self.decoder: Decoder = decoder or decoder_of(model)
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Take over named weights, as `Roles.merged_weights` gives them."""

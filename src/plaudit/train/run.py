@@ -75,6 +75,8 @@ class Run:
         device, dtype, merged = self.machine.device, dtype or self.machine.dtype, str(self.sft_model)
         if self.quantise is None:
             return load_model(merged, dtype, device), None
+        if not (self.folder.path / "sft/summary.json").is_file():  # a user's own SFT model, with no adapter to lose
+            return load_model(merged, dtype, device, self.quantise), None
         adapter = self.folder.require("sft/adapter", "sft")
         return load_model(self.model, dtype, device, self.quantise, tokenizer=merged), adapter
 

@@ -4,7 +4,7 @@ A decoder holds the keys and values of a batch of growing rows. Prompts are padd
 token goes into the same column; a mask and the rows' own position ids undo the padding (docs/correctness.md, row 1).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -96,6 +96,28 @@ class LibraryDecoder:
         # The LM head is applied to two dimensions: on a sliced [B, 1, D] torch copies its weight B times.
         last_BD: Tensor = hidden_BTD[:, -1].contiguous()
         return last_BD
+
+
+class BorrowingDecoder(LibraryDecoder):
+    """Through the very model that is trained, as it is between two updates: no copy, and nothing to take over."""
+
+    def __init__(self, model: PreTrainedModel, ready: Callable[[], None]):
+        """Made before the model's attention is changed for training; `ready` makes it the policy."""
+        super().__init__(model)
+        self.ready = ready
+        self.usual = self.between = model.config._attn_implementation
+
+    def load(self, weights: Iterator[tuple[str, Tensor]]) -> None: ...
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self.ready()
+        self.between = self.model.config._attn_implementation
+        self.model.set_attn_implementation(self.usual)  # training's own knows neither mask nor cache
+        return super().start(prompts)
+
+    def forget(self) -> None:
+        super().forget()
+        self.model.set_attn_implementation(self.between)
 
 
 class RereadingDecoder:

@@ -112,6 +112,9 @@ class PPOConfig(StrictConfig):
     """When a reward that is being gamed stops the run."""
     rewards: list[RewardSource] = Field(default=[])
     """What the policy is paid by, a weighted sum; empty is the run's own reward model alone."""
+    sampling_copy: bool = True
+    """Whether replies are sampled from a merged copy of the policy. Without it, through the policy itself: slower, and
+    a whole model less in memory."""
     torch_compile: bool = False
     """Whether the passes over the replies are compiled (torch.compile): faster, after a slower start."""
 
@@ -195,8 +198,11 @@ class PPOConfig(StrictConfig):
             raise ValueError(
                 f"advantages={name} compares the replies to one prompt: replies_per_prompt={replies} must be at least 2"
             )
-        if self.gradient_checkpointing and self.torch_compile:
-            raise ValueError("gradient_checkpointing=true and torch_compile=true exclude each other; choose one")
+        for other, excluded in (("gradient_checkpointing", True), ("sampling_copy", False)):
+            if self.torch_compile and getattr(self, other) is excluded:
+                raise ValueError(
+                    f"{other}={str(excluded).lower()} and torch_compile=true exclude each other; choose one"
+                )
         if self.critic_warmup >= self.updates:
             raise ValueError(f"critic_warmup={self.critic_warmup} leaves the policy none of updates={self.updates}")
         if self.target_kl is not None and self.steps_per_update == 1:

@@ -18,7 +18,9 @@ from plaudit.data.packing import Example
 from plaudit.errors import UserError
 from plaudit.models.full import FullRoles
 from plaudit.models.kernels.attention import prepare_attention
+from plaudit.models.kernels.choose import cache_refused
 from plaudit.models.kernels.compiled import compile_layers
+from plaudit.models.kernels.decoder import BorrowingDecoder
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.rounding import Rounding
@@ -27,6 +29,7 @@ from plaudit.records import Prompt
 from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches, per_token
+from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.optimiser import MasterAdamW, schedule_of
@@ -64,6 +67,7 @@ class Trainer:
         self.contract = reward.contract if reward else None
         # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
         # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
+        own = None if config.sampling_copy else _own_decoder(self.roles)
         shares = machine.device.type == "cpu" and not config.torch_compile
         for base in self.roles.bases:
             shares = prepare_attention(base).kind == "shared" and shares
@@ -75,7 +79,11 @@ class Trainer:
         self.roles.packs = shares
         if config.critic == "own" and reward is not None and isinstance(reward.model, Roles):
             reward.model.start_critic(reward.contract.mean[0], reward.contract.std[0])
-        self.engine = run.engine(run.sft_model, self.chat)
+        self.engine = (
+            run.engine(run.sft_model, self.chat)
+            if own is None
+            else InProcessEngine(own.model, eos_id=self.chat.ends, temperature=run.sampling.temperature, decoder=own)
+        )
         self.optimiser, self.schedule = _optimiser(config, run, self.roles)
         self.numbers = Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon))
         self.micro = MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1)
@@ -103,6 +111,14 @@ def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles
         return Roles(base, trained="policy", reward=reward, critic=critic, **common)
     others = Roles(base, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
     return FullRoles(run.base()[0], base, others, **common)
+
+
+def _own_decoder(roles: Roles | FullRoles) -> BorrowingDecoder:
+    """UserError where transformers' cache cannot be used."""
+    model = roles.bases[0]
+    if (why := cache_refused(model)) is not None:
+        raise UserError(f"ppo.sampling_copy=false decodes by transformers' cache, and {why}; set it to true")
+    return BorrowingDecoder(model, roles.as_policy)
 
 
 def _optimiser(
