@@ -173,6 +173,11 @@ SLOW = {
     "Mamba": Family("mamba", {"state_size": 8}, "RereadingDecoder", "state-space"),
     "Mamba 2": Family("mamba2", MAMBA2, "RereadingDecoder", "state-space"),
     "MiniMax": Family("minimax", EXPERTS, decoder="RereadingDecoder", left_out="experts"),
+    "DeepSeek V3.2": Family(
+        "deepseek_v32",
+        LATENT | EXPERTS | GROUPS | {"head_dim": 4, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64},
+        left_out="no gradient reaches",
+    ),
     "MiniCPM 3": Family("minicpm3", LATENT | {"scale_emb": 3, "dim_model_base": 16, "scale_depth": 1.4}),
     "Doge": Family("doge"),
 }
@@ -253,8 +258,8 @@ def check_decoding(theirs: PreTrainedModel, folder: Path) -> str:
 
 
 def check_adapter(folder: Path, tokens: Tokens, to: Path) -> Adapted:
-    """Every layer that gets an adapter learns. Merged into a plain model it gives the same, so does that model, saved and
-    read by transformers alone, and so does the adapter, saved and read by PEFT. What was adapted."""
+    """Every layer that gets an adapter learns. Merged into a plain model it gives the same, so does that model, saved
+    and read by transformers alone, and so does the adapter, saved and read by PEFT. What was adapted."""
     base = load_model(str(folder), torch.float32, CPU)
     chosen = adapted(base, "all-linear")
     roles = Roles(base, trained="policy", lora=LoraSettings(r=2, alpha=4))
