@@ -178,6 +178,7 @@ SLOW = {
         LATENT | EXPERTS | GROUPS | {"head_dim": 4, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64},
         left_out="no gradient reaches",
     ),
+    "Laguna": Family("laguna", EXPERTS, left_out="PEFT would not read again"),
     "MiniCPM 3": Family("minicpm3", LATENT | {"scale_emb": 3, "dim_model_base": 16, "scale_depth": 1.4}),
     "Doge": Family("doge"),
 }

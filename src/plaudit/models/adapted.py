@@ -9,7 +9,8 @@
   way, which the merge does not know;
 - in a model with such experts, layers that PEFT takes for experts by their names (shared experts and dense MLPs);
 - layers whose weights a model uses without calling them, where an adapter has no effect (a state-space layer's), those
-  that text never passes (a vision tower), and those that no gradient reaches (an indexer, which chooses what is seen).
+  that text never passes (a vision tower), and those that no gradient reaches (an indexer, which chooses what is seen);
+- layers whose saved adapter PEFT would put elsewhere when it reads it.
 """
 
 import difflib
@@ -20,13 +21,17 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+    convert_peft_config_for_transformers,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from plaudit.errors import UserError
 from plaudit.models.kernels.attention import hidden_states
+from plaudit.models.sources.adapters import PEFT
 
 ALL = "all-linear"
 STATE_SPACE = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
@@ -70,6 +75,9 @@ def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
             reasons["layers that text does not pass through, or no gradient reaches"] = name
         else:
             chosen.append(name)
+    if lost := _unread(model, chosen):
+        reasons["layers whose adapters PEFT would not read again"] = min(lost)
+        chosen = [name for name in chosen if name not in lost]
     if fused:
         reasons = {"the experts and their router (frozen)": fused, **reasons}
     if not chosen:
@@ -85,7 +93,8 @@ def _is_linear(module: nn.Module) -> bool:
     if not isinstance(module, nn.Linear) or module.weight.dtype not in (torch.float32, torch.bfloat16):
         return False
     x_ND = torch.ones(2, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
-    return torch.allclose(module(x_ND), nn.functional.linear(x_ND, module.weight, module.bias), rtol=2e-2, atol=1e-3)
+    expected, found = nn.functional.linear(x_ND, module.weight, module.bias), module(x_ND)  # a router gives several
+    return isinstance(found, Tensor) and torch.allclose(found, expected, rtol=2e-2, atol=1e-3)
 
 
 def _named(asked: list[str], linear: dict[str, nn.Module]) -> list[str]:
@@ -114,6 +123,15 @@ def _mistaken(model: PreTrainedModel, leaf: str) -> bool:
     except ValueError:  # it wants a second name, which it knows
         return True
     return config.target_modules != {leaf}
+
+
+def _unread(model: PreTrainedModel, names: list[str]) -> set[str]:
+    """The layers whose adapters PEFT takes for another layer's when it reads a file of them: it renames what files of
+    transformers 4 had, and finds that in names of today."""
+    keys = {f"{PEFT}{name}.lora_A.weight": name for name in names}
+    saved = dict.fromkeys(keys, torch.zeros(1, 1))
+    found = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(target_modules=names), saved)
+    return {name for key, name in keys.items() if key not in found}
 
 
 def _routes(name: str, model: PreTrainedModel) -> bool:
