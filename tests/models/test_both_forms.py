@@ -12,6 +12,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from conftest import shaped_tokenizer
+from plaudit.data.files import write_json
+from plaudit.models.both_forms import write_both_forms
 from plaudit.models.load import save_model
 
 SIZES: dict[str, Any] = {"vocab_size": 350, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -84,6 +86,13 @@ def test_both_forms_are_written_and_the_new_one_is_read_as_before(name: str, tmp
     assert getattr(AutoConfig.from_pretrained(tmp_path / "model"), "rope_parameters", None) == getattr(
         fresh, "rope_parameters", None
     )
+
+
+def test_layers_that_do_not_rotate_say_so_by_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"rope_parameters": {"full_attention": None, "sliding_attention": HALF}})
+    write_both_forms(tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert found["rope_parameters"]["full_attention"] is None and "rope_theta" not in found
 
 
 def test_the_tokenizer_has_a_class_that_both_know(tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from tiny_families import (
     styled_tokenizer,
 )
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from conftest import CPU, make_tokenizer
 from plaudit.errors import UserError
 from plaudit.models.config import LoraSettings
 from plaudit.models.kernels.choose import cache_refused, decoder_of
 from plaudit.models.kernels.decoder import LibraryDecoder, RereadingDecoder
+from plaudit.models.kernels.trunk import state_size
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles, plain_logprobs
 
@@ -122,3 +123,10 @@ def test_wrong_target_modules_are_refused_with_the_names_there_are(
             lora=LoraSettings(r=2, alpha=4, target_modules=asked),
         )
     assert said in str(refused.value)
+
+
+def test_the_states_of_a_classifier_are_those_that_its_head_reads(tmp_path: Path) -> None:
+    """OPT-350m projects them to another size than its layers'."""
+    built(FAMILIES["OPT 350m"]).save_pretrained(tmp_path)
+    assert state_size(load_model(str(tmp_path), torch.float32, CPU)) == 16
+    assert state_size(AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)) == 16

@@ -173,6 +173,12 @@ SLOW = {
     "Mamba": Family("mamba", {"state_size": 8}, "RereadingDecoder", "state-space"),
     "Mamba 2": Family("mamba2", MAMBA2, "RereadingDecoder", "state-space"),
     "MiniMax": Family("minimax", EXPERTS, decoder="RereadingDecoder", left_out="experts"),
+    "DeepSeek V3.2": Family(
+        "deepseek_v32",
+        LATENT | EXPERTS | GROUPS | {"head_dim": 4, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64},
+        left_out="no gradient reaches",
+    ),
+    "Laguna": Family("laguna", EXPERTS, left_out="PEFT would not read again"),
     "MiniCPM 3": Family("minicpm3", LATENT | {"scale_emb": 3, "dim_model_base": 16, "scale_depth": 1.4}),
     "Doge": Family("doge"),
 }

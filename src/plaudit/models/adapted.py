@@ -8,20 +8,25 @@
 - experts whose weights lie in one tensor (transformers 5 holds all of them so). PEFT would adapt that tensor by its own
   way, which the merge does not know;
 - in a model with such experts, layers that PEFT takes for experts by their names (shared experts and dense MLPs);
-- layers whose weights a model uses without calling them, where an adapter has no effect (a state-space layer's), and
-  those that text never passes (a vision tower).
+- layers whose weights a model uses without calling them, where an adapter has no effect (a state-space layer's), those
+  that text never passes (a vision tower), and those that no gradient reaches (an indexer, which chooses what is seen);
+- layers whose saved adapter PEFT would put elsewhere when it reads it.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+    convert_peft_config_for_transformers,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -31,6 +36,7 @@ from plaudit.errors import UserError
 from plaudit.models.config import LoraSettings
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.quantised import QuantisedLinear
+from plaudit.models.sources.adapters import PEFT
 
 ALL = "all-linear"
 LINEAR = (nn.Linear, Conv1D, QuantisedLinear)
@@ -53,7 +59,7 @@ class Adapted:
 def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
     """What `lora.target_modules` means for a plain model; UserError where it names what is not there."""
     assert not any(isinstance(module, BaseTunerLayer) for module in model.modules())
-    linear = {name: module for name, module in model.named_modules() if type(module) in LINEAR}
+    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
     if isinstance(asked, list):
         return Adapted(_named(asked, linear))
     if asked.lower() != ALL:
@@ -72,14 +78,29 @@ def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
         elif kind in STATE_SPACE and leaf == "out_proj":
             reasons["out_proj (read by state-space kernels)"] = name
         elif name not in reached:
-            reasons["layers that text does not pass through as such"] = name
+            reasons["layers that text does not pass through, or no gradient reaches"] = name
         else:
             chosen.append(name)
+    if lost := _unread(model, chosen):
+        reasons["layers whose adapters PEFT would not read again"] = min(lost)
+        chosen = [name for name in chosen if name not in lost]
     if fused:
         reasons = {"the experts and their router (frozen)": fused, **reasons}
     if not chosen:
         raise UserError(f"lora.target_modules={asked}: {kind} has no plain linear layer that an adapter could stand on")
     return Adapted(chosen if reasons else asked, tuple(reasons))
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it computes W·x + b and no more: a class of a model's own (Falcon's) is asked."""
+    if type(module) in LINEAR:
+        return True
+    if not isinstance(module, nn.Linear) or module.weight.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    x_ND = torch.ones(2, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    expected, found = nn.functional.linear(x_ND, module.weight, module.bias), module(x_ND)  # a router gives several
+    return isinstance(found, Tensor) and torch.allclose(found, expected, rtol=2e-2, atol=1e-3)
 
 
 def _named(asked: list[str], linear: dict[str, nn.Module]) -> list[str]:
@@ -110,6 +131,15 @@ def _mistaken(model: PreTrainedModel, leaf: str) -> bool:
     return config.target_modules != {leaf}
 
 
+def _unread(model: PreTrainedModel, names: list[str]) -> set[str]:
+    """The layers whose adapters PEFT takes for another layer's when it reads a file of them: it renames what files of
+    transformers 4 had, and finds that in names of today."""
+    keys = {f"{PEFT}{name}.lora_A.weight": name for name in names}
+    saved = dict.fromkeys(keys, torch.zeros(1, 1))
+    found = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(target_modules=names), saved)
+    return {name for key, name in keys.items() if key not in found}
+
+
 def routes(name: str, model: PreTrainedModel) -> bool:
     """Whether a linear layer is the router of experts, or in it: its name, beside experts."""
     parts = name.split(".")
@@ -120,15 +150,24 @@ def routes(name: str, model: PreTrainedModel) -> bool:
     return any("expert" in child for child, _ in beside.named_children())
 
 
-@torch.no_grad()
 def called(model: PreTrainedModel, linear: Mapping[str, nn.Module]) -> set[str]:
-    """The linear layers that a pass over a few tokens calls; an expert that no token chose counts with its siblings."""
+    """The linear layers that a pass over a few tokens calls and a gradient comes back to; an expert that no token chose
+    counts with its siblings."""
     seen = set[str]()
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: seen.add(_sort(name))) for name, module in linear.items()
-    ]
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(lambda gradient: seen.add(_sort(name)))
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in linear.items()]
+    # Nothing of the model learns, so the gradient is that of what the tokens become.
+    handles.append(model.get_input_embeddings().register_forward_hook(lambda *args: args[2].requires_grad_().clone()))
     try:
-        hidden_states(model, torch.tensor([[5, 17, 9, 30, 11, 8, 2, 21]], device=model.device))
+        with torch.enable_grad():
+            hidden_states(model, torch.tensor([[5, 17, 9, 30, 11, 8, 2, 21]], device=model.device)).sum().backward()
     finally:
         for handle in handles:
             handle.remove()

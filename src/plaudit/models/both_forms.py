@@ -42,7 +42,7 @@ def _both_forms(config: dict[str, Any]) -> dict[str, Any]:
     if "full_attention" in rope:  # one rotation for each kind of layer
         if sliding := rope.get("sliding_attention"):
             both["rope_local_base_freq"] = sliding["rope_theta"]
-        rope = rope["full_attention"]
+        rope = rope["full_attention"] or {}  # a kind of layer that does not rotate
     plain = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
     if str(both.get("model_type")).startswith("gpt_neox"):
         plain |= {NEOX[name]: value for name, value in plain.items()}

@@ -248,7 +248,8 @@ def _quantise(model: PreTrainedModel, source: str, how: Quantise, device: torch.
     """UserError where a model has no layer for that, or does more with its layers than to call them."""
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear and m is not head and not routes(n, model)}
-    layers = [name for name in linear if name in called(model, linear)]
+    reached = called(model, linear)
+    layers = [name for name in linear if name in reached]
     if not layers:
         raise UserError(f"quantise={how}: {source} has no plain linear layer that could be quantised; set it to null")
     quantise(model, layers, how, device)

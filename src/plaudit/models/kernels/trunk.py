@@ -24,8 +24,9 @@ def trunk_name(model: PreTrainedModel) -> str:
 
 
 def state_size(model: PreTrainedModel) -> int:
-    """D of its hidden states: what the LM head reads, which OPT-350m projects to another size than its layers'."""
-    head = model.get_output_embeddings()
+    """D of its hidden states: what the LM head, or a classifier's, reads, which OPT-350m projects to another size than
+    its layers'."""
+    head = model.get_output_embeddings() or getattr(model, "score", None)
     size: int = model.config.get_text_config().hidden_size if head is None else head.weight.shape[1]
     return size
 
