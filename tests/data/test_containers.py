@@ -3,9 +3,9 @@
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import openpyxl
 import pytest
 from typer.testing import CliRunner
 
@@ -114,32 +114,29 @@ def test_a_workbook_without_openpyxl_is_refused_with_what_to_click(
         list(Reader(tmp_path / "a.xlsx"))
 
 
-def workbook(monkeypatch: pytest.MonkeyPatch, sheets: dict[str, list[tuple[Any, ...]]]) -> None:
-    """openpyxl with a workbook of these sheets, by the two calls that are used of it."""
-
-    class Sheet:
-        def __init__(self, title: str, lines: list[tuple[Any, ...]]):
-            self.title, self.lines = title, lines
-
-        def iter_rows(self, max_row: int | None = None, values_only: bool = False) -> Any:
-            assert values_only
-            return iter(self.lines[:max_row])
-
-    fake = ModuleType("openpyxl")
-    book = SimpleNamespace(worksheets=[Sheet(*item) for item in sheets.items()])
-    fake.load_workbook = lambda path, read_only, data_only: book  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "openpyxl", fake)
-
-
-def test_a_workbook_is_read_like_a_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workbook_is_read_like_a_csv(tmp_path: Path) -> None:
     lines = [("Prompt", "chosen", "rejected", "id", None), *((*p, float(n), None) for n, p in enumerate(PAIRS))]
-    workbook(monkeypatch, {"Pairs": [*lines, (None,) * 5], "Sheet2": []})
-    (tmp_path / "a.xlsx").write_bytes(b"PK")
-    reader = Reader(tmp_path / "a.xlsx")
+
+    def save(sheets: dict[str, list[tuple[Any, ...]]]) -> Path:
+        book = openpyxl.Workbook()
+        book.remove(book.active)
+        for title, rows in sheets.items():
+            sheet = book.create_sheet(title)
+            for row in rows:
+                sheet.append(row)
+        book.save(tmp_path / "a.xlsx")
+        return tmp_path / "a.xlsx"
+
+    reader = Reader(save({"Pairs": [*lines, (None,) * 5, ("", None, " ", None, None)], "Sheet2": []}))
     assert texts(reader) == PAIRS
-    assert "Excel workbook, sheet 'Pairs'; 'Prompt' read as 'prompt'; 1 empty rows" in reader.describe()
-    workbook(monkeypatch, {"One": lines, "Two": lines})
+    assert "Excel workbook, sheet 'Pairs'; 'Prompt' read as 'prompt'; 2 empty rows" in reader.describe()
     with pytest.raises(UserError, match=r"2 sheets with a header, 'One', 'Two'"):
+        list(Reader(save({"One": lines, "Two": lines})))
+
+
+def test_a_damaged_workbook_is_refused_with_what_to_click(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"cannot be read as an Excel workbook: .*CSV UTF-8"):
         list(Reader(tmp_path / "a.xlsx"))
 
 

@@ -87,7 +87,7 @@ def table_rows(path: Path, table: Iterator[Line], columns: Columns) -> Iterator[
             header = _header(place, cells, raw, problem, columns)
             continue
         number += 1
-        if problem is None and len(cells) > 1 and not any(cells):
+        if problem is None and len(cells) > 1 and not any(cell.strip() for cell in cells):
             empty.append(Row(place, number, None, f"{place}: the row is empty; delete it", raw))
             continue
         yield from empty
