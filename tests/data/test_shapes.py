@@ -130,7 +130,7 @@ def test_labels_are_never_ideal_replies(tmp_path: Path) -> None:
             UserError, match="delete the column 'label'; for the reward model name the file in preferences"
         ):
             read(path)
-    assert len(read_prompts(path)) == 2
+    assert len(read_prompts(path)) == 1  # a prompt that was judged twice is one prompt
 
 
 def test_a_history_is_the_earlier_turns(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ class RunFolder:
         refuse_another_run(path, recipe_yaml, resume=resume, may_change=may_change)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, not a folder; give another folder with folder=PATH")
-        if path.exists() and not recipe.is_file() and any(file.name != LOCK for file in path.iterdir()):
+        # A run may have been killed while it wrote its first file.
+        own = (LOCK, f"{RECIPE}.part")
+        if path.exists() and not recipe.is_file() and any(file.name not in own for file in path.iterdir()):
             raise UserError(f"{path} is not empty and is not a run of Plaudit; give another folder with folder=PATH")
         check_room(path, need_mb)
         try:
@@ -205,7 +207,7 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
     not to `resume`: see `RunFolder.open`."""
     recipe = path / RECIPE
     # Where no stage left anything the run never began (a row is too long, say): any recipe may take the folder.
-    if not recipe.is_file() or not any(_holds_work(child) for child in path.iterdir()):
+    if not recipe.is_file() or not any(_holds_work(path / name) for name in (*STAGES, BEFORE)):
         return
     changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
     fixed = {key: text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))}
