@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,6 +180,30 @@ def test_an_end_of_turn_that_was_never_trained_is_said_with_two_ways_out(tmp_pat
     assert "data.end_of_turn: '<|endoftext|>'" in said and "lora.stages.sft: null" in said
     chat = load_chat(str(tmp_path), template=TemplateSettings(end="<|endoftext|>"))
     assert untrained_tokens(load_model(str(tmp_path), torch.float32, CPU), chat) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "least", "most"), [((), 0.0, 0.1), (("data.end_of_turn=<|endoftext|>",), 0.9, 1.0)]
+)
+def test_replies_end_once_turns_end_with_a_token_that_was_trained(
+    settings: tuple[str, ...],
+    least: float,
+    most: float,
+    tmp_path: Path,
+    write_recipe: Callable[..., Path],
+    plaudit: Callable[..., SimpleNamespace],
+) -> None:
+    """Twenty reserved tokens share the row of <|im_end|>, so it can have a 21st of the probability at most."""
+    reserved(tmp_path / "base", twins=20)
+    sft = {"epochs": 20, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 2e-2, "samples": 0}
+    more = {"lora": {"r": 16, "alpha": 32}, "sampling": {"max_new_tokens": 24}}
+    recipe = write_recipe(tmp_path, model=str(tmp_path / "base"), sft=sft, **more)
+    for stage in ("sft", "preferences"):
+        done = plaudit(stage, recipe, *settings)
+        assert done.code == 0, done.err
+    summary = json.loads((tmp_path / "run/preferences/summary.json").read_text(encoding="utf-8"))
+    assert least <= summary["finished_share"] <= most
 
 
 def test_a_row_far_shorter_than_the_others_was_never_trained(tmp_path: Path) -> None:
