@@ -104,6 +104,7 @@ def measure(
         (folder.stage("sft") / "model").symlink_to(Path(source).resolve())
         rows = [ranking.as_json() for ranking in (*train, *as_rankings(given.held_out, "test"))]
         write_rows(folder.stage("preferences") / "rankings.jsonl", rows)
+        write_json(folder.stage("preferences") / "summary.json", {"rankings": len(rows)})
         summary = reward.train(config, Run(folder, seed, choose_machine("bfloat16"), source, None, (), ()))
         if keep is not None:
             shutil.copytree(folder.path / "reward", keep)

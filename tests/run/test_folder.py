@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
 def made(path: Path) -> Path:
     """A run whose first stage has begun."""
     with RunFolder.open(path, text(RECIPE), resume=False) as run:
-        run.stage("sft")
+        (run.stage("sft") / "metrics.jsonl").touch()
     return path
 
 
@@ -110,7 +110,7 @@ def test_the_differing_key_is_named_even_when_its_new_line_stands_elsewhere_in_t
     """Three sections have a `temperature`: ppo's goes back from 1.0 to the 0.7 that the others have."""
     old = {**RECIPE, "ppo": {"temperature": 1.0, "updates": 20}}
     with RunFolder.open(tmp_path / "run", text(old), resume=False) as run:
-        run.stage("sft")
+        (run.stage("sft") / "metrics.jsonl").touch()
     message = refusal(tmp_path / "run", text(RECIPE), resume=True)
     assert "temperature" in message
     assert "ppo" in message

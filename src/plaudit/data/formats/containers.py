@@ -66,7 +66,7 @@ def _json_rows(path: Path, suffix: str, columns: Columns) -> Iterator[Row]:
     if LIBRECHAT not in start:
         return found
     columns.said.append("messages of LibreChat that were rated")
-    return librechat_rows(found)
+    return librechat_rows(path, found)
 
 
 def _values(path: Path, suffix: str, columns: Columns, start: bytes) -> Iterator[Row]:

@@ -12,6 +12,7 @@ The keys were read in these projects' own sources in November 2026.
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from plaudit.data.formats.rows import Row, row_of, shown
@@ -82,7 +83,7 @@ def _way(place: str, by_id: dict[str, Any], identity: Any, parent: str) -> list[
     return found
 
 
-def librechat_rows(rows: Iterator[Row]) -> Iterator[Row]:
+def librechat_rows(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
     """A row for every message that was rated, of conversations or of single messages of any conversation; the file is
     held as a whole."""
     messages: list[tuple[str, dict[str, Any]]] = []
@@ -110,7 +111,7 @@ def librechat_rows(rows: Iterator[Row]) -> Iterator[Row]:
 
         yield row_of(where, number, json.dumps(message).encode(), read)
     if not rated:
-        first = messages[0][0] if messages else "the file"
+        first = messages[0][0] if messages else path
         raise UserError(f"{first}: a LibreChat export in which no message was rated (feedback.rating)")
 
 
