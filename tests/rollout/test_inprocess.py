@@ -264,7 +264,8 @@ def test_a_policy_whose_every_weight_moved_is_taken_over(dtype: torch.dtype, tin
     engine, there = (InProcessEngine(model, eos_id=2) for model in (own, other))
     engine.load_weights((name, p.detach().clone()) for name, p in other.named_parameters())
     found, expected = (e.decoder.logits(e.decoder.start(PROMPTS)) for e in (engine, there))
-    assert torch.equal(found, expected)
+    # In bf16 the probe may choose another decoder for one of them; the models themselves are whole units apart.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0 if dtype == torch.float32 else 0.15)
 
 
 def test_temperature_changes_the_replies(engine_of: Callable[..., InProcessEngine]) -> None:
