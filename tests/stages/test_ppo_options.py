@@ -222,7 +222,11 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.row(28)
-@pytest.mark.parametrize("name", PPOConfig.model_fields)
+# Compiling takes longer than all other options together; that it computes the same is in tests/models/test_compiled.py.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "torch_compile")) for name in PPOConfig.model_fields],
+)
 def test_row_28_an_option_changes_something(name: str, training: Any, whole: Any) -> None:
     """No dead knob. Of an option of the training both what is logged and the policy change, within three updates; most
     are seen in the first, and none is done that shows nothing new."""
