@@ -311,7 +311,8 @@ def test_nothing_is_kept_of_a_batch_that_is_done(engine_of: Callable[..., InProc
     held = _tensor_bytes()
     generate(engine, ALL)
     gc.collect()
-    assert _tensor_bytes() <= held + 4000  # a few rows of states may wait for the collector; the cache is ten times that
+    # A few rows of states may wait for the collector; the cache is ten times that.
+    assert _tensor_bytes() <= held + 4000
 
 
 def _tensor_bytes() -> int:
