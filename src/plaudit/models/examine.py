@@ -107,7 +107,7 @@ def check_causal(model: PreTrainedModel, source: str) -> None:
 def check_merge(roles: Roles, source: str) -> None:
     """UserError where a merged adapter would find no place in the plain model."""
     known = {name.replace(".base_layer.", ".") for name, _ in roles.peft.get_base_model().named_parameters()}
-    lost = [name for name, _ in roles.merged_weights("policy", None) if name not in known]
+    lost = [name for name in roles.merged_names("policy") if name not in known]
     if lost:
         raise UserError(f"model: {source}: {lost[0]} could not be merged; leave it out of lora.target_modules")
 

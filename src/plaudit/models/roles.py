@@ -220,18 +220,13 @@ class Roles(nn.Module):
         """(name in the plain model, W + ΔW) of every adapted layer, and of every quantised one, whose W is what its
         bits stand for; added in float32 and rounded once, by `rounding`; by None to the nearest, which is exact for a
         float32 base and loses much of a small adapter on another."""
-        for name, module in self.peft.named_modules():
-            plain_name = f"{name.removeprefix('base_model.model.').removesuffix('.base_layer')}.weight"
-            if isinstance(module, QuantisedLinear) and not name.endswith(".base_layer"):
-                yield plain_name, module.dequantised()
+        for plain_name, module in self._merged_layers(adapter):
             if not isinstance(module, LoraLayer):
+                yield plain_name, plain_weight(module)
                 continue
-            layer, adapters = module.get_base_layer(), [one for one in (*self.under, adapter) if one in module.lora_A]
-            if not adapters and not isinstance(layer, QuantisedLinear):
-                continue
-            weight = plain_weight(layer)
+            weight = plain_weight(module.get_base_layer())
             merged = weight.float()
-            for one in adapters:
+            for one in (name for name in (*self.under, adapter) if name in module.lora_A):
                 # PEFT's own get_delta_weight would round ΔW to the adapter's format before it is added.
                 left, right = module.lora_B[one].weight.float(), module.lora_A[one].weight.float()
                 if module.fan_in_fan_out:
@@ -239,6 +234,20 @@ class Roles(nn.Module):
                 merged = torch.addmm(merged, left, right, alpha=module.scaling[one])
             kept = merged.to(weight.dtype) if rounding is None else rounding(plain_name, merged, weight.dtype)
             yield plain_name, kept
+
+    def merged_names(self, adapter: str) -> list[str]:
+        """The names that `merged_weights` gives, without a product."""
+        return [name for name, _ in self._merged_layers(adapter)]
+
+    def _merged_layers(self, adapter: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, module in self.peft.named_modules():
+            plain_name = f"{name.removeprefix('base_model.model.').removesuffix('.base_layer')}.weight"
+            if isinstance(module, LoraLayer):
+                adapts = any(one in module.lora_A for one in (*self.under, adapter))
+                if adapts or isinstance(module.get_base_layer(), QuantisedLinear):
+                    yield plain_name, module
+            elif isinstance(module, QuantisedLinear) and not name.endswith(".base_layer"):
+                yield plain_name, module
 
     def save_adapter(self, folder: Path, member: int = 0) -> None:
         """A trained adapter in PEFT's own format, whole or not at all: entry `member` of `learning`, so of an ensemble

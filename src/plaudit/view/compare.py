@@ -36,10 +36,6 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
 """Of one row of evaluate/replies.jsonl. The proxies are left out: each run is paid by a reward of its own."""
 
 
-def _gained(sft: float | None, ppo: float | None) -> float | None:
-    return None if sft is None or ppo is None else ppo - sft
-
-
 def compare(one: Path, other: Path) -> dict[str, Any]:
     """Numbers of both, and `other` − `one` of every measure; UserError where one has not ended."""
     summaries = [_summary(folder) for folder in (one, other)]
