@@ -1,5 +1,6 @@
 """`plaudit init`: what files hold decides where they go, and what is written can be run."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,21 @@ def test_pairs_alone_skip_sft(files: Path, plaudit: Plaudit, tiny_model: Callabl
     assert recipe.data.prompts.name == "pairs.csv" and [p.name for p in recipe.preferences.rankings] == ["pairs.csv"]
     done = plaudit("check", "--quick", "mine.yaml")
     assert done.code == 0, done.err
+
+
+def test_replies_that_people_liked_or_not_are_labels(
+    files: Path, plaudit: Plaudit, tiny_model: Callable[..., Path]
+) -> None:
+    labels = "".join(f"Name thing {i}.,Thing {i}!,{'true' if i % 2 else 'false'}\n" for i in range(40))
+    Path("thumbs.csv").write_text("prompt,completion,label\n" + labels)
+    assert init(plaudit, tiny_model(), "thumbs.csv", "ideal.csv").code == 0
+    recipe = load_recipe(Path("mine.yaml"))
+    assert recipe.preferences.unpaired is not None and recipe.preferences.unpaired.name == "thumbs.csv"
+    done = plaudit("check", "mine.yaml")
+    assert done.code == 0, done.err
+    assert "labels" in done.out and "Time: about" in done.out
+    assert not re.search(r"preferences \d", done.out), "nothing is sampled to be ranked"
+    assert init(plaudit, tiny_model(), "thumbs.csv", "thumbs.csv", "--to", "two.yaml").code == 2
 
 
 def test_without_rankings_people_are_asked(files: Path, plaudit: Plaudit, tiny_model: Callable[..., Path]) -> None:

@@ -29,7 +29,7 @@ class Found:
 
     path: Path
     kind: str
-    """prompts, demonstrations or rankings."""
+    """prompts, demonstrations, rankings or labels."""
     says: str
     columns: dict[str, str]
     rows: int = 0
@@ -70,8 +70,6 @@ def look_into(path: Path, columns: Mapping[str, str]) -> Found:
         raise UserError(f"{path}: no row could be read: {first}")
     found.kind, found.rows, found.bad = KINDS[str(reader.format)], reader.rows, reader.bad
     found.says = f"{found.rows:,} rows, format {reader.format}"
-    if found.kind == "labels":
-        raise UserError(f"{path}: {found.says}: a recipe has no place for single replies with a label")
     return found
 
 
@@ -83,10 +81,11 @@ def write_recipe(
     if to.exists():
         raise UserError(f"{to}: the file is there already; move it or choose another name with --to")
     found = [look_into(path, columns or {}) for path in files]
-    by_kind = {kind: [one for one in found if one.kind == kind] for kind in ("prompts", "demonstrations", "rankings")}
-    if len(by_kind["prompts"]) > 1:
-        names = ", ".join(str(one.path) for one in by_kind["prompts"])
-        raise UserError(f"{names}: a recipe has one file of prompts; join them")
+    by_kind = {kind: [one for one in found if one.kind == kind] for kind in dict.fromkeys(KINDS.values())}
+    for kind in ("prompts", "labels"):
+        if len(by_kind[kind]) > 1:
+            names = ", ".join(str(one.path) for one in by_kind[kind])
+            raise UserError(f"{names}: a recipe has one file of {kind}; join them")
     said = [f"{one.path}: {one.bad} bad rows, which `plaudit check` lists" for one in found if one.bad]
     write_text(to, "\n".join(_lines(by_kind, model, to, people)) + "\n")
     schema = to.with_name(SCHEMA)
@@ -96,9 +95,9 @@ def write_recipe(
 
 
 def _lines(by_kind: Mapping[str, list[Found]], model: str, to: Path, people: bool) -> list[str]:
-    demonstrated, ranked = by_kind["demonstrations"], by_kind["rankings"]
-    asked = (by_kind["prompts"] or demonstrated or ranked)[0]
-    every = [asked, *demonstrated, *ranked]
+    demonstrated, ranked, labelled = (by_kind[kind] for kind in ("demonstrations", "rankings", "labels"))
+    asked = (by_kind["prompts"] or demonstrated or ranked or labelled)[0]
+    every = [asked, *demonstrated, *ranked, *labelled]
     lines = [
         schema_line(),
         "# Written by `plaudit init`. A key that is not here stands at its default: `plaudit schema` has them all, and",
@@ -124,7 +123,7 @@ def _lines(by_kind: Mapping[str, list[Found]], model: str, to: Path, people: boo
     lines += ["  # system: You are a helpful assistant.    # a system message for every prompt that has none"]
     lines += ["sampling:", _line("  temperature: 0.7", "a small model is hard to read at 1"), _limit(every)]
     lines += _sft(every, demonstrated, to)
-    lines += ["preferences:", *_who(ranked, to, people)]
+    lines += ["preferences:", *_who(ranked, labelled, to, people)]
     lines += [
         "ppo:",
         _line("  updates: 20", "rounds of sampling and training"),
@@ -154,11 +153,14 @@ def _limit(every: Sequence[Found]) -> str:
     return _line(f"  max_new_tokens: {tokens}", f"longest reply in tokens; 95 % of yours have at most {most} words")
 
 
-def _who(ranked: Sequence[Found], to: Path, people: bool) -> list[str]:
+def _who(ranked: Sequence[Found], labelled: Sequence[Found], to: Path, people: bool) -> list[str]:
+    lines = [_line(f"  unpaired: {_relative(one, to)}", f"{one.says}: liked or not") for one in labelled]
     if ranked:
         names = [_relative(one, to) for one in ranked]
         text = names[0] if len(names) == 1 else f"[{', '.join(names)}]"
-        return [_line(f"  rankings: {text}", "; ".join(one.says for one in ranked))]
+        lines.append(_line(f"  rankings: {text}", "; ".join(one.says for one in ranked)))
+    if lines:
+        return lines
     if people:
         return [
             _line("  annotator: human", "the run waits while people rank: `plaudit label serve` prints the link"),

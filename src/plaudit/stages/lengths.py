@@ -7,9 +7,9 @@ from typing import TypeVar
 import numpy as np
 
 from plaudit.data.chat import ChatFormat
-from plaudit.data.table import DemonstrationTable
-from plaudit.records import Completion, Prompt, Ranking
+from plaudit.records import Completion
 from plaudit.stages.recipe import Recipe
+from plaudit.stages.run_data import RunData
 
 SAMPLE = 1000
 """Rows of a file whose tokens are counted, evenly spaced: a share is then known to 3 points."""
@@ -20,24 +20,25 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of prompts, of the demonstrations' replies, and of ranked replies."""
+    """Tokens of prompts, of the demonstrations' replies, and of ranked and labelled ones."""
 
     prompts: list[int]
     demonstrations: list[int]
     ranked: list[int]
+    labelled: list[int]
 
 
-def lengths_of(
-    chat: ChatFormat,
-    prompts: Sequence[Prompt],
-    demonstrations: DemonstrationTable,
-    rankings: Sequence[Ranking] | None,
-) -> Lengths:
+def lengths_of(chat: ChatFormat, data: RunData) -> Lengths:
     """Of at most `SAMPLE` rows each."""
+
+    def reply(text: str) -> int:
+        return len(chat.reply_ids(Completion(text)))
+
     return Lengths(
-        [len(chat.prompt_ids(prompt.messages)) for prompt in spaced(prompts)],
-        [len(chat.reply_ids(Completion(row.completion))) for row in spaced(demonstrations)],
-        [len(chat.reply_ids(reply)) for ranking in spaced(rankings or ()) for reply in ranking.replies],
+        [len(chat.prompt_ids(prompt.messages)) for prompt in spaced(data.prompts)],
+        [reply(row.completion) for row in spaced(data.demonstrations)],
+        [len(chat.reply_ids(one)) for ranking in spaced(data.rankings or ()) for one in ranking.replies],
+        [reply(row.completion) for row in spaced(data.labels or ())],
     )
 
 

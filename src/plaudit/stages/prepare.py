@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
     folder: RunFolder = FollowedFolder(recipe.run_folder)
     if ranks.first:
         if "sft" in plan.stages or "preferences" in plan.stages:
-            lengths = lengths_of(chat, data.prompts, data.demonstrations, data.rankings)
+            lengths = lengths_of(chat, data)
             if said := cut_short(recipe, lengths):
                 console.print(f"Warning: {said}", soft_wrap=True)
         folder = RunFolder.open(
@@ -195,6 +195,7 @@ def _check_lengths(
     rows = chain(
         ((row.prompt.id, row.prompt.messages, Completion(row.completion)) for table in tables for row in table),
         ((one.prompt.id, one.prompt.messages, reply) for one in data.rankings or () for reply in one.replies),
+        ((one.prompt.id, one.prompt.messages, Completion(one.completion)) for one in data.labels or ()),
     )
     if learnt is not None:
         check_lengths(learnt, chat, prompts, new)

@@ -16,7 +16,7 @@ from plaudit.records import Demonstration, Message, Prompt
 from plaudit.stages.before.estimate import Speed, seconds_of
 from plaudit.stages.lengths import Lengths, cut_short, lengths_of, spaced
 from plaudit.stages.recipe import load_recipe
-from plaudit.stages.run_data import read_data
+from plaudit.stages.run_data import RunData, read_data
 
 Plaudit = Callable[..., SimpleNamespace]
 
@@ -76,7 +76,7 @@ def test_ideal_replies_that_the_policy_may_not_write(recipe: Path) -> None:
         Demonstration(Prompt(str(i), (Message("user", "a b"),), "k", "train"), "w " * (20 if i < 7 else 3))
         for i in range(100)
     ]
-    lengths = lengths_of(chat_of_words(), [], DemonstrationTable.of(rows), None)
+    lengths = lengths_of(chat_of_words(), RunData([], DemonstrationTable.of(rows), {}, None, None))
     assert sorted(lengths.demonstrations) == [4] * 93 + [21] * 7
     said = cut_short(load_recipe(recipe), lengths)  # max_new_tokens is 8
     assert said is not None and said.startswith(
@@ -84,7 +84,7 @@ def test_ideal_replies_that_the_policy_may_not_write(recipe: Path) -> None:
     )
     assert "95 % of them fit in 21" in said
     assert cut_short(load_recipe(recipe, ["sampling.max_new_tokens=21"]), lengths) is None
-    assert cut_short(load_recipe(recipe), Lengths([], [4] * 96 + [21] * 4, [])) is None
+    assert cut_short(load_recipe(recipe), Lengths([], [4] * 96 + [21] * 4, [], [])) is None
 
 
 def test_a_run_says_at_its_start_that_replies_will_be_cut(recipe: Path, plaudit: Plaudit) -> None:
@@ -101,7 +101,7 @@ def test_rows_that_are_looked_at_are_spaced_evenly() -> None:
 def test_the_time_of_a_run_by_hand(recipe: Path) -> None:
     """Prompts of 10 tokens and replies of 5; one second a token of whatever is done, the rest free."""
     settings = load_recipe(recipe)
-    data, lengths = read_data(settings), Lengths([10], [5], [])
+    data, lengths = read_data(settings), Lengths([10], [5], [], [])
     only_sampled = seconds_of(settings, data, lengths, Speed(1, 0, 0, {}))
     # 24 + 12 prompts of 3 replies; 2 updates of 4 replies and looks at 6 prompts at 0, 1 and 2; 6 prompts, two models.
     assert only_sampled == {"sft": 0, "preferences": 36 * 3 * 5, "reward": 0, "ppo": (8 + 18) * 5, "evaluate": 12 * 5}

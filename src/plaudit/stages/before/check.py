@@ -44,7 +44,7 @@ def check(recipe: Recipe, *, estimate: bool = True) -> list[str]:
         return mistakes.found
     with mistakes:
         _check_fit(recipe, found, data)
-    lengths = lengths_of(found.chat, data.prompts, data.demonstrations, data.rankings)
+    lengths = lengths_of(found.chat, data)
     _print_rows(recipe, data, lengths)
     if said := cut_short(recipe, lengths):
         console.print(f"Warning: {said}", soft_wrap=True)
@@ -98,6 +98,7 @@ def _print_rows(recipe: Recipe, data: RunData, lengths: Lengths) -> None:
         ("prompts", Counter(prompt.split for prompt in data.prompts), lengths.prompts),
         ("ideal replies", Counter(map(str, data.demonstrations.splits)), lengths.demonstrations),
         ("rankings (tokens: replies)", Counter(r.prompt.split for r in data.rankings or ()), lengths.ranked),
+        ("labels (tokens: replies)", Counter(one.prompt.split for one in data.labels or ()), lengths.labelled),
     ]
     for name, splits, tokens in replies:
         if tokens:

@@ -42,9 +42,8 @@ class Speed:
 def measure(model: str, recipe: Recipe, machine: Machine, chat: ChatFormat, prompts: Sequence[Prompt]) -> Speed:
     """The speed of this machine with this model, each piece of work the second time it is done."""
     start_peaks(machine.device)
-    roles = Roles(
-        load_model(model, machine.dtype, machine.device), trained="policy", lora=recipe.lora.of("ppo") or LoraSettings()
-    )
+    base = load_model(model, machine.dtype, machine.device, recipe.quantise)
+    roles = Roles(base, trained="policy", lora=recipe.lora.of("ppo") or LoraSettings())
     engine = InProcessEngine(load_model(model, machine.dtype, machine.device), eos_id=-1)
     ids = [chat.prompt_ids(prompts[i % len(prompts)].messages) for i in range(ROWS)]
     uniforms = np.random.default_rng(0).random((ROWS, NEW), dtype=np.float32)
@@ -91,10 +90,10 @@ def seconds_of(recipe: Recipe, data: RunData, lengths: Lengths, speed: Speed) ->
     if uses_trained(recipe.ppo.rewards):
         chosen = recipe.preferences
         asked = min(chosen.train_prompts, split["train"]) + split["validation"] + split["test"]
-        samples = not chosen.rankings or chosen.annotator == "human"
-        if samples:
+        if chosen.samples:
             found["preferences"] = asked * chosen.replies * reply * speed.sampled
-        replies = samples * asked * chosen.replies + sum(len(r.replies) for r in data.rankings or ())
+        replies = chosen.samples * asked * chosen.replies + sum(len(r.replies) for r in data.rankings or ())
+        replies += len(data.labels or ())
         found["reward"] = whole * replies * (recipe.reward.epochs * recipe.reward.members * speed.learnt + speed.passed)
     ppo = recipe.ppo
     look = split["validation"] * ppo.evaluate_replies * (reply * speed.sampled + 3 * whole * speed.passed)
