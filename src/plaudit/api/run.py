@@ -3,7 +3,6 @@
 `import plaudit` loads none of this; a name is loaded when it is first used.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from plaudit.records import Completion, Prompt
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import load_reward_model
 from plaudit.rewards.texts.answers import ScoreItem
-from plaudit.run.folder import STAGES, SUMMARY, read_recipe
+from plaudit.run.folder import STAGES, SUMMARY, read_json, read_recipe
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
@@ -81,9 +80,10 @@ class Run:
         """The numbers of every stage: summary.json, which the last one writes; before that those of the stages that
         ended."""
         if (path := self.folder / SUMMARY).is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = read_json(path)
+            return found
         left = {stage: self.folder / stage / "summary.json" for stage in STAGES}
-        return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in left.items() if path.is_file()}
+        return {stage: read_json(path) for stage, path in left.items() if path.is_file()}
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """What a stage logged, step by step: the rows of its metrics.jsonl."""

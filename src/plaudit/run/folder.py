@@ -315,7 +315,7 @@ def stage_settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
     return {**found, **recipe[stage]}
 
 
-def ranked_by_people(recipe: Mapping[str, Any]) -> bool:
+def judged_by_people(recipe: Mapping[str, Any]) -> bool:
     """Of a resolved recipe: whether people judged, not a simulated annotator."""
     chosen = recipe["preferences"]
     return bool(chosen["rankings"] or chosen.get("unpaired")) or chosen["annotator"] == "human"

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from plaudit.data.files import write_text
-from plaudit.run.folder import ranked_by_people, read_recipe, stage_settings
+from plaudit.run.folder import judged_by_people, read_recipe, stage_settings
 
 STEPS = {
     "sft": "Supervised fine-tuning on demonstrations",
@@ -74,7 +74,7 @@ def _bits(recipe: dict[str, Any]) -> str:
 
 def _of(run: Path, recipe: dict[str, Any], stage: str) -> str:
     """On what a stage worked."""
-    people = ranked_by_people(recipe)
+    people = judged_by_people(recipe)
     numbers = _numbers(run / stage / "summary.json")
     judged = {"rankings": "rankings of replies", "labels": "labels of single replies"}
     match stage:

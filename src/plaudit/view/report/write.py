@@ -21,8 +21,8 @@ from plaudit.run.folder import (
     RECIPE,
     REPORT,
     SUMMARY,
+    judged_by_people,
     needed_stages,
-    ranked_by_people,
     read_json,
     read_recipe,
     stage_settings,
@@ -64,7 +64,7 @@ def next_commands(folder: Path, recipe: Mapping[str, Any], summary: Mapping[str,
     if summary["ppo"]["kept_update"] == 0:
         again = f"plaudit run {folder / RECIPE} --from ppo ppo.learning_rate={recipe['ppo']['learning_rate'] / 2:g}"
         return [(f"plaudit doctor {folder}", "what is wrong with the training"), (again, "PPO again, more slowly")]
-    if ranked_by_people(recipe) and "people" not in summary and "reward" in summary:
+    if judged_by_people(recipe) and "people" not in summary and "reward" in summary:
         return [(f"plaudit label compare {folder}", "people compare both, blind; then plaudit report"), chat]
     return [chat, (f"plaudit export {folder} --to my-policy", "a plain Hugging Face checkpoint")]
 
@@ -198,7 +198,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         environment_json=json.dumps(environment, indent=2, ensure_ascii=False),
         machine=run.machine,
         summary=summary,
-        by_people=ranked_by_people(recipe),
+        by_people=judged_by_people(recipe),
         raised=[
             *raised_alarms((card, labels), summary, updates, looks, stage_settings(recipe, "ppo")),
             *said_of_people(run),
