@@ -34,8 +34,8 @@ def _reports() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             if "LOAD REPORT" in (text := record.getMessage()):
                 lines = (" ".join(line.split()) for line in _COLOURS.sub("", text).splitlines())
-                # Its order is a set's, which is another one in every process.
-                found.append("; ".join(sorted(line for line in lines if re.search("MISMATCH|CONVERSION", line))))
+                # Without its legend; its order is a set's, which is another one in every process.
+                found.append("; ".join(sorted(line for line in lines if re.search(r"\| (MISMATCH|CONVERSION)", line))))
 
     logger, handler = logging.getLogger("transformers.modeling_utils"), Keeps(logging.WARNING)
     before, passed_on = logger.level, logger.propagate
