@@ -140,7 +140,7 @@ def test_what_changed_in_a_round_before_is_seen(grown: Path, tmp_path: Path, pla
 def test_what_a_round_refuses(grown: Path, trained: Path, tmp_path: Path, plaudit: Plaudit) -> None:
     done = plaudit("round", grown, "rounds.reference=sft")
     assert done.code == 2 and "stands on the policy of the round before it" in done.err
-    with pytest.raises(UserError, match="with rounds.start=last PPO takes over the adapter"):
+    with pytest.raises(UserError, match=r"with rounds.start=last PPO takes over the adapter"):
         next_round(grown / "round-2", 2, ["rounds.count=3", "lora.r=2"])
     done = plaudit("sft", grown / "round-2/recipe.yaml")
     assert done.code == 2 and "round 2 stands on the SFT model of its run" in done.err
