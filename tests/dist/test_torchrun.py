@@ -99,12 +99,9 @@ def assert_close(found: Any, expected: Any, where: str) -> None:
 def killed(both: tuple[Path, str], home: Path, kills: Sequence[tuple[int, str, int]]) -> None:
     """The run of the page's command, in which one rank is killed each time, leaves the files of the unbroken one."""
     unbroken = both[0]
-    for name in ("recipe.yaml", "prompts.jsonl", "demonstrations.jsonl"):
-        shutil.copy(unbroken.parent / name, home / name)
-    told = (home / "recipe.yaml").read_text(encoding="utf-8")
-    (home / "recipe.yaml").write_text(told.replace(str(unbroken.parent), str(home)), encoding="utf-8")
     script = [str(Path(__file__).with_name("killed_rank.py")), json.dumps(kills)]
-    code, out, err = torchrun(home, SAVES, script=script, options=["--max-restarts", str(len(kills))])
+    changes = [SAVES, f"folder={home / 'run'}"]
+    code, out, err = torchrun(unbroken.parent, *changes, script=script, options=["--max-restarts", str(len(kills))])
     assert code == 0, out + err
     assert out.count("The processes were started anew: the run goes on") == len(kills), out
     for _, stage, _ in kills:
