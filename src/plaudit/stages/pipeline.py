@@ -16,6 +16,7 @@ from plaudit.rewards.config import uses_trained
 from plaudit.run.branch import branch
 from plaudit.run.display import console
 from plaudit.run.folder import CHECKPOINTS, STAGES, finished_stages, needed_stages
+from plaudit.run.loggers.follow import Loggers
 from plaudit.stages.evaluate import loop as evaluate
 from plaudit.stages.inputs import begun, first_changed, record
 from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, found, plan_of
@@ -47,10 +48,13 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
             run = prepare(recipe, plan, ranks, data)
         undo.pop_all()
     check_alike([json.loads(text) for text in ranks.gathered(json.dumps(run.made_with))])
-    with run.folder:
+    to = recipe.loggers if ranks.first else ()
+    with run.folder, Loggers(run.folder.path, to, recipe.model_dump(mode="json")) as loggers:
         for name in plan.checked if ranks.first else ():
             run.folder.check(name, READ_LATER)
         for name in plan.stages:
+            if ranks.first or name in divided(recipe):
+                loggers.begin(name, resume=name == plan.from_checkpoint)
             if name in divided(recipe):
                 _run_stage(name, recipe, run, plan)
             elif ranks.first:
