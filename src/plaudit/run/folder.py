@@ -218,8 +218,8 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
         )
     if not resume:
         raise UserError(
-            f"{path} already holds this run; continue it with --resume, go from the first stage whose rows have changed "
-            "with --from auto, or give folder=PATH"
+            f"{path} already holds this run; continue it with --resume, go from the first stage whose rows have "
+            "changed with --from auto, or give folder=PATH"
         )
 
 
