@@ -36,7 +36,7 @@ from plaudit.algo.advantages import gae
 from plaudit.algo.worked import worked_example
 from plaudit.data.audit.problems import LEVELS
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import read_demonstrations, read_prompts, read_rankings, write_json
+from plaudit.data.files import read_demonstrations, read_prompts, read_rankings
 from plaudit.data.formats.reader import FORMATS, Reader
 from plaudit.guard import limits
 from plaudit.guard.arithmetic import FAULTS
@@ -51,7 +51,6 @@ from plaudit.rewards.config import RewardSource
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.texts.answers import PROBE
 from plaudit.rewards.texts.endpoint import EndpointScorer
-from plaudit.stages.before.schema import SCHEMA, recipe_schema
 from plaudit.stages.recipe import MAY_CHANGE, Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,14 +231,6 @@ def allowed(field: FieldInfo) -> str:
 def test_the_recipe_page_is_in_step_with_the_models() -> None:
     page = (DOCS / "recipe.md").read_text(encoding="utf-8")
     assert page == recipe_page(page), "docs/recipe.md is stale: run .venv/bin/python tests/test_docs.py"
-
-
-def test_the_shipped_recipes_name_the_schema_that_lies_beside_them() -> None:
-    shipped = SRC / "recipes"
-    stale = "the schema of the shipped recipes is stale: run .venv/bin/python tests/test_docs.py"
-    assert json.loads((shipped / SCHEMA).read_text(encoding="utf-8")) == recipe_schema(), stale
-    first = {path.read_text(encoding="utf-8").splitlines()[0] for path in shipped.glob("*.yaml")}
-    assert first == {"# yaml-language-server: $schema=plaudit.schema.json"}
 
 
 def test_every_key_of_a_resolved_recipe_is_on_the_page(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -786,5 +777,4 @@ def test_the_python_of_the_page_of_losses_runs() -> None:
 if __name__ == "__main__":
     target = DOCS / "recipe.md"
     target.write_text(recipe_page(target.read_text(encoding="utf-8")), encoding="utf-8")
-    write_json(SRC / "recipes" / SCHEMA, recipe_schema())
-    print(f"Wrote {target.relative_to(ROOT)} and the schema of the shipped recipes")
+    print(f"Wrote {target.relative_to(ROOT)}")
