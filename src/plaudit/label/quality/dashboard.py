@@ -26,10 +26,12 @@
       "sources": [{"source": "ppo", "strength": 0.4, "low": 0.2, "high": 0.6, "win_rate": 0.6, "win_low": 0.55,
                    "win_high": 0.65, "verdicts": 400}, ...],                                   # best first
       "compare": {"first": "ppo", "second": "sft", "win_rate": 0.6, "low": 0.5, "high": 0.7, "ties": 0.1,
-                  "labels": 100, "prompts": 60} or null
+                  "labels": 100, "prompts": 60, "complete": 58, "enough": null or "ppo" or "sft" or "neither",
+                  "more": 40 or null, "at_equal_length": {"win_rate": 0.55, "low": 0.45, "high": 0.65}} or null
     }
 
-SHARE is null or {"share": 0.5, "low": 0.4, "high": 0.6, "n": 120}, low and high the 95 % interval. Every share and rate
+SHARE is null or {"share": 0.5, "low": 0.4, "high": 0.6, "n": 120}, low and high the 95 % interval. That of
+"compare" holds after every label at once, "more" is how many labels may be missing to "enough". Every share and rate
 is from 0 to 1. Sources stand here for the admin only; annotators never get this dict.
 """
 
@@ -40,7 +42,7 @@ from typing import Any
 
 from plaudit.label.db.ledger import ItemRow, Label, Ledger, counting, standing
 from plaudit.label.kinds.rank import VERDICTS
-from plaudit.label.quality.agreement import agreement, ranked
+from plaudit.label.quality.agreement import agreement, asked, ranked
 from plaudit.label.quality.alarms import alarms
 from plaudit.label.quality.annotator import person_quality
 from plaudit.label.quality.sources import source_table, win_rate
@@ -59,7 +61,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     for row in agreed["between"]:
         row["first"], row["second"] = names[row["first"]], names[row["second"]]
     people = _people(ledger, items, labels, now)
-    comparing = [label for label in ranked(labels) if items[label.item].task == "compare"]
+    comparing = [label for label in asked(labels) if items[label.item].task == "compare"]
     progress = _progress(ledger, labels, now)
     said = Counter(label.verdict for label in labels)
     return {
@@ -77,7 +79,9 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
         "flags": _flags(labels),
         "alarms": alarms(people, agreed, progress),
         "sources": source_table(ledger.items, ranked(labels)),
-        "compare": win_rate(ledger.items, comparing, "ppo", "sft"),
+        "compare": win_rate(
+            [item for item in ledger.items if item.task == "compare"], comparing, "ppo", "sft", ledger.overlap
+        ),
     }
 
 

@@ -102,11 +102,19 @@ function agreementInWords(agreement, progress) {
 function sources({ sources: rows, compare }) {
   const parts = [];
   if (compare) {
-    parts.push(el("p", { class: "verdict" }, `People prefer ${compare.first} to ${compare.second} in ${percent(compare.win_rate)} of the comparisons (95 % interval ${Math.round(100 * compare.low)} to ${percent(compare.high)}; ties, ${percent(compare.ties)}, count half; ${whole(compare.labels)} labels on ${whole(compare.prompts)} prompts).`));
+    const { at_equal_length: even } = compare;
+    parts.push(el("p", { class: "verdict" }, `People prefer ${compare.first} to ${compare.second} in ${percent(compare.win_rate)} of the comparisons (95 % interval ${Math.round(100 * compare.low)} to ${percent(compare.high)}; ties, ${percent(compare.ties)}, count half; ${whole(compare.labels)} labels on ${whole(compare.prompts)} prompts). ${enoughInWords(compare)}`));
+    parts.push(el("p", { class: "aside" }, `The interval holds after every label at once: look as often as you like, and stop when it tells. If both had written as much: ${percent(even.win_rate)} (${Math.round(100 * even.low)} to ${percent(even.high)}).`));
   }
   parts.push(rows.length ? sourceTable(rows) : el("p", {}, "No two sources have been compared yet."));
   if (rows.length) parts.push(el("p", { class: "aside" }, "Strengths of a Bradley-Terry model: 0 is the average source, a difference of 1 wins 73 % of the time. Only admins see the names of sources."));
   return parts;
+}
+
+function enoughInWords({ enough, more }) {
+  if (enough === "neither") return "Enough labels: neither is preferred.";
+  if (enough !== null) return `Enough labels: ${enough} is preferred.`;
+  return more === null ? "Not enough labels yet." : `Not enough labels yet: about ${whole(more)} more at this rate.`;
 }
 
 function verdictsInWords({ verdicts, flags }) {
