@@ -99,6 +99,7 @@ def sampled(config: PreferencesConfig, run: Run) -> tuple[list[Group], float]:
                 [ids[i] for i in rows],
                 uniforms[rows],
                 AT_ONCE,
+                ranks=run.ranks,
                 saver=saver,
                 log=logs[number],
                 done=done,
@@ -106,7 +107,7 @@ def sampled(config: PreferencesConfig, run: Run) -> tuple[list[Group], float]:
                 advance=advance,
             )
             engine.close()
-            done += -(-len(rows) // AT_ONCE)
+            done += -(-len(rows) // run.ranks.rows(AT_ONCE, len(rows)))
             for i, reply in zip(rows, written, strict=True):
                 found[i] = reply
     names, groups = [*who], list[Group]()
