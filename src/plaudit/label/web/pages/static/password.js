@@ -18,5 +18,5 @@ export function passwordForm(name) {
     form.reset();
     return notice("good", "Your password is changed. Elsewhere you are signed out.");
   });
-  return el("details", { class: "card entry" }, el("summary", {}, "Change your password"), form);
+  return el("details", { class: "card own" }, el("summary", {}, "Change your password"), form);
 }
