@@ -34,7 +34,7 @@ def only(*stages: str) -> Flags:
 
 def on(stage: str) -> str:
     """This stage and those after it."""
-    return ALL[ALL.index(stage) :]
+    return "dpo report" if stage == "dpo" else ALL[ALL.index(stage) :]
 
 
 SHARED = {
@@ -49,7 +49,8 @@ SHARED = {
 
 
 def may_change(anew: list[str]) -> set[str]:
-    return {*anew, *(key for stage in anew for key in SHARED[stage].split())}
+    beside = {"dpo"} if "evaluate" in anew else set()  # comes before the report, and is made anew where it is
+    return {*anew, *beside, *(key for stage in anew for key in SHARED.get(stage, "").split())}
 
 
 NEW = [
@@ -69,6 +70,8 @@ NEW = [
     (only("reward"), True, "sft preferences", "reward", "reward"),
     (only("ppo"), False, "sft", "", "ppo"),
     (only("report"), True, ALL, "", "report"),
+    (only("dpo"), True, "sft preferences", "dpo", "dpo"),
+    (only("dpo"), False, "sft preferences", "", "dpo"),
 ]
 
 

@@ -30,6 +30,7 @@ MADE = {
     "preferences": ("sft/model",),
     "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/unpaired.jsonl"),
     "ppo": ("sft/model", "reward/reward.json"),
+    "dpo": ("sft/model", "preferences/rankings.jsonl"),
     "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
 }
 """What a stage reads of those before it; reward.json has the hashes of the reward model's files."""
@@ -79,8 +80,8 @@ def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
     found["data"] = {"system": values["data"]["system"]}
     found[stage] = values.get(stage, {})
     for section, readers in SHARED.items():
-        if stage in readers:
-            own = getattr(recipe, section).of(stage)
+        if stage in readers or stage == "dpo":
+            own = getattr(recipe, section).of("ppo" if stage == "dpo" else stage)
             found[section] = own and {k: v for k, v in own.model_dump(mode="json").items() if k != "stages"}
     if stage == "evaluate":
         found["ppo"] = {"rewards": values["ppo"]["rewards"]}

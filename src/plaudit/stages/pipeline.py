@@ -14,10 +14,11 @@ from plaudit.dist.ranks import Ranks
 from plaudit.rewards.config import uses_trained
 from plaudit.run.branch import branch
 from plaudit.run.display import console
-from plaudit.run.folder import CHECKPOINTS, STAGES, finished_stages, needed_stages
+from plaudit.run.folder import CHECKPOINTS, ORDER, finished_stages, needed_stages
+from plaudit.stages.dpo import loop as dpo
 from plaudit.stages.evaluate import loop as evaluate
 from plaudit.stages.inputs import begun, first_changed, record
-from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, found, plan_of
+from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, beside, found, plan_of
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.prepare import DIVIDED, prepare
@@ -33,8 +34,8 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
     """Run the stages that `flags` ask for (see plan.py); returns the run folder."""
     ranks = Ranks.join()
     console.quiet = console.quiet or not ranks.first
-    checkpoints = {name for name in STAGES if (recipe.run_folder / name / CHECKPOINTS).is_dir()}
-    home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards))
+    checkpoints = {name for name in ORDER if (recipe.run_folder / name / CHECKPOINTS).is_dir()}
+    home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards), beside(flags))
     with ranks.first_alone(), ExitStack() as undo:
         data = read_data(recipe)
         if flags.copy_from is not None and flags.start is not None and ranks.first:
@@ -79,7 +80,7 @@ def _run_stage(name: str, recipe: Recipe, run: Run, plan: Plan) -> None:
 
 def _of_stage(name: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage is made with: not the sections of those after it, nor what the shared sections say of them."""
-    later = STAGES[STAGES.index(name) + 1 :]
+    later = ORDER[ORDER.index(name) + 1 :]
     sections = {key: value for key, value in made_with["recipe"].items() if key not in later}
     for shared in SHARED:
         stages = {stage: own for stage, own in sections[shared]["stages"].items() if stage not in later}
@@ -101,6 +102,9 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "ppo":
             run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
             ppo.train(recipe.ppo, replace(run, max_length=recipe.sft.max_length), _gold(recipe))
+        case "dpo":  # as PPO: its adapter, optimiser and law
+            run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
+            dpo.train(recipe.dpo, run)
         case "evaluate":
             run = replace(run, sampling=sampling("evaluate"))
             evaluate.compare(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)

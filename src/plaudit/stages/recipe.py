@@ -20,6 +20,7 @@ from plaudit.errors import UserError, no_file
 from plaudit.models.config import LoraConfig, Quantise
 from plaudit.rewards.config import uses_trained
 from plaudit.rollout.config import SamplingConfig
+from plaudit.stages.dpo.config import DPOConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.preferences.config import PreferencesConfig
@@ -59,6 +60,8 @@ class Recipe(StrictConfig):
     """The reward model."""
     ppo: PPOConfig = PPOConfig()
     """Proximal policy optimisation."""
+    dpo: DPOConfig = DPOConfig()
+    """Direct preference optimisation, with `plaudit dpo`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Held-out comparison."""
     checkpoints: CheckpointConfig = CheckpointConfig()
