@@ -21,7 +21,7 @@ from http.server import HTTPServer
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, SimpleNamespace
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -208,6 +208,8 @@ def allowed(field: FieldInfo) -> str:
         NoneType: "null",
     }
     if get_origin(field.annotation) is list and field.annotation not in words:
+        if get_origin(get_args(field.annotation)[0]) is Literal:
+            return f"list of {', '.join(get_args(get_args(field.annotation)[0]))}"
         return f"list of {{{', '.join(get_args(field.annotation)[0].model_fields)}}}"
     options = get_args(field.annotation) if field.annotation not in words else ()
     choices = [kind for option in options for kind in (get_args(option) or (option,))]

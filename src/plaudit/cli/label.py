@@ -78,6 +78,9 @@ def serve(
         float | None, typer.Option(help="Share of items shown to a person again (0 at first).", min=0, max=1)
     ] = None,
     guidelines: Annotated[Path | None, typer.Option(help="Markdown file with the annotators' guidelines.")] = None,
+    plain_text: Annotated[
+        bool | None, typer.Option("--plain-text/--formatted", help="How texts are shown at first (formatted at first).")
+    ] = None,
 ) -> None:
     """Serve the labelling page of a run or a data file."""
     need_extra()
@@ -97,7 +100,8 @@ def serve(
     with service.listen(place) as listening:
         engine = open_project(where, name)
         with writing(engine) as connection:
-            settle(connection, {"overlap": overlap, "lease_minutes": lease_minutes, "guidelines": text, **rates})
+            given = {"overlap": overlap, "lease_minutes": lease_minutes, "guidelines": text, "plain_text": plain_text}
+            settle(connection, given | rates)
         # A run whose annotators are people has put its replies in itself, and has no rankings before they labelled.
         waits = source is not None and (source / RECIPE).is_file() and not rankings_path(source).is_file()
         if source is not None and not (waits and has_items(engine)):

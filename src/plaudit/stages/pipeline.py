@@ -15,6 +15,7 @@ from plaudit.rewards.config import uses_trained
 from plaudit.run.branch import branch
 from plaudit.run.display import console
 from plaudit.run.folder import CHECKPOINTS, ORDER, finished_stages, needed_stages
+from plaudit.run.loggers.follow import Loggers
 from plaudit.stages.dpo import loop as dpo
 from plaudit.stages.evaluate import loop as evaluate
 from plaudit.stages.inputs import begun, first_changed, record
@@ -50,11 +51,13 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
             console.print(line)
         run = prepare(recipe, plan, ranks, data)
         undo.pop_all()
-    with run.folder:
+    asked = recipe.loggers if ranks.first else ()
+    with run.folder, Loggers(run.folder.path, asked, recipe.model_dump(mode="json")) as loggers:
         for name in plan.checked if ranks.first else ():
             run.folder.check(name, READ_LATER)
         for name in plan.stages:
             if name in DIVIDED or ranks.first:
+                loggers.begin(name, resume=name == plan.from_checkpoint)
                 _run_stage(name, recipe, run, plan)
             ranks.wait()
     return run.folder.path

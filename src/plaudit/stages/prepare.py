@@ -22,6 +22,7 @@ from plaudit.records import Completion, Prompt
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
 from plaudit.run.folder import FollowedFolder, RunFolder, check_room, refuse_another_run
+from plaudit.run.loggers.backends import opener
 from plaudit.run.provenance import code_sha256, is_among, versions
 from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.lengths import cut_short, lengths_of
@@ -59,6 +60,9 @@ def look(
     with mistakes:
         if "preferences" in plan.stages:
             _check_annotator(recipe)
+    with mistakes:
+        for name in recipe.loggers:
+            opener(name)
     with mistakes:
         if "ppo" in plan.stages:
             recipe.ppo.check_ranks(ranks.count)

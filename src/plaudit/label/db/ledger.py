@@ -26,6 +26,7 @@ class ProjectRow:
     consistency_rate: float
     gold_rate: float
     flags: tuple[str, ...]
+    plain_text: bool
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class Label:
 @dataclass(frozen=True)
 class Ledger:
     """One moment of a database. `overlap` is how many people label an item that does not say otherwise; `open_leases`
-    are items that somebody looks at now; `flags` are those that the project offers."""
+    are items that somebody looks at now; `flags` are those that the project offers; `skipped`: item and person of each
+    that was given back without an answer."""
 
     name: str
     overlap: int
@@ -107,12 +109,15 @@ class Ledger:
     labels: tuple[Label, ...]
     open_leases: int = 0
     flags: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, int], ...] = ()
 
 
 def read(connection: Connection) -> Ledger:
     """Everything, from one read transaction."""
     settings = project(connection)
-    count = select(func.count()).select_from(schema.lease).where(schema.lease.c.state == "open")
+    lease = schema.lease.c
+    count = select(func.count()).select_from(schema.lease).where(lease.state == "open")
+    skipped = select(lease.item, lease.person).where(lease.state == "released", ~lease.late)
     return Ledger(
         settings.name,
         settings.overlap,
@@ -121,6 +126,7 @@ def read(connection: Connection) -> Ledger:
         tuple(labels(connection)),
         connection.execute(count).scalar_one(),
         settings.flags,
+        tuple((row.item, row.person) for row in connection.execute(skipped.order_by(lease.served_at))),
     )
 
 

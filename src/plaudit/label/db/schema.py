@@ -47,9 +47,10 @@ project = sa.Table(
     sa.Column("secret", sa.Text, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("url", sa.Text),
+    sa.Column("plain_text", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 """One row. `secret` signs the tokens of the login form; `url` is how browsers reached the server that was started last,
-null before the first."""
+null before the first. `plain_text`: texts are shown as their characters until somebody asks for them formatted."""
 
 person = sa.Table(
     "person",

@@ -4,13 +4,13 @@
     {
       "name": "my project",
       "generated": 1764000000.0,                       # seconds since 1970, as every time here
-      "progress": {"items": 120, "wanted": 360, "given": 200, "done": 51, "share": 0.5556, "open": 3,
+      "progress": {"items": 120, "wanted": 360, "given": 200, "done": 51, "share": 0.5556, "open": 3, "skipped": 2,
                    "days_left": 2.5 or null,
                    "tasks": [{"task": "rank", "items": 100, "wanted": 300, "given": 180, "done": 45}, ...]},
       "days": [{"day": "2026-11-22", "labels": 80, "people": 3}, ...],      # the last 30, oldest first, gaps as 0;
                                                 # a label counts on its first day, its corrections do not count
       "people": [{"id": 2, "name": "ann", "role": "annotator", "active": true,
-                  "labels": 90, "week": 40, "late": 1, "corrected": 2, "last": 1763999000.0 or null,
+                  "labels": 90, "week": 40, "late": 1, "corrected": 2, "skipped": 1, "last": 1763999000.0 or null,
                   "seconds": {"p10": 8.0, "median": 21.0, "p90": 60.0} or null,
                   "ties": 0.1 or null, "all_bad": 0.0 or null, "cannot_judge": 0.02 or null,
                   "reliability": 0.86 or null,
@@ -88,7 +88,8 @@ def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, 
     normal = [label for label in labels if label.purpose == "normal" and not label.late]
     given: dict[str, set[int]] = defaultdict(set)
     for label in normal:
-        given[label.item].add(label.person)
+        if label.verdict != "cannot_judge":  # somebody else is asked instead
+            given[label.item].add(label.person)
     counts: dict[str, list[tuple[int, int]]] = defaultdict(list)  # task -> (labels that count, labels wanted) an item
     for item in ledger.items:
         if item.gold is None:  # gold items are served besides and are no work to be done
@@ -113,6 +114,7 @@ def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, 
         **total,
         "share": total["given"] / total["wanted"] if total["wanted"] else 0.0,
         "open": ledger.open_leases,
+        "skipped": len(ledger.skipped),
         "days_left": left / a_day if a_day else None,
         "tasks": tasks,
     }
@@ -142,6 +144,7 @@ def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], 
                 "week": sum(now - label.created < 7 * _DAY for label in own),
                 "late": sum(label.late for label in own),
                 "corrected": sum(label.supersedes is not None for label in own),
+                "skipped": sum(who == person.id for _, who in ledger.skipped),
                 "last": max((label.created for label in own), default=None),
                 **measured[person.id],
             }

@@ -2,7 +2,7 @@
 
 The overlap. An item has as many slots as people are wanted for it. A claim takes a slot, and the schema holds that no
 two live leases of an item have the same one: whatever races, an item never goes to more people than asked. Gold items
-and consistency checks take no slot.
+and consistency checks take no slot, and "cannot judge" gives it back: somebody else is asked.
 
 Leases. A person holds at most one item of a task. When a lease has run out and somebody else asks for work, its slot is
 free again. What comes in late is kept, flagged, and outside the overlap.
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, case, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, case, exists, func, insert, or_, select, update
 
 from plaudit.data.hashes import sha256_text
 from plaudit.label.db.database import Raced
@@ -74,17 +74,17 @@ def _any_or_task(query: Select[Any]) -> _Queries:
 
 
 _THIS_ITEM, _THIS_LEASE = item.c.id == bindparam("which"), lease.c.id == bindparam("which")
-_MINE, _HOLDS = lease.c.person == bindparam("me"), lease.c.state == "open"
+_MINE, HELD = lease.c.person == bindparam("me"), lease.c.state == "open"
 
-_EARLIEST = select(func.min(lease.c.expires_at)).where(_HOLDS).scalar_subquery().label("earliest")
+_EARLIEST = select(func.min(lease.c.expires_at)).where(HELD).scalar_subquery().label("earliest")
 _SETTINGS = select(*project.c["overlap", "lease_minutes", "consistency_rate", "gold_rate"], _EARLIEST)
 _STALE = (
     select(lease.c.id, lease.c.item, lease.c.slot)
-    .where(_HOLDS, lease.c.expires_at < bindparam("now"), ~_MINE)
+    .where(HELD, lease.c.expires_at < bindparam("now"), ~_MINE)
     .limit(_SWEPT_AT_ONCE)
     .with_for_update(skip_locked=True)
 )
-_END = update(lease).where(_THIS_LEASE, _HOLDS).values(state=bindparam("to"))
+_END = update(lease).where(_THIS_LEASE, HELD).values(state=bindparam("to"))
 _TAKEN = select(func.count()).where(lease.c.item == item.c.id, lease.c.slot.is_not(None), LIVE).scalar_subquery()
 
 
@@ -94,20 +94,22 @@ def _at_least_0(number: Any) -> Any:
 
 
 _LOCK_ITEM = select(item.c.id).where(_THIS_ITEM).with_for_update()
-_WANTED = func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery())
-_RECOUNT = update(item).where(_THIS_ITEM).values(free=_at_least_0(_WANTED - _TAKEN))
+WANTED = func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery())
+_RECOUNT = update(item).where(_THIS_ITEM).values(free=_at_least_0(WANTED - _TAKEN))
 _SHOWN = item.c["id", "prompt", "replies", "task", "overlap"]
 _OPEN = _any_or_task(
     select(lease, item.c.prompt, item.c.replies)
     .join(item, item.c.id == lease.c.item)
-    .where(_MINE, _HOLDS)
+    .where(_MINE, HELD)
     .order_by(lease.c.served_at)
     .limit(1)
     .with_for_update(of=lease)
 )
 _RENEW = update(lease).where(_THIS_LEASE).values(expires_at=bindparam("until"))
-HAD = exists().where(lease.c.item == item.c.id, _MINE, or_(lease.c.state != "expired", lease.c.late))
-"""What this person had, but for leases that ran out without an answer: those may come again."""
+BACK = and_(lease.c.state == "expired", ~lease.c.late)
+"""Leases that ran out without an answer: their item may come again."""
+HAD = exists().where(lease.c.item == item.c.id, _MINE, ~BACK)
+"""What this person had, but for what may come again."""
 _WAITING = select(*_SHOWN).where(item.c.free > 0, ~HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
 _NEXT = _any_or_task(_WAITING.with_for_update(of=item, skip_locked=True))
 _NEXT_OF_ALL = _any_or_task(_WAITING.with_for_update(of=item))
@@ -143,6 +145,7 @@ _KNOWN = (
 )
 _ADD = insert(label).returning(label.c.seq)
 _ANSWERED = update(lease).where(_THIS_LEASE).values(state=bindparam("to"), late=bindparam("is_late"))
+_GIVEN_SLOT = update(lease).where(_THIS_LEASE).values(slot=bindparam("number"))
 _LEASE_OF = select(label.c.lease).where(label.c.seq == bindparam("number"), label.c.person == bindparam("me"))
 
 
@@ -272,7 +275,23 @@ def submit(
         connection.execute(_ANSWERED, {"which": which, "to": state, "is_late": late})
         if held.state == "open" and late and held.slot is not None:
             recount(connection, held.item)
+    if not late and held.purpose == "normal":
+        _keep_slot(connection, held, judged=sent.get("verdict") != "cannot_judge")
     return Stored(seq, late, replayed=False)
+
+
+def _keep_slot(connection: Connection, held: Row[Any], judged: bool) -> None:
+    """A slot is for a judgement: "cannot judge" gives it back, a correction of that takes one again where one is."""
+    if judged == (held.slot is not None):
+        return
+    connection.execute(_LOCK_ITEM, {"which": held.item})
+    slot = None
+    if judged:
+        wanted = connection.execute(select(WANTED).where(_THIS_ITEM), {"which": held.item}).scalar_one()
+        taken = connection.execute(SLOTS, {"which": held.item}).scalars()
+        slot = min(set(range(1, wanted + 1)) - set(taken), default=None)
+    connection.execute(_GIVEN_SLOT, {"which": held.id, "number": slot})
+    recount(connection, held.item)
 
 
 def correct(connection: Connection, me: int, seq: int, client: str, sent: dict[str, Any]) -> Stored | Conflict:

@@ -45,6 +45,7 @@ class ProjectBody(Body):
     consistency_rate: Rate | None = None
     gold_rate: Rate | None = None
     flags: Annotated[list[Short], Field(max_length=20)] | None = None
+    plain_text: bool | None = None
 
 
 @router.get("/people")

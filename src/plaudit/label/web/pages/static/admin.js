@@ -9,7 +9,7 @@ import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { agreementTable, qualityTable, sourceTable, table } from "./tables.js";
 
 const PATIENCE = 300_000; // ms: the numbers of a large ledger are computed while we wait
-const NO_LABELS = { labels: 0, week: 0, late: 0, corrected: 0, last: null, seconds: null, ties: null, cannot_judge: null };
+const NO_LABELS = { labels: 0, week: 0, late: 0, corrected: 0, skipped: 0, last: null, seconds: null, ties: null, cannot_judge: null };
 const place = document.getElementById("dashboard");
 const numbers = el("div", {});
 let me = null;
@@ -54,7 +54,7 @@ function draw(data) {
     el("p", { class: "aside actions" }, `As of ${dateOf(data.generated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`, button("Refresh", again, { class: "small" })),
     el("div", { class: "tiles" },
       tile(`${whole(progress.given)} of ${whole(progress.wanted)}`, "labels given", el("progress", { max: Math.max(1, progress.wanted), value: progress.given, "aria-label": "Labels given" })),
-      tile(`${whole(progress.done)} of ${whole(progress.items)}`, `items complete, ${whole(progress.open)} being worked on`),
+      tile(`${whole(progress.done)} of ${whole(progress.items)}`, `items complete, ${whole(progress.open)} being worked on, ${whole(progress.skipped)} skips`),
       tile(progress.days_left === null ? "–" : decimal(progress.days_left, progress.days_left < 10 ? 1 : 0), "days left at this week's pace"),
       tile(decimal(agreement.alpha), "Krippendorff's alpha: 0 is chance, 1 is full agreement"),
       tile(agreement.pairs ? percent(agreement.pairs.share) : "–", "of the pairs that two people ordered, they ordered alike")),

@@ -8,6 +8,7 @@ import { listenForKeys, listKeys } from "./keys.js";
 import { ask, deliver } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainConflict, explainRefusal, finishOld, send, sentWords } from "./submit.js";
+import { textsOfProject } from "./texts.js";
 
 const GUIDELINES_READ = "plaudit:1:guidelines";
 const work = document.getElementById("work");
@@ -22,6 +23,7 @@ async function start() {
   kept = drafts(storage, me.name, { onFull: () => notice("bad", "This browser has no room for drafts: send before you leave the page.") });
   kept.tidy();
   progress(me.progress);
+  textsOfProject(me.project);
   guidelines(me.project.guidelines_html ?? "");
   listenForKeys(() => shown?.form ?? null);
   window.addEventListener("storage", otherTab);
