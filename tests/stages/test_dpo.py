@@ -1,13 +1,11 @@
 """The DPO stage: what it learns of rankings, that it learns it, and that it goes on bit for bit."""
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,24 +143,3 @@ def test_full_fine_tuning_learns_too(new_run: Callable[..., Run]) -> None:
     assert summary["eval_loss_before"] == pytest.approx(math.log(2), abs=1e-6)
     assert summary["eval_loss_after"] < 0.6
     assert (run.folder.path / "dpo/model/model.safetensors").is_file()
-
-
-def test_the_command_stands_beside_a_run_and_leaves_it_as_it_was(
-    trained: Path, tmp_path: Path, plaudit: Callable[..., SimpleNamespace]
-) -> None:
-    """In a finished run `plaudit dpo` replaces the report only, which comes after it."""
-    home = tmp_path / "home"
-    shutil.copytree(trained.parent, home)
-    folder = home / "run"
-    told = [f"folder={folder}", "dpo.learning_rate=0.01"]
-    done = plaudit("dpo", home / "recipe.yaml", *told)
-    assert done.code == 0, done.err
-    assert json.loads((folder / "dpo/summary.json").read_text())["rankings_train"] > 0
-    stages = json.loads((folder / "manifest.json").read_text())["stages"]
-    assert list(stages) == ["sft", "preferences", "reward", "ppo", "evaluate", "dpo"]
-    assert json.loads((folder / "dpo/inputs.json").read_text())["made"].keys() == {
-        "sft/model",
-        "preferences/rankings.jsonl",
-    }
-    again = plaudit("report", home / "recipe.yaml", *told)
-    assert again.code == 0, again.err

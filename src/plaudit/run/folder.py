@@ -37,8 +37,8 @@ BEFORE = "before"
 """What stages left that run again, until they have ended once more."""
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 """Those of every run, in the order of the work."""
-BESIDE = ("dpo",)
-"""Those that are asked for by name: other methods beside PPO."""
+BESIDE = ("dpo", "baselines")
+"""Those of a run that puts other methods beside PPO (`baselines`), or that are asked for by name."""
 ORDER = (*STAGES[:-1], *BESIDE, STAGES[-1])
 """All that there are, in the order of the work."""
 
@@ -49,6 +49,11 @@ def needed_stages(trained: bool, beside: Collection[str] = ()) -> tuple[str, ...
     without = {name for name in BESIDE if name not in beside}
     without |= set() if trained else {"reward"} if "dpo" in beside else {"preferences", "reward"}
     return tuple(stage for stage in ORDER if stage not in without)
+
+
+def stages_beside(baselines: Collection[str]) -> tuple[str, ...]:
+    """The stages that a recipe's `baselines` need."""
+    return tuple(name for name in BESIDE if name in baselines or (name == "baselines" and baselines))
 
 
 @dataclass

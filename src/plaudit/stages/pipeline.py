@@ -16,6 +16,7 @@ from plaudit.run.branch import branch
 from plaudit.run.display import console
 from plaudit.run.folder import CHECKPOINTS, ORDER, finished_stages, needed_stages
 from plaudit.run.loggers.follow import Loggers
+from plaudit.stages.baselines import loop as baselines
 from plaudit.stages.dpo import loop as dpo
 from plaudit.stages.evaluate import loop as evaluate
 from plaudit.stages.inputs import begun, first_changed, record
@@ -36,7 +37,7 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
     ranks = Ranks.join()
     console.quiet = console.quiet or not ranks.first
     checkpoints = {name for name in ORDER if (recipe.run_folder / name / CHECKPOINTS).is_dir()}
-    home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards), beside(flags))
+    home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards), beside(recipe, flags))
     with ranks.first_alone(), ExitStack() as undo:
         data = read_data(recipe)
         if flags.copy_from is not None and flags.start is not None and ranks.first:
@@ -111,6 +112,9 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "evaluate":
             run = replace(run, sampling=sampling("evaluate"))
             evaluate.compare(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
+        case "baselines":
+            run = replace(run, sampling=sampling("evaluate"))
+            baselines.compare(recipe.baselines, recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
         case "report":
             write_report(run)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
-from plaudit.run.folder import BESIDE, ORDER, needed_stages
+from plaudit.run.folder import BESIDE, ORDER, needed_stages, stages_beside
 from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
 NEEDS = {
@@ -16,6 +16,7 @@ NEEDS = {
     "ppo": ("reward/reward.json", "reward"),
     "dpo": ("preferences/rankings.jsonl", "preferences"),
     "evaluate": ("ppo/model/config.json", "ppo"),
+    "baselines": ("evaluate/summary.json", "evaluate"),
     "report": ("evaluate/summary.json", "evaluate"),
 }
 """What a stage reads first, and the stage that makes it."""
@@ -31,6 +32,9 @@ READ_LATER = (
     "ppo/rewards.json",
     "ppo/summary.json",
     "evaluate",
+    "dpo/model",
+    "dpo/summary.json",
+    "baselines/summary.json",
 )
 """What later stages read of the earlier ones: it is looked at when a run is resumed."""
 
@@ -93,9 +97,9 @@ class Plan:
     """What is printed before it starts."""
 
 
-def beside(flags: Flags) -> tuple[str, ...]:
-    """The stages beside PPO that are asked for: by name."""
-    return tuple(name for name in BESIDE if name in (*flags.only, flags.start))
+def beside(recipe: Recipe, flags: Flags) -> tuple[str, ...]:
+    """The stages beside PPO: those of the recipe, and those that are asked for by name."""
+    return (*stages_beside(recipe.baselines), *(name for name in BESIDE if name in (*flags.only, flags.start)))
 
 
 def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Flags) -> Plan:
@@ -104,7 +108,7 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
     Only the sections of the stages that begin anew may change, for what they made before is replaced, and in a run that
     goes on MAY_CHANGE. UserError for a stage that is asked for and that the recipe has no use for.
     """
-    needed = needed_stages(uses_trained(recipe.ppo.rewards), beside(flags))
+    needed = needed_stages(uses_trained(recipe.ppo.rewards), beside(recipe, flags))
     lines: list[str] = []
     checked: tuple[str, ...] = ()
     resume = flags.resume and flags.start is None

@@ -82,7 +82,7 @@ def look(
     with mistakes:
         asked = check_turns(recipe, found.chat, data.by_file(recipe))
     with mistakes:
-        if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
+        if {"ppo", "evaluate", "baselines"} & {*plan.stages} and ranks.first:
             check_sources(recipe.ppo.rewards, machine, asked)
     if ranks.first:
         with mistakes:

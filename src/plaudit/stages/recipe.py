@@ -65,6 +65,8 @@ class Recipe(StrictConfig):
     """Direct preference optimisation, with `plaudit dpo`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Held-out comparison."""
+    baselines: list[Literal["best_of_n", "dpo"]] = Field([])
+    """What is put beside PPO, at equal KL and equal labels, in the report: best_of_n of the SFT model, dpo."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """How often a running stage saves itself."""
     loggers: list[LoggerName] = Field([])
