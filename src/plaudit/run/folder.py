@@ -229,7 +229,10 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
             f"folder with folder=PATH ({_from_where(fixed)})"
         )
     if not resume:
-        raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
+        raise UserError(
+            f"{path} already holds this run; continue it with --resume, go from the first stage whose rows have "
+            "changed with --from auto, or give folder=PATH"
+        )
 
 
 def _holds_work(folder: Path) -> bool:
