@@ -11,8 +11,11 @@ from plaudit.algo.statistics import (
     bootstrap_interval,
     calibration,
     calibration_noise,
+    confidence_sequence,
     correlation,
     explained_variance,
+    length_controlled,
+    log_capital,
     within_correlation,
 )
 
@@ -223,3 +226,56 @@ def test_the_interval_of_an_auc_holds_it_as_often_as_it_says() -> None:
         _, (low, high) = auc(random.normal(size=80) + labels, labels, np.arange(80))
         inside += low <= 0.7602499 <= high
     assert 0.92 <= inside / 400 <= 0.98
+
+
+def beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def test_the_capital_of_wins_and_losses_is_that_of_a_beta_mixture() -> None:
+    """Of w wins and l losses the mixture is B(5 + w, 5 + l) / (B(5, 5) m^w (1 − m)^l)."""
+    for wins, losses, m in ((7, 3, 0.5), (40, 60, 0.3), (0, 12, 0.5)):
+        exact = beta(5 + wins, 5 + losses) - beta(5, 5) - wins * math.log(m) - losses * math.log(1 - m)
+        found = log_capital(np.array([0.0, 1.0]), [losses, wins], m)
+        assert found == pytest.approx(exact, abs=2e-3)
+
+
+def test_confidence_sequence_ends_where_the_capital_is_twenty() -> None:
+    low, high = confidence_sequence([1.0] * 70 + [0.0] * 30)
+    for end in (low, high):
+        exact = beta(75, 35) - beta(5, 5) - 70 * math.log(end) - 30 * math.log(1 - end)
+        assert exact == pytest.approx(math.log(20), abs=2e-3)
+    assert low < 0.7 < high
+    turned = confidence_sequence([0.0] * 70 + [1.0] * 30)
+    assert turned == pytest.approx((1 - high, 1 - low), abs=2e-6)
+
+
+def test_confidence_sequence_of_ties_and_of_nothing() -> None:
+    assert confidence_sequence([]) == (0.0, 1.0)
+    low, high = confidence_sequence([0.5] * 400)
+    assert 0.48 < low < 0.5 < high < 0.52  # values that do not vary: far narrower than 400 coins
+    # One win says little: against a mean of m the mixture has Σ w_q·q/m = ½/m, which is 20 at m = 1/40.
+    assert confidence_sequence([1.0]) == (pytest.approx(1 / 40, abs=1e-5), 1.0)
+
+
+def test_length_controlled_win_rate_by_counting() -> None:
+    """Lengths differ by ±1 only, so each side has a logit of its own, and θ is halfway between the two: of 90 wins in
+    100 when longer and 60 in 100 when shorter, (ln 9 + ln 1.5)/2 = 1.3013."""
+    shares = [1.0] * 90 + [0.0] * 10 + [1.0] * 60 + [0.0] * 40
+    found, (low, high), slope = length_controlled(shares, [1] * 100 + [-1] * 100, range(200))
+    theta = (LN9 + math.log(1.5)) / 2
+    assert found == pytest.approx(1 / (1 + math.exp(-theta)), abs=2e-3)
+    assert slope == pytest.approx((LN9 - math.log(1.5)) / 2 / math.tanh(1), abs=0.01)
+    # Var θ = (1/(100·.9·.1) + 1/(100·.6·.4))/4
+    half = 1.96 * math.sqrt((1 / 9 + 1 / 24) / 4)
+    assert (low, high) == pytest.approx([1 / (1 + math.exp(-theta - s * half)) for s in (-1, 1)], abs=3e-3)
+    assert length_controlled([1.0] * 5, [3] * 5, range(5))[0] < 1.0
+
+
+def test_a_longer_side_that_wins_by_its_length_alone_wins_half_at_equal_length() -> None:
+    rng = np.random.default_rng(0)
+    d = rng.normal(1.0, 1.0, 3000)  # mostly longer
+    shares = (rng.random(3000) < 1 / (1 + np.exp(-2 * np.tanh(d / math.sqrt(2))))).astype(float)
+    found, (low, high), _ = length_controlled(shares, d, range(3000))
+    assert shares.mean() > 0.65
+    assert low < 0.5 < high and high - low < 0.12 and found == pytest.approx(0.5, abs=0.05)

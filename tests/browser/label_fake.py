@@ -15,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from plaudit.label.web.render import HEADERS, STATIC, markdown_html, page_html, reply_html
+from plaudit.label.web.render import HEADERS, STATIC, page_html, reply_html, text_html
+from plaudit.label.web.text.markdown import markdown_html
 
 PASSWORD = "a long password"
 SETTINGS = {
@@ -26,6 +27,9 @@ SETTINGS = {
     "consistency_rate": 0.0,
     "gold_rate": 0.1,
     "flags": ["unsafe"],
+    "plain_text": False,
+    "paused": False,
+    "version": 1,
 }
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -62,6 +66,8 @@ class Fake:
                 return {
                     "lease": f"lease-{number}",
                     "expires_at": time.time() + self.lease_seconds,
+                    "seconds_left": self.lease_seconds,
+                    "settings": 1,
                     "item": self.view(number),
                 }
         return None
@@ -72,7 +78,7 @@ class Fake:
             "id": f"view-{number}",
             "task": item["task"],
             "draft_key": f"draft-{number}",
-            "prompt": [{"role": role, "html": markdown_html(text)} for role, text in item["prompt"]],
+            "prompt": [{"role": role, "html": text_html(text)} for role, text in item["prompt"]],
             "replies": [{"position": at, "html": reply_html(text)} for at, text in enumerate(item["replies"])],
             "write_text": item["write_text"],
         }
@@ -105,7 +111,15 @@ class Fake:
             "role": self.role,
             "csrf": f"csrf-{token}",
             "progress": {"done": len(self.done), "available": left},
-            "project": {"name": "Kind replies", "guidelines_html": markdown_html(self.guidelines), "flags": self.flags},
+            "project": {
+                "name": "Kind replies",
+                "guidelines_html": markdown_html(self.guidelines),
+                "flags": self.flags,
+                "plain_text": False,
+                "paused": False,
+                "settings": 1,
+                "guidelines_version": 1,
+            },
         }
 
     def history(self, before: int | None) -> dict[str, Any]:

@@ -120,6 +120,10 @@ DASHBOARD: dict[str, Any] = {
         "ties": 0.1,
         "labels": 100,
         "prompts": 60,
+        "complete": 58,
+        "enough": "ppo",
+        "more": None,
+        "at_equal_length": {"win_rate": 0.55, "low": 0.45, "high": 0.65},
     },
 }
 NOTHING = DASHBOARD | {
@@ -153,6 +157,8 @@ def test_the_dashboard_says_and_draws_its_numbers(browser: Any, fake: Fake) -> N
             "To do: talk to them.",
             "Krippendorff's alpha is 0.37 on pairs and −0.05 on ranks",
             "People prefer ppo to sft in 62 % of the comparisons (95 % interval 52 to 70 %",
+            "Enough labels: ppo is preferred.",
+            "If both had written as much: 55 % (45 to 65 %).",
             "unsafe (3)",
             "21 s",
             "<script>ppo</script>",

@@ -351,3 +351,29 @@ def test_long_history_comes_in_pieces(browser: Any, fake: Fake) -> None:
         wait_for(page, "Prompt 0?")
         assert page.locator(".entry").count() == 25
         assert page.get_by_role("button", name="Show older answers").count() == 0
+
+
+def test_maths_is_typeset_and_one_switch_shows_every_text_as_it_is(browser: Any, fake: Fake) -> None:
+    """The switch holds for the conversation and all replies, for the next item, and after a reload."""
+    fake.items = [
+        rank_item(r"What is \(x^2\)?", r"It is $x \cdot x$.", r"\(\nosuchmacro\) 2*3*4"),
+        rank_item("B", "*b*", "c"),
+    ]
+    with visitor(browser, fake) as page:
+        page.locator(".reply math").first.wait_for()
+        assert page.locator(".conversation math, .reply math").count() == 2
+        assert page.locator(".reply code.maths").inner_text() == r"\(\nosuchmacro\)"  # what KaTeX cannot read
+        switch = page.get_by_role("button", name="Plain text")
+        switch.click()
+        assert page.locator(".said .plain:visible").all_inner_texts()[:2] == [
+            r"What is \(x^2\)?",
+            r"It is $x \cdot x$.",
+        ]
+        page.reload()
+        switch.wait_for()
+        assert switch.get_attribute("aria-pressed") == "true"
+        for key in ("1", "2", "Enter"):
+            page.keyboard.press(key)
+        page.get_by_text("*b*").wait_for()
+        switch.click()
+        assert page.locator(".said em").inner_text() == "b"

@@ -67,6 +67,14 @@ def test_a_model_that_sees_what_comes_is_refused(tmp_path: Path, machine: Machin
         examined(folder, machine)
 
 
+def test_a_model_that_gives_no_gradient_is_refused(tmp_path: Path, machine: Machine) -> None:
+    """Reformer's reversible layers assert that they are in training mode, where dropout would be on."""
+    more = {"is_decoder": True, "attn_layers": ["local"], "axial_pos_shape": [8, 16], "axial_pos_embds_dim": [8, 24]}
+    folder = saved(Family("reformer", more | {"attention_head_size": 8, "feed_forward_size": 48}), tmp_path)
+    with pytest.raises(UserError, match="no gradient can be taken of a 'reformer'"):
+        examined(folder, machine)
+
+
 def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path: Path, machine: Machine) -> None:
     tokenizer = make_tokenizer(pad=None)
     model = make_model("llama", len(tokenizer))

@@ -1,10 +1,12 @@
 """Packed = padded = one by one: loss and LoRA gradients, for every kind of attention and every kind of template."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Module
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from conftest import CPU, make_model, shaped_tokenizer, tiny_rows
@@ -193,6 +195,20 @@ def test_a_model_that_leaks_is_found_out(monkeypatch: pytest.MonkeyPatch) -> Non
     reason = use_packed_attention(model)
     assert reason is not None and "see other examples" in reason
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_layers_that_want_a_mask_are_not_packed() -> None:
+    """Qwen 4's indexer reads the mask that torch's kernel needs none of, and fails with an AttributeError."""
+    model = build("llama")
+    usual = model.config._attn_implementation
+
+    def reads_the_mask(layer: Module, args: Any, named: dict[str, Any]) -> None:
+        if model.config._attn_implementation != usual:
+            assert named["attention_mask"].dtype == torch.bool
+
+    model.model.layers[1].register_forward_pre_hook(reads_the_mask, with_kwargs=True)
+    assert "no attribute 'dtype'" in str(use_packed_attention(model))
+    assert model.config._attn_implementation == usual
 
 
 def test_lost_positions_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -53,6 +54,9 @@ SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_atten
 LATENT = HEADS | {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
 GROUPS = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 STATE = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+SHARED = {"num_hidden_layers": 4, "num_key_value_heads": 4, "mamba_d_state": 8}
+SHARED |= {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}
+PER_LAYER = {"vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
 MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 16}
 
 
@@ -138,6 +142,7 @@ FAMILIES = {
     "Phi MoE": Family("phimoe", EXPERTS, left_out="router"),
     "SmolLM 3": Family("smollm3", {"no_rope_layer_interval": 2}),
     "Gemma 3": Family("gemma3_text", SLIDING, template="gemma"),
+    "Zamba 2": Family("zamba2", SHARED | {"n_mamba_heads": 4, "chunk_size": 16}, left_out="share one weight"),
     "GPT-OSS": Family("gpt_oss", EXPERTS | {"sliding_window": 8}, left_out="experts", template="harmony"),
 }
 SLOW = {
@@ -173,6 +178,27 @@ SLOW = {
     "Mamba": Family("mamba", {"state_size": 8}, "RereadingDecoder", "state-space"),
     "Mamba 2": Family("mamba2", MAMBA2, "RereadingDecoder", "state-space"),
     "MiniMax": Family("minimax", EXPERTS, decoder="RereadingDecoder", left_out="experts"),
+    "DBRX": Family(
+        "dbrx",
+        {
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+            "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+        left_out="experts and their router",
+    ),
+    "Granite 4": Family(
+        "granitemoehybrid",
+        STATE | EXPERTS | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 16},
+        left_out="experts and their router",
+    ),
+    "Gemma 3n": Family(
+        "gemma3n_text", SLIDING | PER_LAYER | {"laurel_rank": 4, "activation_sparsity_pattern": [0.0, 0.0]}
+    ),
+    "Kimi Linear": Family(
+        "kimi_linear",
+        LATENT | EXPERTS | GROUPS | HYBRID | {"head_dim": 4, "linear_head_dim": 8, "linear_num_heads": 4},
+        left_out="experts and their router",
+    ),
     "DeepSeek V3.2": Family(
         "deepseek_v32",
         LATENT | EXPERTS | GROUPS | {"head_dim": 4, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64},
@@ -185,12 +211,16 @@ SLOW = {
 
 
 def config_of(kind: type[PreTrainedConfig], more: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of a type with the sizes above where it knows them, its sections included, and `more`."""
+    """The configuration of a type with the sizes above where it knows them and `more`, and so its sections."""
     known = {*getattr(kind, "__dataclass_fields__", {}), *kind.attribute_map}
-    values = {key: value for key, value in {**SIZES, **more}.items() if key in known}
+    own = kind.attribute_map
+    values = {own.get(key, key): value for key, value in {**SIZES, **more}.items() if key in known}
     for name, section in kind.sub_configs.items():
-        if name in known and name not in more and issubclass(section, PreTrainedConfig):
-            values[name] = config_of(section, {}).to_dict()
+        if name in known:
+            given = more.get(name, {})
+            if section is AutoConfig:
+                section = CONFIG_MAPPING[given.get("model_type") or getattr(kind(), name).model_type]
+            values[name] = {**config_of(section, given).to_dict(), **given}
     return kind(**values)
 
 

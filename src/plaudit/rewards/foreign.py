@@ -61,7 +61,7 @@ def find_checkpoint(source: str) -> ForeignCheckpoint:
     adapter = folder if (folder / ADAPTER).is_file() else None
     base = Path(resolve(source if adapter is None else base_of(name, adapter)))
     with refusing(f"{name}: its config cannot be read"):
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     head = _head_of(name, adapter, config) if adapter else None
     head = head or _head_of(name, base, config)
     if head is None:
@@ -215,7 +215,12 @@ def _load_trunk(found: ForeignCheckpoint, dtype: torch.dtype) -> PreTrainedModel
     name = f"reward model {found.source}"
     with refusing(f"{name}: cannot be loaded"):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            found.base, num_labels=1, dtype=dtype, output_loading_info=True
+            found.base,
+            num_labels=1,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise UserError(

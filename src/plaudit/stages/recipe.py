@@ -20,6 +20,7 @@ from plaudit.errors import UserError, no_file
 from plaudit.models.config import LoraConfig, Quantise
 from plaudit.rewards.config import uses_trained
 from plaudit.rollout.config import SamplingConfig
+from plaudit.run.loggers.backends import LoggerName
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.preferences.config import PreferencesConfig
@@ -63,6 +64,8 @@ class Recipe(StrictConfig):
     """Held-out comparison."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """How often a running stage saves itself."""
+    loggers: list[LoggerName] = Field([])
+    """Loggers that get the run's metrics and replies beside its own logs: tensorboard, wandb, trackio, mlflow."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
@@ -131,6 +134,7 @@ MAY_CHANGE = {
     "name": "a name",
     "folder": "a place",
     "checkpoints": "when is saved, not what",
+    "loggers": "who is told, not what",
     "data.prompts": "a place: the rows must be the same",
     "data.demonstrations": "a place: the rows must be the same",
     "data.formats": "how a file is read: the rows must be the same",

@@ -243,6 +243,7 @@ def test_the_dashboard_is_json_and_has_the_shape_that_it_documents() -> None:
         "week",
         "late",
         "corrected",
+        "skipped",
         "last",
         "seconds",
         "ties",

@@ -96,3 +96,39 @@ def test_win_rate_of_ppo_over_sft_by_hand() -> None:
     assert (found["win_rate"], found["ties"], found["labels"], found["prompts"]) == (0.625, 0.25, 4, 2)
     assert found["low"] < 0.625 < found["high"]
     assert win_rate([first], [label(first, None, verdict="cannot_judge")], "ppo", "sft") is None
+
+
+def test_a_prompt_counts_when_its_labels_are_all_in() -> None:
+    """Two people an item: of two prompts one waits for its second label, so the interval is of one value, ¾."""
+    first = item("i", sources=["sft", "ppo"], prompt_id="p")
+    second = item("j", sources=["ppo", "sft"], prompt_id="q")
+    said = [label(first, (2, 1)), label(first, (1, 1), person=2), label(second, (1, 2))]
+    found = win_rate([first, second], said, "ppo", "sft", overlap=2)
+    assert found is not None
+    assert (found["complete"], found["prompts"], found["enough"]) == (1, 2, None)
+    given = [*said, label(second, None, person=2, verdict="cannot_judge")]
+    found = win_rate([first, second], given, "ppo", "sft", overlap=2)
+    assert found is not None and found["complete"] == 2
+
+
+def test_enough_labels() -> None:
+    """Of 100 prompts PPO wins so many; ties only are no difference; few labels say how many more it may take."""
+    items = [item(f"i{n}", ["short", "rather long"], ["sft", "ppo"]) for n in range(100)]
+
+    def found(wins: int, of: int, tied: int = 0) -> dict:
+        ranks = [(2, 1)] * wins + [(1, 1)] * tied + [(1, 2)] * (of - wins - tied)
+        told = win_rate(items, [label(i, r) for i, r in zip(items, ranks, strict=False)], "ppo", "sft")
+        assert told is not None
+        return told
+
+    assert (found(75, 100)["enough"], found(25, 100)["enough"], found(0, 100, 100)["enough"]) == (
+        "ppo",
+        "sft",
+        "neither",
+    )
+    few = found(6, 10)
+    assert few["enough"] is None
+    # ln B(5 + 6k, 5 + 4k) − ln B(5, 5) + 10k·ln 2 reaches ln 20 at k = 24: 230 more labels like these.
+    assert few["more"] == 230
+    assert found(5, 10)["more"] is None
+    assert 0.5 < few["at_equal_length"]["win_rate"] < 0.7  # always longer: nothing tells length from quality

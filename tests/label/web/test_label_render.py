@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.label.web.render import HEADERS, LONGEST_MARKDOWN, PAGES, STATIC, markdown_html, page_html, reply_html
+from plaudit.label.web.render import HEADERS, PAGES, STATIC, page_html, reply_html
+from plaudit.label.web.text.code import CLASSES
+from plaudit.label.web.text.markdown import LONGEST_MARKDOWN, markdown_html
 
 ROOT = Path(__file__).resolve().parents[3]
 ALLOWED = set(
-    "p br hr strong em s code pre blockquote ul ol li h4 h5 h6 table thead tbody tr th td a".split()  # noqa: SIM905
+    "p br hr strong em s code pre blockquote ul ol li h4 h5 h6 table thead tbody tr th td a span".split()  # noqa: SIM905
 )
+
+
+OWN = {"ol": {"start"}, "li": {"dir", "value"}} | {
+    tag: {"dir"} for tag in ("p", "h4", "h5", "h6", "blockquote", "th", "td")
+}
 
 
 class Parsed(HTMLParser):
@@ -44,7 +51,8 @@ def assert_harmless(html: str) -> None:
             href = attributes.get("href")
             assert href is None or re.match(r"(https?|mailto):", href, flags=re.IGNORECASE)
         else:
-            assert set(attributes) <= ({"start"} if tag == "ol" else set())
+            assert set(attributes) <= {"class", *OWN.get(tag, ())} and attributes.get("dir", "auto") == "auto"
+            assert set((attributes.get("class") or "").split()) <= {"maths", "display", "plain", "bracket", *CLASSES}
 
 
 ATTACKS = [
@@ -89,16 +97,16 @@ def test_no_text_becomes_more_than_the_allowed_elements(text: str) -> None:
 def test_markdown_is_shown_as_markdown() -> None:
     html = markdown_html("# Title\n\na *b* **c** `d`\ne\n\n- x\n\n3. y\n\n```py\nf(1 < 2)\n```\n\n|h|\n|-|\n|c|\n\n> q")
     for part in (
-        "<h4>Title</h4>",
+        '<h4 dir="auto">Title</h4>',
         "<em>b</em>",
         "<strong>c</strong>",
         "<code>d</code><br>",
-        "<li>x</li>",
+        '<li dir="auto">x</li>',
         '<ol start="3">',
-        "<pre><code>f(1 &lt; 2)\n</code></pre>",
-        "<th>h</th>",
-        "<td>c</td>",
-        "<blockquote>",
+        '<pre><code>f(<span class="number">1</span> &lt; <span class="number">2</span>)\n</code></pre>',
+        '<th dir="auto">h</th>',
+        '<td dir="auto">c</td>',
+        '<blockquote dir="auto">',
     ):
         assert part in html
     assert '<a href="https://a.example/x?y=1&amp;z" ' in markdown_html("[l](https://a.example/x?y=1&z)")
@@ -110,7 +118,7 @@ def test_markdown_is_shown_as_markdown() -> None:
 @given(st.text(alphabet="<>&\"' \nab`#\u202e", min_size=1, max_size=60).filter(lambda text: text.strip()))
 def test_a_replys_plain_view_is_its_characters(text: str) -> None:
     found = re.fullmatch(
-        r'<div class="rendered">.*</div><pre class="plain" hidden>([^<]*)</pre>', reply_html(text), re.S
+        r'<div class="rendered">.*</div><pre class="plain" dir="auto" hidden>([^<]*)</pre>', reply_html(text), re.S
     )
     assert found is not None
     assert Parsed(found[1]).text == text
@@ -124,7 +132,7 @@ def test_cut_and_empty_replies_say_so() -> None:
 
 def test_a_text_that_is_too_long_for_markdown_is_shown_as_it_is() -> None:
     long = "<b>" + "*a* " * (LONGEST_MARKDOWN // 4)
-    assert markdown_html(long).startswith("<pre>&lt;b&gt;*a* *a*")
+    assert markdown_html(long).startswith('<pre class="plain">&lt;b&gt;*a* *a*')
     assert_harmless(markdown_html(long))
 
 

@@ -30,9 +30,14 @@ def share_of(values: Iterable[tuple[float, Hashable]]) -> Share | None:
     return {"share": float(np.mean([value for value, _ in rows])), "low": low, "high": high, "n": len(rows)}
 
 
+def asked(labels: Sequence[Label]) -> list[Label]:
+    """The labels that were asked for as usual, as no check of anybody, and came in time."""
+    return [label for label in labels if label.purpose == "normal" and not label.late]
+
+
 def ranked(labels: Sequence[Label]) -> list[Label]:
-    """The labels with ranks that were asked for as usual, as no check of anybody, and came in time."""
-    return [label for label in labels if label.ranks is not None and label.purpose == "normal" and not label.late]
+    """Those of `asked` that have ranks."""
+    return [label for label in asked(labels) if label.ranks is not None]
 
 
 def judged_pairs(labels: Sequence[Label]) -> dict[Pair, dict[int, int]]:

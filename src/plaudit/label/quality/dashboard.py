@@ -4,13 +4,13 @@
     {
       "name": "my project",
       "generated": 1764000000.0,                       # seconds since 1970, as every time here
-      "progress": {"items": 120, "wanted": 360, "given": 200, "done": 51, "share": 0.5556, "open": 3,
+      "progress": {"items": 120, "wanted": 360, "given": 200, "done": 51, "share": 0.5556, "open": 3, "skipped": 2,
                    "days_left": 2.5 or null,
                    "tasks": [{"task": "rank", "items": 100, "wanted": 300, "given": 180, "done": 45}, ...]},
       "days": [{"day": "2026-11-22", "labels": 80, "people": 3}, ...],      # the last 30, oldest first, gaps as 0;
                                                 # a label counts on its first day, its corrections do not count
       "people": [{"id": 2, "name": "ann", "role": "annotator", "active": true,
-                  "labels": 90, "week": 40, "late": 1, "corrected": 2, "last": 1763999000.0 or null,
+                  "labels": 90, "week": 40, "late": 1, "corrected": 2, "skipped": 1, "last": 1763999000.0 or null,
                   "seconds": {"p10": 8.0, "median": 21.0, "p90": 60.0} or null,
                   "ties": 0.1 or null, "all_bad": 0.0 or null, "cannot_judge": 0.02 or null,
                   "reliability": 0.86 or null,
@@ -26,10 +26,12 @@
       "sources": [{"source": "ppo", "strength": 0.4, "low": 0.2, "high": 0.6, "win_rate": 0.6, "win_low": 0.55,
                    "win_high": 0.65, "verdicts": 400}, ...],                                   # best first
       "compare": {"first": "ppo", "second": "sft", "win_rate": 0.6, "low": 0.5, "high": 0.7, "ties": 0.1,
-                  "labels": 100, "prompts": 60} or null
+                  "labels": 100, "prompts": 60, "complete": 58, "enough": null or "ppo" or "sft" or "neither",
+                  "more": 40 or null, "at_equal_length": {"win_rate": 0.55, "low": 0.45, "high": 0.65}} or null
     }
 
-SHARE is null or {"share": 0.5, "low": 0.4, "high": 0.6, "n": 120}, low and high the 95 % interval. Every share and rate
+SHARE is null or {"share": 0.5, "low": 0.4, "high": 0.6, "n": 120}, low and high the 95 % interval. That of
+"compare" holds after every label at once, "more" is how many labels may be missing to "enough". Every share and rate
 is from 0 to 1. Sources stand here for the admin only; annotators never get this dict.
 """
 
@@ -38,9 +40,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
+from plaudit.label.db.ledger import ItemRow, Label, Ledger, counting, standing
 from plaudit.label.kinds.rank import VERDICTS
-from plaudit.label.quality.agreement import agreement, ranked
+from plaudit.label.quality.agreement import agreement, asked, ranked
 from plaudit.label.quality.alarms import alarms
 from plaudit.label.quality.annotator import person_quality
 from plaudit.label.quality.sources import source_table, win_rate
@@ -51,6 +53,7 @@ _DAY = 86400.0
 
 def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     """See the top of this file; `now` is seconds since 1970."""
+    ledger = counting(ledger)
     items = {item.id: item for item in ledger.items}
     labels = standing(ledger.labels)
     names = {person.id: person.name for person in ledger.people}
@@ -58,7 +61,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     for row in agreed["between"]:
         row["first"], row["second"] = names[row["first"]], names[row["second"]]
     people = _people(ledger, items, labels, now)
-    comparing = [label for label in ranked(labels) if items[label.item].task == "compare"]
+    comparing = [label for label in asked(labels) if items[label.item].task == "compare"]
     progress = _progress(ledger, labels, now)
     said = Counter(label.verdict for label in labels)
     return {
@@ -76,7 +79,9 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
         "flags": _flags(labels),
         "alarms": alarms(people, agreed, progress),
         "sources": source_table(ledger.items, ranked(labels)),
-        "compare": win_rate(ledger.items, comparing, "ppo", "sft"),
+        "compare": win_rate(
+            [item for item in ledger.items if item.task == "compare"], comparing, "ppo", "sft", ledger.overlap
+        ),
     }
 
 
@@ -84,7 +89,8 @@ def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, 
     normal = [label for label in labels if label.purpose == "normal" and not label.late]
     given: dict[str, set[int]] = defaultdict(set)
     for label in normal:
-        given[label.item].add(label.person)
+        if label.verdict != "cannot_judge":  # somebody else is asked instead
+            given[label.item].add(label.person)
     counts: dict[str, list[tuple[int, int]]] = defaultdict(list)  # task -> (labels that count, labels wanted) an item
     for item in ledger.items:
         if item.gold is None:  # gold items are served besides and are no work to be done
@@ -109,6 +115,7 @@ def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, 
         **total,
         "share": total["given"] / total["wanted"] if total["wanted"] else 0.0,
         "open": ledger.open_leases,
+        "skipped": len(ledger.skipped),
         "days_left": left / a_day if a_day else None,
         "tasks": tasks,
     }
@@ -138,6 +145,7 @@ def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], 
                 "week": sum(now - label.created < 7 * _DAY for label in own),
                 "late": sum(label.late for label in own),
                 "corrected": sum(label.supersedes is not None for label in own),
+                "skipped": sum(who == person.id for _, who in ledger.skipped),
                 "last": max((label.created for label in own), default=None),
                 **measured[person.id],
             }

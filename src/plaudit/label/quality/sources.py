@@ -5,12 +5,13 @@ pairs; if the ranks follow Plackett-Luce, every pair follows Bradley-Terry with 
 of Plackett-Luce too, and intervals over whole items make good for pairs of one ranking not being independent.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from plaudit.algo.statistics import confidence_sequence, length_controlled
 from plaudit.label.db.ledger import ItemRow, Label
 from plaudit.label.kinds.rank import verdicts_of
 from plaudit.label.quality.agreement import share_of
@@ -101,24 +102,68 @@ def _meetings(items: Sequence[ItemRow], labels: Sequence[Label]) -> Iterator[tup
                 yield item, one, other, 0.5 + 0.5 * sign
 
 
-def win_rate(items: Sequence[ItemRow], labels: Sequence[Label], first: str, second: str) -> dict[str, Any] | None:
-    """How often replies of source `first` were ranked above those of `second` (ties half), with the 95 % interval over
-    prompts; None when nobody compared the two."""
-    shares = [
-        (share if one == first else 1 - share, item.prompt_id)
-        for item, one, other, share in _meetings(items, labels)
-        if {one, other} == {first, second}
-    ]
-    wins = share_of(shares)
-    if wins is None:
+ENOUGH = 0.05
+"""A win rate that is known to be nearer to one half than this is no difference that matters."""
+
+
+def win_rate(
+    items: Sequence[ItemRow], labels: Sequence[Label], first: str, second: str, overlap: int = 1
+) -> dict[str, Any] | None:
+    """How often replies of source `first` were ranked above those of `second` (ties half); None when nobody compared
+    the two. `labels` hold those without ranks too; `overlap` people label an item that does not say otherwise.
+
+    `low` and `high` are of a confidence sequence: they hold after every label at once, so that looking and stopping is
+    allowed. A prompt is one value of it, the mean of its labels, when the last one wanted is in, since labels of one
+    prompt are not independent. `enough` says who is preferred (or `neither`) once they tell, and `more` how many more
+    labels that may take if the rate stays. `at_equal_length` is the rate if both wrote as much, its interval that of
+    one look.
+    """
+    lengths: list[float] = []
+    rows: list[tuple[float, str]] = []
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for item, one, other, share in _meetings(items, labels):
+        if {one, other} == {first, second}:
+            rows.append((share if one == first else 1 - share, item.prompt_id))
+            by_prompt[item.prompt_id].append(rows[-1][0])
+            length = {reply.source: len(reply.text) for reply in item.replies}
+            lengths.append(length[first] - length[second])
+    if not rows:
         return None
+    shares, prompts = zip(*rows, strict=True)
+    given = Counter(label.item for label in labels)
+    waiting = {
+        item.prompt_id
+        for item in items
+        if {first, second} <= {reply.source for reply in item.replies} and given[item.id] < (item.overlap or overlap)
+    }
+    values = [float(np.mean(own)) for prompt, own in by_prompt.items() if prompt not in waiting]
+    low, high = confidence_sequence(values)
+    at, interval, _ = length_controlled(shares, lengths, prompts)
+    enough, more = _enough(values, first, second, low, high)
     return {
         "first": first,
         "second": second,
-        "win_rate": wins["share"],
-        "low": wins["low"],
-        "high": wins["high"],
-        "ties": float(np.mean([share == 0.5 for share, _ in shares])),
-        "labels": len(shares),
-        "prompts": len({prompt for _, prompt in shares}),
+        "win_rate": float(np.mean(shares)),
+        "low": low,
+        "high": high,
+        "ties": float(np.mean([share == 0.5 for share in shares])),
+        "labels": len(rows),
+        "prompts": len(by_prompt),
+        "complete": len(values),
+        "enough": enough,
+        "more": None if more is None else round(more * len(rows) / len(by_prompt)),
+        "at_equal_length": {"win_rate": at, "low": interval[0], "high": interval[1]},
     }
+
+
+def _enough(values: list[float], first: str, second: str, low: float, high: float) -> tuple[str | None, int | None]:
+    """(who is preferred, if that is known; else how many more values like these it may take)."""
+    if low > 0.5 or high < 0.5:
+        return (first if low > 0.5 else second), None
+    if low > 0.5 - ENOUGH and high < 0.5 + ENOUGH:
+        return "neither", None
+    for times in range(2, 41):
+        least, most = confidence_sequence(values * times)
+        if not least <= 0.5 <= most:
+            return None, len(values) * (times - 1)
+    return None, None

@@ -5,6 +5,7 @@ A view is made of the lease's own id, the texts as safe HTML, and the order that
 
 from functools import lru_cache
 from json import loads
+from time import time
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, exists, func, or_, select
@@ -12,7 +13,8 @@ from sqlalchemy import Connection, Row, bindparam, exists, func, or_, select
 from plaudit.label.db.schema import item, label, lease, project
 from plaudit.label.kinds import KINDS
 from plaudit.label.queue.leases import HAD, Claimed
-from plaudit.label.web.render import markdown_html, reply_html
+from plaudit.label.web.render import reply_html, text_html
+from plaudit.label.web.text.markdown import markdown_html
 
 PAGE = 20
 _KEPT_LENGTH = 8_000  # characters; longer texts are rendered each time, so that the cache stays small
@@ -22,25 +24,33 @@ _HOLDS = select(func.count()).where(lease.c.person == bindparam("me"), lease.c.s
 
 
 _kept_reply = lru_cache(maxsize=1024)(reply_html)
-_kept_markdown = lru_cache(maxsize=512)(markdown_html)
+_kept_text = lru_cache(maxsize=512)(text_html)
 
 
 def _reply(text: str, ended: bool) -> str:
     return (_kept_reply if len(text) <= _KEPT_LENGTH else reply_html)(text, ended)
 
 
-def _markdown(text: str) -> str:
-    return (_kept_markdown if len(text) <= _KEPT_LENGTH else markdown_html)(text)
+def _turn(text: str) -> str:
+    return (_kept_text if len(text) <= _KEPT_LENGTH else text_html)(text)
+
+
+def _look_alike(shown: list[dict[str, Any]], htmls: list[str]) -> bool:
+    """Whether two replies differ, and nobody could see it of the formatted texts."""
+    rendered = [html.partition('<pre class="plain"')[0] for html in htmls]
+    return len(set(rendered)) < len({reply["text"] for reply in shown})
 
 
 def view(leased: Claimed | Row[Any]) -> dict[str, Any]:
     """The item as its lease shows it: position p holds reply order[p]. A `write` item's reply is the text to edit."""
     shown, start = KINDS[leased.task].shown(leased.order, leased.replies)
+    htmls = [_reply(reply["text"], reply["ended"]) for reply in shown]
     return {
         "id": leased.lease,
         "task": leased.task,
-        "prompt": [{"role": turn["role"], "html": _markdown(turn["content"])} for turn in leased.prompt],
-        "replies": [{"position": at, "html": _reply(reply["text"], reply["ended"])} for at, reply in enumerate(shown)],
+        "prompt": [{"role": turn["role"], "html": _turn(turn["content"])} for turn in leased.prompt],
+        "replies": [{"position": at, "html": html} for at, html in enumerate(htmls)],
+        "look_alike": _look_alike(shown, htmls),
         "draft_key": leased.lease,
         "write_text": start,
     }
@@ -48,16 +58,27 @@ def view(leased: Claimed | Row[Any]) -> dict[str, Any]:
 
 def claimed_view(claimed: Claimed) -> dict[str, Any]:
     """The answer to a claim."""
-    return {"lease": claimed.lease, "expires_at": claimed.expires_at, "item": view(claimed)}
+    left = {"expires_at": claimed.expires_at, "seconds_left": max(0.0, claimed.expires_at - time())}
+    return {"lease": claimed.lease, **left, "settings": claimed.settings, "item": view(claimed)}
 
 
 def me(connection: Connection, who: int) -> dict[str, Any]:
     """The person's progress, and what the page needs to know of the project."""
-    row = connection.execute(select(project.c.name, project.c.guidelines, project.c.flags)).one()
+    row = connection.execute(
+        select(*project.c["name", "guidelines", "flags", "plain_text", "paused", "version", "guidelines_version"])
+    ).one()
     done, left, holds = (connection.execute(query, {"me": who}).scalar_one() for query in (_DONE, _AVAILABLE, _HOLDS))
     return {
         "progress": {"done": done, "available": left + holds},
-        "project": {"name": row.name, "guidelines_html": _markdown(row.guidelines), "flags": list(row.flags)},
+        "project": {
+            "name": row.name,
+            "guidelines_html": markdown_html(row.guidelines),
+            "flags": list(row.flags),
+            "plain_text": row.plain_text,
+            "paused": row.paused,
+            "settings": row.version,
+            "guidelines_version": row.guidelines_version,
+        },
     }
 
 

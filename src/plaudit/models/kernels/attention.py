@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from plaudit.models.kernels.probe import libraries_only, relative_error
+from plaudit.models.kernels.probe import DECLINES, libraries_only, relative_error
 from plaudit.models.kernels.segments import Segment, parts, positions
 from plaudit.models.kernels.short_attention import attend
 from plaudit.models.kernels.trunk import trunk_of
@@ -181,7 +181,7 @@ def _differs(model: PreTrainedModel, alone: list[Tensor]) -> str | None:
     segments = (len(first), len(third))
     try:
         one, other = (_probe(model, before + third, segments) for before in (first, second))
-    except TypeError as error:
+    except DECLINES as error:
         return f"its layers do not take packed rows ({error})"
     # The neighbour's tokens changed and nothing else, so not one bit of the third example may.
     if not torch.equal(one[len(first) :], other[len(first) :]):

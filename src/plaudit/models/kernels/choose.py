@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, RereadingDecoder
 from plaudit.models.kernels.fused_decoder import FusedDecoder
-from plaudit.models.kernels.probe import relative_error
+from plaudit.models.kernels.probe import DECLINES, relative_error
 
 PROMPTS = tuple([3 + (7 * t + 11 * row) % 25 for t in range(length)] for row, length in enumerate((40, 3, 17)))
 KEPT = (2, 0, 1, 2)
@@ -41,7 +41,7 @@ def cache_refused(model: PreTrainedModel) -> str | None:
             rows = [[*row, token] for row, token in zip(rows, ids, strict=True)]
             hidden_BD = decoder.step(torch.tensor(ids, device=model.device))
             found.append(("a step behind padding" if step < 3 else "a step after a change of rows", hidden_BD, [*rows]))
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
+    except DECLINES as error:
         return f"its cache does not take it ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     whole = {tuple(row): hidden_states(model, torch.tensor([row], device=model.device))[0] for row in found[-1][2]}
     for what, hidden_BD, rows in found:

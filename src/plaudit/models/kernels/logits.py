@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit.errors import UserError
+from plaudit.models.kernels.probe import DECLINES, damaged
 from plaudit.models.kernels.trunk import find_trunk, trunk_of
 
 SPAN = 80.0
@@ -113,7 +114,7 @@ def learn_shape(model: PreTrainedModel, source: str) -> None:
         z = head(_logits_and_states(model, ids, states)[1])
         factor = SPAN / max(z.float().abs().max().item(), 1e-6)
         logits, hidden = _logits_and_states(model, ids, states)
-    except (AttributeError, TypeError, IndexError, RuntimeError, ValueError) as error:
+    except DECLINES as error:
         raise UserError(
             f"model: {source}: its logits cannot be traced to its LM head ({type(error).__name__}: {error}); this "
             "architecture is not supported"
@@ -121,6 +122,10 @@ def learn_shape(model: PreTrainedModel, source: str) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    if not torch.isfinite(logits).all():
+        name = damaged(model)
+        why = f"{name} holds a NaN or an infinity; copy the weights again" if name else "try dtype: float32"
+        raise UserError(f"model: {source}: its logits are no numbers in {model.dtype}: {why}")
     z, logits = head(hidden).double().flatten(), logits.double().flatten()
     # The largest of them tells most of a cap, so it is always among those that the search sees.
     seen = torch.cat((logits.abs().argmax()[None], torch.arange(0, len(z), len(z) // SAMPLE + 1, device=z.device)))

@@ -8,7 +8,7 @@ time: run again, it goes on waiting.
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from plaudit import rng
 from plaudit.data.files import write_json
 from plaudit.errors import UserError
 from plaudit.label.db.database import open_project, snapshot, writing
-from plaudit.label.db.ledger import Ledger, read
+from plaudit.label.db.ledger import Ledger, counting, read, standing
 from plaudit.label.db.schema import item, label
 from plaudit.label.quality.agreement import agreement
 from plaudit.label.queue.items import Draft, add_items, rank_draft, set_priorities
 from plaudit.label.queue.leases import recount
+from plaudit.label.queue.left import any_open
 from plaudit.label.transfer.export import rankings_of
 from plaudit.records import Completion, Prompt, Ranking
 from plaudit.rewards.saved import file_hashes, weights_and_rules
@@ -66,6 +67,7 @@ def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tup
         "agreement": None if pairs is None else pairs["share"],
         "agreement_ci": None if pairs is None else [pairs["low"], pairs["high"]],
         "alpha": agreed["alpha"],
+        "without_ranking": sum(without_ranking(ledger, ids).values()),
         "text_changed": text_changed,
     }
 
@@ -121,7 +123,7 @@ def _settle(engine: Engine, ids: set[str], origin: str, overlap: int) -> None:
 
 
 def _wait(engine: Engine, where: str, folder: Path, ids: set[str], wanted: int) -> tuple[Ledger, list[Ranking]]:
-    """Until so many rankings are in."""
+    """Until so many rankings are in, or no more can come: every slot is filled, or everybody there had the item."""
     ledger, rankings = _labels(engine, ids)
     if len(rankings) < wanted:
         console.print(
@@ -133,24 +135,54 @@ def _wait(engine: Engine, where: str, folder: Path, ids: set[str], wanted: int) 
         )
     with progress("Labels", wanted, "label") as advance:
         advance(count=min(len(rankings), wanted))
-        seen = _last(engine)
-        while len(rankings) < wanted:
+        seen, more = _now(engine, ids)
+        while len(rankings) < wanted and more:
             time.sleep(POLL_SECONDS)
-            if (now := _last(engine)) == seen:
+            before = seen
+            seen, more = _now(engine, ids)
+            if seen == before and more:
                 continue
-            before, seen = len(rankings), now
+            had = len(rankings)
             ledger, rankings = _labels(engine, ids)
-            advance(count=max(0, min(len(rankings), wanted) - min(before, wanted)))
+            advance(count=max(0, min(len(rankings), wanted) - min(had, wanted)))
+    if len(rankings) < wanted:
+        _say_what_is_missing(where, ledger, ids, f"{len(rankings)} of {wanted} labels are in")
+    if not rankings:
+        fix = f"invite somebody else (`plaudit label invite NAME --database {where}`), then --resume this run"
+        raise UserError(f"preferences: nobody who is there ranked any of the {len(ids)} items; {fix}")
     return ledger, rankings
 
 
-def _last(engine: Engine) -> int:
-    """The number of the newest row of the ledger: it tells cheaply whether anything is new."""
+def _now(engine: Engine, ids: set[str]) -> tuple[int, bool]:
+    """The number of the ledger's newest row, which tells cheaply whether anything is new, and whether more can come."""
     with snapshot(engine) as connection:
-        return int(connection.execute(select(func.coalesce(func.max(label.c.seq), 0))).scalar_one())
+        last = connection.execute(select(func.coalesce(func.max(label.c.seq), 0))).scalar_one()
+        return int(last), any_open(connection, ids)
+
+
+def _say_what_is_missing(where: str, ledger: Ledger, ids: set[str], begin: str) -> None:
+    """Why the run goes on with fewer labels than were wanted."""
+    missing = without_ranking(ledger, ids) | {"skipped": sum(which in ids for which, _ in ledger.skipped)}
+    counts = ", ".join(f"{count} {what}" for what, count in missing.items() if count)
+    console.print(
+        f"{begin}, and no slot is open to anybody who is there ({counts or 'nobody is left who had not seen the item'}"
+        f"): the run goes on with these. To ask others, stop it, `plaudit label invite NAME --database {where}`, and "
+        "run this stage again.",
+        soft_wrap=True,
+    )
+
+
+def without_ranking(ledger: Ledger, ids: Collection[str]) -> dict[str, int]:
+    """How many of the labels of these items give no ranking, and why."""
+    said = [own for own in standing(ledger.labels) if own.item in ids and own.purpose == "normal"]
+    return {
+        "cannot judge": sum(own.verdict == "cannot_judge" for own in said),
+        "all bad without an order": sum(own.verdict == "all_bad" and own.ranks is None for own in said),
+        "late": sum(own.late and own.ranks is not None for own in said),
+    }
 
 
 def _labels(engine: Engine, ids: set[str]) -> tuple[Ledger, list[Ranking]]:
     with snapshot(engine) as connection:
-        ledger = read(connection)
+        ledger = counting(read(connection))
     return ledger, rankings_of(ledger, only=ids)

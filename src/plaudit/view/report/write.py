@@ -96,10 +96,10 @@ def labels_of(run: Run) -> "Ledger | None":
     if "://" not in where and not Path(where).is_file():
         return None
     # Here, because it needs the extra `label`, which a run without people does not.
-    from plaudit.label.db.database import connect, snapshot
+    from plaudit.label.db.database import open_as_it_is, snapshot
     from plaudit.label.db.ledger import read
 
-    engine = connect(where)
+    engine = open_as_it_is(where)
     with snapshot(engine) as connection:
         ledger = read(connection)
     engine.dispose()
@@ -107,8 +107,8 @@ def labels_of(run: Run) -> "Ledger | None":
 
 
 def compared_by_people(run: Run) -> dict[str, Any] | None:
-    """How often people ranked PPO's reply above SFT's in a blind comparison, ties half, with the 95 % interval over
-    prompts.
+    """How often people ranked PPO's reply above SFT's in a blind comparison, ties half, with the interval that holds
+    after every label (`win_rate`).
 
     None where nobody compared. Only replies of the evaluation as it is now count: what was said of an older policy
     stays in the database.
@@ -117,13 +117,13 @@ def compared_by_people(run: Run) -> dict[str, Any] | None:
     if ledger is None:
         return None
     from plaudit.label.db.ledger import standing
-    from plaudit.label.quality.agreement import ranked
+    from plaudit.label.quality.agreement import asked
     from plaudit.label.quality.sources import win_rate
     from plaudit.label.queue.items import compared
 
     now = {draft.id for draft in compared(run.folder.path, run.prompts)[0]}
-    labels = [label for label in ranked(standing(ledger.labels)) if label.item in now]
-    return win_rate(ledger.items, labels, "ppo", "sft")
+    labels = [label for label in asked(standing(ledger.labels)) if label.item in now]
+    return win_rate([item for item in ledger.items if item.id in now], labels, "ppo", "sft", ledger.overlap)
 
 
 def said_of_people(run: Run) -> list[str]:

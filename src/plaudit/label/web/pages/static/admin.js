@@ -9,7 +9,7 @@ import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { agreementTable, qualityTable, sourceTable, table } from "./tables.js";
 
 const PATIENCE = 300_000; // ms: the numbers of a large ledger are computed while we wait
-const NO_LABELS = { labels: 0, week: 0, late: 0, corrected: 0, last: null, seconds: null, ties: null, cannot_judge: null };
+const NO_LABELS = { labels: 0, week: 0, late: 0, corrected: 0, skipped: 0, last: null, seconds: null, ties: null, cannot_judge: null };
 const place = document.getElementById("dashboard");
 const numbers = el("div", {});
 let me = null;
@@ -54,7 +54,7 @@ function draw(data) {
     el("p", { class: "aside actions" }, `As of ${dateOf(data.generated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`, button("Refresh", again, { class: "small" })),
     el("div", { class: "tiles" },
       tile(`${whole(progress.given)} of ${whole(progress.wanted)}`, "labels given", el("progress", { max: Math.max(1, progress.wanted), value: progress.given, "aria-label": "Labels given" })),
-      tile(`${whole(progress.done)} of ${whole(progress.items)}`, `items complete, ${whole(progress.open)} being worked on`),
+      tile(`${whole(progress.done)} of ${whole(progress.items)}`, `items complete, ${whole(progress.open)} being worked on, ${whole(progress.skipped)} skips`),
       tile(progress.days_left === null ? "–" : decimal(progress.days_left, progress.days_left < 10 ? 1 : 0), "days left at this week's pace"),
       tile(decimal(agreement.alpha), "Krippendorff's alpha: 0 is chance, 1 is full agreement"),
       tile(agreement.pairs ? percent(agreement.pairs.share) : "–", "of the pairs that two people ordered, they ordered alike")),
@@ -102,11 +102,19 @@ function agreementInWords(agreement, progress) {
 function sources({ sources: rows, compare }) {
   const parts = [];
   if (compare) {
-    parts.push(el("p", { class: "verdict" }, `People prefer ${compare.first} to ${compare.second} in ${percent(compare.win_rate)} of the comparisons (95 % interval ${Math.round(100 * compare.low)} to ${percent(compare.high)}; ties, ${percent(compare.ties)}, count half; ${whole(compare.labels)} labels on ${whole(compare.prompts)} prompts).`));
+    const { at_equal_length: even } = compare;
+    parts.push(el("p", { class: "verdict" }, `People prefer ${compare.first} to ${compare.second} in ${percent(compare.win_rate)} of the comparisons (95 % interval ${Math.round(100 * compare.low)} to ${percent(compare.high)}; ties, ${percent(compare.ties)}, count half; ${whole(compare.labels)} labels on ${whole(compare.prompts)} prompts). ${enoughInWords(compare)}`));
+    parts.push(el("p", { class: "aside" }, `The interval holds after every label at once: look as often as you like, and stop when it tells. If both had written as much: ${percent(even.win_rate)} (${Math.round(100 * even.low)} to ${percent(even.high)}).`));
   }
   parts.push(rows.length ? sourceTable(rows) : el("p", {}, "No two sources have been compared yet."));
   if (rows.length) parts.push(el("p", { class: "aside" }, "Strengths of a Bradley-Terry model: 0 is the average source, a difference of 1 wins 73 % of the time. Only admins see the names of sources."));
   return parts;
+}
+
+function enoughInWords({ enough, more }) {
+  if (enough === "neither") return "Enough labels: neither is preferred.";
+  if (enough !== null) return `Enough labels: ${enough} is preferred.`;
+  return more === null ? "Not enough labels yet." : `Not enough labels yet: about ${whole(more)} more at this rate.`;
 }
 
 function verdictsInWords({ verdicts, flags }) {

@@ -8,7 +8,7 @@ export function replyCard(reply, { task, count, flags, place, flag, focused }) {
   const index = reply.position;
   const name = letter(index);
   const ranked = task === "rank";
-  const { text, toggle } = replyText(reply);
+  const text = replyText(reply);
   const picks = Array.from({ length: ranked ? count : 0 }, (_, at) =>
     button(String(at + 1), () => place(at + 1), { "aria-label": `Place ${at + 1} for reply ${name}` }));
   const boxes = flags.map((label) => ({ label, box: el("input", { type: "checkbox", onchange: () => flag(label) }) }));
@@ -16,8 +16,7 @@ export function replyCard(reply, { task, count, flags, place, flag, focused }) {
   const node = el("section", { class: "reply card", role: "group", tabindex: "0", "data-reply": index },
     el("header", {},
       el("span", { class: "letter", ...drag }, name),
-      ranked ? el("span", { class: count > 6 ? "pick many" : "pick", role: "group", "aria-label": `Place of reply ${name}` }, ...picks) : null,
-      toggle),
+      ranked ? el("span", { class: count > 6 ? "pick many" : "pick", role: "group", "aria-label": `Place of reply ${name}` }, ...picks) : null),
     text,
     boxes.length ? el("fieldset", { class: "flags" }, el("legend", { class: "unseen" }, `Flags for reply ${name}`),
       ...boxes.map(({ label, box }) => el("label", { class: "tick" }, box, ` ${label}`))) : null);

@@ -9,7 +9,7 @@ import { replyCard } from "./card.js";
 import { announce, button, el, letter, listed } from "./dom.js";
 import { CHOICES, judgement, STRENGTHS, VERDICTS } from "./judgement.js";
 import { give, insert, step } from "./ranks.js";
-import { conversation } from "./texts.js";
+import { conversation, textSwitch } from "./texts.js";
 import { writing } from "./writing.js";
 
 const LABELS = { submit: "Submit", skip: "Skip" };
@@ -78,6 +78,7 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
     cards.length ? el("div", { class: "replies" }, ...cards.map((card) => card.node)) : null,
     whole.node,
     el("div", { class: "side" }, places ? el("h2", {}, "Your order") : null, places ? places.node : null, status, actions));
+  node.firstChild.prepend(textSwitch(node, view.look_alike));
   node.addEventListener("submit", (event) => event.preventDefault());
   places?.listen(node);
   // A mouse or finger leaves the focus on the reply, so that Enter submits instead of pressing the same button again.

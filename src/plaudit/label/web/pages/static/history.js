@@ -8,7 +8,7 @@ import { listenForKeys, listKeys } from "./keys.js";
 import { askUntilThere } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainRefusal, finishOld, send, sentWords } from "./submit.js";
-import { conversation, replyText } from "./texts.js";
+import { conversation, replyText, textsOfProject, textSwitch } from "./texts.js";
 
 const entries = document.getElementById("entries");
 const older = document.getElementById("older");
@@ -19,6 +19,7 @@ let open = null; // { form, entry, body } of the correction on the page
 async function start() {
   me = await whoIsThere();
   if (!me) return;
+  textsOfProject(me.project);
   kept = drafts(browserStorage().storage, me.name, { onFull: () => notice("bad", "This browser has no room for drafts: send before you leave the page.") });
   listenForKeys(() => open?.form ?? null);
   const old = await finishOld(kept);
@@ -62,17 +63,18 @@ function entryOf(label) {
 function read(item) {
   const { view, positions } = item.label;
   const replies = view.replies.map((reply, index) => {
-    const { text, toggle } = replyText({ ...reply, position: index });
+    const text = replyText({ ...reply, position: index });
     const rank = positions.ranks?.[index];
     const marks = positions.flags?.[index] ?? [];
     return el("section", { class: "reply card", "aria-label": `Reply ${letter(index)}` },
-      el("header", {}, el("span", { class: "letter" }, letter(index)), el("span", { class: "given" }, rank ? `place ${rank}` : "no place"), toggle),
+      el("header", {}, el("span", { class: "letter" }, letter(index)), el("span", { class: "given" }, rank ? `place ${rank}` : "no place")),
       text, marks.length ? el("p", { class: "aside" }, `Flags: ${marks.join(", ")}`) : null);
   });
   const written = view.task === "write" ? el("pre", { class: "card written", dir: "auto" }, positions.text) : null;
   const reason = positions.reason ? el("p", {}, el("b", {}, "Why: "), positions.reason) : null;
   item.body.replaceChildren(conversation(view.prompt), written ?? el("div", { class: "replies" }, ...replies), reason ?? "",
     el("p", { class: "actions" }, button("Correct this answer", () => correct(item))));
+  item.body.prepend(textSwitch(item.body, view.look_alike));
 }
 
 function correct(item) {
@@ -136,6 +138,7 @@ function outcome(view, { ranks, verdict }) {
 function excerpt(prompt) {
   const template = document.createElement("template");
   template.innerHTML = prompt.at(-1)?.html ?? "";
+  template.content.querySelector(".plain")?.remove(); // the same text again
   const text = template.content.textContent.trim().replace(/\s+/g, " ");
   return text.length > 110 ? `${text.slice(0, 110)}…` : text;
 }

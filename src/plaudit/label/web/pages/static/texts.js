@@ -1,9 +1,36 @@
-// The texts of an item: the conversation, and a reply with its switch between rendered and plain.
+// The texts of an item: the conversation and the replies, each formatted or as plain text. One switch for all of them,
+// remembered in this browser; before anybody uses it the project says how texts are shown.
 
 import { button, el, letter, trusted } from "./dom.js";
+import { typeset } from "./maths.js";
 
 const LONG = 1100; // pixels: a longer text starts folded, so that the other replies can be reached
 const ROLES = { system: "System", user: "Person", assistant: "Assistant" };
+const KEY = "plaudit:1:plain";
+let asked = null; // what this person chose, if the browser keeps nothing
+let byProject = false;
+
+/** How the project shows texts where nobody has used the switch. */
+export function textsOfProject({ plain_text: plain = false }) {
+  byProject = plain;
+}
+
+/** The switch, for the texts in `root`; `alike`: formatted, two replies could not be told apart. */
+export function textSwitch(root, alike = false) {
+  const toggle = button("Plain text", () => {
+    asked = toggle.getAttribute("aria-pressed") !== "true";
+    store(asked ? "on" : "off");
+    show(asked);
+  }, { class: "quiet small plain-switch" });
+  const show = (plain) => {
+    toggle.setAttribute("aria-pressed", plain);
+    for (const part of root.querySelectorAll(".said > .rendered")) part.hidden = plain;
+    for (const part of root.querySelectorAll(".said > .plain")) part.hidden = !plain;
+  };
+  show(alike || (asked ?? (stored() === null ? byProject : stored() === "on")));
+  const note = alike ? el("span", { class: "aside" }, "Formatted, two replies look the same: they differ in marks.") : null;
+  return el("p", { class: "text-switch" }, note, toggle);
+}
 
 /** The conversation that the replies continue. */
 export function conversation(prompt) {
@@ -12,27 +39,37 @@ export function conversation(prompt) {
       "article",
       { class: `turn from-${turn.role in ROLES ? turn.role : "other"}` },
       el("h3", {}, ROLES[turn.role] ?? turn.role),
-      folded(trusted("div", { class: "said", dir: "auto" }, turn.html), "the text"),
+      folded(said(turn.html), "the text"),
     ),
   );
   return el("section", { class: "conversation card", "aria-label": "Conversation", tabindex: "-1" }, ...turns);
 }
 
-/** A reply's text, and the button that shows its characters instead of what Markdown makes of them. */
+/** A reply's text. */
 export function replyText(reply) {
-  const said = trusted("div", { class: "said", dir: "auto" }, reply.html);
-  const rendered = said.querySelector(":scope > .rendered");
-  const plain = said.querySelector(":scope > .plain");
-  const toggle = button("Plain text", () => {
-    const on = toggle.getAttribute("aria-pressed") !== "true";
-    toggle.setAttribute("aria-pressed", on);
-    rendered.hidden = on;
-    plain.hidden = !on;
-  });
-  toggle.className = "quiet small plain-switch";
-  toggle.setAttribute("aria-pressed", "false");
-  toggle.setAttribute("aria-label", `Reply ${letter(reply.position)} as plain text`);
-  return { text: folded(said, `reply ${letter(reply.position)}`), toggle: plain ? toggle : null };
+  return folded(said(reply.html), `reply ${letter(reply.position)}`);
+}
+
+function said(html) {
+  const node = trusted("div", { class: "said" }, html);
+  typeset(node);
+  return node;
+}
+
+function stored() {
+  try {
+    return localStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+function store(value) {
+  try {
+    localStorage.setItem(KEY, value);
+  } catch {
+    // A browser that keeps nothing remembers it for as long as the page is open.
+  }
 }
 
 function folded(said, what) {
