@@ -52,7 +52,8 @@ class Flags:
     only: tuple[str, ...] = ()
     """`plaudit STAGE`: these stages alone."""
     resume: bool = False
-    """`--resume`: the stages that have not ended, the first of them from its last checkpoint; of `only` those."""
+    """`--resume`: the stages that have not ended, the first of them from its last checkpoint. With `only`, of which dpo
+    alone asks for it, and torchrun when it starts again: those, likewise."""
     inexact: bool = False
     """`--inexact`: that checkpoint may be of other code, versions or another machine."""
     copy_from: Path | None = None

@@ -1,6 +1,7 @@
 """Before the first stage: everything that can be wrong (data, model, machine, folder) is found in seconds."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,9 +22,9 @@ from plaudit.models.quantised import check_quantise
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
-from plaudit.run.folder import FollowedFolder, RunFolder, check_room, refuse_another_run
+from plaudit.run.folder import STAGES, FollowedFolder, RunFolder, check_room, refuse_another_run
 from plaudit.run.loggers.backends import opener
-from plaudit.run.provenance import code_sha256, is_among, versions
+from plaudit.run.provenance import code_sha256, differences, is_among, versions
 from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.lengths import cut_short, lengths_of
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
@@ -32,8 +33,12 @@ from plaudit.stages.run_data import RunData, read_data
 from plaudit.stages.turns import check_turns, dated
 from plaudit.train.run import Run
 
-DIVIDED = ("ppo",)
-"""The stages whose work all processes of a run share; the first one does the others."""
+
+def divided(recipe: Recipe) -> tuple[str, ...]:
+    """The stages whose work all processes of a run share; the first one does the others: it waits for people, and it
+    writes the report."""
+    people = recipe.preferences.annotator == "human"
+    return tuple(name for name in STAGES if name != "report" and not (people and name == "preferences"))
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         )
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if ranks.count > 1:
-        console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
+        shared = ", ".join(name for name in divided(recipe) if name in plan.stages)
+        console.print(f"{ranks.count} processes share the work of {shared}; the first does the rest", soft_wrap=True)
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
     elif machine.dtype_name == "float32" and recipe.dtype == "auto":
@@ -159,6 +165,17 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         made_with=made_with,
         ranks=ranks,
     )
+
+
+def check_alike(made_with: Sequence[Mapping[str, Any]]) -> None:
+    """UserError where a rank has another recipe, data, code or versions than the first one."""
+    first, *others = ({**one, "machine": None} for one in made_with)
+    for rank, other in enumerate(others, start=1):
+        if changed := differences(first, other):
+            raise UserError(
+                f"rank {rank} has not what rank 0 has: {'; '.join([*changed.values()][:5])}; all processes of a run "
+                "need the same recipe, files and version of plaudit: put them where every machine reads them"
+            )
 
 
 def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: ChatFormat, data: RunData) -> None:

@@ -101,7 +101,9 @@ def _sampled(
 
         def judge(name: str, source: Path, prompts: list[Prompt], done: int, state: State, stream: str) -> Judged:
             log = saver.log(f"{CHECKPOINTS}/{name}.jsonl")
-            sampling = partial(sample_in_batches, saver=saver, log=log, done=done, state=state, advance=advance)
+            sampling = partial(
+                sample_in_batches, ranks=run.ranks, saver=saver, log=log, done=done, state=state, advance=advance
+            )
             return judge_model(run, annotator, rewards, prompts, source, sampling, advance, stream)
 
         pool, done = judged_before(saver.state) if saver.state else None, 0
