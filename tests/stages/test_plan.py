@@ -115,6 +115,11 @@ def test_resuming(
     assert set(made.may_change) == may_change(anew[1:] if goes_on else anew) | {*MAY_CHANGE}
 
 
+def test_one_stage_whose_processes_were_started_anew_goes_on_alone() -> None:
+    made = plan(True, "sft preferences reward", "ppo", Flags(only=("ppo",), resume=True))
+    assert (made.stages, made.from_checkpoint, made.checked) == (("ppo",), "ppo", ())
+
+
 @pytest.mark.parametrize(
     ("flags", "trained", "finished", "lines"),
     [

@@ -1,11 +1,14 @@
-"""Commands about whole runs: status, compare, clean."""
+"""Commands about whole runs: status, studio, compare, clean."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from plaudit.errors import UserError
+from plaudit.label.extra import missing_packages
 from plaudit.run.display import console, print_json
+from plaudit.run.stopping import Interrupted
 
 commands = typer.Typer()
 
@@ -24,6 +27,29 @@ def status(
 
     found = [status_of(folder) for folder in runs_in(folders or [Path("runs")])]
     print_json(found) if as_json else print_status(found)
+
+
+@commands.command()
+def studio(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders, or folders of them; else runs.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.", min=0, max=65535)] = 0,
+) -> None:
+    """Watch runs in a browser while they go: curves, findings, replies, single tokens. Nothing of a run is changed."""
+    if missing := missing_packages():
+        raise UserError(f"`plaudit studio` needs {', '.join(missing)}: pip install 'plaudit[label]'")
+    from plaudit.label.web.serve import Place, listen
+    from plaudit.view.studio.server import serve
+
+    for folder in folders or ():
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give a run's folder, or one that holds runs")
+    try:
+        with listen(Place(port=port)) as listening:
+            serve(folders or [Path("runs")], listening, lambda line: console.print(line, soft_wrap=True))
+    except Interrupted as stopped:
+        raise Interrupted(stopped.signum, "the studio has ended; no run was touched") from None
 
 
 @commands.command()

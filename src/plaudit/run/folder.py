@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import yaml
 from plaudit.data.files import clear_halves, write_json, write_text
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
+from plaudit.run.checkpoint import WAIT
 from plaudit.run.provenance import differences, environment, is_among
 from plaudit.run.stopping import Interrupted
 
@@ -187,6 +189,12 @@ class FollowedFolder(RunFolder):
         folder.mkdir(exist_ok=True)
         return folder
 
+    def require(self, relative: str, made_by: str) -> Path:
+        until = time.monotonic() + WAIT
+        while not (self.path / relative).exists() and time.monotonic() < until:
+            time.sleep(0.5)
+        return super().require(relative, made_by)
+
     def _by_the_first(self, *_: object, **__: object) -> None:
         """The first process does it."""
 
@@ -217,7 +225,10 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
             f"folder with folder=PATH ({_from_where(fixed)})"
         )
     if not resume:
-        raise UserError(f"{path} already holds this run; continue it with --resume, or give folder=PATH")
+        raise UserError(
+            f"{path} already holds this run; continue it with --resume, go from the first stage whose rows have "
+            "changed with --from auto, or give folder=PATH"
+        )
 
 
 def _holds_work(folder: Path) -> bool:

@@ -47,7 +47,8 @@ class Flags:
     only: tuple[str, ...] = ()
     """`plaudit STAGE`: these stages alone."""
     resume: bool = False
-    """`--resume`: the stages that have not ended, the first of them from its last checkpoint."""
+    """`--resume`: the stages that have not ended, the first of them from its last checkpoint. With `only`, which
+    torchrun alone asks for when it starts again: those, likewise."""
     inexact: bool = False
     """`--inexact`: that checkpoint may be of other code, versions or another machine."""
     copy_from: Path | None = None
@@ -104,7 +105,7 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
     resume = flags.resume and flags.start is None
     asked = flags.only or (STAGES[STAGES.index(flags.start) :] if flags.start else STAGES)
     stages = tuple(name for name in asked if name in needed)
-    if resume:
+    if resume and not flags.only:
         first = next((i for i, name in enumerate(needed) if name not in finished), len(needed) - 1)
         stages, checked = needed[first:], needed[:first]
         if checked:

@@ -18,7 +18,7 @@ from plaudit.label.db.schema import person, project
 from plaudit.label.web.app import create_app
 from plaudit.run.stopping import Interrupted
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ADMIN = "admin"
 
 
@@ -71,7 +71,7 @@ def serve(engine: Engine, place: Place, listening: socket.socket, say: Callable[
     host, port = listening.getsockname()[:2]
     shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     url = (place.url or f"http://{shown}:{port}").rstrip("/")
-    hosts = (*_LOOPBACK, place.host, urlsplit(url).hostname or "") if place.loopback else None
+    hosts = (*LOOPBACK, place.host, urlsplit(url).hostname or "") if place.loopback else None
     app = create_app(engine, url=url, hosts=hosts)
     with writing(engine) as connection:
         connection.execute(update(project).values(url=url))

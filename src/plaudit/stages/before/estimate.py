@@ -105,3 +105,10 @@ def seconds_of(recipe: Recipe, data: RunData, lengths: Lengths, speed: Speed) ->
     judged = 2 * split["test"] * recipe.evaluate.replies
     found["evaluate"] = judged * (reply * speed.sampled + 4 * whole * speed.passed)
     return found
+
+
+def spoken(seconds: float) -> str:
+    """As people say it."""
+    if seconds < 90:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

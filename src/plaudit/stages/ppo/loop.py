@@ -49,9 +49,7 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
     checks, stopped, seconds = RunChecks(trainer), None, list[float]()
     looks = Looks(trainer, run.split("validation"), annotator, folder)
     keeper = Keeper(config.keep_by, config.watch.patience, config.kl_budget)
-    saver = Saver.open(
-        run, "ppo", {what: joint_fingerprint(prints) for what, prints in checks.before.items()}, trainer.ranks
-    )
+    saver = Saver.open(run, "ppo", {what: joint_fingerprint(prints) for what, prints in checks.before.items()})
     if saver.state is not None:
         seconds = unpack(saver.state, trainer, looks, keeper)
     else:

@@ -96,10 +96,10 @@ def labels_of(run: Run) -> "Ledger | None":
     if "://" not in where and not Path(where).is_file():
         return None
     # Here, because it needs the extra `label`, which a run without people does not.
-    from plaudit.label.db.database import connect, snapshot
+    from plaudit.label.db.database import open_as_it_is, snapshot
     from plaudit.label.db.ledger import read
 
-    engine = connect(where)
+    engine = open_as_it_is(where)
     with snapshot(engine) as connection:
         ledger = read(connection)
     engine.dispose()

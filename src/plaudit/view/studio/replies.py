@@ -1,0 +1,182 @@
+"""Replies of a run as rows for a table, and one of them token by token.
+
+A stored rollout is a file an update, so an update is read when it is asked for and its rows are kept; numbers of every
+update come from one tensor of each file. Texts are decoded when somebody looks or searches.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from plaudit.algo.masked import masked_mean
+from plaudit.algo.statistics import explained_variance
+from plaudit.errors import UserError
+from plaudit.models.load import load_tokenizer, quiet_libraries
+from plaudit.rollout.stored import read_rollout, stored_rollouts
+from plaudit.run.metrics import read_metrics
+from plaudit.view.inspect.tokens import inspect_run
+
+SORTS = ("score", "kl", "length", "advantage", "critic_error", "disagreement", "gold", "update")
+MOST = 200
+"""Rows in one answer."""
+BINS = 24
+
+
+@dataclass
+class Replies:
+    """The replies of one run; `kept` holds the rows of the updates that were looked at."""
+
+    folder: Path
+    kept: dict[tuple[str, int, float], list[dict[str, Any]]] = field(default_factory=dict)
+
+    def updates(self) -> dict[str, list[int]]:
+        """Updates with stored rollouts, and updates with a look at the validation prompts."""
+        looks = sorted(int(file.stem) for file in (self.folder / "ppo/validation").glob("*.jsonl"))
+        return {"rollout": list(stored_rollouts(self.folder)), "validation": looks}
+
+    def rows(self, source: str, update: int) -> list[dict[str, Any]]:
+        """Every reply of one update; UserError where there is none of that number."""
+        if source not in ("rollout", "validation"):
+            raise UserError(f"source {source!r}: replies are those of rollout or of validation")
+        files = stored_rollouts(self.folder) if source == "rollout" else self._looks()
+        if update not in files:
+            raise UserError(f"update {update}: no replies of kind {source!r} are stored; choose another one")
+        key = (source, update, files[update].stat().st_mtime)
+        if key not in self.kept:
+            read = self._of_rollout if source == "rollout" else _of_look
+            self.kept[key] = read(update, files[update])
+        return self.kept[key]
+
+    def table(self, source: str, updates: list[int], search: str, sort: str, down: bool) -> dict[str, Any]:
+        """At most MOST replies of the updates that hold the searched text, sorted."""
+        if sort not in SORTS:
+            raise UserError(f"sort {sort!r}: sort by one of {', '.join(SORTS)}")
+        wanted = search.casefold()
+        found = [row for update in updates for row in self.rows(source, update) if _holds(row, wanted)]
+        there = [row for row in found if row.get(sort) is not None]
+        there.sort(key=lambda row: (row[sort], -row["update"], -row["sample"]), reverse=down)
+        without = [row for row in found if row.get(sort) is None]
+        return {"rows": (there + without)[:MOST], "count": len(found)}
+
+    def same_prompt(self, prompt: str) -> list[dict[str, Any]]:
+        """The replies to one validation prompt, over all looks."""
+        return [row for update in self._looks() for row in self.rows("validation", update) if row["prompt"] == prompt]
+
+    def histogram(self) -> dict[str, Any]:
+        """How many replies of each update have which score, of the scores that PPO used."""
+        files = stored_rollouts(self.folder)
+        scores = {update: _tensor(file, "scores_B").tolist() for update, file in files.items()}
+        every = [score for row in scores.values() for score in row]
+        if not every:
+            return {"updates": [], "low": 0, "high": 1, "counts": []}
+        low, high = min(every), max(every)
+        width = (high - low) / BINS or 1.0
+        counts = []
+        for row in scores.values():
+            bins = [0] * BINS
+            for score in row:
+                bins[min(BINS - 1, int((score - low) / width))] += 1
+            counts.append(bins)
+        return {"updates": list(scores), "low": low, "high": high, "counts": counts}
+
+    def tokens(self, update: int, sample: int) -> dict[str, Any]:
+        """One reply token by token, as `plaudit inspect` has it, with the sums over its tokens and those of its update
+        beside what the log says of that update."""
+        found = asdict(inspect_run(self.folder, update, sample))
+        tensors = read_rollout(stored_rollouts(self.folder)[update])
+        log = self.folder / "ppo/metrics.jsonl"
+        logged = next((row for row in read_metrics(log) if row["update"] == update), {}) if log.is_file() else {}
+        sums = sums_of(tensors)
+        found["sums"] = {name: {"here": here, "logged": logged.get(name)} for name, here in sums.items()}
+        return found
+
+    def _looks(self) -> dict[int, Path]:
+        return {int(file.stem): file for file in sorted((self.folder / "ppo/validation").glob("*.jsonl"))}
+
+    def _of_rollout(self, update: int, file: Path) -> list[dict[str, Any]]:
+        tensors = read_rollout(file)
+        decode = self._decoder()
+        starts, ends = tensors["prompt_lengths_B"].tolist(), tensors["lengths_B"].tolist()
+        ids = tensors["tokens_BT"].tolist()
+        prompts = decode([row[:start] for row, start in zip(ids, starts, strict=True)])
+        texts = decode([row[start:end] for row, start, end in zip(ids, starts, ends, strict=True)])
+        columns = {name: values.tolist() for name, values in per_reply(tensors).items()}
+        return [
+            {
+                "source": "rollout",
+                "update": update,
+                "sample": row + 1,
+                "prompt": prompts[row].strip(),
+                "reply": texts[row],
+                "finished": bool(tensors["finished_B"][row]),
+                **{name: values[row] for name, values in columns.items()},
+            }
+            for row in range(len(texts))
+        ]
+
+    def _decoder(self) -> Callable[[list[list[int]]], list[str]]:
+        quiet_libraries()
+        tokenizer = load_tokenizer(str(self.folder / "sft/model"))
+        return lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def _of_look(update: int, file: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, row in enumerate(read_metrics(file), start=1):
+        numbers = {key: value for key, value in row.items() if isinstance(value, float)}
+        text = "\n".join(turn["content"] for turn in row["prompt"])
+        said = {"prompt": text, "reply": row["text"], "finished": row["finished"], "kind": row["kind"]}
+        rows.append({"source": "validation", "update": update, "sample": number, **said, **numbers})
+    return rows
+
+
+def per_reply(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Columns of the table, [B], of a rollout's tensors. The disagreement is the std of the scores over the reward
+    models; the advantage is the mean over its tokens, the critic's error the largest |return − value|."""
+    mask_BT, lengths_B = tensors["mask_BT"], tensors["lengths_B"] - tensors["prompt_lengths_B"]
+    found = {
+        "score": tensors["scores_B"],
+        "kl": tensors["kl_BT"].sum(dim=1),
+        "length": lengths_B,
+        "advantage": tensors["advantages_BT"].sum(dim=1) / lengths_B,
+    }
+    if tensors["raw_scores_BM"].shape[1] > 1:
+        found["disagreement"] = tensors["raw_scores_BM"].std(dim=1, unbiased=False)
+    if "values_BT" in tensors and "returns_BT" in tensors:
+        error_BT = torch.where(mask_BT, (tensors["returns_BT"] - tensors["values_BT"]).abs(), 0.0)
+        found["critic_error"] = error_BT.max(dim=1).values
+        found["critic_error_token"] = error_BT.argmax(dim=1) - tensors["prompt_lengths_B"] + 2
+    return found
+
+
+def sums_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """What the log says of an update, from its tokens: every one of these is a row's entry of the same name."""
+    mask_BT = tensors["mask_BT"]
+    k1_BT = torch.where(mask_BT, tensors["old_logprobs_BT"] - tensors["ref_logprobs_BT"], 0.0)
+    gap_BT = (tensors["sampler_logprobs_BT"] - tensors["old_logprobs_BT"]).abs()
+    found = {
+        "kl": k1_BT.sum(dim=1).mean().item(),
+        "kl_per_token": masked_mean(k1_BT, mask_BT).item(),
+        "entropy": masked_mean(tensors["old_entropy_BT"], mask_BT).item(),
+        "length": mask_BT.sum(dim=1).float().mean().item(),
+        "eos": tensors["finished_B"].float().mean().item(),
+        "sampler_gap_mean": masked_mean(gap_BT, mask_BT).item(),
+    }
+    if "values_BT" in tensors and "returns_BT" in tensors:
+        found["explained_variance"] = explained_variance(tensors["values_BT"][mask_BT], tensors["returns_BT"][mask_BT])
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _holds(row: Mapping[str, Any], wanted: str) -> bool:
+    return not wanted or wanted in row["prompt"].casefold() or wanted in row["reply"].casefold()
+
+
+def _tensor(file: Path, name: str) -> Tensor:
+    with safe_open(file, "pt") as stored:
+        return stored.get_tensor(name)
