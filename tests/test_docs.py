@@ -558,8 +558,12 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line[2:], comments=True) for line in lines if re.match(r"\$ (plaudit|make)\b", line)]
 
 
+# Read from top to bottom by a test of its own, with the recipe that the page's own `init` writes.
+BEGIN = DOCS / "begin.md"
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if commands(page)], ids=lambda page: str(page.relative_to(ROOT))
+    "page", [page for page in PAGES if commands(page) and page != BEGIN], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, block in python_files(page).items():
@@ -588,6 +592,55 @@ def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypat
             assert done.code == 0, f"{page.name}: {shlex.join(words)}: {done.out}{done.err}"
             if words[1] == "init":  # what follows is done with the small recipe
                 shutil.copy(here / "recipe.yaml", here / words[words.index("--to") + 1])
+
+
+def test_a_csv_becomes_a_model_as_the_first_page_says(
+    plaudit: Plaudit,
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undrawn: None,
+) -> None:
+    """Every command in its order: the page's file with more rows, two people's labels, then more of them."""
+    monkeypatch.chdir(tmp_path)
+    page = BEGIN.read_text(encoding="utf-8")
+    head, *shown = blocks(page, "text")[0].splitlines()
+    more = [f"What is plant {n} like?,Plant {n} is green.,Nobody knows.,{'ab'[n % 3 == 0]},anna" for n in range(27)]
+    Path("pairs.csv").write_text("\n".join([head, *shown, *more, ""]), encoding="utf-8")
+    Path("ben.csv").write_text("\n".join([head, *more[::2], ""]).replace("anna", "ben"), encoding="utf-8")
+    monkeypatch.setattr("plaudit.label.web.serve.listen", contextlib.nullcontext)
+    monkeypatch.setattr("plaudit.label.web.serve.serve", lambda *_: None)
+    (both,) = blocks(page, "yaml")
+    model, said = str(tiny_model()), {}
+    for words in commands(BEGIN):
+        if words[1:] == ["run", "mine.yaml", "--from", "auto"]:
+            change_recipe(Path("mine.yaml"), yaml.safe_load(both))
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hello there.\n\n"))
+        done = plaudit(*(model if word.startswith("wheel:") else word for word in words[1:]))
+        assert done.code == 0, f"{shlex.join(words)}: {done.out}{done.err}"
+        said[shlex.join(words[1:])] = done.out + done.err
+        if words[1] == "init":
+            assert "rankings (30 rows, format winner)" in done.out
+            change_recipe(
+                Path("mine.yaml"), {name: TINY[name] for name in ("dtype", "lora", "sampling", "ppo", "evaluate")}
+            )
+    assert "annotators agree on 100.0 % of the 14 times" in said["data check pairs.csv ben.csv"]
+    assert "from preferences, because of preferences.rankings" in said["run mine.yaml --from auto"]
+    assert json.loads(Path("runs/mine/preferences/summary.json").read_text())["rankings"] == 44
+    # The same command again where nothing has changed, and where a person has judged more.
+    assert "nothing that a stage read has changed" in plaudit("run", "mine.yaml", "--from", "auto").out
+    with Path("ben.csv").open("a", encoding="utf-8") as file:
+        file.write(more[1].replace("anna", "ben") + "\n")
+    refused = plaudit("run", "mine.yaml", "--resume")
+    assert refused.code == 2 and "1 added" in refused.err
+
+
+def change_recipe(path: Path, changes: dict[str, Any]) -> None:
+    """Keys of sections that a written recipe has, or new ones."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, value in changes.items():
+        values[name] = values.get(name, {}) | value if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def python_files(page: Path) -> dict[str, str]:

@@ -28,6 +28,8 @@ SETTINGS = {
     "gold_rate": 0.1,
     "flags": ["unsafe"],
     "plain_text": False,
+    "paused": False,
+    "version": 1,
 }
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -64,6 +66,8 @@ class Fake:
                 return {
                     "lease": f"lease-{number}",
                     "expires_at": time.time() + self.lease_seconds,
+                    "seconds_left": self.lease_seconds,
+                    "settings": 1,
                     "item": self.view(number),
                 }
         return None
@@ -107,7 +111,15 @@ class Fake:
             "role": self.role,
             "csrf": f"csrf-{token}",
             "progress": {"done": len(self.done), "available": left},
-            "project": {"name": "Kind replies", "guidelines_html": markdown_html(self.guidelines), "flags": self.flags},
+            "project": {
+                "name": "Kind replies",
+                "guidelines_html": markdown_html(self.guidelines),
+                "flags": self.flags,
+                "plain_text": False,
+                "paused": False,
+                "settings": 1,
+                "guidelines_version": 1,
+            },
         }
 
     def history(self, before: int | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from plaudit.label.db.database import open_project, snapshot, writing
 from plaudit.label.db.schema import label, lease
 from plaudit.label.people import make_invite
 from plaudit.label.queue.items import Draft, add_items
-from plaudit.label.queue.leases import settle
+from plaudit.label.queue.settings import settle
 from plaudit.label.web.app import create_app
 from plaudit.records import Completion, Message, Prompt
 

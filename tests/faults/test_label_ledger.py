@@ -29,7 +29,7 @@ from label_load import Client, Unexpected, prepare
 from local_postgres import PostgresServer, binaries
 from plaudit.label.db import schema
 from plaudit.label.db.database import connect, open_project, snapshot, writing
-from plaudit.label.queue.leases import settle
+from plaudit.label.queue.settings import settle
 
 ANNOTATORS, OVERLAP, ITEMS = 50, 3, 3000
 KILLS, KILLS_LONG = 20, 60

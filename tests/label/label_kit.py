@@ -61,8 +61,13 @@ class World:
             who = connection.execute(insert(schema.person).values(row).returning(schema.person.c.id)).scalar_one()
             token = people.begin_session(connection, who)
         browser = self.browser()
-        browser.cookies.set("plaudit_session", token)
+        browser.cookies.set(self.app.state.service.cookie, token)
         return Person(browser)
+
+
+def cookie_of(world: World) -> str:
+    """The name of the session cookie."""
+    return str(world.app.state.service.cookie)
 
 
 @cache

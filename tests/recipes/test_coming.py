@@ -140,7 +140,7 @@ def test_a_script_that_makes_its_configuration(tmp_path: Path) -> None:
         "value_clip": 0.3,
     }
     assert (recipe["name"], recipe["model"], recipe["dtype"]) == ("mine", "./sft", "bfloat16")
-    assert recipe["data"] == {"prompts": "hub:trl-lib/tldr", "demonstrations": "demonstrations.jsonl"}
+    assert recipe["data"] == {"prompts": "hub:trl-lib/tldr"} and recipe["sft"] == {"skip": True}
     assert recipe["sampling"] == {"max_new_tokens": 53}
     assert recipe["optimiser"] == {"stages": {"ppo": {"schedule": "cosine"}}}
     assert rows["stop_token"][0] == "" and "end-of-turn token" in rows["stop_token"][1]

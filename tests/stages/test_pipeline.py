@@ -164,7 +164,7 @@ def test_row_21_every_model_keeps_the_chat_template(whole: Path) -> None:
 def test_rerunning_is_refused(whole: Path) -> None:
     before = hashes(whole)
     recipe = whole.parent / "recipe.yaml"
-    with pytest.raises(UserError, match="already holds this run; continue it with --resume"):
+    with pytest.raises(UserError, match=r"already holds this run; continue it with --resume, .* with --from auto"):
         run_pipeline(load_recipe(recipe))
     with pytest.raises(UserError, match=r"already holds another run, which differs in ppo.gamma: 1.0 -> 0.9"):
         run_pipeline(load_recipe(recipe, ["ppo.gamma=0.9"]), Flags(resume=True))

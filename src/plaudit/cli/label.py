@@ -51,13 +51,18 @@ def need_file(file: Path | None) -> None:
 
 
 def opened(source: Path | None, database: str | None) -> Any:
-    """The engine of a database that is there already; UserError where there is none."""
-    from plaudit.label.db.database import open_project
+    """The engine of a database that is there already, and is not changed by this; UserError where there is none."""
+    from plaudit.label.db.database import open_as_it_is
 
+    return open_as_it_is(there(source, database))
+
+
+def there(source: Path | None, database: str | None) -> str:
+    """The database that is meant; UserError where there is none."""
     where = database_of(source, database)
     if "://" not in where and not Path(where).is_file():
         raise UserError(f"{where}: no such database; `plaudit label serve` or `plaudit label add` makes it")
-    return open_project(where)
+    return where
 
 
 @label.command()
@@ -68,7 +73,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8080,
     url: Annotated[str | None, typer.Option(help="How browsers reach it, with a proxy: https://HOST.")] = None,
     proxy: Annotated[str | None, typer.Option(help="The proxy's address, if not this machine's.")] = None,
-    name: Annotated[str, typer.Option(help="Name of a new project.")] = "Plaudit",
+    name: Annotated[str | None, typer.Option(help="Name of a new project; by default that of the run or file.")] = None,
     task: Task = None,
     gold: Annotated[Path | None, typer.Option(help="Rankings whose answers are known: to check annotators.")] = None,
     overlap: Annotated[int | None, typer.Option(help="People an item (1 at first).", min=1, max=100)] = None,
@@ -86,7 +91,7 @@ def serve(
     need_extra()
     from plaudit.label.db.database import open_project, writing
     from plaudit.label.queue.items import has_items, rankings_path
-    from plaudit.label.queue.leases import settle
+    from plaudit.label.queue.settings import gold_rate_of, settle
     from plaudit.label.web import aside
     from plaudit.label.web import serve as service
 
@@ -98,7 +103,7 @@ def serve(
     rates = {"gold_rate": gold_rate, "consistency_rate": consistency_rate}
     text = guidelines.read_text(encoding="utf-8") if guidelines else None
     with service.listen(place) as listening:
-        engine = open_project(where, name)
+        engine = open_project(where, name or (source.stem if source is not None else "Labels"))
         with writing(engine) as connection:
             given = {"overlap": overlap, "lease_minutes": lease_minutes, "guidelines": text, "plain_text": plain_text}
             settle(connection, given | rates)
@@ -108,6 +113,10 @@ def serve(
             aside.add(where, [str(source), *(["--task", task] if task else [])])
         if gold is not None:
             aside.add(where, [str(gold), "--gold"])
+            if not gold_rate_of(engine):
+                error_console.print(
+                    "Nobody is shown a gold item: give --gold-rate, 0.05 to 0.1 is usual", soft_wrap=True
+                )
         with service.saying_what_is_kept(engine):
             service.serve(engine, place, listening, lambda line: console.print(line, soft_wrap=True))
 

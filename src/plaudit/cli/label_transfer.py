@@ -14,7 +14,7 @@ from plaudit.errors import UserError
 from plaudit.run.display import console, error_console, print_json, stage_table
 
 commands = label
-"""The whole group: label.py's commands, then these."""
+"""The whole group: label.py's commands, then these; label_copies.py adds its own."""
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
 

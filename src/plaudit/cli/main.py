@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from plaudit.cli import begin, data, look, runs, stages
-from plaudit.cli.label_transfer import commands as label
+from plaudit.cli.label_copies import commands as label
 from plaudit.cli.outcome import EXPECTED, UNREAD, outcome, unread, unread_says
 from plaudit.run.stopping import signals_heard
 from plaudit.run.streams import lenient_streams

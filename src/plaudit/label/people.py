@@ -5,10 +5,10 @@ out (links, session cookies) are random and stored as hashes. A session is a row
 with its time, and when the person is disabled, and logging in always makes a new one.
 """
 
-import re
 import secrets
 import threading
 import time
+import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,13 +20,15 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
 from plaudit.label.db.schema import ROLES, invite, login_attempt, person, session
+from plaudit.label.queue.leases import end_open
 
 SESSION_DAYS, INVITE_DAYS = 7, 7
 WINDOW_SECONDS = 15 * 60
 PER_NAME, PER_ADDRESS = 10, 40
 """Failed logins in the window after which a name, or an address, has to wait."""
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 10, 200
-_NAME = re.compile(r"[^\W_](?:[\w.@+ -]{0,62}[\w.@+-])?")
+_LONGEST_NAME = 64
+_IN_NAMES = frozenset(" .,@+-_'\u2019")
 _DAY = 86_400
 
 # OWASP's second profile (19 MiB, two passes): the library's default takes 64 MiB a login, more than this process may.
@@ -44,9 +46,15 @@ class Caller:
     csrf: str
 
 
+def tidy_name(name: str) -> str:
+    """A name as it is kept and looked for: in Unicode's composed form, without blanks at its ends or twice within."""
+    return " ".join(part for part in unicodedata.normalize("NFC", name).split(" ") if part)
+
+
 def is_name(name: str) -> bool:
-    """Whether somebody could have this name."""
-    return _NAME.fullmatch(name) is not None and name.isprintable()
+    """Whether somebody could have this name, tidied: letters with their marks, digits, and what names are joined by."""
+    fits = all(one in _IN_NAMES or unicodedata.category(one)[0] in "LMN" for one in name)
+    return 0 < len(name) <= _LONGEST_NAME and fits and unicodedata.category(name[0])[0] in "LN"
 
 
 def hash_password(password: str) -> str:
@@ -85,10 +93,13 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
     now = time.time() if now is None else now
     if role not in ROLES:
         raise UserError(f"role {role[:40]!r}: write one of {', '.join(ROLES)}")
+    name = tidy_name(name)
     if not is_name(name):
-        allowed = "1 to 64 letters, digits, blanks or . _ @ + -, beginning with a letter or digit"
+        allowed = "1 to 64 letters, digits, blanks or . , _ @ + - ', beginning with a letter or digit"
         raise UserError(f"name {name[:70]!r}: {allowed}")
-    known = connection.execute(select(person).where(person.c.name == name)).first()
+    people = connection.execute(select(person)).all()
+    known = next((one for one in people if one.name.casefold() == name.casefold()), None)
+    name = name if known is None else known.name
     if known is not None and known.role != role:
         raise UserError(f"{name!r} is there already, as {known.role}; choose another name, or the role {known.role}")
     if known is not None and not known.active:
@@ -197,10 +208,19 @@ def log_in(connection: Connection, name: str, attempt: int, who: int, old: str |
 
 
 def stored_password(connection: Connection, name: str) -> tuple[int, str | None] | None:
-    """(id, password hash) of an active person."""
-    query = select(person.c.id, person.c.password_hash).where(person.c.name == name, person.c.active)
-    row = connection.execute(query).first()
-    return None if row is None else (row.id, row.password_hash)
+    """(id, password hash) of an active person, by their name in capitals or not."""
+    query = select(person.c.id, person.c.name, person.c.password_hash).where(person.c.active)
+    # Here and not in SQL: databases differ in what they take for the same letter.
+    rows = [row for row in connection.execute(query) if row.name.casefold() == name.casefold()]
+    rows.sort(key=lambda row: row.name != name)
+    return (rows[0].id, rows[0].password_hash) if rows else None
+
+
+def change_password(connection: Connection, who: int, password_hash: str, keep: str) -> None:
+    """Another password; whoever is signed in elsewhere with the old one is signed out."""
+    connection.execute(update(person).where(person.c.id == who).values(password_hash=password_hash))
+    others = delete(session).where(session.c.person == who, session.c.token_hash != sha256_text(keep))
+    connection.execute(others)
 
 
 # --- what an admin does ---
@@ -217,6 +237,7 @@ def set_active(connection: Connection, who: int, active: bool, me: int | None = 
         raise UserError(f"{left[who]!r} is the only admin; first `plaudit label invite` another with --role admin")
     changed = connection.execute(update(person).where(person.c.id == who).values(active=active)).rowcount == 1
     if changed and not active:
+        end_open(connection, who)
         connection.execute(delete(session).where(session.c.person == who))
         open_invites = update(invite).where(invite.c.person == who, invite.c.used.is_(None))
         connection.execute(open_invites.values(used=time.time()))

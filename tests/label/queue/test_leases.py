@@ -19,6 +19,7 @@ from plaudit.label.db.writer import Writer
 from plaudit.label.queue import leases
 from plaudit.label.queue.items import set_priorities
 from plaudit.label.queue.leases import Claimed, Conflict, NotYours, Stored
+from plaudit.label.queue.settings import settle
 
 Add = Callable[..., list[str]]
 Make = Callable[[str], int]
@@ -151,7 +152,7 @@ def test_gold_items_go_to_everybody_outside_the_overlap(
 ) -> None:
     gold = add(draft(1, gold=(1, 2, 3, 4)))[0]
     add(draft(2))
-    do(leases.settle, {"gold_rate": 1.0})
+    do(settle, {"gold_rate": 1.0})
     for name in ("ann", "bo", "cy"):
         who = person(name)
         claimed = do(leases.claim, who)
@@ -177,7 +178,7 @@ def test_a_consistency_check_is_an_old_item_once_and_takes_no_slot(
     ann = person("ann")
     for _ in range(6):
         answer(do, ann, do(leases.claim, ann))
-    do(leases.settle, {"consistency_rate": 1.0})
+    do(settle, {"consistency_rate": 1.0})
     check = do(leases.claim, ann)
     assert item_of(engine, check) == ids[0]
     answer(do, ann, check)
@@ -190,16 +191,16 @@ def test_a_consistency_check_is_an_old_item_once_and_takes_no_slot(
 def test_a_lower_overlap_counts_what_is_taken_and_a_higher_one_opens_items(
     engine: Engine, add: Add, person: Make, do: Callable[..., Any]
 ) -> None:
-    do(leases.settle, {"overlap": 3})
+    do(settle, {"overlap": 3})
     add(draft(1), draft(2, overlap=5))
     people = [person(name) for name in ("ann", "bo", "cy")]
     first, second = (do(leases.claim, who) for who in people[:2])
     answer(do, people[0], first)
-    do(leases.settle, {"overlap": 1})
+    do(settle, {"overlap": 1})
     assert free_of(engine) == [0, 5]
     do(leases.release, people[1], second.lease)
     assert free_of(engine) == [0, 5]  # one label is there, as many as are wanted now
-    do(leases.settle, {"overlap": 2})
+    do(settle, {"overlap": 2})
     assert free_of(engine) == [1, 5]
 
 

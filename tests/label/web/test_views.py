@@ -4,7 +4,7 @@ from label_kit import World, draft
 
 from plaudit.label.db.database import writing
 from plaudit.label.queue.items import add_items
-from plaudit.label.queue.leases import settle
+from plaudit.label.queue.settings import settle
 from plaudit.records import Completion
 
 

@@ -6,9 +6,10 @@ PostgreSQL: synchronous_commit on, and timeouts, so that a request never hangs o
 """
 
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from plaudit.label.db.schema import metadata, project
 BUSY_SECONDS = 5
 FLAGS = ("unsafe", "untrue", "too long")
 GUIDELINES = (
-    "Read the conversation, then every reply to the end. Rank the replies from best to worst.\n\n"
+    "Read the conversation, then every reply to the end. Say which reply is better: of two, choose one; of more, give "
+    "each its place.\n\n"
     "A good reply does what was asked, is true, and is safe. Length is no merit of its own. Replies that are equally "
     "good may share a rank. If all of them are bad, say so; if you cannot judge them, say that: both are answers, too."
 )
@@ -109,9 +111,55 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def open_as_it_is(database: str | Path) -> Engine:
+    """The engine of a database that is there and up to date, to be read: nothing of its schema is made or changed.
+    UserError for another one."""
+    engine = connect(database)
+    shown = str(database) if "://" not in str(database) else engine.url.render_as_string(hide_password=True)
+    try:
+        with snapshot(engine) as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+    except DBAPIError as error:
+        raise UserError(f"{shown}: cannot be opened as a database: {error.orig}") from error
+    if current is None:
+        fix = "the .sqlite alone, copied while it is served, misses what is in its -wal: use `plaudit label backup`"
+        raise UserError(f"{shown}: holds no label database; {fix}")
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if current != head:
+        fix = "`plaudit label serve` brings it up to date and keeps a copy of it as it is"
+        raise UserError(f"{shown}: its schema is {current!r}, this Plaudit's is {head!r}; {fix}")
+    return engine
+
+
+def copy_file(path: Path, to: Path) -> None:
+    """All of a SQLite database in one new file, whoever writes to it meanwhile; for nobody else to read."""
+    to.touch(mode=0o600, exist_ok=False)
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")  # one file, without -wal and -shm beside it
+
+
+def _keep_copy(engine: Engine) -> None:
+    """Before a SQLite database is brought up to date it is kept beside itself, as it was."""
+    if engine.dialect.name != "sqlite" or not engine.url.database:
+        return
+    with snapshot(engine) as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    kept = Path(f"{engine.url.database}.before-{current}")
+    if current not in (None, ScriptDirectory.from_config(_config()).get_current_head()) and not kept.exists():
+        copy_file(Path(engine.url.database), kept)
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(files("plaudit.label.db") / "migrations"))
+    return config
+
+
 def migrate(engine: Engine) -> None:
     """Make the schema, or bring it up to date, in one transaction. UserError where that cannot be done."""
     try:
+        _keep_copy(engine)
         # Alembic copies tables where SQLite cannot alter them, and a copied table's rows are referred to meanwhile;
         # the setting is the connection's and cannot be changed inside a transaction.
         with engine.connect() as connection:
@@ -130,8 +178,7 @@ def migrate(engine: Engine) -> None:
 def _migrate(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})")
-    config = Config()
-    config.set_main_option("script_location", str(files("plaudit.label.db") / "migrations"))
+    config = _config()
     config.attributes["connection"] = connection
     current, name = MigrationContext.configure(connection).get_current_revision(), connection.engine.url.database
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}

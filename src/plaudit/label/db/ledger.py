@@ -6,7 +6,7 @@ They are pure functions of a `Ledger`, so they need no database to be tested, an
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -27,6 +27,9 @@ class ProjectRow:
     gold_rate: float
     flags: tuple[str, ...]
     plain_text: bool
+    version: int
+    guidelines_version: int
+    paused: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class ItemRow:
     priority: float
     overlap: int | None
     source_file: str
+    withdrawn: bool = False
 
     @property
     def prompt(self) -> Prompt:
@@ -77,7 +81,8 @@ class ItemRow:
 class Label:
     """One row of the ledger with its body taken apart. Times are seconds since 1970 (UTC) by the server's clock;
     `seconds` is from serving to submitting. `ranks` and `flags` are in the item's order of replies; `order[p]` is the
-    reply shown in position p; `supersedes` is the `seq` of the row that this one corrects."""
+    reply shown in position p; `supersedes` is the `seq` of the row that this one corrects. `active` are the seconds in
+    which the page was used, `guidelines` is their version; `aside`: an admin had others asked instead."""
 
     seq: int
     item: str
@@ -94,6 +99,9 @@ class Label:
     late: bool = False
     supersedes: int | None = None
     purpose: str = "normal"
+    active: float | None = None
+    guidelines: int | None = None
+    aside: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ def items(connection: Connection) -> Iterator[ItemRow]:
 def labels(connection: Connection) -> Iterator[Label]:
     """Every row of the ledger, corrected ones too, by `seq`."""
     table, lease = schema.label, schema.lease
-    query = select(table, lease.c.purpose).join(lease, lease.c.id == table.c.lease).order_by(table.c.seq)
+    query = select(table, lease.c.purpose, lease.c.aside).join(lease, lease.c.id == table.c.lease).order_by(table.c.seq)
     for row in connection.execute(query.execution_options(yield_per=500)):
         body: dict[str, Any] = json.loads(row.body)
         ranks = body.pop("ranks", None)
@@ -175,8 +183,19 @@ def labels(connection: Connection) -> Iterator[Label]:
             late=row.late,
             supersedes=row.supersedes,
             purpose=row.purpose,
+            active=row.active_seconds,
+            guidelines=row.guidelines,
+            aside=row.aside,
             **body,
         )
+
+
+def counting(ledger: Ledger) -> Ledger:
+    """What counts: without items that are withdrawn, and without labels that an admin has set aside."""
+    items = tuple(item for item in ledger.items if not item.withdrawn)
+    there = {item.id for item in items}
+    labels = tuple(label for label in ledger.labels if label.item in there and not label.aside)
+    return replace(ledger, items=items, labels=labels, skipped=tuple(row for row in ledger.skipped if row[0] in there))
 
 
 def standing(labels: Iterable[Label]) -> list[Label]:

@@ -48,9 +48,14 @@ project = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("url", sa.Text),
     sa.Column("plain_text", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("version", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("guidelines_version", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 """One row. `secret` signs the tokens of the login form; `url` is how browsers reached the server that was started last,
-null before the first. `plain_text`: texts are shown as their characters until somebody asks for them formatted."""
+null before the first. `plain_text`: texts are shown as their characters until somebody asks for them formatted.
+`version` counts the changes of the settings, `guidelines_version` those of the guidelines; `paused`: nobody is given an
+item."""
 
 person = sa.Table(
     "person",
@@ -112,8 +117,10 @@ item = sa.Table(
     sa.Column("free", sa.Integer, sa.CheckConstraint("free >= 0", name="free_not_negative"), nullable=False),
     sa.Column("source_file", sa.Text, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
+    sa.Column("withdrawn", sa.Boolean, nullable=False, server_default=sa.false()),
 )
-"""`free` is the number of slots that nobody holds or has filled; 0 for gold items, which are outside the overlap."""
+"""`free` is the number of slots that nobody holds or has filled; 0 for gold items, which are outside the overlap, and
+for items that an admin has `withdrawn`: those are served no more, and their labels do not count."""
 _partial("item_waiting", "free > 0", item.c.priority.desc(), item.c.number, unique=False)
 _partial("item_gold", "gold IS NOT NULL", item.c.number, unique=False)
 
@@ -131,8 +138,12 @@ lease = sa.Table(
     sa.Column("state", sa.String(16), _one_of("state", STATES), nullable=False),
     sa.Column("purpose", sa.String(16), _one_of("purpose", PURPOSES), nullable=False),
     sa.Column("late", sa.Boolean, nullable=False),
+    sa.Column("guidelines", sa.Integer),
+    sa.Column("aside", sa.Boolean, nullable=False, server_default=sa.false()),
 )
-"""`slot` is null outside the overlap (consistency checks and gold items); `late`: answered when it no longer held."""
+"""`slot` is null outside the overlap (consistency checks, gold items, what could not be judged); `late`: answered when
+it no longer held; `guidelines`: the version that held when it was given out; `aside`: an admin had others asked
+instead, and its labels do not count."""
 _LIVE = "state IN ('open', 'done')"
 _partial("lease_slot", f"slot IS NOT NULL AND {_LIVE}", lease.c.item, lease.c.slot)
 _partial("lease_once", f"purpose <> 'consistency' AND {_LIVE}", lease.c.item, lease.c.person)
@@ -156,9 +167,12 @@ label = sa.Table(
     sa.Column("order", _json, nullable=False),
     sa.Column("late", sa.Boolean, nullable=False),
     sa.Column("supersedes", sa.ForeignKey("label.seq"), unique=True),
+    sa.Column("guidelines", sa.Integer),
+    sa.Column("active_seconds", sa.Float),
     sqlite_autoincrement=True,
 )
-"""The ledger. `body` is canonical sa.JSON in the item's order; `order[p]` is the reply that was shown at position p."""
+"""The ledger. `body` is canonical JSON in the item's order; `order[p]` is the reply that was shown at position p;
+`guidelines` is the version that held; `active_seconds`: while the page was seen and used, by the browser's word."""
 sa.Index("label_person", label.c.person, label.c.seq)
 _partial("label_first", "supersedes IS NULL", label.c.lease)
 
@@ -173,6 +187,19 @@ conflict = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
 )
 """A second body for a client id that the ledger has already."""
+
+
+admin_log = sa.Table(
+    "admin_log",
+    metadata,
+    sa.Column("id", _number, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("person", sa.ForeignKey("person.id")),
+    sa.Column("what", sa.String(32), nullable=False),
+    sa.Column("detail", _json, nullable=False),
+)
+"""What admins did, append-only; `person` is null for the command line. `detail` of `settings` has each changed field as
+[before, after]: the texts of earlier guidelines are there."""
 
 
 def _append_only(table: sa.Table, connection: sa.Connection, **_: Any) -> None:
@@ -196,5 +223,5 @@ def _append_only(table: sa.Table, connection: sa.Connection, **_: Any) -> None:
         connection.exec_driver_sql(f"{trigger} FOR EACH {each} EXECUTE FUNCTION {table}_refuse()")
 
 
-for _ledger in (label, conflict):
+for _ledger in (label, conflict, admin_log):
     sa.event.listen(_ledger, "after_create", _append_only)

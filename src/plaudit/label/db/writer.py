@@ -10,6 +10,7 @@ is reported as failed, and whoever asks again with the same client id gets what 
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -22,6 +23,8 @@ from plaudit.label.db.database import Raced, writing
 
 GROUP = 64
 WAITING_MOST = 2_000
+CHECKPOINT_SECONDS = 5.0
+"""How long what was committed to SQLite may be in the -wal file alone: a copy of the .sqlite then has nearly all."""
 ANSWER_SECONDS = 10.0
 _TRIES = 8
 T = TypeVar("T")
@@ -42,7 +45,9 @@ class Writer:
         self.engine = engine
         sqlite = engine.dialect.name == "sqlite"
         self.group = GROUP if sqlite else 1
+        self.sqlite = sqlite
         self._jobs: queue.Queue[_Waiting | None] = queue.Queue(WAITING_MOST)
+        self._written = 0.0  # since when something waits to leave the -wal file
         count = 1 if sqlite else 4
         self._threads = [threading.Thread(target=self._work, name=f"writer-{n}", daemon=True) for n in range(count)]
         for thread in self._threads:
@@ -68,9 +73,30 @@ class Writer:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        if self.sqlite:
+            self._checkpoint("TRUNCATE")
+
+    def _checkpoint(self, how: str) -> None:
+        """Move what is in the -wal file into the database's own; a reader that is in the way only delays it."""
+        try:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.connection.execute(f"PRAGMA wal_checkpoint({how})")
+        except DBAPIError:
+            return
+
+    def _next(self) -> _Waiting | None:
+        """The next job, None at the end."""
+        while self.sqlite and self._written:
+            left = self._written + CHECKPOINT_SECONDS - time.monotonic()
+            try:
+                return self._jobs.get(timeout=max(0.0, left)) if left > 0 else self._jobs.get_nowait()
+            except queue.Empty:
+                self._checkpoint("PASSIVE")
+                self._written = 0.0
+        return self._jobs.get()
 
     def _work(self) -> None:
-        while (first := self._jobs.get()) is not None:
+        while (first := self._next()) is not None:
             group = [first]
             while len(group) < self.group and not self._jobs.empty():
                 other = self._jobs.get()
@@ -78,6 +104,7 @@ class Writer:
                     self._jobs.put(None)
                     break
                 group.append(other)
+            self._written = self._written or time.monotonic()
             group = [(job, answer) for job, answer in group if answer.set_running_or_notify_cancel()]
             for (_, answer), result in zip(group, self._results(group) if group else (), strict=True):
                 if isinstance(result, Exception):

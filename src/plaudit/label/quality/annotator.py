@@ -43,12 +43,13 @@ def person_quality(
 def pace(items: Mapping[str, ItemRow], own: Sequence[Label]) -> dict[str, Any]:
     """Seconds an item (median, 10th and 90th percentile) and the share of labels faster than the texts can be read.
 
-    The time of a correction is that of the first answer; imported labels have none.
+    The seconds are those in which the page was used, where the browser told; nobody reads faster than from serving to
+    submitting. The time of a correction is that of the first answer; imported labels have none.
     """
     timed = [label for label in own if label.seconds > 0]
     if not timed:
         return {"seconds": None, "too_fast": None}
-    seconds = [label.seconds for label in timed]
+    seconds = [label.seconds if label.active is None else label.active for label in timed]
     low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9])
     too_fast = []
     for label in timed:

@@ -40,7 +40,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
+from plaudit.label.db.ledger import ItemRow, Label, Ledger, counting, standing
 from plaudit.label.kinds.rank import VERDICTS
 from plaudit.label.quality.agreement import agreement, asked, ranked
 from plaudit.label.quality.alarms import alarms
@@ -53,6 +53,7 @@ _DAY = 86400.0
 
 def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     """See the top of this file; `now` is seconds since 1970."""
+    ledger = counting(ledger)
     items = {item.id: item for item in ledger.items}
     labels = standing(ledger.labels)
     names = {person.id: person.name for person in ledger.people}

@@ -13,7 +13,6 @@ The ledger. A label is added and never changed: a change of mind is a new row th
 import random
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,8 @@ from plaudit.data.hashes import sha256_text
 from plaudit.label.db.database import Raced
 from plaudit.label.db.schema import conflict, item, label, lease, project
 from plaudit.label.kinds import body_of
-from plaudit.label.kinds.shared import canonical
+from plaudit.label.kinds.shared import BadAnswer, canonical
+from plaudit.label.queue.settings import once_offered
 
 _draw = random.SystemRandom()
 _SWEPT_AT_ONCE = 50
@@ -33,7 +33,7 @@ LIVE = lease.c.state.in_(("open", "done"))
 
 @dataclass(frozen=True)
 class Claimed:
-    """A lease with what is to be shown of its item."""
+    """A lease with what is to be shown of its item, and the version of the settings that hold."""
 
     lease: str
     task: str
@@ -41,6 +41,7 @@ class Claimed:
     expires_at: float
     prompt: list[dict[str, str]]
     replies: list[dict[str, Any]]
+    settings: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Stored:
 
 class NotYours(PermissionError):
     """The lease or label is not this person's, or is not there; they cannot tell which."""
+
+
+class Answered(RuntimeError):
+    """The lease has another answer already, of this number; a correction can take its place."""
+
+    def __init__(self, seq: int):
+        super().__init__(f"answered already: {seq}")
+        self.seq = seq
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,10 @@ _THIS_ITEM, _THIS_LEASE = item.c.id == bindparam("which"), lease.c.id == bindpar
 _MINE, HELD = lease.c.person == bindparam("me"), lease.c.state == "open"
 
 _EARLIEST = select(func.min(lease.c.expires_at)).where(HELD).scalar_subquery().label("earliest")
-_SETTINGS = select(*project.c["overlap", "lease_minutes", "consistency_rate", "gold_rate"], _EARLIEST)
+_SETTINGS = select(
+    *project.c["overlap", "lease_minutes", "consistency_rate", "gold_rate", "version", "guidelines_version", "paused"],
+    _EARLIEST,
+)
 _STALE = (
     select(lease.c.id, lease.c.item, lease.c.slot)
     .where(HELD, lease.c.expires_at < bindparam("now"), ~_MINE)
@@ -95,7 +107,7 @@ def _at_least_0(number: Any) -> Any:
 
 _LOCK_ITEM = select(item.c.id).where(_THIS_ITEM).with_for_update()
 WANTED = func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery())
-_RECOUNT = update(item).where(_THIS_ITEM).values(free=_at_least_0(WANTED - _TAKEN))
+_RECOUNT = update(item).where(_THIS_ITEM).values(free=case((item.c.withdrawn, 0), else_=_at_least_0(WANTED - _TAKEN)))
 _SHOWN = item.c["id", "prompt", "replies", "task", "overlap"]
 _OPEN = _any_or_task(
     select(lease, item.c.prompt, item.c.replies)
@@ -113,7 +125,9 @@ HAD = exists().where(lease.c.item == item.c.id, _MINE, ~BACK)
 _WAITING = select(*_SHOWN).where(item.c.free > 0, ~HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
 _NEXT = _any_or_task(_WAITING.with_for_update(of=item, skip_locked=True))
 _NEXT_OF_ALL = _any_or_task(_WAITING.with_for_update(of=item))
-_GOLD = _any_or_task(select(*_SHOWN).where(item.c.gold.is_not(None), ~HAD).order_by(item.c.number).limit(1))
+_GOLD = _any_or_task(
+    select(*_SHOWN).where(item.c.gold.is_not(None), ~item.c.withdrawn, ~HAD).order_by(item.c.number).limit(1)
+)
 _other = lease.alias()
 # A check of consistency is of something that the person answered, and then at least so many others.
 _WHILE_AGO = (
@@ -131,15 +145,21 @@ _AGAIN = _any_or_task(
     select(*_SHOWN)
     .join(lease, lease.c.item == item.c.id)
     .where(_MINE, lease.c.purpose == "normal", lease.c.state == "done", lease.c.served_at <= _WHILE_AGO, ~_CHECKED)
+    .where(~item.c.withdrawn)
     .order_by(lease.c.served_at)
     .limit(1)
 )
 SLOTS = select(lease.c.slot).where(lease.c.item == bindparam("which"), lease.c.slot.is_not(None), LIVE)
 _TAKE = update(item).where(_THIS_ITEM).values(free=item.c.free - 1)
-_LEASED = select(lease, project.c.flags).join(project, project.c.id == 1).where(_THIS_LEASE).with_for_update(of=lease)
+_LEASED = (
+    select(lease, *project.c["flags", "guidelines_version"])
+    .join(project, project.c.id == 1)
+    .where(_THIS_LEASE)
+    .with_for_update(of=lease)
+)
 # What the ledger has of this client id and of this lease, newest first.
 _KNOWN = (
-    select(*label.c["seq", "client_id", "person", "lease", "body_hash", "late", "seconds"])
+    select(*label.c["seq", "client_id", "person", "lease", "body_hash", "late", "seconds", "active_seconds"])
     .where(or_(label.c.client_id == bindparam("client"), label.c.lease == bindparam("which")))
     .order_by(label.c.seq.desc())
 )
@@ -168,19 +188,27 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
             # It ran out, but nobody took the slot: the person has it again, with their order and draft.
             expires = now + 60 * settings.lease_minutes
             connection.execute(_RENEW, {"which": held.id, "until": expires})
-        return Claimed(held.id, held.task, held.order, expires, held.prompt, held.replies)
-    chosen, purpose = _choose(connection, me, task, settings)
+        return Claimed(held.id, held.task, held.order, expires, held.prompt, held.replies, settings.version)
+    chosen, purpose = (None, "") if settings.paused else _choose(connection, me, task, settings)
     if chosen is None:
         return None
     slot = _slot(connection, chosen.id, chosen.overlap or settings.overlap) if purpose == "normal" else None
     order = list(range(len(chosen.replies)))
     _draw.shuffle(order)
     expires = now + 60 * settings.lease_minutes
-    made = Claimed(uuid.uuid4().hex, chosen.task, order, expires, chosen.prompt, chosen.replies)
+    made = Claimed(uuid.uuid4().hex, chosen.task, order, expires, chosen.prompt, chosen.replies, settings.version)
     row = {"id": made.lease, "item": chosen.id, "person": me, "task": chosen.task, "slot": slot, "order": order}
     times = {"served_at": now, "expires_at": expires}
-    connection.execute(insert(lease), {**row, **times, "state": "open", "purpose": purpose, "late": False})
+    given = {"guidelines": settings.guidelines_version, "state": "open", "purpose": purpose, "late": False}
+    connection.execute(insert(lease), {**row, **times, **given})
     return made
+
+
+def end_open(connection: Connection, who: int, task: str | None = None) -> None:
+    """What somebody holds (of a task) goes to others; it may come to them again."""
+    for held in connection.execute(select(lease).where(lease.c.person == who, HELD)).all():
+        if task in (None, held.task):
+            _end(connection, held, "expired")
 
 
 def _end(connection: Connection, ended: Any, state: str) -> None:
@@ -238,18 +266,27 @@ def release(connection: Connection, me: int, which: str) -> None:
 
 
 def submit(
-    connection: Connection, me: int, which: str, client: str, sent: dict[str, Any], now: float | None = None
+    connection: Connection,
+    me: int,
+    which: str,
+    client: str,
+    sent: dict[str, Any],
+    now: float | None = None,
+    *,
+    active: float | None = None,
+    first: bool = False,
 ) -> Stored | Conflict:
     """Put the answer to a lease into the ledger; a second answer to the same lease supersedes the first.
 
     A client id that is known gives the stored row if lease and body are the same, else a Conflict, which is no
-    exception: its row in `conflict` is to be committed. NotYours and BadAnswer are raised.
+    exception: its row in `conflict` is to be committed. With `first` another answer to a lease that has one, from a
+    second device, is Answered. NotYours and BadAnswer are raised.
     """
     now = time.time() if now is None else now
     held = connection.execute(_LEASED, {"which": which}).first()
     if held is None or held.person != me:
         raise NotYours
-    body = canonical(body_of(held.task, held.order, held.flags, sent))
+    body = canonical(_body(connection, held, sent))
     digest = sha256_text(body)
     rows = connection.execute(_KNOWN, {"client": client, "which": which}).all()
     known = next((row for row in rows if row.client_id == client), None)
@@ -259,15 +296,22 @@ def submit(
         second = {"client_id": client, "person": me, "lease": which, "body": body, "created": now}
         connection.execute(insert(conflict), second)
         return Conflict(client)
+    if first and rows:
+        if rows[0].body_hash == digest:
+            return Stored(rows[0].seq, rows[0].late, replayed=True)
+        raise Answered(rows[0].seq)
     row = {"client_id": client, "lease": which, "item": held.item, "person": me, "created": now, "order": held.order}
     row |= {"body": body, "body_hash": digest}
     if rows:
         last = rows[0]
         # The time is still that from serving to the first answer.
         row |= {"late": last.late, "seconds": last.seconds, "supersedes": last.seq}
+        row |= {"active_seconds": last.active_seconds, "guidelines": held.guidelines_version}
     else:
         late = held.state != "open" or now > held.expires_at
-        row |= {"late": late, "seconds": max(0.0, now - held.served_at), "supersedes": None}
+        seconds = max(0.0, now - held.served_at)
+        row |= {"late": late, "seconds": seconds, "supersedes": None, "guidelines": held.guidelines}
+        row |= {"active_seconds": None if active is None else min(active, seconds)}
     seq = connection.execute(_ADD, row).scalar_one()
     late = row["late"]
     if not rows:
@@ -278,6 +322,18 @@ def submit(
     if not late and held.purpose == "normal":
         _keep_slot(connection, held, judged=sent.get("verdict") != "cannot_judge")
     return Stored(seq, late, replayed=False)
+
+
+def _body(connection: Connection, held: Row[Any], sent: dict[str, Any]) -> dict[str, Any]:
+    """The body of an answer. A flag that was on offer once stands: a label that has it can still be corrected, and an
+    answer that was begun before the change still sent."""
+    try:
+        return body_of(held.task, held.order, held.flags, sent)
+    except BadAnswer as error:
+        once = once_offered(connection) if error.field == "flags" else []
+        if not once:
+            raise
+        return body_of(held.task, held.order, [*held.flags, *(flag for flag in once if flag not in held.flags)], sent)
 
 
 def _keep_slot(connection: Connection, held: Row[Any], judged: bool) -> None:
@@ -300,19 +356,3 @@ def correct(connection: Connection, me: int, seq: int, client: str, sent: dict[s
     if which is None:
         raise NotYours
     return submit(connection, me, which, client, sent)
-
-
-# --- settings ---
-
-
-def settle(connection: Connection, settings: Mapping[str, Any]) -> None:
-    """Change the project's settings that are not None. Slots that are taken stay taken, whatever the overlap is."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    if given:
-        connection.execute(update(project).values(given))
-    if "overlap" in given:
-        if connection.dialect.name == "postgresql":
-            # Claims wait, so that the count below holds.
-            connection.exec_driver_sql("LOCK TABLE item IN EXCLUSIVE MODE")
-        change = update(item).where(item.c.gold.is_(None), item.c.overlap.is_(None))
-        connection.execute(change.values(free=_at_least_0(given["overlap"] - _TAKEN)))

@@ -22,7 +22,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, get_args
 
 from plaudit.errors import UserError
-from plaudit.label.db.ledger import ItemRow, Label, Ledger, standing
+from plaudit.label.db.ledger import ItemRow, Label, Ledger, counting, standing
 from plaudit.label.kinds import KINDS
 from plaudit.label.kinds.rank import dense, labelled_ranking, ranking_of, rows_of
 from plaudit.label.kinds.shared import Aggregate, Format
@@ -36,7 +36,7 @@ _KIND_OF = {format: kind for kind in KINDS.values() for format in kind.formats}
 _NOT_NAMED = "(not named"
 _LEDGER_FIELDS = (
     *("seq", "item", "annotator", "created", "seconds", "order", "purpose", "late", "supersedes"),
-    *("ranks", "verdict", "strength", "reason", "flags", "text"),
+    *("ranks", "verdict", "strength", "reason", "flags", "text", "active", "guidelines", "aside"),
 )
 
 
@@ -101,6 +101,9 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
             raise UserError("format 'ledger' is everything: leave the filters away")
         return Export(list(_ledger_rows(ledger)))
     out = Export()
+    everything, ledger = ledger, counting(ledger)
+    if not_counting := len(standing(everything.labels)) - len(standing(ledger.labels)):
+        out.left_out["set aside or withdrawn by an admin"] = not_counting
     items = {item.id: item for item in ledger.items}
     # A flag that is neither one of the project's nor on any label would leave nothing out.
     flags = {*ledger.flags, *(flag for label in ledger.labels for own in label.flags for flag in own)}
@@ -123,6 +126,7 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
 
 def rankings_of(ledger: Ledger, *, only: Collection[str]) -> list[Ranking]:
     """The rankings of the items `only` that `export` writes as `rankings`, as records."""
+    ledger = counting(ledger)
     items = {item.id: item for item in ledger.items}
     labels = chosen(ledger, items, EVERYTHING, "rank", Counter())
     return _rankings(ledger, items, [label for label in labels if label.item in only])

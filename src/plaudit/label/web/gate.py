@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from plaudit.label.web.render import HEADERS
 
 MOST_BYTES = 2 << 20
+_ELSEWHERE = "use the pages of this server; behind a proxy, serve with --url and the address that browsers use"
 _MORE = {
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -65,7 +66,7 @@ class Gate:
             origin = headers.get("origin")
             elsewhere = origin is not None and _place(origin) not in (host, self.place)
             if elsewhere or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                return _no(403, "the request comes from another site", "use the pages of this server")
+                return _no(403, "the request comes from another site", _ELSEWHERE)
         return None
 
     def _add_headers(self, headers: MutableHeaders, path: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from plaudit.label.queue import leases
+from plaudit.label.queue import again, leases
 from plaudit.label.queue.leases import Conflict, Stored
 from plaudit.label.web import views
 from plaudit.label.web.service import Refused, authorised, service_of
@@ -34,6 +34,7 @@ class SubmitBody(Body):
     client_id: ClientId
     lease: LeaseId
     positions: dict[str, Any]
+    active_seconds: Annotated[float, Field(ge=0, le=604_800, allow_inf_nan=False)] | None = None
 
 
 class CorrectBody(Body):
@@ -66,7 +67,17 @@ def post_release(request: Request, body: ReleaseBody) -> dict[str, Any]:
 @router.post("/submit")
 def post_submit(request: Request, body: SubmitBody) -> dict[str, Any]:
     caller = authorised(request)
-    return _stored(service_of(request).write(leases.submit, caller.id, body.lease, body.client_id, body.positions))
+    sent = (body.lease, body.client_id, body.positions)
+    return _stored(service_of(request).write(leases.submit, caller.id, *sent, active=body.active_seconds, first=True))
+
+
+@router.post("/take-back")
+def post_take_back(request: Request, body: ReleaseBody) -> dict[str, bool]:
+    """Undo a skip."""
+    caller = authorised(request)
+    if not service_of(request).write(again.take_back, caller.id, body.lease):
+        raise Refused(409, "somebody else has this item now", "go on with another one")
+    return {"taken_back": True}
 
 
 @router.post("/correct")

@@ -18,7 +18,8 @@ from plaudit.errors import UserError
 from plaudit.label import people
 from plaudit.label.db import ledger
 from plaudit.label.web.render import page_html
-from plaudit.label.web.service import COOKIE, LOGIN_COOKIE, Service, address_of, authorised, caller_of, service_of
+from plaudit.label.web.routes_annotator import Body
+from plaudit.label.web.service import LOGIN_COOKIE, Refused, Service, address_of, authorised, caller_of, service_of
 
 router = APIRouter()
 FORM_SECONDS = 3600
@@ -29,6 +30,11 @@ _WAIT = "Too many failed attempts. Please wait a quarter of an hour."
 _GONE = "This link was used, has run out, or never was. Please ask for another one."
 
 Text = Annotated[str, Form()]
+
+
+class PasswordBody(Body):
+    old: str
+    new: str
 
 
 @router.get("/")
@@ -52,19 +58,20 @@ def login_page(request: Request) -> Response:
 
 @router.post("/login")
 def login(request: Request, name: Text = "", password: Text = "", csrf: Text = "") -> Response:
-    service, known = service_of(request), people.is_name(name)
+    service, name = service_of(request), people.tidy_name(name)
+    known = people.is_name(name)
     name = name if known else ""
     if not _form_is_ours(request, csrf):
         return _form(request, name, _STALE, 403)
-    attempt = service.write(people.begin_attempt, name, address_of(request))
+    attempt = service.write(people.begin_attempt, name.casefold(), address_of(request))
     if attempt is None:
         return _form(request, name, _WAIT, 429, headers={"Retry-After": str(people.WINDOW_SECONDS)})
     stored = service.read(people.stored_password, name) if known else None
     # Checked for an unknown name too, so that the time does not tell which names there are.
     if not people.password_fits(stored[1] if stored else None, password) or stored is None:
         return _form(request, name, _WRONG, 401)
-    who, old = stored[0], request.cookies.get(COOKIE)
-    return _welcome(service, service.write(people.log_in, name, attempt, who, old))
+    who, old = stored[0], request.cookies.get(service.cookie)
+    return _welcome(service, service.write(people.log_in, name.casefold(), attempt, who, old))
 
 
 @router.get("/invite/{token}")
@@ -89,13 +96,27 @@ def take_invite(request: Request, token: str, password: Text = "", csrf: Text = 
     return _form(request, "", _GONE, 404) if session is None else _welcome(service, session)
 
 
+@router.post("/api/password")
+def change_password(request: Request, body: PasswordBody) -> dict[str, bool]:
+    """One's own password, for another one."""
+    caller, service = authorised(request), service_of(request)
+    attempt = service.write(people.begin_attempt, caller.name.casefold(), address_of(request))
+    if attempt is None:
+        raise Refused(429, "too many failed attempts", "wait a quarter of an hour")
+    stored = service.read(people.stored_password, caller.name)
+    if stored is None or not people.password_fits(stored[1], body.old):
+        raise Refused(422, "the old password is wrong", "type it again, or ask an admin for a new link")
+    service.write(people.change_password, caller.id, people.hash_password(body.new), request.cookies[service.cookie])
+    return {"changed": True}
+
+
 @router.post("/logout")
 def logout(request: Request) -> Response:
     authorised(request)
-    token = request.cookies[COOKIE]
+    token = request.cookies[service_of(request).cookie]
     service_of(request).write(people.end_session, token)
     answer = Response(status_code=204)
-    answer.delete_cookie(COOKIE, path="/")
+    answer.delete_cookie(service_of(request).cookie, path="/")
     return answer
 
 
@@ -139,7 +160,7 @@ def _welcome(service: Service, session: str) -> Response:
     caller = service.read(people.caller_of, session)
     # An admin looks at the project first; the labelling page would reserve an item for them.
     answer = RedirectResponse("/admin" if caller is not None and caller.role == "admin" else "/", 303)
-    _set_cookie(service, answer, COOKIE, session, people.SESSION_DAYS * 86_400)
+    _set_cookie(service, answer, service.cookie, session, people.SESSION_DAYS * 86_400)
     answer.delete_cookie(LOGIN_COOKIE, path="/")
     return answer
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
 from plaudit.label import people
 from plaudit.label.db.database import Raced, snapshot
@@ -25,10 +26,10 @@ from plaudit.label.db.schema import project
 from plaudit.label.db.writer import Busy, Writer
 from plaudit.label.kinds.shared import BadAnswer
 from plaudit.label.people import Caller
-from plaudit.label.queue.leases import NotYours
+from plaudit.label.queue.leases import Answered, NotYours
 from plaudit.label.web.aside import Remembered
 
-COOKIE, LOGIN_COOKIE = "plaudit_session", "plaudit_login"
+LOGIN_COOKIE = "plaudit_login"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -43,6 +44,11 @@ class Service:
     url: str
     secret: str
     numbers: Remembered = field(default_factory=lambda: Remembered(seconds=5))
+
+    @property
+    def cookie(self) -> str:
+        """The session cookie's name: of this project, since cookies do not know the ports of a host."""
+        return f"plaudit_session_{sha256_text(self.secret)[:8]}"
 
     @property
     def database(self) -> str:
@@ -84,7 +90,7 @@ def service_of(request: Request) -> Service:
 
 def caller_of(request: Request) -> Caller | None:
     """Who calls, by the session cookie; None for nobody."""
-    token = request.cookies.get(COOKIE)
+    token = request.cookies.get(service_of(request).cookie)
     return service_of(request).read(people.caller_of, token) if token else None
 
 
@@ -149,9 +155,11 @@ def _http(error: HTTPException) -> Answer:
 
 
 _AWAY = {"error": "the database is busy or away", "fix": "try again; nothing was lost"}
+_ANSWERED = {"error": "this item has another answer of yours", "fix": "correct that one, or leave it"}
 _NOT_YOURS = {"error": "this is not yours", "fix": "ask for your own item with /api/claim"}
 _ANSWERS: dict[type[Exception], Callable[[Any], Answer]] = {
     Refused: lambda error: (error.status, error.body, None),
+    Answered: lambda error: (409, _ANSWERED | {"seq": error.seq}, None),
     NotYours: lambda _: (403, _NOT_YOURS, None),
     BadAnswer: lambda error: (422, {"error": error.error, "field": error.field, "fix": error.fix}, None),
     UserError: _user_error,

@@ -5,6 +5,7 @@ A view is made of the lease's own id, the texts as safe HTML, and the order that
 
 from functools import lru_cache
 from json import loads
+from time import time
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, exists, func, or_, select
@@ -57,12 +58,15 @@ def view(leased: Claimed | Row[Any]) -> dict[str, Any]:
 
 def claimed_view(claimed: Claimed) -> dict[str, Any]:
     """The answer to a claim."""
-    return {"lease": claimed.lease, "expires_at": claimed.expires_at, "item": view(claimed)}
+    left = {"expires_at": claimed.expires_at, "seconds_left": max(0.0, claimed.expires_at - time())}
+    return {"lease": claimed.lease, **left, "settings": claimed.settings, "item": view(claimed)}
 
 
 def me(connection: Connection, who: int) -> dict[str, Any]:
     """The person's progress, and what the page needs to know of the project."""
-    row = connection.execute(select(*project.c["name", "guidelines", "flags", "plain_text"])).one()
+    row = connection.execute(
+        select(*project.c["name", "guidelines", "flags", "plain_text", "paused", "version", "guidelines_version"])
+    ).one()
     done, left, holds = (connection.execute(query, {"me": who}).scalar_one() for query in (_DONE, _AVAILABLE, _HOLDS))
     return {
         "progress": {"done": done, "available": left + holds},
@@ -71,6 +75,9 @@ def me(connection: Connection, who: int) -> dict[str, Any]:
             "guidelines_html": markdown_html(row.guidelines),
             "flags": list(row.flags),
             "plain_text": row.plain_text,
+            "paused": row.paused,
+            "settings": row.version,
+            "guidelines_version": row.guidelines_version,
         },
     }
 

@@ -94,6 +94,10 @@ def from_trl(paths: Sequence[Path], stage: str | None = None) -> Imported:
             raise UserError(
                 f"{', '.join(map(str, paths))}: a field of {name} is not of its kind ({error}); write the number there"
             ) from error
+    if "SFTConfig" not in found.fields and any("sft_model_path" in {**loose, **own} for own in found.fields.values()):
+        # PPO alone, on a model that was fine-tuned elsewhere: there are no demonstrations to ask for.
+        recipe["sft"] = {"skip": True}
+        del recipe["data"]["demonstrations"]
     rows += [(what, "?", "", "is no literal, so it could not be read") for what in found.unread]
     return Imported(recipe, list({(row[0], str(row[1]), row[2]): row for row in rows}.values()))
 

@@ -18,7 +18,7 @@ from plaudit import rng
 from plaudit.data.files import write_json
 from plaudit.errors import UserError
 from plaudit.label.db.database import open_project, snapshot, writing
-from plaudit.label.db.ledger import Ledger, read, standing
+from plaudit.label.db.ledger import Ledger, counting, read, standing
 from plaudit.label.db.schema import item, label
 from plaudit.label.quality.agreement import agreement
 from plaudit.label.queue.items import Draft, add_items, rank_draft, set_priorities
@@ -184,5 +184,5 @@ def without_ranking(ledger: Ledger, ids: Collection[str]) -> dict[str, int]:
 
 def _labels(engine: Engine, ids: set[str]) -> tuple[Ledger, list[Ranking]]:
     with snapshot(engine) as connection:
-        ledger = read(connection)
+        ledger = counting(read(connection))
     return ledger, rankings_of(ledger, only=ids)

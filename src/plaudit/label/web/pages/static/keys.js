@@ -21,7 +21,7 @@ export function listenForKeys(formNow) {
 
   document.addEventListener("keydown", (event) => {
     const form = formNow();
-    if (event.defaultPrevented || dialog.open || !form || event.isComposing) return;
+    if (event.defaultPrevented || dialog.open || !form || event.isComposing || event.keyCode === 229) return; // 229: an input method is at work
     const action = actionOf(event, form, on);
     if (!action) return;
     event.preventDefault();
@@ -29,12 +29,13 @@ export function listenForKeys(formNow) {
   });
 
   function actionOf(event, form, singles) {
-    const { key, target } = event;
+    const { target } = event;
+    const key = meant(event);
     const chord = event.ctrlKey || event.metaKey;
     const typing = target.matches("textarea, select, input:not([type=checkbox])");
     if (chord && key === "Enter") return () => form.submit();
     if (typing) return key === "Escape" && form.task !== "write" ? () => form.focus() : null;
-    if (chord && !event.shiftKey && key.toLowerCase() === "z") return () => form.undo();
+    if (chord && !event.shiftKey && key === "z") return () => form.undo();
     if (chord || event.altKey || !singles) return null;
     if (key === "?") return () => dialog.showModal();
     if (form.task === "write" || form.isLocked()) return null;
@@ -54,6 +55,25 @@ export function listenForKeys(formNow) {
     }
     return null;
   }
+}
+
+const ZEROS = [0x660, 0x6f0, 0x966, 0x9e6, 0xff10]; // of the digits that Arabic, Persian, Hindi, Bengali and full-width keyboards give
+
+/**
+ * The key that a person means: digits and Latin letters whatever the layout. A layout that has neither where the key is
+ * (the upper row of AZERTY and Czech, the letters of Cyrillic and Greek) is read by the key's place.
+ */
+function meant({ key, code, shiftKey }) {
+  if (key.length !== 1) return key;
+  const point = key.codePointAt(0);
+  const zero = ZEROS.find((first) => point >= first && point < first + 10);
+  if (zero !== undefined) return String(point - zero);
+  if (/^[0-9]$/.test(key)) return key;
+  if (key === "؟") return "?";
+  const place = /^(?:Digit|Numpad)([0-9])$|^Key([A-Z])$/.exec(code ?? "");
+  if (place?.[1] && !shiftKey) return place[1];
+  if (/^[a-z]$/i.test(key)) return key.toLowerCase();
+  return place?.[2] && point > 127 ? place[2].toLowerCase() : key;
 }
 
 function stored() {

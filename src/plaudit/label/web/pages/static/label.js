@@ -1,10 +1,12 @@
 // The annotator's page: one item after the other. It keeps the draft, asks for items, and sends answers.
 
+import { stopwatch } from "./active.js";
 import { begin, emptyAnswer, positionsOf } from "./answer.js";
-import { announce, button, clearNotice, dateOf, el, notice, trusted } from "./dom.js";
+import { announce, button, clearNotice, el, notice, trusted } from "./dom.js";
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys, listKeys } from "./keys.js";
+import { typeset } from "./maths.js";
 import { ask, deliver } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainConflict, explainRefusal, finishOld, send, sentWords } from "./submit.js";
@@ -15,6 +17,7 @@ const work = document.getElementById("work");
 const { storage, lasting } = browserStorage();
 let me = null;
 let kept = null;
+const worked = stopwatch();
 let shown = null; // { lease, key, form, draft } of the item on the page
 
 async function start() {
@@ -47,10 +50,23 @@ async function next(words = "", spoken = words) {
   else clearNotice();
   if (answer.status === 204) return nothingLeft();
   if (answer.status !== 200) return explainRefusal(answer, { goOn: () => next() });
+  if (answer.data.settings !== me.project.settings) await settingsChanged();
   return show(answer.data, spoken);
 }
 
-function show({ lease, expires_at: expires, item: view }, spoken = "") {
+/** An admin has changed something since this page was loaded: the guidelines, the flags, how texts are shown. */
+async function settingsChanged() {
+  const answer = await ask("/api/me");
+  if (answer.status !== 200) return;
+  const before = me.project.guidelines_version;
+  me.project = answer.data.project;
+  textsOfProject(me.project);
+  guidelines(me.project.guidelines_html);
+  if (me.project.guidelines_version !== before) notice("plain", "The guidelines have changed. They are open above the item.", button("I have read them", clearNotice));
+}
+
+function show({ lease, seconds_left: left, item: view }, spoken = "") {
+  worked.begin();
   const key = view.draft_key;
   const begun = kept.read(key) !== null;
   const draft = kept.open(key, begin(emptyAnswer(view.replies.length, view.write_text ?? "")));
@@ -65,7 +81,7 @@ function show({ lease, expires_at: expires, item: view }, spoken = "") {
   work.replaceChildren(form.node);
   window.scrollTo(0, 0);
   form.focus();
-  reserved(expires);
+  reserved(left);
   const what = { rank: `${view.replies.length} replies to rank`, compare: "two replies to compare", write: "a reply to write" }[view.task];
   announce(`${spoken} ${begun ? "What you had begun is here again" : "New item"}: ${what}.`);
 }
@@ -74,12 +90,13 @@ async function submit(answer) {
   const item = shown;
   if (kept.wasSent(item.key)?.lease === item.lease) return answeredElsewhere(item);
   const positions = positionsOf(answer, item.task);
-  item.draft = kept.sending(item.key, item.draft, { path: "/api/submit", body: { client_id: item.draft.client_id, lease: item.lease, positions } });
+  item.draft = kept.sending(item.key, item.draft, { path: "/api/submit", body: { client_id: item.draft.client_id, lease: item.lease, positions, active_seconds: worked.seconds() } });
   item.form.lock(true);
   const outcome = await send(kept, item.key, item.draft);
   if (outcome.status === 200) {
     const words = sentWords(outcome.data);
     refreshProgress();
+    guidelinesRead();
     return next(outcome.data.late || outcome.data.replayed ? words : "", words);
   }
   return failed(item.key, item.draft, outcome, () => next());
@@ -106,15 +123,23 @@ async function skip() {
   const answer = await patiently(AWAY, (wait) => deliver("/api/release", { lease: item.lease }, wait));
   if (answer.signedOut) return signedOut();
   kept.drop(item.key);
-  return next();
+  await next();
+  return notice("plain", "You skipped an item; it goes to somebody else.", button("Take it back", () => takeBack(item)), button("Close", clearNotice, { class: "quiet" }));
 }
 
-function nothingLeft() {
+async function takeBack(item) {
+  const answer = await patiently(AWAY, (wait) => deliver("/api/take-back", { lease: item.lease }, wait));
+  if (answer.signedOut) return signedOut();
+  return answer.status === 200 ? next("Here it is again.") : explainRefusal(answer, { goOn: clearNotice });
+}
+
+async function nothingLeft() {
+  await settingsChanged();
   clearTimeout(timer);
   document.getElementById("reserved").textContent = "";
   work.replaceChildren(el("section", { class: "card done" },
-    el("h2", { tabindex: "-1" }, "Nothing is left for you to label."),
-    el("p", {}, "Thank you. New items may come, or one that somebody else has put back."),
+    el("h2", { tabindex: "-1" }, me.project.paused ? "The project is paused." : "Nothing is left for you to label."),
+    el("p", {}, me.project.paused ? "Whoever runs it will go on later. What you have sent is kept." : "Thank you. New items may come, or one that somebody else has put back."),
     el("p", { class: "actions" }, button("Look again", () => next(), { class: "main" }), el("a", { class: "button", href: "/history" }, "My history"))));
   work.querySelector("h2").focus();
 }
@@ -159,11 +184,11 @@ async function comeBack() {
 
 let timer = null;
 
-/** Until when the item is this person's; after that it can still be sent, and counts as late. */
-function reserved(expires) {
+/** Until when the item is this person's, whatever their clock says; after that it can still be sent, and counts as late. */
+function reserved(seconds) {
   const place = document.getElementById("reserved");
-  const left = dateOf(expires) - Date.now();
-  const clock = dateOf(expires).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const left = 1000 * seconds;
+  const clock = new Date(Date.now() + left).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   const over = "The time for this item has run out. You can still send it: it is kept and marked as late.";
   clearTimeout(timer);
   place.textContent = left > 0 ? `Reserved for you until ${clock}` : over;
@@ -185,11 +210,16 @@ async function refreshProgress() {
 /** Open the first time, and again when they have changed. */
 function guidelines(html) {
   const box = document.getElementById("guidelines");
-  if (!html.trim()) return;
-  box.hidden = false;
+  box.hidden = !html.trim();
   box.querySelector(".prose").replaceWith(trusted("div", { class: "prose" }, html));
-  box.open = storage.getItem(GUIDELINES_READ) !== html;
-  box.addEventListener("toggle", () => box.open || storage.setItem(GUIDELINES_READ, html));
+  typeset(box);
+  box.open = !box.hidden && storage.getItem(GUIDELINES_READ) !== html;
+  box.ontoggle = () => box.open || storage.setItem(GUIDELINES_READ, html);
+}
+
+/** On a phone they would stand before every item: who has answered one has had them before their eyes. */
+function guidelinesRead() {
+  if (matchMedia("(max-width: 860px)").matches) document.getElementById("guidelines").open = false;
 }
 
 start();

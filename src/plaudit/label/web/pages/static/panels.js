@@ -39,7 +39,10 @@ export function invitePanel() {
   const link = el("input", { id: "invite-link", readonly: true, onfocus: () => link.select() });
   const made = el("div", { hidden: true, class: "fields" }, el("label", { for: "invite-link" }, "The link: send it to this person only. It works once."), link,
     button("Copy", async () => {
-      await navigator.clipboard.writeText(link.value);
+      link.select();
+      // The clipboard's own interface is there on https alone; a server in the office may have none.
+      if (navigator.clipboard) await navigator.clipboard.writeText(link.value);
+      else document.execCommand("copy");
       notice("good", "The link is copied.");
     }));
   const form = el("form", { class: "fields" }, el("label", { for: "invite-name" }, "Name"), name, el("label", { for: "invite-role" }, "Role"), role,
@@ -92,7 +95,8 @@ async function download(path) {
   if (response === null) return notice("bad", AWAY);
   if (response.status === 401) return signedOut();
   if (!response.ok) {
-    notice("bad", refusal(await response.json()));
+    const told = await response.json().catch(() => ({})); // a proxy's own page is no JSON
+    notice("bad", told.error ? refusal(told) : `The export was not made (${response.status}): a proxy may have waited too long. \`plaudit label export\` makes it on the server.`);
   } else {
     const summary = response.headers.get("X-Plaudit-Export") ?? "";
     if (summary.startsWith("0 rows")) return notice("bad", `There is nothing to export: ${summary}`);
@@ -119,22 +123,25 @@ export function settingsPanel(settings) {
   const flags = el("input", { id: "set-flags", value: settings.flags.join(", ") });
   const view = el("select", { id: "set-view" }, el("option", { value: "formatted" }, "formatted (Markdown, maths, code)"), el("option", { value: "plain" }, "as plain text"));
   view.value = settings.plain_text ? "plain" : "formatted";
+  const paused = el("input", { type: "checkbox", id: "set-paused" });
+  paused.checked = settings.paused;
   const fields = Object.entries(NUMBERS).map(([key, [label, limits]]) => ({ key, label, input: el("input", { id: `set-${key}`, type: "number", required: true, value: settings[key], ...limits }) }));
   const form = el("form", { class: "fields" },
     el("label", { for: "set-name" }, "Name of the project"), name, el("label", { for: "set-guidelines" }, "Guidelines (Markdown)"), guidelines,
     el("label", { for: "set-flags" }, "Flags for a reply, with commas between"), flags,
+    el("label", { class: "tick" }, paused, "Paused: nobody is given an item"),
     el("label", { for: "set-view" }, "Texts are shown at first"), view,
     ...fields.flatMap(({ key, label, input }) => [el("label", { for: `set-${key}` }, label), input]), el("button", { class: "main" }, "Save"));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const now = {
-      name: name.value.trim(), guidelines: guidelines.value, flags: flags.value.split(",").map((flag) => flag.trim()).filter(Boolean), plain_text: view.value === "plain",
+      name: name.value.trim(), guidelines: guidelines.value, flags: flags.value.split(",").map((flag) => flag.trim()).filter(Boolean), plain_text: view.value === "plain", paused: paused.checked,
       ...Object.fromEntries(fields.map(({ key, input }) => [key, Number(input.value)])),
     };
     const changed = Object.fromEntries(Object.entries(now).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(settings[key])));
-    const saved = await post("/api/admin/project", changed);
+    const saved = await post("/api/admin/project", { ...changed, version: settings.version });
     if (!saved) return;
-    Object.assign(settings, now);
+    Object.assign(settings, saved);
     notice("good", "The settings are saved. They hold for every item that is given out from now on.");
   });
   return form;
