@@ -1,15 +1,19 @@
 """The command of docs/distributed.md as it stands: two processes, and how a mistake is told."""
 
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+import survive
 
 import plaudit as package
 from plaudit.cli import main as cli
@@ -20,46 +24,111 @@ from plaudit.run.folder import STAGES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/distributed.md"
 SECONDS = 300
+SAVES = "checkpoints.every_steps=1"
+LOGS = (
+    "sft/metrics.jsonl",
+    "preferences/rankings.jsonl",
+    "reward/metrics.jsonl",
+    "reward/scores.jsonl",
+    "ppo/metrics.jsonl",
+    "ppo/evaluations.jsonl",
+    "evaluate/replies.jsonl",
+)
 
 
-def torchrun(home: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    (line,) = (line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("$ "))
-    launcher, *words = shlex.split(line[2:])
-    assert launcher == "torchrun"
+def torchrun(home: Path, *more: str, script: Sequence[str] = (), options: Sequence[str] = ()) -> tuple[int, str, str]:
+    """Exit code and output of the page's command with `more` arguments; `script` stands in for `-m MODULE`."""
+    (line,) = (line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("$ torchrun --nproc"))
+    words = shlex.split(line.removeprefix("$ torchrun "))
+    if script:
+        place = words.index("-m")
+        words[place : place + 2] = script
     # The package under test, wherever the command is given.
     known = {**os.environ, "PYTHONPATH": str(Path(package.__file__).resolve().parents[1])}
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, *more], cwd=home, env=known, text=True,
-        capture_output=True, timeout=SECONDS, check=False,
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, *words, *more],
+        cwd=home,
+        env=known,
+        text=True,
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
     )
+    return done.returncode, done.stdout, done.stderr
 
 
-def test_the_command_of_the_page_from_ppo_on(
-    write_recipe: Callable[..., Path], tmp_path: Path, trained: Path
-) -> None:
-    """What is divided and what comes after it, once each; PPO's numbers are those of the same recipe in one process."""
-    write_recipe(tmp_path)
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    told = (run / "recipe.yaml").read_text(encoding="utf-8")
-    (run / "recipe.yaml").write_text(told.replace(str(trained.parent), str(tmp_path)), encoding="utf-8")
-    begun = (run / "ppo/summary.json").stat().st_mtime_ns
-    done = torchrun(tmp_path, "--from", "ppo")
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def both(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run of the page's command, and what it printed."""
+    home = tmp_path_factory.mktemp("both")
+    write_recipe(home)
+    code, out, err = torchrun(home, SAVES)
+    assert code == 0, out + err
+    return home / "run", out
+
+
+def test_the_command_of_the_page(both: tuple[Path, str], trained: Path) -> None:
+    """Every stage's numbers are those of the same recipe in one process: the logs, the sampled replies, the scores."""
+    run, out = both
     assert tuple(finished_stages(run)) == STAGES
-    assert "2 processes share the work of ppo; the first does the rest" in done.stdout
-    assert done.stdout.count("Report: ") == 1
-    assert (run / "ppo/summary.json").stat().st_mtime_ns > begun
-    rows, expected = read_metrics(run / "ppo/metrics.jsonl"), read_metrics(trained / "ppo/metrics.jsonl")
-    assert [row.keys() for row in rows] == [row.keys() for row in expected]
-    for row, other in zip(rows, expected, strict=True):
-        assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
+    assert "2 processes share the work of sft, preferences, reward, ppo, evaluate; the first does the rest" in out
+    assert out.count("Report: ") == 1
+    for log in LOGS:
+        rows, expected = read_metrics(run / log), read_metrics(trained / log)
+        assert len(rows) == len(expected), log
+        for row, other in zip(rows, expected, strict=True):
+            assert_close(row, other, log)
+
+
+def assert_close(found: Any, expected: Any, where: str) -> None:
+    """Numbers within 1e-5, everything else equal."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_close(found[key], value, f"{where}, {key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for value, other in zip(found, expected, strict=True):
+            assert_close(value, other, where)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5), where
+    else:
+        assert found == expected, where
+
+
+def killed(both: tuple[Path, str], home: Path, kills: Sequence[tuple[int, str, int]]) -> None:
+    """The run of the page's command, in which one rank is killed each time, leaves the files of the unbroken one."""
+    unbroken = both[0]
+    script = [str(Path(__file__).with_name("killed_rank.py")), json.dumps(kills)]
+    changes = [SAVES, f"folder={home / 'run'}"]
+    code, out, err = torchrun(unbroken.parent, *changes, script=script, options=["--max-restarts", str(len(kills))])
+    assert code == 0, out + err
+    assert out.count("The processes were started anew: the run goes on") == len(kills), out
+    for _, stage, _ in kills:
+        assert f"Resuming {stage} after step " in out
+    assert survive.differences(unbroken, home / "run") == []
+
+
+def test_ranks_that_are_killed_come_back_and_leave_the_files_of_the_unbroken_run(
+    both: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The first one in SFT, the second in PPO: torchrun starts all anew, and they go on from the checkpoint."""
+    killed(both, tmp_path, [(0, "sft", 5), (1, "ppo", 5)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", (0, 1))
+def test_each_rank_is_killed_in_each_stage(rank: int, both: tuple[Path, str], tmp_path: Path) -> None:
+    """Twice in those that train. A stage of one batch begins anew."""
+    stages = [("sft", 3), ("sft", 4), ("reward", 2), ("reward", 4), ("ppo", 4), ("ppo", 9)]
+    killed(both, tmp_path, [(rank, *one) for one in stages])
 
 
 def test_a_mistake_is_told_once_and_ends_all(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     write_recipe(tmp_path)
-    done = torchrun(tmp_path, "ppo.micro_batch_size=2")
-    assert done.returncode != 0
-    assert done.stderr.count("Error: ppo.micro_batch_size=2 makes 1 micro-batches of ppo.minibatch_size=2") == 1
+    code, _, err = torchrun(tmp_path, "ppo.micro_batch_size=2")
+    assert code != 0
+    assert err.count("Error: ppo.micro_batch_size=2 makes 1 micro-batches of ppo.minibatch_size=2") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -195,6 +195,19 @@ def test_nothing_whole_is_nothing(tmp_path: Path) -> None:
     assert "state.json is missing" in said[0]
 
 
+def test_another_process_waits_for_the_step_that_the_first_one_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for a newer one; and no longer than a shared folder may take to show it."""
+    monkeypatch.setattr(checkpoint, "WAIT", 0.0)
+    saves, _ = checkpoints(tmp_path)
+    for step in (1, 2):
+        saves.save(step, files_of(step))
+    assert contents(saves.at(1)) == (1, files_of(1))
+    with pytest.raises(OSError, match="00000003 is whole for the first process and not for this one"):
+        saves.at(3)
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 def test_as_many_as_asked_are_kept(tmp_path: Path, keep: int) -> None:
     saves, _ = checkpoints(tmp_path, keep)

@@ -17,7 +17,6 @@ import torch
 
 from conftest import command
 from plaudit.data.hashes import sha256
-from plaudit.dist.ranks import ALONE
 from plaudit.errors import UserError
 from plaudit.run import stopping
 from plaudit.run.metrics import read_metrics
@@ -374,7 +373,7 @@ def test_a_stage_that_begins_anew_forgets_its_checkpoints(tmp_path: Path, tiny_r
     run = run_of(tiny_run, tmp_path)
     with Saver.open(run, "sft") as saver:
         saver.checkpoint(1, State, last=True)
-    Saver(run, "sft", {}, ALONE)  # to make one deletes nothing
+    Saver(run, "sft", {})  # to make one deletes nothing
     assert (run.folder.path / "sft/checkpoints/00000001").is_dir()
     assert Saver.open(run, "sft").state is None
     assert not (run.folder.path / "sft/checkpoints").exists()

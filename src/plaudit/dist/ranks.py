@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -20,24 +19,22 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from plaudit.dist.meeting import PATIENCE, Meeting, meet
 from plaudit.errors import RankLost
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others in work that is divided."""
-PATIENCE = timedelta(days=30)
-"""The same while the first rank works on a stage that is not divided."""
-
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count` that work together; `local` of them share this machine."""
+    """This process among `count` that work together; `local` of them share this machine, where it is `local_rank`."""
 
     rank: int = 0
     count: int = 1
     local: int = 1
+    local_rank: int = 0
     _patient: dist.ProcessGroup | None = field(default=None, compare=False)
+    _meeting: Meeting | None = field(default=None, compare=False)
 
     @classmethod
     def join(cls) -> "Ranks":
@@ -46,10 +43,21 @@ class Ranks:
         if count == 1:
             return cls()
         with _together():
-            if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=TIMEOUT)
+            meeting = None if dist.is_initialized() else meet()
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        return cls(dist.get_rank(), count, int(os.environ.get("LOCAL_WORLD_SIZE", str(count))), patient)
+        rank, known = dist.get_rank(), os.environ
+        local, local_rank = int(known.get("LOCAL_WORLD_SIZE", count)), int(known.get("LOCAL_RANK", rank))
+        return cls(rank, count, local, local_rank, patient, meeting)
+
+    @property
+    def came_back(self) -> bool:
+        """Whether torchrun has started these ranks anew, after others of the same command had begun a stage."""
+        return self._meeting is not None and self._meeting.begun
+
+    def begin(self) -> None:
+        """A stage has begun: ranks that torchrun starts after these go on with it."""
+        if self._meeting is not None:
+            self._meeting.begin()
 
     @property
     def first(self) -> bool:
@@ -59,6 +67,15 @@ class Ranks:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Every count-th of `items`, from this rank's own number on; empty where there are fewer than ranks."""
         return items[self.rank :: self.count]
+
+    def rows(self, asked: int, count: int) -> int:
+        """How many of `count` items go through at once, so that no rank is idle where there are enough: `asked`, or
+        less."""
+        return min(asked, max(1, -(-count // self.count)))
+
+    def sums(self, *mine: float) -> list[float]:
+        """The sum over the ranks of each number."""
+        return self.total({"sums": torch.tensor(mine, dtype=torch.float64)})["sums"].tolist()
 
     def total(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sum over the ranks of each named tensor; a rank that lacks a name adds nothing.
@@ -99,13 +116,19 @@ class Ranks:
             with _together():
                 dist.barrier(group=self._patient)
 
+    def from_first(self, text: str) -> str:
+        """The first rank's text: what it has decided, for all."""
+        return self.gathered(text if self.first else "")[0]
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """The block is run by the first rank, and by the others once that is done."""
-        if not self.first:
+        """The block is run by the first rank, once that is done by the first of every other machine, and then by the
+        rest: what is fetched or converted on a machine is so by one process."""
+        turn = 0 if self.first else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
             self.wait()
         yield
-        if self.first:
+        for _ in range(turn, 2):
             self.wait()
 
     def _exchange(self, message: bytes) -> list[bytes]:
@@ -130,6 +153,5 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RankLost(
-            f"another rank has ended, or was not heard of for {TIMEOUT.total_seconds() / 60:.0f} minutes; its own "
-            f"message says why ({str(error).splitlines()[0][:200]})"
+            f"another rank has ended, or hangs; its own message says why ({str(error).splitlines()[0][:200]})"
         ) from error

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from plaudit.data.chat import ChatFormat
 from plaudit.data.packing import by_length
+from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.models.full import FullReward, raw_scores
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
@@ -22,17 +23,27 @@ def unseen(note: str = "", count: int = 1) -> None:
 
 
 def in_batches(
-    lengths: Sequence[int], rows: int, score: Callable[[list[int]], Tensor], advance: Step, members: int = 1
+    lengths: Sequence[int],
+    rows: int,
+    score: Callable[[list[int]], Tensor],
+    advance: Step,
+    members: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Scores [B, M] on the CPU of B texts, in order; `score` is given the numbers of at most `rows` of like length.
+    """Scores [B, M] on the CPU of B texts, in order; `score` is given the numbers of at most `rows` of like length,
+    on each of `ranks` its share.
 
     Long ones come first, so that what does not fit into memory fails at once and the estimate of the time falls.
     """
     scores_BM = torch.zeros(len(lengths), members)
-    for part in reversed(by_length(lengths, rows)):
+    done = 0
+    for part in ranks.share(by_length(lengths, ranks.rows(rows, len(lengths)))[::-1]):
         scores_BM[part] = score(part).cpu()
         advance(count=len(part))
-    return scores_BM
+        done += len(part)
+    whole_BM = ranks.total({"scores": scores_BM})["scores"]
+    advance(count=len(lengths) - done)
+    return whole_BM
 
 
 @torch.no_grad()
@@ -42,8 +53,9 @@ def score_replies(
     replies: Sequence[tuple[Prompt, Completion]],
     advance: Step = unseen,
     rows: int = ROWS,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Raw scores of replies by a reward model of ours, [B, M]."""
+    """Raw scores of replies by a reward model of ours, [B, M]; `ranks` divide them."""
 
     def score(part: list[int]) -> Tensor:
         prompts = [chat.prompt_ids(replies[i][0].messages) for i in part]
@@ -51,4 +63,4 @@ def score_replies(
         return raw_scores(model, tokens)
 
     lengths = [len(prompt.text) + len(reply.text) for prompt, reply in replies]
-    return in_batches(lengths, rows, score, advance, model.members)
+    return in_batches(lengths, rows, score, advance, model.members, ranks)

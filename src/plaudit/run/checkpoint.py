@@ -24,6 +24,8 @@ from plaudit.data.hashes import sha256, sha256_json
 MANIFEST = "manifest.json"
 BLOCK = 1 << 20
 """Bytes in one write."""
+WAIT = 60.0
+"""Seconds in which a shared folder shows what another machine has written."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,15 @@ class Checkpoints:
             self._torn.add(step)
             self.say(f"{self._path(step)} is not whole ({found}): ignored, the one before it is used")
         return None
+
+    def at(self, step: int) -> Checkpoint:
+        """That of a step which another process has found whole; OSError when it is not so from here within WAIT."""
+        until = time.monotonic() + WAIT
+        while not isinstance(found := self._read(step), Checkpoint):
+            if time.monotonic() > until:
+                raise OSError(f"{self._path(step)} is whole for the first process and not for this one ({found})")
+            time.sleep(0.5)
+        return found
 
     def clear(self) -> None:
         """Delete what an earlier attempt left half-written or half-deleted."""

@@ -1,7 +1,8 @@
 """Before the first stage: everything that can be wrong (data, model, machine, folder) is found in seconds."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,28 @@ from plaudit.label.extra import missing_packages
 from plaudit.models.examine import check_lengths, check_replies, examine, longer_than, trained_positions
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.quantised import check_quantise
+from plaudit.models.shapes import shape_of
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
-from plaudit.run.folder import FollowedFolder, RunFolder, check_room, refuse_another_run
+from plaudit.run.folder import STAGES, FollowedFolder, RunFolder, check_room, refuse_another_run
 from plaudit.run.loggers.backends import opener
-from plaudit.run.provenance import code_sha256, is_among, versions
+from plaudit.run.provenance import code_sha256, differences, is_among, versions
 from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.lengths import cut_short, lengths_of
+from plaudit.stages.memory import check_fit, here
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.run_data import RunData, read_data
 from plaudit.stages.turns import check_turns, dated
 from plaudit.train.run import Run
 
-DIVIDED = ("ppo",)
-"""The stages whose work all processes of a run share; the first one does the others."""
+
+def divided(recipe: Recipe) -> tuple[str, ...]:
+    """The stages whose work all processes of a run share; the first one does the others: it waits for people, and it
+    writes the report."""
+    people = recipe.preferences.annotator == "human"
+    return tuple(name for name in STAGES if name != "report" and not (people and name == "preferences"))
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,18 @@ def look(
     with mistakes:
         asked = check_turns(recipe, found.chat, data.by_file(recipe))
     with mistakes:
-        if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
+        if {"ppo", "evaluate", "baselines"} & {*plan.stages} and ranks.first:
             check_sources(recipe.ppo.rewards, machine, asked)
     if ranks.first:
         with mistakes:
             refuse_another_run(recipe.run_folder, found.resolved, resume=in_old, may_change=plan.may_change)
             check_room(recipe.run_folder, need)
+        with mistakes:
+            # On a CPU the ranks of a machine share its memory.
+            device = here(machine)
+            room = device.memory / (ranks.local if device.kind == "cpu" else 1)
+            lengths = lengths_of(found.chat, data)
+            check_fit(recipe, shape_of(found.model), lengths, replace(device, memory=room), plan.stages)
         with mistakes:
             # What is `checked` is looked at file by file, under the lock (pipeline.py).
             made = not plan.checked
@@ -121,7 +134,8 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         )
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if ranks.count > 1:
-        console.print(f"{ranks.count} processes share the work of {', '.join(DIVIDED)}; the first does the rest")
+        shared = ", ".join(name for name in divided(recipe) if name in plan.stages)
+        console.print(f"{ranks.count} processes share the work of {shared}; the first does the rest", soft_wrap=True)
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
     elif machine.dtype_name == "float32" and recipe.dtype == "auto":
@@ -161,6 +175,17 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
     )
 
 
+def check_alike(made_with: Sequence[Mapping[str, Any]]) -> None:
+    """UserError where a rank has another recipe, data, code or versions than the first one."""
+    first, *others = ({**one, "machine": None} for one in made_with)
+    for rank, other in enumerate(others, start=1):
+        if changed := differences(first, other):
+            raise UserError(
+                f"rank {rank} has not what rank 0 has: {'; '.join([*changed.values()][:5])}; all processes of a run "
+                "need the same recipe, files and version of plaudit: put them where every machine reads them"
+            )
+
+
 def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: ChatFormat, data: RunData) -> None:
     """Try the model as the stages will, before the first of them."""
     if "sft" not in plan.stages:
@@ -175,6 +200,7 @@ def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: Cha
         full_reward=trained.get("reward", lora) is None,
         rewards="reward" in plan.stages,
         recompute=any(part.gradient_checkpointing for part in (recipe.sft, recipe.reward, recipe.ppo)),
+        copy=recipe.ppo.sampling_copy or "ppo" not in plan.stages,
         how=recipe.quantise,
     )
     said += _check_lengths(recipe, limit, trained_positions(model), chat, data)

@@ -1,10 +1,12 @@
 """Sampling many replies in batches, each written down when it is there, so that a killed stage samples on."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from plaudit.data.packing import by_length
+from plaudit.dist.ranks import Ranks
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step
 from plaudit.run.metrics import Metrics, read_metrics
@@ -17,27 +19,36 @@ def sample_in_batches(
     uniforms: np.ndarray,
     size: int,
     *,
+    ranks: Ranks,
     saver: Saver,
     log: Metrics,
     done: int,
     state: State,
     advance: Step,
 ) -> list[list[int]]:
-    """The ids of one reply a prompt, in order; `size` of like length at a time, and those that `log` has are taken.
+    """The ids of one reply a prompt, in order; `size` of like length at a time, and those that `log` has are taken. Of
+    several `ranks` each samples every so manieth batch.
 
     `uniforms` as for `InProcessEngine.generate`. A checkpoint counts the batches, after `done` steps of the stage; with
     `log`, `state` is all that the stage has then.
     """
+    size = ranks.rows(size, len(prompts))
     batches = by_length([len(prompt) for prompt in prompts], size)
-    replies: dict[int, list[int]] = {row["row"]: row["ids"] for row in read_metrics(log.path)}
+    known = json.loads(ranks.from_first(json.dumps([[row["row"], row["ids"]] for row in read_metrics(log.path)])))
+    replies: dict[int, list[int]] = dict(known)
     advance(count=len(replies))
-    for number, rows in enumerate(batches, start=done + 1):
-        if rows[0] in replies:
+    for start in range(0, len(batches), ranks.count):
+        turn = [batch for batch in batches[start : start + ranks.count] if batch[0] not in replies]
+        if not turn:
             continue
-        sampled = engine.generate([prompts[i] for i in rows], uniforms[rows])
-        for row, reply in zip(rows, sampled, strict=True):
-            replies[row] = reply.ids
-            log.log(row=row, ids=reply.ids)
-        advance(count=len(rows))
-        saver.checkpoint(number, lambda: state, last=rows is batches[-1])
+        # One at most: there are no more batches in a turn than ranks.
+        mine = [row for batch in ranks.share(turn) for row in batch]
+        sampled = engine.generate([prompts[i] for i in mine], uniforms[mine]) if mine else []
+        found = json.dumps([[row, reply.ids] for row, reply in zip(mine, sampled, strict=True)])
+        for row, ids in (pair for text in ranks.gathered(found) for pair in json.loads(text)):
+            replies[row] = ids
+            log.log(row=row, ids=ids)
+        advance(count=sum(map(len, turn)))
+        number = start + len(batches[start : start + ranks.count])
+        saver.checkpoint(done + number, lambda: state, last=number == len(batches))
     return [replies[i] for i in range(len(prompts))]

@@ -25,7 +25,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
 from plaudit.run.checkpoint import Checkpoint, Checkpoints
 from plaudit.run.display import console
@@ -80,10 +79,10 @@ class Saver(ExitStack[bool | None]):
     """The checkpoints and logs of one stage. `state` is what it goes on from, None where it begins; `step` is how many
     steps were done then."""
 
-    def __init__(self, run: Run, stage: str, inputs: Mapping[str, str], ranks: Ranks):
+    def __init__(self, run: Run, stage: str, inputs: Mapping[str, str]):
         """Of a stage that begins; `open` is for one that may go on."""
         super().__init__()
-        self._stage, self._run, self._config, self._ranks = stage, run.folder.path, run.checkpoints, ranks
+        self._stage, self._run, self._config, self._ranks = stage, run.folder.path, run.checkpoints, run.ranks
         self._folder = run.folder.stage(stage)
         # As it comes back from a file: tuples and paths are lists and texts there.
         self._made_with = json.loads(json.dumps({**run.made_with, "inputs": dict(inputs)}))
@@ -96,23 +95,31 @@ class Saver(ExitStack[bool | None]):
         self._since, self._cost = time.monotonic(), 0.0
 
     @classmethod
-    def open(cls, run: Run, stage: str, inputs: Mapping[str, str] | None = None, ranks: Ranks = ALONE) -> "Saver":
+    def open(cls, run: Run, stage: str, inputs: Mapping[str, str] | None = None) -> "Saver":
         """Clear away what an earlier try left half-written or is not asked to go on from, and read what it is to.
 
-        `inputs` are hashes of what the stage works on, beyond what the run knows. Of several `ranks` that do the stage
-        together all go on from the checkpoint, and the first one writes. UserError when there is a checkpoint that was
-        made with anything else.
+        `inputs` are hashes of what the stage works on, beyond what the run knows. Of the ranks that do the stage
+        together the first one writes, and all go on from the checkpoint that it names. UserError when that was made
+        with anything else.
         """
-        saver = cls(run, stage, inputs or {}, ranks)
+        saver, ranks = cls(run, stage, inputs or {}), run.ranks
         if ranks.first and run.resume:
             saver._checkpoints.clear()  # a stage whose last step is saved saves no more, and would leave it
         elif ranks.first:
             shutil.rmtree(run.folder.path / stage / CHECKPOINTS, ignore_errors=True)
         (saver._folder / STOPPED).unlink(missing_ok=True)
-        if run.resume and (newest := saver._checkpoints.newest()) is not None:
-            saver.state, saver.step = saver._restored(newest, run), newest.step
-            saver._saved = newest.step
+        if run.resume and (found := saver._found()) is not None:
+            saver.state, saver.step = saver._restored(found, run), found.step
+            saver._saved = found.step
         return saver
+
+    def _found(self) -> Checkpoint | None:
+        """The newest checkpoint by the first rank's word: the others read that one."""
+        newest = self._checkpoints.newest() if self._ranks.first else None
+        step = json.loads(self._ranks.from_first(json.dumps(newest and newest.step)))
+        if self._ranks.first or step is None:
+            return newest
+        return self._checkpoints.at(step)
 
     def __enter__(self) -> "Saver":
         self.enter_context(STOP.deferred())
@@ -140,8 +147,8 @@ class Saver(ExitStack[bool | None]):
         if self._ranks.first and step != self._saved and (last or asked or by_steps or by_time):
             self._save(step, state())
         if asked:
-            path = self._run / RECIPE
-            raise Interrupted(asked, f"{self._stage} is saved; go on with `plaudit run {path} --resume`")
+            path, command = self._run / RECIPE, "dpo" if self._stage == "dpo" else "run"
+            raise Interrupted(asked, f"{self._stage} is saved; go on with `plaudit {command} {path} --resume`")
 
     def _save(self, step: int, state: State) -> None:
         written = self._checkpoints.save(step, self._files(state))

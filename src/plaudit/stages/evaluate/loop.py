@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit import rng
@@ -26,7 +27,7 @@ from plaudit.data.files import write_rows
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.models.load import load_model
 from plaudit.models.roles import plain_logprobs
-from plaudit.models.tokens import pad_right
+from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.config import RewardSource
 from plaudit.rewards.saved import trained_reward
@@ -65,7 +66,7 @@ class Judged:
         return State(tensors, {"replies": replies, "ids": self.ids})
 
 
-def _judged(state: State) -> Judged | None:
+def judged_before(state: State) -> Judged | None:
     """What `Judged.as_state` kept; None where the checkpoint is of before."""
     if not state.values:
         return None
@@ -82,16 +83,18 @@ def compare(
     test = run.split("test")
     prompts = [prompt for prompt in test for _ in range(config.replies)]
     policy = run.folder.require("ppo/model", "ppo")
-    rewards = RewardSources(paid_by, run.machine)
+    rewards = RewardSources(paid_by, run.machine, run.ranks)
     rewards.load(policy.parent)
     batches = -(-len(prompts) // SAMPLED)
     with Saver.open(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
-        sft = _judged(saver.state) if saver.state else None
+        sft = judged_before(saver.state) if saver.state else None
 
         def judge(name: str, source: Path, done: int, state: State) -> Judged:
-            sampling = partial(sample_in_batches, saver=saver, log=logs[name], done=done, state=state, advance=advance)
-            return _judge(run, annotator, rewards, prompts, source, sampling, advance)
+            sampling = partial(
+                sample_in_batches, ranks=run.ranks, saver=saver, log=logs[name], done=done, state=state, advance=advance
+            )
+            return judge_model(run, annotator, rewards, prompts, source, sampling, advance)
 
         if sft is None:
             sft = judge("sft", run.sft_model, 0, State())
@@ -132,7 +135,7 @@ def compare(
 
 
 @torch.no_grad()
-def _judge(
+def judge_model(
     run: Run,
     annotator: Annotator | None,
     rewards: RewardSources,
@@ -140,25 +143,36 @@ def _judge(
     source: Path,
     sampling: Callable[..., list[list[int]]],
     advance: Step,
+    stream: str = "evaluate",
 ) -> Judged:
-    """Sample from the model in `source`, with the same random numbers for both models, and measure its replies.
+    """Sample from the model in `source`, with the random numbers of `stream`, which are the same for every model, and
+    measure its replies.
 
     The proxy is what PPO was paid for each reply before the missing-EOS rule.
     """
     chat, machine, law = run.chat(run.sft_model), run.machine, run.sampling
     model = load_model(str(source), machine.dtype, machine.device)
     engine = InProcessEngine(model, eos_id=chat.ends, temperature=law.temperature, batch_rows=SAMPLED)
-    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), law.max_new_tokens)
+    uniforms = rng.uniforms(run.seed, stream, 0, list(range(len(prompts))), law.max_new_tokens)
     prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
     ids = sampling(engine, prompt_ids, uniforms, SAMPLED)
     engine.close()
-    starts = range(0, len(ids), ROWS)
-    batches = [pad_right(prompt_ids[i : i + ROWS], ids[i : i + ROWS], chat.pad_id, machine.device) for i in starts]
+
+    def batch(rows: range) -> Tokens:
+        part = slice(rows.start, rows.stop)
+        return pad_right(prompt_ids[part], ids[part], chat.pad_id, machine.device)
+
+    def each(measure: Callable[[Tokens], Tensor]) -> Tensor:
+        """[B, ...] on the CPU: what `measure` says of each reply; every rank asks it about its share."""
+        found: dict[str, Tensor] = {}
+        for rows in run.ranks.share(_parts(len(ids), run.ranks.rows(ROWS, len(ids)))):
+            part = measure(batch(rows)).cpu()
+            found.setdefault("each", part.new_zeros(len(ids), *part.shape[1:]))[rows.start : rows.stop] = part
+        return run.ranks.total(found)["each"]
 
     def logprob_sum(under: PreTrainedModel, temperature: float) -> np.ndarray:
         """log π of each whole reply."""
-        parts = [plain_logprobs(under, tokens, temperature).sum(dim=1) for tokens in batches]
-        return torch.cat(parts).cpu().numpy()
+        return each(lambda tokens: plain_logprobs(under, tokens, temperature).sum(dim=1)).numpy()
 
     own = logprob_sum(model, law.temperature)
     del model  # before the next one is there
@@ -168,11 +182,13 @@ def _judge(
     files = trained_reward(run.folder, chat) if rewards.trained else None
     reward = files.attach(reference, machine.dtype, machine.device) if files else None
     contract = reward.contract if reward else None
-    for start, tokens in zip(starts, batches, strict=True):
-        part, trained_BM = prompts[start : start + ROWS], reward.raw(tokens) if reward else None
-        scores = rewards.score(chat, part, tokens, "evaluation", trained_BM=trained_BM, contract=contract)
+    raw_BM = each(reward.raw) if reward else None
+    for rows in _parts(len(ids), ROWS):
+        part = slice(rows.start, rows.stop)
+        trained_BM = None if raw_BM is None else raw_BM[part].to(machine.device)
+        scores = rewards.score(chat, prompts[part], batch(rows), "evaluation", trained_BM=trained_BM, contract=contract)
         paid.append(scores.normalised_B.cpu().numpy())
-        advance(count=len(part))
+        advance(count=len(rows))
     replies = [chat.completion(reply) for reply in ids]
     gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
     return Judged(
@@ -185,6 +201,11 @@ def _judge(
         ref_nll_sum=ref_nll,
         lengths=np.array([len(reply) for reply in ids]),
     )
+
+
+def _parts(count: int, rows: int) -> list[range]:
+    """The numbers up to `count`, so many at a time."""
+    return [range(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, float]:

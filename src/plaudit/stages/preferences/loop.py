@@ -106,7 +106,16 @@ def sampled(config: PreferencesConfig, run: Run) -> tuple[list[tuple[Prompt, tup
     with Saver.open(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
         log = saver.log(f"{CHECKPOINTS}/replies.jsonl")
         found = sample_in_batches(
-            engine, ids, uniforms, AT_ONCE, saver=saver, log=log, done=0, state=State(), advance=advance
+            engine,
+            ids,
+            uniforms,
+            AT_ONCE,
+            ranks=run.ranks,
+            saver=saver,
+            log=log,
+            done=0,
+            state=State(),
+            advance=advance,
         )
     engine.close()
     replies = [chat.completion(reply) for reply in found]

@@ -75,7 +75,7 @@ NORMALISE_ON = 256
 
 
 def train(config: RewardConfig, run: Run) -> dict[str, Any]:
-    """Train, save, normalise, test on held-out prompts; returns the summary."""
+    """Train, save, normalise, test on held-out prompts; returns the summary, on the first rank."""
     made = run.folder.require("preferences/summary.json", "preferences").parent
     rows = {name: made / f"{name}.jsonl" for name in ("rankings", "unpaired")}
     hashes = {name: sha256(path) for name, path in rows.items() if path.is_file()}
@@ -97,16 +97,20 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     log_nus, seconds = tuple(training.log_nus), training.seconds
     if isinstance(model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(model.base_tensors()))
-    save(config, run, training, folder)
+    if run.ranks.first:
+        save(config, run, training, folder)
     del training, model
     release_memory()
+    run.ranks.wait()
 
-    model = reload(config, run, folder)
+    model = reload(config, run, run.folder.require("reward", "reward"))
     judged = [(r.prompt, reply) for r in test for reply in r.replies]
-    raw_BM = _scored(model, chat, [*judged, *map(_reply, test_labels)], "Testing")
+    raw_BM = _scored(run, model, chat, [*judged, *map(_reply, test_labels)], "Testing")
     reference = [(r.prompt, reply) for r in learnt for reply in r.replies] + [*map(_reply, learnt_labels)]
     sides = _sides(test) if test else sides_of_labels(test_labels)
     contract, temperatures = describe(config, run, chat, model, reference, sides, raw_BM)
+    if not run.ranks.first:
+        return {}  # the rest is files, and the first rank's
     contract = replace(contract, rankings_sha256=hashes.get("rankings"))
     if config.loss == "davidson":
         averaged = config.aggregate == "weight_averaged"
@@ -215,11 +219,11 @@ def reload(config: RewardConfig, run: Run, folder: Path) -> Roles | FullReward:
 
 
 def _scored(
-    model: Roles | FullReward, chat: ChatFormat, replies: Sequence[tuple[Prompt, Completion]], label: str
+    run: Run, model: Roles | FullReward, chat: ChatFormat, replies: Sequence[tuple[Prompt, Completion]], label: str
 ) -> Tensor:
     """Raw scores [B, M] of replies, beside a progress bar."""
     with progress(label, len(replies), "reply") as advance:
-        return score_replies(model, chat, replies, advance)
+        return score_replies(model, chat, replies, advance, ranks=run.ranks)
 
 
 def describe(
@@ -235,7 +239,7 @@ def describe(
     ones, the text's tokens, golden scores; and the members' temperatures by themselves. `raw_BM` are of the held-out
     replies."""
     reference = reference[:NORMALISE_ON]
-    scores = _scored(model, chat, reference, "Normalising").double()
+    scores = _scored(run, model, chat, reference, "Normalising").double()
     contract = RewardContract(
         mean=tuple(scores.mean(dim=0).tolist()),
         std=tuple(scores.std(dim=0, correction=0).clamp(min=1e-6).tolist()),

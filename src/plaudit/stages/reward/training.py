@@ -136,6 +136,7 @@ class RewardTraining:
         full, dtype = run.lora is None, run.machine.dtype
         base, under = run.base(torch.float32 if full else dtype)
         self.config, self.optimiser, self.seed, self.chat = config, run.optimiser, run.seed, chat
+        self.ranks = run.ranks
         self.model: Roles | FullReward = (
             FullReward(base, dtype, learns=True)
             if full
@@ -147,7 +148,8 @@ class RewardTraining:
         self._biases = starting_biases(self._places, learnt[1])
         """Of the labels' annotators: where each member begins."""
         self.held_out = self._encoded(self._some(test[0]), self._some(test[1]))
-        self.micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch")
+        alone = run.ranks.count == 1
+        self.micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch", alone=alone)
         self.layout, self.train = prepare_attention(base), self._encoded(*learnt)
         self.log_nus: list[float] = []
         """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
@@ -169,11 +171,12 @@ class RewardTraining:
         return [*encode(self.config, self.chat, rankings), *encode_labels(self.chat, self._places, labels)]
 
     def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
-        """Examples of one forward and backward pass: of like cost when packed, of like length when padded."""
+        """Examples of each forward and backward pass of this rank: of like cost when packed, of like length when
+        padded."""
         cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
-        size = self.micro.rows(self.config.rankings_per_micro_batch)
+        size = self.ranks.rows(self.micro.rows(self.config.rankings_per_micro_batch), len(cost))
         groups = balanced(cost, size) if self.layout.packs else by_length(cost, size)
-        return [[examples[i] for i in group] for group in groups]
+        return [[examples[i] for i in group] for group in self.ranks.share(groups)]
 
     def scores(self, examples: Sequence[Example], member: int) -> Tensor:
         """Raw scores [N] of all replies of the examples, in order."""
@@ -249,15 +252,14 @@ def train_member(training: RewardTraining, member: int, saver: Saver) -> None:
     """The optimiser steps of one member that its checkpoint, if there is one, has not done yet."""
     config, seed = training.config, training.seed
     own = training.own()
+    learnt_too = [own[name] for name in training.learns_too]
     parts = (f".{reward_adapter(member)}.", f"score_heads.{member}.")
     learning = [
         parameter
         for name, parameter in training.model.trainable().items()
         if isinstance(training.model, FullReward) or parts[0] in name or name.startswith(parts[1])
     ]
-    optimiser = MasterAdamW(
-        [{"params": [*learning, *(own[name] for name in training.learns_too)], "lr": config.learning_rate}]
-    )
+    optimiser = MasterAdamW([{"params": [*learning, *learnt_too], "lr": config.learning_rate}])
     per_epoch = -(-len(training.train) // config.rankings_per_step)
     steps = config.epochs * per_epoch
     schedule = schedule_of(optimiser, steps, training.optimiser.warmup_steps, training.optimiser.schedule)
@@ -285,6 +287,7 @@ def train_member(training: RewardTraining, member: int, saver: Saver) -> None:
             examples = [training.train[i] for i in rows]
             with batch_kept(metrics.path.parent, where, partial(_as_rows, examples)):
                 loss, accuracy = _accumulate(training, examples, member, own, where)
+                training.ranks.add_gradients([*learning, *learnt_too])
                 row = {"loss": loss, "accuracy": accuracy, "learning_rate": schedule.get_last_lr()[0]}
                 row["grad_norm"] = optimiser_step(optimiser, schedule, training.optimiser.max_grad_norm, where)
             training.seconds[member] += time.perf_counter() - started
@@ -315,9 +318,9 @@ def load_members(training: RewardTraining, state: State) -> None:
 def _accumulate(
     training: RewardTraining, examples: list[Example], member: int, own: nn.ParameterDict, where: str
 ) -> tuple[float, float]:
-    """Backward over micro-batches of whole examples; returns the step's loss and its accuracy."""
+    """Backward over this rank's micro-batches of whole examples; returns the whole step's loss and its accuracy."""
 
-    def backward() -> tuple[float, float]:
+    def backward() -> tuple[float, float, int]:
         loss_sum, right, pairs = 0.0, 0.0, 0
         for part in training.micro_batches(examples):
             total, hits, of = examples_loss(training.config, training.scores(part, member), part, own)
@@ -325,13 +328,15 @@ def _accumulate(
             check_finite("the loss", loss.item(), where)
             loss.backward()
             loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
-        return loss_sum, right / pairs if pairs else 0.5  # a step of ties only
+        return loss_sum, right, pairs
 
     def undo() -> None:
         training.model.zero_grad()
         own.zero_grad()
 
-    return training.micro.fit(training.config.rankings_per_micro_batch, where, backward, undo)
+    mine = training.micro.fit(training.config.rankings_per_micro_batch, where, backward, undo)
+    loss, right, pairs = training.ranks.sums(*mine)
+    return loss, right / pairs if pairs else 0.5  # a step of ties only
 
 
 def _as_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -346,4 +351,5 @@ def _evaluate(training: RewardTraining, member: int, own: nn.ParameterDict) -> d
     for part in training.micro_batches(training.held_out):
         loss, hits, of = examples_loss(training.config, training.scores(part, member), part, own)
         loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
-    return {"eval_loss": loss_sum / len(training.held_out), "eval_accuracy": right / pairs}
+    loss_sum, right, of_all = training.ranks.sums(loss_sum, right, pairs)
+    return {"eval_loss": loss_sum / len(training.held_out), "eval_accuracy": right / of_all}

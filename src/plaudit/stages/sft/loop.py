@@ -98,8 +98,8 @@ class SFTTraining:
         if config.gradient_checkpointing:
             recompute_activations(base)
         self.prompts = prompts[: config.samples]
-        self.engine = run.engine(run.model, chat) if config.samples else None
-        self.micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size")
+        self.engine = run.engine(run.model, chat) if config.samples and run.ranks.first else None
+        self.micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size", alone=run.ranks.count == 1)
         self.best: dict[str, Tensor] = {}
         self.evaluations: list[dict[str, Any]] = []
         self.without_gain = 0
@@ -107,11 +107,12 @@ class SFTTraining:
         self.seconds = 0.0
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """The micro-batches of some examples: packed rows, or padded rows of like length."""
-        lengths, size = [len(example.ids) for example in examples], self.micro.rows(self.config.micro_batch_size)
+        """This rank's share of the micro-batches of some examples: packed rows, or padded rows of like length."""
+        ranks, lengths = self.run.ranks, [len(example.ids) for example in examples]
+        size = ranks.rows(self.micro.rows(self.config.micro_batch_size), len(lengths))
         groups = balanced(lengths, size) if self.packed else by_length(lengths, size)
         device = self.run.machine.device
-        chosen = [[examples[i] for i in group] for group in groups]
+        chosen = [[examples[i] for i in group] for group in ranks.share(groups)]
         if self.packed:
             return [pack_examples(group, device, share=self.shares) for group in chosen]
         return [pad_examples(group, self.chat.pad_id, device) for group in chosen]
@@ -149,7 +150,8 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
     if isinstance(training.model, Roles):
         check_unchanged("the frozen base", frozen, fingerprint(training.model.base_tensors()))
     load_parameters(training.model.trainable(), training.best)
-    _save(training, folder)
+    if run.ranks.first:
+        _save(training, folder)
 
     kept = min(training.evaluations[1:], key=lambda row: row["eval_loss"])
     kinds = _by_kind(steps[:done], training.evaluations[0], kept)
@@ -241,8 +243,9 @@ def _unpack(training: SFTTraining, optimiser: MasterAdamW, schedule: LambdaLR, s
 
 
 def _accumulate(training: SFTTraining, examples: list[Example], where: str) -> float:
-    """Backward over micro-batches, divided by the completion tokens of the whole step (docs/correctness.md, row 14)."""
-    count = sum(example.targets for example in examples)
+    """Backward over micro-batches, divided by the completion tokens of the whole step (docs/correctness.md, row 14);
+    the ranks add up what their shares gave."""
+    ranks, count = training.run.ranks, sum(example.targets for example in examples)
 
     def backward() -> float:
         total = 0.0
@@ -253,7 +256,9 @@ def _accumulate(training: SFTTraining, examples: list[Example], where: str) -> f
             total += loss.item()
         return total
 
-    return training.micro.fit(training.config.micro_batch_size, where, backward, training.model.zero_grad)
+    mine = training.micro.fit(training.config.micro_batch_size, where, backward, training.model.zero_grad)
+    ranks.add_gradients(_learning(training.model).values())
+    return ranks.sums(mine)[0]
 
 
 def _as_rows(training: SFTTraining, examples: list[Example]) -> list[dict[str, Any]]:
@@ -270,7 +275,7 @@ def _evaluate(training: SFTTraining, step: int, samples: Metrics) -> dict[str, A
     totals: dict[str, tuple[float, int]] = {}
     for kind in sorted({example.kind for example in training.held_out}):
         examples = [example for example in training.held_out if example.kind == kind]
-        nats = sum(training.loss(batch).item() for batch in training.batches(examples))
+        (nats,) = training.run.ranks.sums(sum(training.loss(batch).item() for batch in training.batches(examples)))
         totals[kind] = (nats, sum(example.targets for example in examples))
     loss = sum(nats for nats, _ in totals.values()) / sum(count for _, count in totals.values())
     row = {"eval_loss": loss, "eval_loss_by_kind": {kind: nats / count for kind, (nats, count) in totals.items()}}
@@ -320,7 +325,8 @@ def _save_model(model: PreTrainedModel, chat: ChatFormat, folder: Path) -> None:
 def take(run: Run) -> dict[str, Any]:
     """Where SFT is skipped: the run's model, in the run's format and with its chat template, as the SFT model."""
     chat, machine = run.chat(run.model), run.machine
-    _save_model(load_model(run.model, machine.dtype, machine.device), chat, run.folder.stage("sft"))
+    if run.ranks.first:
+        _save_model(load_model(run.model, machine.dtype, machine.device), chat, run.folder.stage("sft"))
     return run.finish("sft", "SFT: skipped", {"skipped": True, "chat_template": chat.origin}, ("chat_template",))
 
 
