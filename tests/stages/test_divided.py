@@ -52,6 +52,12 @@ def test_rows_without_splits_are_divided_by_their_prompts(read: Read, capsys: py
     assert said in capsys.readouterr().out and sum(counts) == 36
 
 
+def test_a_file_of_prompts_and_of_ideal_replies_is_told_once(read: Read, capsys: pytest.CaptureFixture[str]) -> None:
+    data = read({"both.jsonl": tiny_rows()[1]}, "data.prompts=both.jsonl", "data.demonstrations=both.jsonl")
+    assert len(data.prompts) > 0 and len(data.demonstrations) > 0
+    assert capsys.readouterr().out.count("both.jsonl: format prompt-completion (detected)") == 1
+
+
 def test_splits_that_rows_name_stay_unless_auto_is_asked_for(read: Read) -> None:
     named = read({})
     assert [prompt.split for prompt in named.prompts] == [row["split"] for row in tiny_rows()[0]]

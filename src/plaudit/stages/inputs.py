@@ -29,9 +29,11 @@ SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", 
 """The prompts that a stage samples replies to."""
 MADE = {
     "preferences": ("sft/model",),
-    "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/unpaired.jsonl"),
+    "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/earlier.jsonl", "preferences/unpaired.jsonl"),
     "ppo": ("sft/model", "reward/reward.json"),
+    "dpo": ("sft/model", "preferences/rankings.jsonl", "preferences/earlier.jsonl"),
     "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
+    "baselines": ("sft/model", "reward/reward.json", "evaluate/replies.jsonl", "dpo/model"),
 }
 """What a stage reads of those before it; reward.json has the hashes of the reward model's files."""
 MADE_BEFORE = {
@@ -43,6 +45,10 @@ MADE_BEFORE = {
 
 ROUND_KEYS = {"preferences": ("prompts", "earlier"), "ppo": ("start", "reference")}
 """Of the section rounds: what the stages of a round after the first read."""
+
+
+AS = {"dpo": "ppo", "baselines": "evaluate"}
+"""Stages that take the sections which stages share as another one does."""
 
 
 class Rows(Protocol):
@@ -97,12 +103,12 @@ def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
     found["data"] = {"system": values["data"]["system"]}
     found[stage] = values.get(stage, {})
     for section, readers in SHARED.items():
-        if stage in readers:
-            own = getattr(recipe, section).of(stage)
+        if (reads := AS.get(stage, stage)) in readers:
+            own = getattr(recipe, section).of(reads)
             found[section] = own and {k: v for k, v in own.model_dump(mode="json").items() if k != "stages"}
     if stage in ROUND_KEYS and recipe.rounds.number > 1:
         found["rounds"] = {key: values["rounds"][key] for key in ROUND_KEYS[stage]}
-    if stage == "evaluate":
+    if stage in ("evaluate", "baselines"):
         found["ppo"] = {"rewards": values["ppo"]["rewards"]}
     if stage == "preferences":  # places; their rows are compared
         found[stage] = {key: value for key, value in found[stage].items() if key not in ("rankings", "unpaired")}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plaudit.data.files import Reading, read_demonstrations, read_labels, read_prompts, read_rankings
@@ -65,6 +65,7 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
     `mistakes` that gather, a file that cannot be read is as one without rows, and bad rows are set aside."""
     mistakes, bad, data = mistakes or Mistakes(), list[Row](), recipe.data
     named, by_hash = _divided(recipe)
+    say = _once()
     aside = bad if mistakes.gather or data.on_bad_row == "quarantine" else None
     prompts, tables = list[Prompt](), dict[Path, DemonstrationTable]()
     rankings, labels = list[Ranking](), list[Labelled]()
@@ -72,7 +73,7 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
         if by_hash is None and (dead := data.given("validation", "test")):
             raise UserError(f"data.{dead[0]} does nothing: {named[0]} names splits, which data.split=auto passes over")
     with mistakes:
-        prompts = read_prompts(data.prompts, _reading(recipe, data.prompts, aside, by_hash))
+        prompts = read_prompts(data.prompts, _reading(recipe, data.prompts, aside, by_hash, say))
         _check_splits(data.prompts, prompts)
     # A file that names no split, where others do, is divided too; a mixture's own files are for training.
     judged = [path for path in (*recipe.preferences.rankings, recipe.preferences.unpaired) if path is not None]
@@ -84,7 +85,7 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
     demonstrated = [path for path in recipe.demonstrated if path is not None]
     for path in dict.fromkeys(demonstrated):
         with mistakes:
-            tables[path] = read_demonstrations(path, _reading(recipe, path, aside, split_by(path)))
+            tables[path] = read_demonstrations(path, _reading(recipe, path, aside, split_by(path), say))
     own = tables.get(data.demonstrations or Path(), DemonstrationTable.of([]))
     mixed = {path: tables[path] for path in demonstrated[data.demonstrations is not None :] if path in tables}
     if len(tables) == len({*demonstrated}) and not recipe.sft.skip:
@@ -95,9 +96,9 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
         _check_demonstrations_held_out(recipe, prompts, tables)
     with mistakes:
         for path in recipe.preferences.rankings:
-            rankings += read_rankings(path, _reading(recipe, path, aside, split_by(path)))
+            rankings += read_rankings(path, _reading(recipe, path, aside, split_by(path), say))
         if (unpaired := recipe.preferences.unpaired) is not None:
-            labels = read_labels(unpaired, _reading(recipe, unpaired, aside, split_by(unpaired)))
+            labels = read_labels(unpaired, _reading(recipe, unpaired, aside, split_by(unpaired), say))
         _check_judged(recipe, prompts, rankings, labels)
     if by_hash is not None and prompts:
         counts = Counter(prompt.split for prompt in prompts)
@@ -116,8 +117,8 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
 def prompts_of(recipe: Recipe) -> list[Prompt]:
     """The prompts of a recipe as its runs read them, without a word."""
     aside = list[Row]() if recipe.data.on_bad_row == "quarantine" else None
-    reading = _reading(recipe, recipe.data.prompts, aside, _divided(recipe)[1])
-    return read_prompts(recipe.data.prompts, replace(reading, say=lambda line: None))
+    reading = _reading(recipe, recipe.data.prompts, aside, _divided(recipe)[1], lambda line: None)
+    return read_prompts(recipe.data.prompts, reading)
 
 
 def _divided(recipe: Recipe) -> tuple[list[Path], Callable[[Prompt], str] | None]:
@@ -155,13 +156,31 @@ def _check_judged(recipe: Recipe, prompts: list[Prompt], rankings: list[Ranking]
             divided_labels(labels, str(chosen.unpaired))
 
 
-def _reading(recipe: Recipe, path: Path, bad: list[Row] | None, split: Callable[[Prompt], str] | None) -> Reading:
-    """How a data file of the recipe is read; what was detected is printed."""
+def _once() -> Callable[[str], None]:
+    """Prints a line the first time: one file may hold prompts and rankings, and is read for each."""
+    told = set[str]()
+
+    def say(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            console.print(line, soft_wrap=True)
+
+    return say
+
+
+def _reading(
+    recipe: Recipe,
+    path: Path,
+    bad: list[Row] | None,
+    split: Callable[[Prompt], str] | None,
+    say: Callable[[str], None],
+) -> Reading:
+    """How a data file of the recipe is read; `say` is told what was detected."""
     data = recipe.data
     return Reading(
         data.formats.get(path),
         bad,
-        lambda line: console.print(line, soft_wrap=True),
+        say,
         tuple(data.ignore_message_keys),
         data.columns.get(path, {}),
         split,
