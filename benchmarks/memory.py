@@ -5,21 +5,30 @@
 
 A process a setting (keys of the recipe, with spaces between): roles, engine and optimiser are built, replies sampled,
 judged by their length and trained on. Nothing is looked at, kept or exported. Make a model of any size with shapes.py.
-The process is forked when the libraries are loaded: they are in its peak, what prepares the run is not.
+The process is forked when the libraries are loaded: they are in its peak, what prepares the run is not. On a CPU the
+bytes of tensors that were alive at once are counted beside it (live_mb), and what `plaudit plan` says of them.
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 import task
 from plaudit.dist.machine import peaks
 from plaudit.models.load import load_tokenizer, resolve
+from plaudit.models.shapes import shape_of
 from plaudit.run.metrics import Clock
+from plaudit.stages.lengths import Lengths
+from plaudit.stages.memory import Device, Sums
 from plaudit.stages.pipeline import run_stage
 from plaudit.stages.plan import Flags, plan_of
 from plaudit.stages.ppo import loop as ppo
@@ -59,15 +68,38 @@ def one_update(home: Path, overrides: list[str]) -> None:
 
     def update(config: PPOConfig, run: Run, *_: object) -> None:
         trainer = Trainer(config, run)
-        clock = Clock()
-        batch = ppo.rollout(trainer, picked(trainer, run.split("train"), 0), 0, clock)
-        ppo.update(trainer, batch, 0, clock)
+        clock, before = Clock(), held()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            batch = ppo.rollout(trainer, picked(trainer, run.split("train"), 0), 0, clock)
+            ppo.update(trainer, batch, 0, clock)
         found = {"setting": " ".join(overrides), **peaks(run.machine.device), "seconds": clock.seconds}
+        if run.machine.device.type == "cpu":
+            lengths = Lengths([len(ids) for ids in batch.tokens.prompts], [], [], [])
+            device = Device(run.machine.dtype.itemsize, "cpu", 0.0)
+            need = Sums(recipe, shape_of(run.model), lengths, device).ppo()
+            found |= {"live_mb": (before + most(watched)) / 1e6, "planned_mb": need.total / 1e6}
         print(json.dumps(found), flush=True)
 
     ppo.train = update  # type: ignore[assignment]
     with run.folder:
         run_stage("ppo", recipe, run)
+
+
+def held() -> int:
+    """Bytes of all tensors that there are."""
+    storages = {}
+    for one in gc.get_objects():
+        if isinstance(one, torch.Tensor) and one.device.type == "cpu":
+            storage = one.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def most(watched: profile) -> int:
+    """The most bytes that torch's allocator had given out beyond those at the start."""
+    assert watched.profiler is not None and watched.profiler.kineto_results is not None
+    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def in_a_process(function: Callable[..., None], *arguments: Any) -> None:

@@ -83,6 +83,27 @@ def check(
 
 
 @commands.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", help="Of which devices, like 8xH100-80G; left out, this machine.")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--measure", help="Take the time from a few seconds of the work itself, on this machine.")
+    ] = False,
+) -> None:
+    """What each stage takes of the memory and time of some devices, what fits, and what to change where it does not."""
+    from plaudit.stages.before.fit import plan as planned
+    from plaudit.stages.recipe import load_recipe
+
+    if gpus is not None and calibrate:
+        raise UserError("--measure takes the speed of this machine, not of --gpus; leave one of them out")
+    if not planned(load_recipe(recipe, overrides or ()), gpus, calibrate=calibrate):
+        raise typer.Exit(2)
+
+
+@commands.command()
 def schema(
     to: Annotated[Path | None, typer.Option("--to", help="File to write; left out, it is printed.")] = None,
 ) -> None:

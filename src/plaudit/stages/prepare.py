@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from plaudit.label.extra import missing_packages
 from plaudit.models.examine import check_lengths, check_replies, examine, longer_than, trained_positions
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.quantised import check_quantise
+from plaudit.models.shapes import shape_of
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
@@ -27,6 +28,7 @@ from plaudit.run.loggers.backends import opener
 from plaudit.run.provenance import code_sha256, differences, is_among, versions
 from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.lengths import cut_short, lengths_of
+from plaudit.stages.memory import check_fit, here
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.run_data import RunData, read_data
@@ -93,6 +95,12 @@ def look(
         with mistakes:
             refuse_another_run(recipe.run_folder, found.resolved, resume=in_old, may_change=plan.may_change)
             check_room(recipe.run_folder, need)
+        with mistakes:
+            # On a CPU the ranks of a machine share its memory.
+            device = here(machine)
+            room = device.memory / (ranks.local if device.kind == "cpu" else 1)
+            lengths = lengths_of(found.chat, data)
+            check_fit(recipe, shape_of(found.model), lengths, replace(device, memory=room), plan.stages)
         with mistakes:
             # What is `checked` is looked at file by file, under the lock (pipeline.py).
             made = not plan.checked
@@ -192,6 +200,7 @@ def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: Cha
         full_reward=trained.get("reward", lora) is None,
         rewards="reward" in plan.stages,
         recompute=any(part.gradient_checkpointing for part in (recipe.sft, recipe.reward, recipe.ppo)),
+        copy=recipe.ppo.sampling_copy or "ppo" not in plan.stages,
         how=recipe.quantise,
     )
     said += _check_lengths(recipe, limit, trained_positions(model), chat, data)

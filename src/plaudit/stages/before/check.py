@@ -17,7 +17,7 @@ from plaudit.dist.ranks import ALONE
 from plaudit.errors import Mistakes, UserError
 from plaudit.run.display import console
 from plaudit.run.folder import finished_stages
-from plaudit.stages.before.estimate import measure, seconds_of
+from plaudit.stages.before.estimate import measure, seconds_of, spoken
 from plaudit.stages.lengths import Lengths, cut_short, lengths_of, spaced
 from plaudit.stages.plan import NOTHING_ASKED, plan_of
 from plaudit.stages.prepare import Looked, look
@@ -110,8 +110,8 @@ def _print_rows(recipe: Recipe, data: RunData, lengths: Lengths) -> None:
 def _print_estimate(recipe: Recipe, found: Looked, data: RunData, lengths: Lengths) -> None:
     speed = measure(found.model, recipe, found.machine, found.chat, data.prompts)
     seconds = seconds_of(recipe, data, lengths, speed)
-    parts = ", ".join(f"{stage} {_time(spent)}" for stage, spent in seconds.items())
-    console.print(f"Time: about {_time(sum(seconds.values()))} on this machine ({parts})", soft_wrap=True)
+    parts = ", ".join(f"{stage} {spoken(spent)}" for stage, spent in seconds.items())
+    console.print(f"Time: about {spoken(sum(seconds.values()))} on this machine ({parts})", soft_wrap=True)
     if recipe.preferences.annotator == "human":
         console.print("The time that people take to rank is not in it.")
     memory, there = speed.peaks["peak_rss_mb"], memory_mb()
@@ -122,9 +122,3 @@ def _print_estimate(recipe: Recipe, found: Looked, data: RunData, lengths: Lengt
             f"memory: the run needs at least {memory / 1000:.1f} GB, and there are {there / 1000:.1f} GB; take a "
             "smaller model"
         )
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
