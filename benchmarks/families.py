@@ -151,7 +151,7 @@ def outcome(kind: str) -> tuple[str, str]:
                 str(folder), choose_machine("float32"), load_chat(str(folder)), [LoraSettings(r=2, alpha=4)]
             )
         except UserError as error:
-            return "refused", str(error).replace(f"model: {folder}: ", "")
+            return "refused", str(error).replace(f"model: {folder}: ", "").removeprefix("model: ")
         try:
             check_logprobs(theirs, folder, ragged_tokens())
             check_decoding(theirs, folder)

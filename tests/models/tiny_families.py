@@ -199,6 +199,7 @@ SLOW = {
         LATENT | EXPERTS | GROUPS | HYBRID | {"head_dim": 4, "linear_head_dim": 8, "linear_num_heads": 4},
         left_out="experts and their router",
     ),
+    "DeepSeek V4": Family("deepseek_v4", EXPERTS, left_out="experts and their router"),
     "DeepSeek V3.2": Family(
         "deepseek_v32",
         LATENT | EXPERTS | GROUPS | {"head_dim": 4, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64},

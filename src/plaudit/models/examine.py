@@ -17,7 +17,7 @@ from plaudit.models.adapted import adapted
 from plaudit.models.config import LoraSettings, Quantise
 from plaudit.models.export import classifier_refused
 from plaudit.models.kernels.attention import hidden_states
-from plaudit.models.kernels.choose import cache_refused, decoder_of
+from plaudit.models.kernels.choose import cache_refused, decoder_of, own_decoder
 from plaudit.models.kernels.decoder import RereadingDecoder
 from plaudit.models.kernels.probe import damaged, relative_error
 from plaudit.models.load import load_model
@@ -47,12 +47,13 @@ def examine(
     full_reward: bool = False,
     rewards: bool = True,
     recompute: bool = False,
+    copy: bool = True,
     how: Quantise | None = None,
 ) -> tuple[list[str], int | None]:
     """What is to be said of the model, and the most tokens that a row may have, where positions are learnt; UserError
     where the run could not be right. `adapters` are those that its stages train; `full_reward` says that a reward model
     is trained whole, `rewards` that one is trained at all, `recompute` that a stage
-    checkpoints gradients, and `how` that the base is quantised."""
+    checkpoints gradients, `copy` that PPO samples through one, and `how` that the base is quantised."""
     model = load_model(source, machine.dtype, machine.device, how)
     if (name := damaged(model)) is not None:
         raise UserError(f"model: {source}: {name} holds a NaN or an infinity; copy the weights again")
@@ -65,6 +66,8 @@ def examine(
         said.append("its weights are float16, of whose 11 bits bfloat16 keeps 8; dtype: float32 keeps all")
     if isinstance(decoder_of(model), RereadingDecoder):
         said.append(f"sampling reads every row anew for each token, which is slow: {cache_refused(model)}")
+    if not copy:
+        own_decoder(model, lambda: None)
     if full_reward and (why := classifier_refused(model)) is not None:
         raise UserError(f"lora.stages.reward=null: {why}, and a reward model trained whole is one; train an adapter")
     longest = learnt_positions(model)

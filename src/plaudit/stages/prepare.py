@@ -89,7 +89,7 @@ def look(
     with mistakes:
         asked = check_turns(recipe, found.chat, data.by_file(recipe))
     with mistakes:
-        if {"ppo", "evaluate"} & {*plan.stages} and ranks.first:
+        if {"ppo", "evaluate", "baselines"} & {*plan.stages} and ranks.first:
             check_sources(recipe.ppo.rewards, machine, asked)
     if ranks.first:
         with mistakes:
@@ -200,6 +200,7 @@ def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: Cha
         full_reward=trained.get("reward", lora) is None,
         rewards="reward" in plan.stages,
         recompute=any(part.gradient_checkpointing for part in (recipe.sft, recipe.reward, recipe.ppo)),
+        copy=recipe.ppo.sampling_copy or "ppo" not in plan.stages,
         how=recipe.quantise,
     )
     said += _check_lengths(recipe, limit, trained_positions(model), chat, data)

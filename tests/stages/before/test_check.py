@@ -13,6 +13,7 @@ import yaml
 from conftest import tiny_rows, write_lines
 from plaudit.data.table import DemonstrationTable
 from plaudit.records import Demonstration, Message, Prompt
+from plaudit.stages.before import estimate
 from plaudit.stages.before.estimate import Speed, seconds_of
 from plaudit.stages.lengths import Lengths, cut_short, lengths_of, spaced
 from plaudit.stages.recipe import load_recipe
@@ -38,6 +39,16 @@ def test_a_recipe_that_can_run(recipe: Path, plaudit: Plaudit, monkeypatch: pyte
     # Each long part is told before its result.
     order = [done.out.index(said) for said in ("Trying the model", "│ prompts", "Timing a batch", "Time: about")]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize(("settings", "models"), [((), 2), (("ppo.sampling_copy=false",), 1)])
+def test_the_memory_is_that_of_as_many_models_as_ppo_holds(
+    settings: tuple[str, ...], models: int, recipe: Path, plaudit: Plaudit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = [], estimate.load_model
+    monkeypatch.setattr(estimate, "load_model", lambda *more: loaded.append(more) or load(*more))
+    assert plaudit("check", recipe, *settings).code == 0
+    assert len(loaded) == models
 
 
 def test_everything_that_is_wrong_at_once(recipe: Path, plaudit: Plaudit) -> None:

@@ -4,12 +4,15 @@ The first two are tried on a few tokens, beside whole passes over the same rows,
 padding (recurrent layers read it as tokens), may keep other rows than it is told, or may not be there at all.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plaudit.errors import UserError
 from plaudit.models.kernels.attention import hidden_states
-from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, RereadingDecoder
+from plaudit.models.kernels.decoder import BorrowingDecoder, Decoder, LibraryDecoder, RereadingDecoder
 from plaudit.models.kernels.fused_decoder import FusedDecoder
 from plaudit.models.kernels.probe import DECLINES, relative_error
 
@@ -24,6 +27,14 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
     if fused is not None:
         return fused
     return LibraryDecoder(model) if cache_refused(model) is None else RereadingDecoder(model)
+
+
+def own_decoder(model: PreTrainedModel, ready: Callable[[], None]) -> BorrowingDecoder:
+    """The one that samples through the model that is trained, which `ready` makes the policy; UserError where
+    transformers' cache cannot be used."""
+    if (why := cache_refused(model)) is not None:
+        raise UserError(f"ppo.sampling_copy=false decodes by transformers' cache, and {why}; set it to true")
+    return BorrowingDecoder(model, ready)
 
 
 @torch.no_grad()

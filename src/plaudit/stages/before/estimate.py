@@ -1,8 +1,8 @@
 """How long a run will take and in how much memory, from a few seconds of the work itself on this machine.
 
-A batch is sampled, passed through and learnt from, with a second copy of the weights in memory as PPO has it. Seconds a
-token times the tokens of every stage is the time; replies are counted as long as the demonstrations' are, or as the
-limit where there are none. Loading, saving and the plots are not counted.
+A batch is sampled, passed through and learnt from, with a second copy of the weights in memory where PPO has one.
+Seconds a token times the tokens of every stage is the time; replies are counted as long as the demonstrations' are, or
+as the limit where there are none. Loading, saving and the plots are not counted.
 """
 
 import time
@@ -15,6 +15,7 @@ import torch
 from plaudit.data.chat import ChatFormat
 from plaudit.dist.machine import Machine, peaks, start_peaks
 from plaudit.models.config import LoraSettings
+from plaudit.models.kernels.choose import own_decoder
 from plaudit.models.load import load_model
 from plaudit.models.roles import Roles
 from plaudit.models.tokens import pad_right
@@ -44,7 +45,9 @@ def measure(model: str, recipe: Recipe, machine: Machine, chat: ChatFormat, prom
     start_peaks(machine.device)
     base = load_model(model, machine.dtype, machine.device, recipe.quantise)
     roles = Roles(base, trained="policy", lora=recipe.lora.of("ppo") or LoraSettings())
-    engine = InProcessEngine(load_model(model, machine.dtype, machine.device), eos_id=-1)
+    own = None if recipe.ppo.sampling_copy else own_decoder(roles.bases[0], roles.as_policy)
+    copy = load_model(model, machine.dtype, machine.device) if own is None else own.model
+    engine = InProcessEngine(copy, eos_id=-1, decoder=own)
     ids = [chat.prompt_ids(prompts[i % len(prompts)].messages) for i in range(ROWS)]
     uniforms = np.random.default_rng(0).random((ROWS, NEW), dtype=np.float32)
     rows = min(ROWS, recipe.ppo.micro_batch_size)

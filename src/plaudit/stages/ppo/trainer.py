@@ -11,16 +11,15 @@ from torch import Tensor
 
 from plaudit import rng
 from plaudit.algo.masked import Moments
-from plaudit.algo.rewards import KLController
+from plaudit.algo.rewards import KLController, Multiplier
 from plaudit.data.chat import ChatFormat
 from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
 from plaudit.errors import UserError
 from plaudit.models.full import FullRoles
 from plaudit.models.kernels.attention import prepare_attention
-from plaudit.models.kernels.choose import cache_refused
+from plaudit.models.kernels.choose import own_decoder
 from plaudit.models.kernels.compiled import compile_layers
-from plaudit.models.kernels.decoder import BorrowingDecoder
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.rounding import Rounding
@@ -47,6 +46,8 @@ class Numbers:
     """Mean square of sampler − trainer in the first rollout: rounding, before there is an adapter to lose."""
     running: Moments = field(default_factory=Moments)
     """Of all scores so far, for the running scale."""
+    multipliers: dict[str, Multiplier] = field(default_factory=dict)
+    """Source -> λ, of the constraints."""
 
 
 class Trainer:
@@ -67,7 +68,7 @@ class Trainer:
         self.contract = reward.contract if reward else None
         # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
         # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
-        own = None if config.sampling_copy else _own_decoder(self.roles)
+        own = None if config.sampling_copy else own_decoder(self.roles.bases[0], self.roles.as_policy)
         shares = machine.device.type == "cpu" and not config.torch_compile
         for base in self.roles.bases:
             shares = prepare_attention(base).kind == "shared" and shares
@@ -111,14 +112,6 @@ def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles
         return Roles(base, trained="policy", reward=reward, critic=critic, **common)
     others = Roles(base, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
     return FullRoles(run.base()[0], base, others, **common)
-
-
-def _own_decoder(roles: Roles | FullRoles) -> BorrowingDecoder:
-    """UserError where transformers' cache cannot be used."""
-    model = roles.bases[0]
-    if (why := cache_refused(model)) is not None:
-        raise UserError(f"ppo.sampling_copy=false decodes by transformers' cache, and {why}; set it to true")
-    return BorrowingDecoder(model, roles.as_policy)
 
 
 def _optimiser(
