@@ -1,12 +1,14 @@
 """Intervals, calibration and correlation against numbers worked by hand and against theory."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from plaudit.algo.statistics import (
     auc,
+    best_of_n,
     bootstrap_gap,
     bootstrap_interval,
     calibration,
@@ -279,3 +281,24 @@ def test_a_longer_side_that_wins_by_its_length_alone_wins_half_at_equal_length()
     found, (low, high), _ = length_controlled(shares, d, range(3000))
     assert shares.mean() > 0.65
     assert low < 0.5 < high and high - low < 0.12 and found == pytest.approx(0.5, abs=0.05)
+
+
+def test_best_of_n_is_the_mean_over_all_subsets() -> None:
+    """By brute force on pools of 7, one with equal scores, of which any may be taken."""
+    rng = np.random.default_rng(0)
+    scores, values = rng.normal(size=(3, 7)), rng.normal(size=(3, 7))
+    scores[1] = [0, 1, 1, 0, 2, 2, 1]
+    scores[2] = 0.5
+    for n in range(1, 8):
+        for prompt in range(3):
+            each = []
+            for chosen in combinations(range(7), n):
+                top = max(scores[prompt][i] for i in chosen)
+                each.append(np.mean([values[prompt][i] for i in chosen if scores[prompt][i] == top]))
+            assert best_of_n(scores, values, n)[prompt] == pytest.approx(np.mean(each), abs=1e-12)
+
+
+def test_best_of_n_of_its_own_score_by_hand() -> None:
+    # Scores 1, 2, 4: pairs have the maxima 2, 4, 4.
+    scores = np.array([[4.0, 1.0, 2.0]])
+    assert [best_of_n(scores, scores, n)[0] for n in (1, 2, 3)] == pytest.approx([7 / 3, 10 / 3, 4])

@@ -34,7 +34,7 @@ def only(*stages: str) -> Flags:
 
 def on(stage: str) -> str:
     """This stage and those after it."""
-    return ALL[ALL.index(stage) :]
+    return "dpo baselines report" if stage == "dpo" else ALL[ALL.index(stage) :]
 
 
 SHARED = {
@@ -49,7 +49,10 @@ SHARED = {
 
 
 def may_change(anew: list[str]) -> set[str]:
-    return {*anew, *(key for stage in anew for key in SHARED[stage].split())}
+    beside = (
+        {"dpo", "baselines"} if "evaluate" in anew else set()
+    )  # comes before the report, and is made anew where it is
+    return {*anew, *beside, *(key for stage in anew for key in SHARED.get(stage, "").split())}
 
 
 NEW = [
@@ -69,6 +72,8 @@ NEW = [
     (only("reward"), True, "sft preferences", "reward", "reward"),
     (only("ppo"), False, "sft", "", "ppo"),
     (only("report"), True, ALL, "", "report"),
+    (only("dpo"), True, "sft preferences", "dpo", "dpo"),
+    (only("dpo"), False, "sft preferences", "", "dpo"),
 ]
 
 
@@ -80,6 +85,18 @@ def test_a_command_without_resume(flags: Flags, trained: bool, finished: str, ch
     assert (made.from_checkpoint, made.checked, made.inexact) == (None, (), False)
     assert made.in_old_folder == (flags != RUN)
     assert set(made.may_change) == may_change(on(made.stages[0]).split()) | (set() if flags == RUN else {*MAY_CHANGE})
+
+
+def test_the_baselines_of_a_recipe_are_stages_of_its_runs() -> None:
+    """DPO learns rankings, also where no reward model pays PPO."""
+    beside = recipe(trained=True).model_copy(update={"baselines": ["best_of_n", "dpo"]})
+    assert " ".join(plan_of(beside, set(), set(), RUN).stages) == (
+        "sft preferences reward ppo evaluate dpo baselines report"
+    )
+    without = recipe(trained=False).model_copy(update={"baselines": ["best_of_n"]})
+    assert " ".join(plan_of(without, set(), set(), RUN).stages) == "sft ppo evaluate baselines report"
+    without = recipe(trained=False).model_copy(update={"baselines": ["dpo"]})
+    assert " ".join(plan_of(without, set(), set(), RUN).stages) == "sft preferences ppo evaluate dpo baselines report"
 
 
 RESUMED = [

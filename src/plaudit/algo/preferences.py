@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,37 @@ def bradley_terry_loss(
     # Two terms instead of softplus(−Δ) + (1 − q)·Δ, which cancels where Δ is large and negative.
     likelihood = wins * F.logsigmoid(difference) + (1 - wins) * F.logsigmoid(-difference)
     return -(weights * likelihood).sum()
+
+
+def dpo_loss(
+    chosen_log_ratios: Tensor,
+    rejected_log_ratios: Tensor,
+    weights: Tensor,
+    *,
+    beta: float,
+    loss: Literal["sigmoid", "ipo"] = "sigmoid",
+    targets: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The loss of pairs whose scores are implicit rewards β·log π(y|x)/π_ref(y|x), of whole replies; tensors [pairs].
+
+    - `sigmoid`: −Σ w·log σ(β·h), h the difference of the log-ratios: `bradley_terry_loss` of the implicit rewards
+      (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
+    - `ipo`: Σ w·(h − 1/2β)² (Azar et al. 2023, arXiv:2310.12036, equation 17): a pair that nothing contradicts has a
+      best margin, where the other loss falls for ever as h grows.
+
+    `targets` and `label_smoothing` as in `bradley_terry_loss`: with probability q `chosen` wins, so that ipo's is
+    Σ w·[q·(h − 1/2β)² + (1 − q)·(h + 1/2β)²], which is least at h = (2q − 1)/2β: 0 for a tie. β = ½ and log-ratios of
+    0.6 and −1.4 give h = 2: 0.313262 (sigmoid) with the gradient −β·σ(−1) = −0.134471 by the first, and 1 (ipo) with 2.
+    """
+    if loss == "sigmoid":
+        scores = beta * chosen_log_ratios, beta * rejected_log_ratios
+        return bradley_terry_loss(*scores, weights, targets=targets, label_smoothing=label_smoothing)
+    assert chosen_log_ratios.shape == rejected_log_ratios.shape == weights.shape and weights.dim() == 1
+    h, best = chosen_log_ratios - rejected_log_ratios, 1 / (2 * beta)
+    wins = torch.ones_like(h) if targets is None else targets.to(h.dtype)
+    wins = wins + label_smoothing * (1 - 2 * wins)
+    return (weights * (wins * (h - best) ** 2 + (1 - wins) * (h + best) ** 2)).sum()
 
 
 def logistic_loss(scores: Tensor, labels: Tensor, weights: Tensor, biases: Tensor) -> Tensor:

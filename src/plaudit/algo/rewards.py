@@ -172,3 +172,30 @@ def adapt_kl(controller: KLController, kl: float, replies: int) -> KLController:
         raise ValueError(f"horizon={controller.horizon} is less than the {replies} replies of one update")
     error = min(max(kl / controller.target - 1, -0.2), 0.2)
     return replace(controller, coef=controller.coef * (1 + error * replies / controller.horizon))
+
+
+MOST = 10.0
+"""No multiplier grows beyond: at ten std of a constraint for one of the score nothing else has a say any more."""
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """The Lagrange multiplier λ of a constraint, E[c] ≥ bound, in units of c's std: plain numbers, for a checkpoint."""
+
+    bound: float
+    std: float
+    value: float = 0.0
+
+
+def move_multiplier(multiplier: Multiplier, measured: float, rate: float = 0.1) -> Multiplier:
+    """The multiplier after a rollout whose mean of c was `measured`.
+
+        λ ← clip(λ + η·(bound − measured)/std, 0, 10)
+
+    Projected gradient descent on the dual of max E[r] s.t. E[c] ≥ bound (Tessler et al. 2019, arXiv:1805.11074,
+    equation 9); for language models Moskovitz et al. 2023 (arXiv:2310.04373). λ stands still where c is at its
+    bound, or above it and λ = 0. λ = 0.5, bound 0.6, std 0.5, measured 0.4, η = 0.1: 0.54.
+    """
+    assert math.isfinite(measured), measured
+    step = rate * (multiplier.bound - measured) / multiplier.std
+    return replace(multiplier, value=min(max(multiplier.value + step, 0.0), MOST))

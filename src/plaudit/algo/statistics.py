@@ -147,6 +147,26 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def best_of_n(scores_PN: Floats, values_PN: Floats, n: int) -> Floats:
+    """Expected value [P] of the best by `scores_PN` of n replies drawn without replacement from each prompt's N.
+
+        Σ_i v_(i) · C(i − 1, n − 1) / C(N, n),    v_(i) the value of the reply with the i-th lowest score
+
+    The mean over all subsets of n, so every reply of the pool tells about every n (Nakano et al. 2021,
+    arXiv:2112.09332, appendix I); unbiased. Which of equal scores is the best is drawn, so they share their values.
+    """
+    P, N = scores_PN.shape
+    assert values_PN.shape == (P, N) and 1 <= n <= N
+    weights = np.array([math.comb(i, n - 1) / math.comb(N, n) for i in range(N)])
+    found = np.empty(P)
+    for prompt in range(P):
+        order = np.argsort(scores_PN[prompt], kind="stable")
+        _, group, counts = np.unique(scores_PN[prompt][order], return_inverse=True, return_counts=True)
+        shared = np.bincount(group, weights=values_PN[prompt][order]) / counts
+        found[prompt] = weights @ shared[group]
+    return found
+
+
 def correlation(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson's r; 0 when either side is constant (there is nothing to correlate with)."""
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)

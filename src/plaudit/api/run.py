@@ -16,7 +16,7 @@ from plaudit.records import Completion, Prompt
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import load_reward_model
 from plaudit.rewards.texts.answers import ScoreItem
-from plaudit.run.folder import STAGES, SUMMARY, read_json, read_recipe
+from plaudit.run.folder import ORDER, SUMMARY, read_json, read_recipe
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
@@ -82,7 +82,7 @@ class Run:
         if (path := self.folder / SUMMARY).is_file():
             found: dict[str, Any] = read_json(path)
             return found
-        left = {stage: self.folder / stage / "summary.json" for stage in STAGES}
+        left = {stage: self.folder / stage / "summary.json" for stage in ORDER}
         return {stage: read_json(path) for stage, path in left.items() if path.is_file()}
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:

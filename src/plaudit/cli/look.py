@@ -1,4 +1,4 @@
-"""Commands that look at runs and models: chat, export, reward-report, doctor, inspect, worked-example."""
+"""Commands that look at runs and models: chat, export, reward-report, doctor, inspect, lesson, worked-example."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -129,6 +129,21 @@ def inspect(
 
         write_text(html, render_page("inspect.html.j2", found=found))
         console.print(f"Page: {html}", soft_wrap=True)
+
+
+@commands.command()
+def lesson(
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Take its replies; left out, those that are shipped.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", help="File to write.")] = Path("lesson.html"),
+) -> None:
+    """The lesson: PPO with sliders, as one page that needs no network."""
+    from plaudit.data.files import write_text
+    from plaudit.view.lesson.write import lesson_page
+
+    write_text(to, lesson_page(run))
+    console.print(f"Page: {to}", soft_wrap=True)
 
 
 @commands.command("worked-example")

@@ -58,14 +58,14 @@ def run(
     ] = None,
 ) -> None:
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
-    from plaudit.run.folder import STAGES
+    from plaudit.run.folder import ORDER
     from plaudit.stages.pipeline import run_pipeline
     from plaudit.stages.plan import Flags
     from plaudit.stages.recipe import load_recipe
 
     if inexact and (start is not None or not resume):
         raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
-    if copy_from is not None and start not in STAGES[1:]:
+    if copy_from is not None and start not in ORDER[1:]:
         raise UserError("--copy-from takes over the stages before --from STAGE; name one after sft")
     flags = Flags(start=start, resume=resume, inexact=inexact, copy_from=copy_from)
     run_pipeline(load_recipe(recipe, overrides or ()), flags)
@@ -82,9 +82,24 @@ def _stage_command(name: str, text: str) -> None:
     commands.command(name, help=text)(command)
 
 
+@commands.command()
+def dpo(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+) -> None:
+    """Beside PPO: train a policy on the rankings themselves, without a reward model."""
+    from plaudit.stages.pipeline import run_pipeline
+    from plaudit.stages.plan import Flags
+    from plaudit.stages.recipe import load_recipe
+
+    run_pipeline(load_recipe(recipe, overrides or ()), Flags(only=("dpo",), resume=resume))
+
+
 _stage_command("sft", "Stage 1: fine-tune the model on demonstrations.")
 _stage_command("preferences", "Stage 2: sample replies from the SFT model and rank them.")
 _stage_command("reward", "Stage 3: train the reward model on the rankings.")
 _stage_command("ppo", "Stage 4: train the policy against the reward model.")
+_stage_command("baselines", "Beside PPO: best-of-n and DPO at equal KL, on the prompts of evaluate.")
 _stage_command("evaluate", "Stage 5: compare SFT and PPO on held-out prompts.")
 _stage_command("report", "Stage 6: write summary.json and report.html.")

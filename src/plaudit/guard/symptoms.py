@@ -336,6 +336,19 @@ def over_budget(log: Log) -> Finding | None:
     )
 
 
+def constraint_missed(log: Log) -> Finding | None:
+    last = log.looks[-WINDOW:]
+    if len(last) < WINDOW or any(row.get("constraints_met", 1.0) for row in last):
+        return None
+    missed = [name for name in last[-1] if name.startswith("constraint_")]
+    return Finding(
+        "constraint missed",
+        "policies that miss a constraint are not kept: these updates are in vain",
+        "; ".join(_seen(log.looks, name) for name in missed),
+        "give it more updates, raise ppo.kl_coef, or lower at_least of the source",
+    )
+
+
 def reward_hacking(log: Log) -> Finding | None:
     """The watch's rule for a held-out score, wherever in the run it first held."""
     ends, patience = range(1, len(log.looks) + 1), log.watch.patience
@@ -370,6 +383,7 @@ CHECKS: tuple[Check, ...] = (
     REPLIES_ALIKE,
     score_falls,
     over_budget,
+    constraint_missed,
 )
 """The gravest first."""
 

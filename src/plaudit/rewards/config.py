@@ -1,5 +1,6 @@
 """Settings of what PPO is paid by."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,6 +49,12 @@ class RewardSource(StrictConfig):
     watch: bool = False
     """Scored at evaluations and not paid: a score that PPO does not optimise, for the watch and keep_by."""
 
+    at_least: float | str | None = None
+    """A constraint, not paid by its weight: its mean raw score (of trained, the normalised one) is held at or above a
+    number, or `sft`, `sft - 0.03`, `sft + 0.1`: what the SFT model has, less or more."""
+    of_kind: str | None = Field(None, min_length=1)
+    """With at_least: the constraint is about replies to prompts of this kind only."""
+
     @model_validator(mode="after")
     def _one_kind_and_nothing_dead(self) -> "RewardSource":
         given = [kind for kind in KINDS if getattr(self, kind)]
@@ -59,9 +66,16 @@ class RewardSource(StrictConfig):
             raise ValueError("a recipe holds no secret: leave the password out of endpoint and name it in auth_env")
         if self.weight == 0:
             raise ValueError("weight=0 would leave the source without effect; remove it, or give watch: true")
+        if self.at_least is not None and self.watch:
+            raise ValueError("at_least and watch exclude each other: what is held up is no score that PPO ignores")
+        if self.of_kind is not None and self.at_least is None:
+            raise ValueError(f"of_kind={self.of_kind} would do nothing without at_least")
+        if self.at_least is not None:
+            self.bound(0.0)
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std are given together, or neither")
-        used = {given[0], "watch", *SETTINGS[given[0]]} | (set() if self.watch else {"weight"})
+        used = {given[0], "watch", "at_least", "of_kind", *SETTINGS[given[0]]}
+        used = used - {"mean", "std"} if self.at_least is not None else used if self.watch else used | {"weight"}
         fields = type(self).model_fields
         dead = [name for name, field in fields.items() if name not in used and getattr(self, name) != field.default]
         if dead:
@@ -72,6 +86,14 @@ class RewardSource(StrictConfig):
     def kind(self) -> str:
         return next(kind for kind in KINDS if getattr(self, kind))
 
+    def bound(self, sft: float) -> float:
+        """The least that `at_least` allows, where the SFT model has `sft`; ValueError for another text."""
+        told = str(self.at_least)
+        found = re.fullmatch(r"(?:(sft)\s*)?([-+]?\s*\d+(?:\.\d+)?(?:e[-+]?\d+)?)?", told.replace("−", "-").strip())
+        if not told.strip() or found is None or (found[1] and found[2] and found[2][0] not in "+-"):
+            raise ValueError(f"at_least={told!r}: a number, or sft, sft - 0.03, sft + 0.1")
+        return (sft if found[1] else 0.0) + (float(found[2].replace(" ", "")) if found[2] else 0.0)
+
     def located(self, home: Path) -> "RewardSource":
         """The source with a function or a model that lies in the recipe's folder `home` given by its whole path."""
         if self.function is not None:
@@ -81,6 +103,11 @@ class RewardSource(StrictConfig):
         if self.model is not None and (home / self.model).is_dir():
             return self.model_copy(update={"model": str(home / self.model)})
         return self
+
+
+def pays(source: RewardSource) -> bool:
+    """Whether it is part of the sum that the policy is paid."""
+    return not source.watch and source.at_least is None
 
 
 def uses_trained(sources: Sequence[RewardSource]) -> bool:

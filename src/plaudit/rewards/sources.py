@@ -26,7 +26,7 @@ from plaudit.errors import RunStopped, UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
-from plaudit.rewards.config import RewardSource, names_of, uses_trained
+from plaudit.rewards.config import RewardSource, names_of, pays, uses_trained
 from plaudit.rewards.contract import CONTRACT, RewardContract
 from plaudit.rewards.foreign import ForeignRewardModel, load_foreign
 from plaudit.rewards.saved import load_reward_model
@@ -96,7 +96,10 @@ class RewardSources:
         self.scorers = {name: _scorer(source, machine) for name, source in self.sources.items() if not source.trained}
         stated = {name: (source.mean, source.std) for name, source in self.sources.items()}
         self.moments = {name: (m, s) for name, (m, s) in stated.items() if m is not None and s is not None}
-        self.weights = {name: source.weight for name, source in self.sources.items() if not source.watch}
+        self.weights = {name: source.weight for name, source in self.sources.items() if pays(source)}
+        self.constraints = {name: source for name, source in self.sources.items() if source.at_least is not None}
+        """Those that are held up, not paid for: what they say counts as it is."""
+        self.moments |= {name: (0.0, 1.0) for name in self.constraints if name in self.scorers}
 
     def score(
         self,
@@ -190,6 +193,7 @@ class RewardSources:
         for name, source in self.sources.items() if self.named else ():
             row: dict[str, Any] = {"name": name, source.kind: getattr(source, source.kind), "weight": source.weight}
             row |= {"watch": True} if source.watch else {}
+            row |= {"at_least": source.at_least} if source.at_least is not None else {}
             rows.append(row if source.trained else {**row, **dict(zip(MOMENTS, self.moments[name], strict=True))})
         if rows:
             write_json(folder / REWARDS, {"sources": rows})

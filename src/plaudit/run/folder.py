@@ -15,7 +15,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +38,24 @@ INPUTS = "inputs.json"
 BEFORE = "before"
 """What stages left that run again, until they have ended once more."""
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
-"""In the order of the work."""
+"""Those of every run, in the order of the work."""
+BESIDE = ("dpo", "baselines")
+"""Those of a run that puts other methods beside PPO (`baselines`), or that are asked for by name."""
+ORDER = (*STAGES[:-1], *BESIDE, STAGES[-1])
+"""All that there are, in the order of the work."""
 
 
-def needed_stages(trained: bool) -> tuple[str, ...]:
-    """The stages of a run: where no trained reward model pays PPO (`trained` false), none makes one."""
-    return tuple(stage for stage in STAGES if trained or stage not in ("preferences", "reward"))
+def needed_stages(trained: bool, beside: Collection[str] = ()) -> tuple[str, ...]:
+    """The stages of a run: where no trained reward model pays PPO (`trained` false), none makes one; and which of those
+    `beside` PPO it has. DPO learns the same rankings."""
+    without = {name for name in BESIDE if name not in beside}
+    without |= set() if trained else {"reward"} if "dpo" in beside else {"preferences", "reward"}
+    return tuple(stage for stage in ORDER if stage not in without)
+
+
+def stages_beside(baselines: Collection[str]) -> tuple[str, ...]:
+    """The stages that a recipe's `baselines` need."""
+    return tuple(name for name in BESIDE if name in baselines or (name == "baselines" and baselines))
 
 
 @dataclass
@@ -120,7 +132,7 @@ class RunFolder:
         """Forget this stage and those after it, whose inputs it is about to replace. What they left goes to before/ if
         they had ended, until they have ended again, and else is deleted; with `resume` the stage's own folder stays
         where it has checkpoints."""
-        later, ended = STAGES[STAGES.index(name) :], self.finished()
+        later, ended = ORDER[ORDER.index(name) :], self.finished()
         goes_on = resume and (self.path / name / CHECKPOINTS).is_dir()
         # Before the manifest: a stage that is in it and whose folder was moved is known as one that has not ended.
         for stage in later:
@@ -215,7 +227,7 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
     not to `resume`: see `RunFolder.open`."""
     recipe = path / RECIPE
     # Where no stage left anything the run never began (a row is too long, say): any recipe may take the folder.
-    if not recipe.is_file() or not any(_holds_work(path / name) for name in (*STAGES, BEFORE)):
+    if not recipe.is_file() or not any(_holds_work(path / name) for name in (*ORDER, BEFORE)):
         return
     changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
     fixed = {key: text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))}
@@ -243,8 +255,8 @@ def _from_where(keys: Iterable[str]) -> str:
     """The stage from which a run with other `keys` may be repeated, where stages alone read them."""
     parts = [(key.split("."), key.split(".stages.")) for key in keys]
     stages = [last[1].split(".")[0] if len(last) > 1 else FIRST_READER.get(first[0], first[0]) for first, last in parts]
-    if set(stages) <= {*STAGES}:
-        return f"a run with it goes from there: --from {min(stages, key=STAGES.index)}"
+    if set(stages) <= {*ORDER}:
+        return f"a run with it goes from there: --from {min(stages, key=ORDER.index)}"
     return "keys that every stage depends on need a folder of their own"
 
 

@@ -30,9 +30,15 @@ MADE = {
     "preferences": ("sft/model",),
     "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/unpaired.jsonl"),
     "ppo": ("sft/model", "reward/reward.json"),
+    "dpo": ("sft/model", "preferences/rankings.jsonl"),
     "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
+    "baselines": ("sft/model", "reward/reward.json", "evaluate/replies.jsonl", "dpo/model"),
 }
 """What a stage reads of those before it; reward.json has the hashes of the reward model's files."""
+
+
+AS = {"dpo": "ppo", "baselines": "evaluate"}
+"""Stages that take the sections which stages share as another one does."""
 
 
 class Rows(Protocol):
@@ -79,10 +85,10 @@ def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
     found["data"] = {"system": values["data"]["system"]}
     found[stage] = values.get(stage, {})
     for section, readers in SHARED.items():
-        if stage in readers:
-            own = getattr(recipe, section).of(stage)
+        if (reads := AS.get(stage, stage)) in readers:
+            own = getattr(recipe, section).of(reads)
             found[section] = own and {k: v for k, v in own.model_dump(mode="json").items() if k != "stages"}
-    if stage == "evaluate":
+    if stage in ("evaluate", "baselines"):
         found["ppo"] = {"rewards": values["ppo"]["rewards"]}
     if stage == "preferences":  # places; their rows are compared
         found[stage] = {key: value for key, value in found[stage].items() if key not in ("rankings", "unpaired")}

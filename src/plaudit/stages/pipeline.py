@@ -15,11 +15,13 @@ from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.rewards.config import uses_trained
 from plaudit.run.branch import branch
 from plaudit.run.display import console
-from plaudit.run.folder import CHECKPOINTS, STAGES, finished_stages, needed_stages
+from plaudit.run.folder import CHECKPOINTS, ORDER, finished_stages, needed_stages
 from plaudit.run.loggers.follow import Loggers
+from plaudit.stages.baselines import loop as baselines
+from plaudit.stages.dpo import loop as dpo
 from plaudit.stages.evaluate import loop as evaluate
 from plaudit.stages.inputs import begun, first_changed, record
-from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, found, plan_of
+from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, beside, found, plan_of
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.prepare import check_alike, divided, prepare
@@ -66,7 +68,7 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
 def _decide(recipe: Recipe, flags: Flags, ranks: Ranks, data: RunData, undo: ExitStack) -> str:
     """What a plan is made of, as JSON: the stages that ended, those with checkpoints, and the flags as they are once
     `--copy-from` and `--from auto` are done. `undo` has what is to be done where the run is refused."""
-    home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards))
+    home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards), beside(recipe, flags))
     if ranks.came_back:
         flags = Flags(only=flags.only, resume=True, inexact=flags.inexact)
         console.print("The processes were started anew: the run goes on")
@@ -77,7 +79,7 @@ def _decide(recipe: Recipe, flags: Flags, ranks: Ranks, data: RunData, undo: Exi
     if flags.start == AUTO:
         flags, why = found(flags, first_changed(begun(home, needed), recipe, data, home))
         console.print(why, soft_wrap=True)
-    saved = [name for name in STAGES if (home / name / CHECKPOINTS).is_dir()]
+    saved = [name for name in ORDER if (home / name / CHECKPOINTS).is_dir()]
     return json.dumps([[*finished_stages(home)], saved, asdict(replace(flags, copy_from=None))])
 
 
@@ -102,7 +104,7 @@ def _run_stage(name: str, recipe: Recipe, run: Run, plan: Plan) -> None:
 
 def _of_stage(name: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage is made with: not the sections of those after it, nor what the shared sections say of them."""
-    later = STAGES[STAGES.index(name) + 1 :]
+    later = ORDER[ORDER.index(name) + 1 :]
     sections = {key: value for key, value in made_with["recipe"].items() if key not in later}
     for shared in SHARED:
         stages = {stage: own for stage, own in sections[shared]["stages"].items() if stage not in later}
@@ -124,9 +126,15 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "ppo":
             run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
             ppo.train(recipe.ppo, replace(run, max_length=recipe.sft.max_length), _gold(recipe))
+        case "dpo":  # as PPO: its adapter, optimiser and law
+            run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
+            dpo.train(recipe.dpo, run)
         case "evaluate":
             run = replace(run, sampling=sampling("evaluate"))
             evaluate.compare(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
+        case "baselines":
+            run = replace(run, sampling=sampling("evaluate"))
+            baselines.compare(recipe.baselines, recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)
         case "report":
             write_report(run)
 

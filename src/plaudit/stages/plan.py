@@ -7,14 +7,16 @@ from pathlib import Path
 
 from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
-from plaudit.run.folder import STAGES, needed_stages
+from plaudit.run.folder import BESIDE, ORDER, needed_stages, stages_beside
 from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
 NEEDS = {
     "preferences": ("sft/model/config.json", "sft"),
     "reward": ("preferences/summary.json", "preferences"),
     "ppo": ("reward/reward.json", "reward"),
+    "dpo": ("preferences/rankings.jsonl", "preferences"),
     "evaluate": ("ppo/model/config.json", "ppo"),
+    "baselines": ("evaluate/summary.json", "evaluate"),
     "report": ("evaluate/summary.json", "evaluate"),
 }
 """What a stage reads first, and the stage that makes it."""
@@ -30,6 +32,9 @@ READ_LATER = (
     "ppo/rewards.json",
     "ppo/summary.json",
     "evaluate",
+    "dpo/model",
+    "dpo/summary.json",
+    "baselines/summary.json",
 )
 """What later stages read of the earlier ones: it is looked at when a run is resumed."""
 
@@ -47,16 +52,16 @@ class Flags:
     only: tuple[str, ...] = ()
     """`plaudit STAGE`: these stages alone."""
     resume: bool = False
-    """`--resume`: the stages that have not ended, the first of them from its last checkpoint. With `only`, which
-    torchrun alone asks for when it starts again: those, likewise."""
+    """`--resume`: the stages that have not ended, the first of them from its last checkpoint. With `only`, of which dpo
+    alone asks for it, and torchrun when it starts again: those, likewise."""
     inexact: bool = False
     """`--inexact`: that checkpoint may be of other code, versions or another machine."""
     copy_from: Path | None = None
     """`--copy-from`: a run whose stages before `start` are taken over into a new folder."""
 
     def __post_init__(self) -> None:
-        if self.start is not None and self.start not in (*STAGES, AUTO):
-            raise UserError(f"--from {self.start!r}: not a stage; the stages are {', '.join(STAGES)}, or {AUTO}")
+        if self.start is not None and self.start not in (*ORDER, AUTO):
+            raise UserError(f"--from {self.start!r}: not a stage; the stages are {', '.join(ORDER)}, or {AUTO}")
 
 
 NOTHING_ASKED = Flags()
@@ -93,35 +98,40 @@ class Plan:
     """What is printed before it starts."""
 
 
+def beside(recipe: Recipe, flags: Flags) -> tuple[str, ...]:
+    """The stages beside PPO: those of the recipe, and those that are asked for by name."""
+    return (*stages_beside(recipe.baselines), *(name for name in BESIDE if name in (*flags.only, flags.start)))
+
+
 def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Flags) -> Plan:
     """What `flags` ask of a run whose stages `finished` have ended and whose stages `checkpoints` have some.
 
     Only the sections of the stages that begin anew may change, for what they made before is replaced, and in a run that
     goes on MAY_CHANGE. UserError for a stage that is asked for and that the recipe has no use for.
     """
-    needed = needed_stages(uses_trained(recipe.ppo.rewards))
+    needed = needed_stages(uses_trained(recipe.ppo.rewards), beside(recipe, flags))
     lines: list[str] = []
     checked: tuple[str, ...] = ()
     resume = flags.resume and flags.start is None
-    asked = flags.only or (STAGES[STAGES.index(flags.start) :] if flags.start else STAGES)
+    asked = flags.only or (ORDER[ORDER.index(flags.start) :] if flags.start else ORDER)
     stages = tuple(name for name in asked if name in needed)
     if resume and not flags.only:
         first = next((i for i, name in enumerate(needed) if name not in finished), len(needed) - 1)
         stages, checked = needed[first:], needed[:first]
         if checked:
             lines.append(f"Resuming at {stages[0]}: {', '.join(checked)} had ended")
-    skipped = tuple(name for name in asked if name not in needed)
+    skipped = tuple(name for name in asked if name not in (*needed, *BESIDE))
     if not stages:
         raise UserError(f"stage {skipped[0]}: this recipe has no use for it; add `trained: true` to ppo.rewards")
     if skipped:
         lines.append(f"Skipping {' and '.join(skipped)}: ppo.rewards has no `trained: true`, so nothing uses them")
     from_checkpoint = stages[0] if resume and stages[0] in checkpoints else None
-    anew = STAGES[STAGES.index(stages[0]) + (from_checkpoint is not None) :]
+    anew = ORDER[ORDER.index(stages[0]) + (from_checkpoint is not None) :]
     # Of the sections that several stages read: whole where all of these begin anew, else what they say of those.
     shared = [section for section, readers in SHARED.items() if set(readers) <= set(anew)]
     shared += [f"{section}.stages.{name}" for section, readers in SHARED.items() for name in readers if name in anew]
     old = resume or flags.only != () or flags.start is not None
-    needs = NEEDS if needed == STAGES else {**NEEDS, "ppo": NEEDS["preferences"]}
+    needs = NEEDS if "reward" in needed else {**NEEDS, "ppo": NEEDS["preferences"]}
     return Plan(
         stages=stages,
         from_checkpoint=from_checkpoint,

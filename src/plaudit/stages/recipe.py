@@ -21,6 +21,7 @@ from plaudit.models.config import LoraConfig, Quantise
 from plaudit.rewards.config import uses_trained
 from plaudit.rollout.config import SamplingConfig
 from plaudit.run.loggers.backends import LoggerName
+from plaudit.stages.dpo.config import DPOConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.preferences.config import PreferencesConfig
@@ -60,8 +61,12 @@ class Recipe(StrictConfig):
     """The reward model."""
     ppo: PPOConfig = PPOConfig()
     """Proximal policy optimisation."""
+    dpo: DPOConfig = DPOConfig()
+    """Direct preference optimisation, with `plaudit dpo`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Held-out comparison."""
+    baselines: list[Literal["best_of_n", "dpo"]] = Field([])
+    """What is put beside PPO, at equal KL and equal labels, in the report: best_of_n of the SFT model, dpo."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """How often a running stage saves itself."""
     loggers: list[LoggerName] = Field([])

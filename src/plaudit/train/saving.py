@@ -147,8 +147,8 @@ class Saver(ExitStack[bool | None]):
         if self._ranks.first and step != self._saved and (last or asked or by_steps or by_time):
             self._save(step, state())
         if asked:
-            path = self._run / RECIPE
-            raise Interrupted(asked, f"{self._stage} is saved; go on with `plaudit run {path} --resume`")
+            path, command = self._run / RECIPE, "dpo" if self._stage == "dpo" else "run"
+            raise Interrupted(asked, f"{self._stage} is saved; go on with `plaudit {command} {path} --resume`")
 
     def _save(self, step: int, state: State) -> None:
         written = self._checkpoints.save(step, self._files(state))

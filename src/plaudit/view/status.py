@@ -9,7 +9,16 @@ from rich.table import Table
 
 from plaudit.errors import UserError
 from plaudit.run.display import console
-from plaudit.run.folder import RECIPE, SUMMARY, finished_stages, is_locked, needed_stages, read_json, read_recipe
+from plaudit.run.folder import (
+    RECIPE,
+    SUMMARY,
+    finished_stages,
+    is_locked,
+    needed_stages,
+    read_json,
+    read_recipe,
+    stages_beside,
+)
 from plaudit.run.metrics import read_metrics
 
 _COUNTED = {"ppo": ("update", "updates"), "sft": ("step", None), "reward": ("step", None)}
@@ -31,7 +40,9 @@ def status_of(folder: Path) -> dict[str, Any]:
     """One run; `state` is finished, going on or stopped."""
     recipe, ended = read_recipe(folder), finished_stages(folder)
     sources = recipe["ppo"]["rewards"]
-    needed = needed_stages(not sources or any(source["trained"] for source in sources))
+    needed = needed_stages(
+        not sources or any(source["trained"] for source in sources), stages_beside(recipe.get("baselines", ()))
+    )
     now = next((stage for stage in needed if stage not in ended), None)
     state = "finished" if now is None else "going on" if is_locked(folder) else "stopped"
     files = [file for file in folder.rglob("*") if file.is_file()]

@@ -21,7 +21,7 @@ from typing import Any
 from plaudit.data.files import write_json
 from plaudit.errors import UserError
 from plaudit.run.display import console
-from plaudit.run.folder import STAGES, SUMMARY, read_json
+from plaudit.run.folder import ORDER, SUMMARY, read_json
 from plaudit.run.loggers.backends import Logger, LoggerName, Opened, opener
 
 STATE = "loggers.json"
@@ -85,7 +85,7 @@ class Loggers:
     def begin(self, stage: str, *, resume: bool) -> None:
         """A stage is about to begin: where it does so anew, a logger that knows rows of it, or of a later one, goes on
         in a new run."""
-        later = () if resume else STAGES[STAGES.index(stage) :]
+        later = () if resume else ORDER[ORDER.index(stage) :]
         for one in self._sent:
             if not any(log.partition("/")[0] in later for log in one.rows):
                 continue
@@ -156,7 +156,7 @@ Rows = Callable[[int], Iterator[Any]]
 
 def _logs(folder: Path) -> Iterator[tuple[str, Rows]]:
     """Everything that is sent: its path in the run's folder, and its rows."""
-    for stage in (path for name in STAGES if (path := folder / name).is_dir()):
+    for stage in (path for name in ORDER if (path := folder / name).is_dir()):
         for name in LOGS:
             if (file := stage / name).is_file():
                 yield f"{stage.name}/{name}", _lines(file)

@@ -66,7 +66,7 @@ class Judged:
         return State(tensors, {"replies": replies, "ids": self.ids})
 
 
-def _judged(state: State) -> Judged | None:
+def judged_before(state: State) -> Judged | None:
     """What `Judged.as_state` kept; None where the checkpoint is of before."""
     if not state.values:
         return None
@@ -88,13 +88,13 @@ def compare(
     batches = -(-len(prompts) // SAMPLED)
     with Saver.open(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
-        sft = _judged(saver.state) if saver.state else None
+        sft = judged_before(saver.state) if saver.state else None
 
         def judge(name: str, source: Path, done: int, state: State) -> Judged:
             sampling = partial(
                 sample_in_batches, ranks=run.ranks, saver=saver, log=logs[name], done=done, state=state, advance=advance
             )
-            return _judge(run, annotator, rewards, prompts, source, sampling, advance)
+            return judge_model(run, annotator, rewards, prompts, source, sampling, advance)
 
         if sft is None:
             sft = judge("sft", run.sft_model, 0, State())
@@ -135,7 +135,7 @@ def compare(
 
 
 @torch.no_grad()
-def _judge(
+def judge_model(
     run: Run,
     annotator: Annotator | None,
     rewards: RewardSources,
@@ -143,15 +143,17 @@ def _judge(
     source: Path,
     sampling: Callable[..., list[list[int]]],
     advance: Step,
+    stream: str = "evaluate",
 ) -> Judged:
-    """Sample from the model in `source`, with the same random numbers for both models, and measure its replies.
+    """Sample from the model in `source`, with the random numbers of `stream`, which are the same for every model, and
+    measure its replies.
 
     The proxy is what PPO was paid for each reply before the missing-EOS rule.
     """
     chat, machine, law = run.chat(run.sft_model), run.machine, run.sampling
     model = load_model(str(source), machine.dtype, machine.device)
     engine = InProcessEngine(model, eos_id=chat.ends, temperature=law.temperature, batch_rows=SAMPLED)
-    uniforms = rng.uniforms(run.seed, "evaluate", 0, list(range(len(prompts))), law.max_new_tokens)
+    uniforms = rng.uniforms(run.seed, stream, 0, list(range(len(prompts))), law.max_new_tokens)
     prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
     ids = sampling(engine, prompt_ids, uniforms, SAMPLED)
     engine.close()

@@ -11,7 +11,7 @@ from plaudit.algo.names import KLEstimator, MissingEos
 from plaudit.config import StrictConfig
 from plaudit.errors import UserError
 from plaudit.guard.limits import WatchConfig
-from plaudit.rewards.config import RewardSource
+from plaudit.rewards.config import RewardSource, pays
 
 Advantages = Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce_pp"]
 GROUPS: tuple[Advantages, ...] = ("rloo", "grpo", "dr_grpo")
@@ -212,6 +212,7 @@ class PPOConfig(StrictConfig):
             )
         if self.kl_target is not None and self.kl_horizon < self.batch_size:
             raise ValueError(f"kl_horizon={self.kl_horizon} is less than batch_size={self.batch_size}")
-        if self.rewards and all(source.watch for source in self.rewards):
-            raise ValueError("rewards: every source has watch=true, so nothing pays; add `trained: true`")
+        if self.rewards and not any(map(pays, self.rewards)):
+            idle = "watch=true" if all(source.watch for source in self.rewards) else "watch=true or at_least"
+            raise ValueError(f"rewards: every source has {idle}, so nothing pays; add `trained: true`")
         return self

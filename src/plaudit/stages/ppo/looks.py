@@ -24,6 +24,7 @@ from plaudit.guard.gaming import gain_se
 from plaudit.guard.limits import KL_BUDGET
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.records import Prompt
+from plaudit.stages.ppo.constraints import looked_at
 from plaudit.stages.ppo.rollout import earned
 from plaudit.stages.ppo.trainer import Trainer, by_micro_batch, raw_scores, sample
 
@@ -70,6 +71,7 @@ class Looks:
             "distinct_bigrams": distinct_bigrams(ids),
             **scores.metrics,
             **terms,
+            **looked_at(trainer, prompts, scores),
             **({"gold": float(np.mean(columns["gold"]))} if "gold" in columns else {}),
             **({} if held_out is None else {HELD_OUT: float(np.mean(held_out))}),
         }
@@ -85,7 +87,7 @@ class Looks:
 
     def _held_out(self, columns: Mapping[str, list[float]]) -> list[float] | None:
         """What PPO is not paid by: the sources that are only watched (their mean), else gold, else nothing."""
-        watched = [columns[f"score_{s}"] for s in self.trainer.rewards.names if s not in self.trainer.rewards.weights]
+        watched = [columns[f"score_{name}"] for name, source in self.trainer.rewards.sources.items() if source.watch]
         return np.mean(watched, axis=0).tolist() if watched else columns.get("gold")
 
     def _errors(self, name: str, values: list[float], many: int) -> dict[str, float]:
@@ -141,6 +143,10 @@ class Keeper:
 
     def _best(self, entries: list[tuple[dict[str, float], State]]) -> tuple[dict[str, float], State]:
         budget = self.kl_budget or (KL_BUDGET if self.by == "score" else math.inf)
-        allowed = [one for one in entries if one[0]["kl"] <= budget or one[0]["update"] == self.first]
+        allowed = [
+            (row, state)
+            for row, state in entries
+            if row["update"] == self.first or (row["kl"] <= budget and row.get("constraints_met", 1.0))
+        ]
         column = "score" if self.by == "score" else HELD_OUT
         return max(allowed or entries, key=lambda one: one[0][column])

@@ -33,6 +33,7 @@ from plaudit.run.display import console, progress
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo.checks import RunChecks
 from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.ppo.constraints import measure_constraints
 from plaudit.stages.ppo.looks import Keeper, Looks
 from plaudit.stages.ppo.rollout import picked, rollout, score_references
 from plaudit.stages.ppo.state import forget_later, pack, unpack
@@ -104,6 +105,7 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
         "length_sft": looks.rows[0]["length"],
         "length_ppo": kept["length"],
         "stopped": stopped,
+        **{key: value for key, value in kept.items() if key.startswith("constraint")},
     }
     return run.finish("ppo", "PPO", summary, tuple(name for name in summary if summary[name] is not None))
 
@@ -114,6 +116,7 @@ def _first_scores(trainer: Trainer, prompts: list[Prompt]) -> None:
     if measured_on := trainer.rewards.measured_on(prompts):
         trainer.rewards.measure(trainer.chat, measured_on, sample(trainer, measured_on, "ppo/reference", 0)[0])
     trainer.rewards.save(folder)
+    measure_constraints(trainer, prompts)
     if trainer.config.sigmoid_centred:
         score_references(trainer, prompts, run.split("validation"), folder)
 

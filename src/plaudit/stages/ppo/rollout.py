@@ -3,7 +3,8 @@
 A score's way, one function of algo/rewards.py a line, in the order of docs/ppo-maths.md:
 
     normalised -> (centred on the reference reply) -> weighted sum -> missing-EOS rule -> (− length penalty)
-        -> clip -> (whitening or running scale) -> minus the KL penalty per token -> advantages and returns
+        -> (+ what its constraints are worth) -> clip -> (whitening or running scale) -> minus the KL penalty per token
+        -> advantages and returns
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from plaudit.rewards.sources import Scores
 from plaudit.rollout.batch import RolloutBatch
 from plaudit.run.metrics import Clock
 from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.ppo.constraints import constrained
 from plaudit.stages.ppo.trainer import Numbers, Trainer, by_micro_batch, raw_scores, sample
 from plaudit.train.micro_batches import batch_kept
 
@@ -57,6 +59,7 @@ def rollout(trainer: Trainer, prompts: list[Prompt], number: int, clock: Clock) 
         gap = _checked(trainer, sampler_logprobs_BT, old_logprobs_BT, ref_logprobs_BT, mask_BT, number)
 
     earned_B, terms = earned(trainer, prompts, tokens, finished_B, scores)
+    earned_B, prices = constrained(trainer, prompts, scores, earned_B)
     scores_B, scale = clipped_and_scaled(config, numbers, earned_B)
     kl_BT = rewards.kl_estimate(old_logprobs_BT, ref_logprobs_BT, config.kl_estimator)
     in_reward = numbers.controller.coef if config.kl_penalty != "loss" else 0.0
@@ -79,6 +82,7 @@ def rollout(trainer: Trainer, prompts: list[Prompt], number: int, clock: Clock) 
         **gap,
         **scores.metrics,
         **terms,
+        **prices,
     }
     if values_BT is not None and returns_BT is not None:
         metrics["explained_variance"] = explained_variance(values_BT[mask_BT].cpu(), returns_BT[mask_BT].cpu())

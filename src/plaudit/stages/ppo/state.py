@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from plaudit.algo.masked import Moments
-from plaudit.algo.rewards import KLController
+from plaudit.algo.rewards import KLController, Multiplier
 from plaudit.stages.ppo.looks import Keeper, Looks
 from plaudit.stages.ppo.rollout import read_references
 from plaudit.stages.ppo.trainer import Trainer
@@ -30,6 +30,7 @@ def pack(trainer: Trainer, looks: Looks, keeper: Keeper, seconds: list[float]) -
         "first_std": numbers.first_std,
         "sampler_noise": numbers.sampler_noise,
         "running": asdict(numbers.running),
+        "multipliers": {name: asdict(one) for name, one in numbers.multipliers.items()},
         "halvings": trainer.micro.halvings,
         "sampled_at_once": trainer.engine.batch_rows,
         "moments": trainer.rewards.moments,
@@ -49,6 +50,7 @@ def unpack(state: State, trainer: Trainer, looks: Looks, keeper: Keeper) -> list
     move_schedule(trainer.schedule, values["schedule"])
     numbers.controller, numbers.running = KLController(**values["controller"]), Moments(**values["running"])
     numbers.first_std, numbers.sampler_noise = values["first_std"], values["sampler_noise"]
+    numbers.multipliers = {name: Multiplier(**one) for name, one in values["multipliers"].items()}
     trainer.micro.halvings = values["halvings"]
     trainer.engine.batch_rows = values["sampled_at_once"]
     trainer.rewards.moments = {name: (mean, std) for name, (mean, std) in values["moments"].items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plaudit import rng
 from plaudit.algo.masked import Moments
-from plaudit.algo.rewards import KLController
+from plaudit.algo.rewards import KLController, Multiplier
 from plaudit.data.chat import ChatFormat
 from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
@@ -46,6 +46,8 @@ class Numbers:
     """Mean square of sampler − trainer in the first rollout: rounding, before there is an adapter to lose."""
     running: Moments = field(default_factory=Moments)
     """Of all scores so far, for the running scale."""
+    multipliers: dict[str, Multiplier] = field(default_factory=dict)
+    """Source -> λ, of the constraints."""
 
 
 class Trainer:

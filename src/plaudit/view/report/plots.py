@@ -94,7 +94,33 @@ def reward_plots(rows: Rows, summary: dict[str, Any]) -> list[Plot]:
 def ppo_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_update: int) -> list[Plot]:
     """PPO update by update: what the policy was like before each update, then what the update did."""
     watched = [watch_plot(validation, kept_update)] if all("held_out_score" in row for row in validation) else []
+    held = [name.removeprefix("bound_") for name in updates[0] if name.startswith("bound_")]
+    watched += [plot for name in held for plot in constraint_plots(updates, validation, name)]
     return [*_policy_plots(updates, validation, config, kept_update), *watched, *_update_plots(updates, config)]
+
+
+def constraint_plots(updates: Rows, validation: Rows, source: str) -> list[Plot]:
+    """What a constraint holds up, on training and validation prompts, with its bound; and its multiplier."""
+    name, bound = f"constraint_{source}", updates[0][f"bound_{source}"]
+    seen, looks = [row for row in updates if name in row], [row for row in validation if name in row]
+
+    def value(axes: Axes) -> None:
+        axes.axhline(bound, color=MUTED, linestyle="--", linewidth=1)
+        axes.plot([row["update"] - 1 for row in seen], column(seen, name), color=PPO, linewidth=0.9, alpha=0.7)
+        axes.plot(column(looks, "update"), column(looks, name), color=PPO, marker="o", linestyle="none")
+        whole_steps(axes)
+
+    def price(axes: Axes) -> None:
+        axes.plot([row["update"] - 1 for row in updates], column(updates, f"multiplier_{source}"), color=PPO)
+        whole_steps(axes)
+
+    keys = [("thin", "ppo", "training prompts"), ("dot", "ppo", "validation prompts"), ("dash", "muted", "at least")]
+    last = f": {number(looks[-1][name])} at the last look, at least {number(bound)}" if looks else ""
+    multiplier = f"The multiplier of {source} ended at {number(updates[-1][f'multiplier_{source}'])}"
+    return [
+        draw(f"ppo-{name}", f"Constraint {source}{last}", "updates done", source, value, keys),
+        draw(f"ppo-multiplier-{source}", multiplier, "updates done", "λ", price),
+    ]
 
 
 def watch_plot(validation: Rows, kept_update: int) -> Plot:

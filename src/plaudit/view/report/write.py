@@ -26,6 +26,7 @@ from plaudit.run.folder import (
     read_json,
     read_recipe,
     stage_settings,
+    stages_beside,
 )
 from plaudit.run.metrics import read_metrics
 from plaudit.run.provenance import versions
@@ -33,6 +34,7 @@ from plaudit.train.run import Run
 from plaudit.view.card.plots import card_plots
 from plaudit.view.card.table import PARTS
 from plaudit.view.page import render_page, words
+from plaudit.view.report.baselines import baselines_plot, verdicts
 from plaudit.view.report.care import raised_alarms
 from plaudit.view.report.plots import kind_plot, ppo_plots, reward_plots, score_plots, sft_plot
 from plaudit.view.report.tables import choose_examples, gold_by_kind, seconds_by_part
@@ -52,6 +54,8 @@ def write_report(run: Run) -> dict[str, Any]:
     recipe = read_recipe(folder)
     stage_table(f"Run {recipe['name']}: SFT -> PPO on held-out prompts", closing_rows(summary))
     console.print(plain(words("words.html.j2", "verdict", summary)), style="bold", soft_wrap=True)
+    for line in verdicts(summary["baselines"]) if "baselines" in summary else ():
+        console.print(plain(line), soft_wrap=True)
     console.print(f"Report: {folder / REPORT}", soft_wrap=True)
     for command, why in next_commands(folder, recipe, summary):
         console.print(f"Next: {command}   ({why})", soft_wrap=True)
@@ -73,7 +77,7 @@ def stages_of(recipe: dict[str, Any]) -> list[str]:
     """The stages that a resolved recipe needs before its report: those of the reward model only where it pays PPO."""
     sources = recipe["ppo"]["rewards"]
     trained = not sources or any(source["trained"] for source in sources)
-    return [stage for stage in needed_stages(trained) if stage != "report"]
+    return [stage for stage in needed_stages(trained, stages_beside(recipe.get("baselines", ()))) if stage != "report"]
 
 
 def gather(run: Run) -> dict[str, Any]:
@@ -216,6 +220,8 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         learning_plots=learning,
         ppo_plots=ppo_plots(updates, looks, stage_settings(recipe, "ppo"), summary["ppo"]["kept_update"]),
         score_plots=score_plots(replies) + ([kind_plot(kinds)] if kinds else []),
+        baselines=verdicts(summary["baselines"]) if "baselines" in summary else [],
+        baseline_plots=[baselines_plot(summary["baselines"])] if "baselines" in summary else [],
         card=card,
         labels=labels,
         reward_plots=card_plots(card) if card else [],

@@ -1,0 +1,1 @@
+"""The lesson: PPO with sliders, one HTML file that needs nothing else."""

@@ -1,0 +1,86 @@
+"""Best-of-n and DPO beside PPO: what stands in the table, and the words that its intervals decide."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plaudit.algo.statistics import best_of_n_kl
+from plaudit.run.metrics import read_metrics
+from plaudit.stages.baselines import loop as baselines
+from plaudit.stages.baselines.loop import at_kl
+from plaudit.view.report.baselines import verdicts
+
+
+def test_best_of_n_at_a_kl_lies_between_two_n() -> None:
+    best = {n: {"gold": np.array([float(n), 2.0 * n])} for n in range(1, 5)}
+    assert at_kl(best, "gold", 0.0)[0].tolist() == [1.0, 2.0]
+    # ln 2 − ½ = 0.193147 is best of 2; half-way from there to best of 3 it is worth 2.5 and 5.
+    value, kl, n = at_kl(best, "gold", (best_of_n_kl(2) + best_of_n_kl(3)) / 2)
+    assert (value.tolist(), n) == (pytest.approx([2.5, 5.0]), pytest.approx(2.5))
+    # Beyond the pool: its last n, at the KL that this one has.
+    value, kl, n = at_kl(best, "gold", 9.0)
+    assert (value.tolist(), kl, n) == ([4.0, 8.0], pytest.approx(math.log(4) - 0.75), 4.0)
+
+
+def told(difference: float, ci: list[float], kl: float = 2.0, measured: float = 2.0) -> dict[str, Any]:
+    best = {"n": 20.2, "kl": kl, "difference": difference, "ci": ci}
+    return {"measure": "gold", "methods": {"ppo": {"kl": measured, "over_best_of_n": best}}}
+
+
+def test_the_interval_decides_who_wins() -> None:
+    (line,) = verdicts(told(0.25, [0.125, 0.375]))
+    assert line == "At 2.00 nats: PPO wins over best of 20 (PPO's gold score +0.25, 95 % interval 0.12 to 0.38)."
+    (line,) = verdicts(told(-0.25, [-0.375, -0.125], kl=3.17, measured=8.0))
+    assert line.startswith("At 8.00 nats: best of 20, which costs 3.17 nats wins over PPO (PPO's gold score −0.25")
+    (line,) = verdicts(told(0.1, [-0.1, 0.3]))
+    assert "no clear difference between PPO and best of 20" in line
+    both = told(0.1, [-0.1, 0.3]) | {"ppo_over_dpo": {"difference": -0.5, "ci": [-0.75, -0.25]}}
+    both["methods"]["dpo"] = {"kl": 5.0}
+    assert verdicts(both)[1].startswith("PPO at 2.00 nats, DPO at 5.00: DPO wins over PPO (PPO's gold score −0.50")
+
+
+def test_beside_a_finished_run_over_the_command_line(
+    trained: Path, tmp_path: Path, plaudit: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`plaudit dpo` and `plaudit baselines` replace nothing but the report, and the report tells them."""
+    monkeypatch.setattr(baselines, "POOL", 4)
+    monkeypatch.setattr(baselines, "SHOWN", (1, 2, 4))
+    home = tmp_path / "home"
+    shutil.copytree(trained.parent, home)
+    folder, recipe = home / "run", home / "recipe.yaml"
+    keys = [f"folder={folder}", "dpo.learning_rate=0.01", "baselines=[best_of_n, dpo]"]
+    for stage in ("dpo", "baselines", "report"):
+        done = plaudit(stage, recipe, *keys)
+        assert done.code == 0, done.err
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    assert list(stages) == ["sft", "preferences", "reward", "ppo", "evaluate", "dpo", "baselines", "report"]
+    read = json.loads((folder / "dpo/inputs.json").read_text())["made"]
+    assert read.keys() == {"sft/model", "preferences/rankings.jsonl"}
+
+    found, evaluated = (json.loads((folder / name / "summary.json").read_text()) for name in ("baselines", "evaluate"))
+    for name in ("sft", "ppo"):
+        row = found["sft"] if name == "sft" else found["methods"]["ppo"]
+        assert (row["gold"], row["proxy"]) == pytest.approx((evaluated[f"gold_{name}"], evaluated[f"proxy_{name}"]))
+    assert found["methods"]["ppo"]["gain"] == pytest.approx(evaluated["gold_gain"])
+    pool = read_metrics(folder / "baselines/pool.jsonl")
+    by_prompt = [pool[start : start + 4] for start in range(0, len(pool), 4)]
+    assert all(len({row["id"] for row in group}) == 1 for group in by_prompt)
+    assert [row["n"] for row in found["best_of_n"]] == [1, 2, 4]
+    # Best of the whole pool is its highest proxy, and best of one the mean of all.
+    assert found["best_of_n"][0]["proxy"] == pytest.approx(np.mean([row["proxy"] for row in pool]))
+    highest = np.mean([max(row["proxy"] for row in group) for group in by_prompt])
+    assert found["best_of_n"][2]["proxy"] == pytest.approx(highest)
+    replies = read_metrics(folder / "baselines/replies.jsonl")
+    gold = np.mean([row["gold"] for row in replies])
+    assert found["methods"]["dpo"]["gold"] == pytest.approx(gold)
+    assert found["methods"]["dpo"]["kl"] > 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Was PPO worth it?" in page and "best of 4" in page
+    assert all(line[:20] in done.out for line in verdicts(found))
