@@ -175,6 +175,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(200, f"?{urlsplit(self.path).query}".encode(), "application/jsonl", more)
             elif path == "/api/admin/export":
                 self.json(422, {"error": "there is nothing to export", "fix": "wait for labels"})
+            elif path == "/api/admin/log":
+                done = {"id": 1, "at": 1764000000.0, "person": None, "what": "settings", "detail": {"overlap": [1, 2]}}
+                self.json(200, {"log": [done]})
             elif path == "/api/admin/project":
                 self.json(200, self.fake.settings)
             else:

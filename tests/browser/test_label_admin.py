@@ -42,6 +42,7 @@ def person(identity: int, name: str, labels: int, **more: Any) -> dict[str, Any]
             "week": 0,
             "late": 0,
             "corrected": 0,
+            "skipped": 0,
         }
         | dict.fromkeys(nothing)
         | more
@@ -58,6 +59,7 @@ DASHBOARD: dict[str, Any] = {
         "done": 510,
         "share": 0.5,
         "open": 3,
+        "skipped": 4,
         "days_left": 2.53,
         "tasks": [{"task": "rank", "items": 1200, "wanted": 3600, "given": 1800, "done": 510}],
     },
@@ -127,7 +129,7 @@ DASHBOARD: dict[str, Any] = {
     },
 }
 NOTHING = DASHBOARD | {
-    "progress": dict.fromkeys(("items", "wanted", "given", "done", "open"), 0)
+    "progress": dict.fromkeys(("items", "wanted", "given", "done", "open", "skipped"), 0)
     | {"share": 0.0, "days_left": None, "tasks": []},
     "people": [person(1, "ann", 0, role="admin")],
     "agreement": dict.fromkeys(("pairs", "best_accuracy", "alpha", "alpha_ranks"))
@@ -146,12 +148,26 @@ def fake() -> Iterator[Fake]:
         yield one
 
 
+def enter(page: Any, room: str) -> None:
+    page.locator(".rooms").get_by_role("link", name=room, exact=True).click()
+
+
+def all_rooms(page: Any) -> str:
+    """What the dashboard says, room after room; each has an address."""
+    words = []
+    for room in ("Progress", "People", "Quality", "Sources", "Settings", "Export"):
+        enter(page, room)
+        page.wait_for_url(f"**#{room.lower()}")
+        words.append(page.locator("#dashboard").inner_text())
+    return "\n".join(words)
+
+
 def test_the_dashboard_says_and_draws_its_numbers(browser: Any, fake: Fake) -> None:
     with visitor(browser, fake, "/admin") as page:
         page.wait_for_selector(".tiles")
         tiles = page.locator(".tile .big").all_inner_texts()
         assert tiles == ["1,800 of 3,600", "510 of 1,200", "2.5", "0.37", "68 %"]
-        words = page.locator("#dashboard").inner_text()
+        words = all_rooms(page)
         for text in (
             f"{NASTY}: too fast.",
             "To do: talk to them.",
@@ -166,6 +182,7 @@ def test_the_dashboard_says_and_draws_its_numbers(browser: Any, fake: Fake) -> N
             "no reward model can expect more than 82 %",
         ):
             assert text in words
+        enter(page, "People")
         assert "annotator, not here yet" in page.get_by_role("row", name="eve").inner_text()  # newer than the numbers
         assert page.locator(".bars rect.bar").count() == 30
         heights = page.locator(".bars rect.bar").evaluate_all(
@@ -186,14 +203,14 @@ def test_an_empty_project_has_a_dashboard_too(browser: Any, fake: Fake) -> None:
     fake.dashboard = NOTHING
     with visitor(browser, fake, "/admin") as page:
         page.wait_for_selector(".tiles")
-        words = page.locator("#dashboard").inner_text()
+        words = all_rooms(page)
         for text in ("Nothing stands out.", "No two sources have been compared yet.", "No pair of replies was ordered"):
             assert text in words
         assert "NaN" not in words and "null" not in words and "undefined" not in words
 
 
 def test_what_an_admin_can_do(browser: Any, fake: Fake) -> None:
-    with visitor(browser, fake, "/admin") as page:
+    with visitor(browser, fake, "/admin#people") as page:
         page.get_by_label("Name", exact=True).fill("dora")
         page.get_by_role("button", name="Make an invitation link").click()
         page.locator("#invite-link").wait_for()
@@ -203,11 +220,13 @@ def test_what_an_admin_can_do(browser: Any, fake: Fake) -> None:
         page.get_by_text("can no longer sign in. Their labels are kept.").wait_for()
         page.get_by_role("button", name="Enable cleo").click()
         page.get_by_text("cleo can sign in again.").wait_for()
+        enter(page, "Settings")
         page.get_by_label("Guidelines (Markdown)").fill("Be kind.")
         page.get_by_label("Flags for a reply").fill("unsafe, too long ,")
         page.get_by_label("People for each item").fill("3")
         page.get_by_role("button", name="Save").click()
         page.get_by_text("The settings are saved.").wait_for()
+        enter(page, "Export")
         page.get_by_label("Format").select_option("pairs")
         page.get_by_label("From day").fill("2026-11-01")
         page.get_by_role("checkbox", name="unsafe").check()
@@ -231,7 +250,7 @@ def test_what_an_admin_can_do(browser: Any, fake: Fake) -> None:
         ("/api/admin/invite", {"name": "dora", "role": "annotator"}),
         ("/api/admin/person/2", {"active": False}),
         ("/api/admin/person/3", {"active": True}),
-        ("/api/admin/project", {"guidelines": "Be kind.", "flags": ["unsafe", "too long"], "overlap": 3}),
+        ("/api/admin/project", {"guidelines": "Be kind.", "flags": ["unsafe", "too long"], "overlap": 3, "version": 1}),
     ]
 
 
@@ -258,7 +277,8 @@ def test_every_page_fits_and_names_its_controls(browser: Any, fake: Fake, option
 
     with visitor(browser, fake, **options) as page:
         check(page)  # nine replies to rank
-        for path, ready in (("/history", ".entry"), ("/admin", ".tiles"), ("/invite/token", "form")):
+        rooms = [(f"/admin#{room}", ".rooms") for room in ("progress", "people", "quality", "settings", "export")]
+        for path, ready in (("/history", ".entry"), *rooms, ("/invite/token", "form")):
             page.goto(fake.url + path)
             page.wait_for_selector(ready)
             if path == "/history":

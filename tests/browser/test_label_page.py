@@ -377,3 +377,28 @@ def test_maths_is_typeset_and_one_switch_shows_every_text_as_it_is(browser: Any,
         page.get_by_text("*b*").wait_for()
         switch.click()
         assert page.locator(".said em").inner_text() == "b"
+
+
+def test_keys_of_other_keyboards_mean_the_same(browser: Any, fake: Fake) -> None:
+    """AZERTY's upper row, Arabic digits, Cyrillic letters, Caps Lock; not Shift with a digit, and no input method."""
+    fake.items = [rank_item("A?", "one", "two", "three")]
+    with visitor(browser, fake) as page:
+        page.locator(".reply").first.wait_for()
+
+        def press(key: str, code: str, **more: Any) -> None:
+            event = {"key": key, "code": code, "bubbles": True, "cancelable": True} | more
+            page.evaluate("event => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', event))", event)
+
+        press("!", "Digit1", shiftKey=True)
+        press("1", "Digit1", isComposing=True)
+        assert order(page) == ["", "", "", "ABC"]
+        press("é", "Digit2")
+        assert order(page) == ["", "A", "", "BC"]
+        press("١", "Digit1")
+        assert order(page) == ["B", "A", "", "C"]
+        press("г", "KeyU")
+        assert order(page) == ["", "A", "", "BC"]
+        press("B", "KeyB")
+        assert pressed(page) == ["All bad"]
+        press("я", "KeyZ", ctrlKey=True)
+        assert pressed(page) == []

@@ -145,7 +145,7 @@ def _text(answer: Any) -> str:
 
 
 def test_the_same_item_on_two_devices(browser: Any, service: Any) -> None:
-    """Two browsers that know nothing of each other: one lease, one order, and the later answer supersedes."""
+    """Two browsers that know nothing of each other: one lease, one order, and the later answer is asked about."""
     pages = []
     for options in (DESKTOP, PHONE):
         context = browser.new_context(**options)
@@ -163,6 +163,10 @@ def test_the_same_item_on_two_devices(browser: Any, service: Any) -> None:
     for page, keys in ((first, "123"), (second, "321")):
         for key in (*keys, "Enter"):
             page.keyboard.press(key)
+        if page is second:
+            wait_for(page, "You have already answered this item")
+            assert len(service.labels()) == 1  # the first answer counts until somebody says otherwise
+            page.get_by_role("button", name="Use the one on this page instead").click()
         wait_for(page, "Question 2?")
     one, two = service.labels()
     assert two["supersedes"] == one["seq"] and one["order"] == two["order"]
@@ -178,15 +182,19 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     page = watched(context.new_page())
     join(page, service.invited("mira", "admin"))
     page.get_by_text("labels given").first.wait_for()  # computed by a process of its own
+    rooms = page.locator(".rooms")
+    rooms.get_by_role("link", name="People").click()
     page.get_by_label("Name", exact=True).fill("bo")
     page.get_by_role("button", name="Make an invitation link").click()
     page.locator("#invite-link").wait_for()
     link = page.locator("#invite-link").input_value()
+    rooms.get_by_role("link", name="Settings").click()
     page.get_by_label("Guidelines (Markdown)").fill("Be **kind**.")
     page.get_by_label("People for each item").fill("2")
     page.get_by_role("button", name="Save").click()
     wait_for(page, "The settings are saved.")
 
+    rooms.get_by_role("link", name="Export").click()
     page.get_by_label("Format").select_option("ledger")
     page.get_by_role("button", name="Export").click()
     page.get_by_text("There is nothing to export: 0 rows").wait_for()
@@ -197,6 +205,7 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     bo.wait_for_selector(".reply")
     assert bo.locator("#guidelines strong").inner_text() == "kind"
     assert bo.get_by_role("link", name="Dashboard").count() == 0
+    rooms.get_by_role("link", name="People").click()
     page.get_by_role("button", name="Refresh").click()
     page.get_by_role("button", name="Disable bo").click()
     wait_for(page, "bo can no longer sign in.")

@@ -1,9 +1,9 @@
 // The admin's page: what the labels say so far, who gave them, and the project's switches.
 
 import { bars } from "./charts.js";
-import { button, dateOf, el, notice } from "./dom.js";
-import { decimal, percent, shareInWords, whole } from "./numbers.js";
-import { exportPanel, invitePanel, peopleTable, settingsPanel } from "./panels.js";
+import { button, el, notice } from "./dom.js";
+import { decimal, inUtc, percent, shareInWords, whole } from "./numbers.js";
+import { adminLog, exportPanel, invitePanel, peopleTable, settingsPanel } from "./panels.js";
 import { askUntilThere } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { agreementTable, qualityTable, sourceTable, table } from "./tables.js";
@@ -19,9 +19,34 @@ async function start() {
   if (!me) return;
   const [data, settings] = [await numbersNow(), await fetched("/api/admin/project")];
   if (!data || !settings) return;
-  place.replaceChildren(numbers, el("div", { class: "panels" },
-    panel("Invite somebody", invitePanel()), panel("Export", exportPanel(data.people, settings.flags)), panel("Project", settingsPanel(settings))));
+  const logged = el("div", {});
+  place.replaceChildren(roomLinks(), numbers,
+    el("div", { class: "panels" }, panel("people", "Invite somebody", invitePanel()),
+      panel("export", "Export", exportPanel(data.people, settings.flags)), panel("settings", "Project", settingsPanel(settings))),
+    room("settings", "What admins did", logged));
   draw(data);
+  window.addEventListener("hashchange", enter);
+  enter();
+  const told = await fetched("/api/admin/log");
+  if (told) logged.replaceChildren(adminLog(told.log, data.people));
+}
+
+// --- rooms: one page, of which one part is shown; each has an address of its own ---
+
+const ROOMS = { progress: "Progress", people: "People", quality: "Quality", sources: "Sources", settings: "Settings", export: "Export" };
+
+function roomLinks() {
+  return el("nav", { class: "rooms", "aria-label": "Parts of the dashboard" }, ...Object.entries(ROOMS).map(([name, label]) => el("a", { href: `#${name}` }, label)));
+}
+
+/** Show the part that the address names. */
+function enter() {
+  const name = location.hash.slice(1) in ROOMS ? location.hash.slice(1) : "progress";
+  for (const part of place.querySelectorAll("[data-room]")) part.hidden = part.dataset.room !== name;
+  for (const link of place.querySelectorAll(".rooms a")) {
+    if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
 }
 
 async function fetched(path) {
@@ -45,45 +70,48 @@ async function numbersNow() {
 async function again() {
   const data = await numbersNow();
   if (data) draw(data);
+  enter();
 }
 
 /** Only the numbers are drawn anew: what somebody is typing below stays. */
 function draw(data) {
   const { progress, agreement } = data;
   numbers.replaceChildren(
-    el("p", { class: "aside actions" }, `As of ${dateOf(data.generated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`, button("Refresh", again, { class: "small" })),
-    el("div", { class: "tiles" },
+    el("p", { class: "aside actions" }, `As of ${inUtc(data.generated)} UTC`, button("Refresh", again, { class: "small" })),
+    el("div", { class: "tiles", "data-room": "progress" },
       tile(`${whole(progress.given)} of ${whole(progress.wanted)}`, "labels given", el("progress", { max: Math.max(1, progress.wanted), value: progress.given, "aria-label": "Labels given" })),
       tile(`${whole(progress.done)} of ${whole(progress.items)}`, `items complete, ${whole(progress.open)} being worked on, ${whole(progress.skipped)} skips`),
       tile(progress.days_left === null ? "–" : decimal(progress.days_left, progress.days_left < 10 ? 1 : 0), "days left at this week's pace"),
       tile(decimal(agreement.alpha), "Krippendorff's alpha: 0 is chance, 1 is full agreement"),
       tile(agreement.pairs ? percent(agreement.pairs.share) : "–", "of the pairs that two people ordered, they ordered alike")),
-    section("What to look at", alarms(data.alarms)),
-    section("Labels a day", el("div", { class: "card plot" }, bars(data.days)), taskTable(progress.tasks)),
-    section("People", peopleTable(data.people, me.name, again)),
-    ...(data.people.some((person) => person.labels) ? [section("Quality", el("p", { class: "aside" },
+    room("progress", "What to look at", alarms(data.alarms)),
+    room("progress", "Labels a day (UTC)", el("div", { class: "card plot" }, bars(data.days)), taskTable(progress.tasks)),
+    room("people", "People", peopleTable(data.people, me.name, again)),
+    ...(data.people.some((person) => person.labels) ? [room("quality", "Quality", el("p", { class: "aside" },
       "Points with their 95 % intervals, from 0 to 100 %. The dashed line is one half: which reply was shown first should not matter, so an interval that leaves it there is drawn in colour. Longer replies may deserve to win: compare people with one another."), qualityTable(data.people))] : []),
-    section("Agreement", el("p", {}, agreementInWords(agreement, progress)), ...(agreement.between.length ? [agreementTable(agreement.between)] : [])),
-    section("Which source wins", ...sources(data)),
-    section("Verdicts and flags", el("p", {}, verdictsInWords(data))));
+    room("quality", "Agreement", el("p", {}, agreementInWords(agreement, progress)), ...(agreement.between.length ? [agreementTable(agreement.between)] : [])),
+    room("sources", "Which source wins", ...sources(data)),
+    room("progress", "Verdicts and flags", el("p", {}, verdictsInWords(data))));
 }
 
 function tile(big, words, more = null) {
   return el("div", { class: "card tile" }, el("p", { class: "big" }, big), el("p", {}, words), more);
 }
 
-function section(title, ...parts) {
-  return el("section", { class: "part" }, el("h2", {}, title), ...parts);
+function room(name, title, ...parts) {
+  return el("section", { class: "part", "data-room": name }, el("h2", {}, title), ...parts);
 }
 
-function panel(title, form) {
-  return el("section", { class: "card panel" }, el("h2", {}, title), form);
+function panel(name, title, form) {
+  return el("section", { class: "card panel", "data-room": name }, el("h2", {}, title), form);
 }
 
+/** Alarms with the same advice stand together: the advice once, and under it who. */
 function alarms(list) {
   if (!list.length) return el("p", {}, "Nothing stands out.");
-  return el("div", {}, ...list.map((alarm) => el("div", { class: `card alarm ${alarm.level}` },
-    el("p", {}, el("b", {}, alarm.who === null ? (alarm.level === "bad" ? "Alarm: " : "Note: ") : `${alarm.who}: `), `${alarm.what}.`), el("p", { class: "aside" }, `To do: ${alarm.do}.`))));
+  const groups = Map.groupBy ? Map.groupBy(list, (alarm) => alarm.do) : list.reduce((found, alarm) => found.set(alarm.do, [...(found.get(alarm.do) ?? []), alarm]), new Map());
+  return el("div", {}, ...[...groups].map(([advice, group]) => el("div", { class: `card alarm ${group[0].level}` },
+    ...group.map((alarm) => el("p", {}, el("b", {}, alarm.who === null ? (alarm.level === "bad" ? "Alarm: " : "Note: ") : `${alarm.who}: `), `${alarm.what}.`)), el("p", { class: "aside" }, `To do: ${advice}.`))));
 }
 
 function taskTable(tasks) {

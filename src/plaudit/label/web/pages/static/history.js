@@ -5,6 +5,7 @@ import { announce, button, clearNotice, dateOf, el, letter, notice } from "./dom
 import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys, listKeys } from "./keys.js";
+import { passwordForm } from "./password.js";
 import { askUntilThere } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainRefusal, finishOld, send, sentWords } from "./submit.js";
@@ -22,6 +23,7 @@ async function start() {
   textsOfProject(me.project);
   kept = drafts(browserStorage().storage, me.name, { onFull: () => notice("bad", "This browser has no room for drafts: send before you leave the page.") });
   listenForKeys(() => open?.form ?? null);
+  document.getElementById("older").parentElement.after(passwordForm(me.name));
   const old = await finishOld(kept);
   if (old.answer) explainRefusal(old.answer, { goOn: clearNotice });
   await load(null);

@@ -24,3 +24,8 @@ export function seconds(value) {
   if (value === null || value === undefined) return DASH;
   return value < 90 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
 }
+
+/** "24 Nov 2025, 16:00" of a time of the server's: days and times of the dashboard are UTC, as those of exports. */
+export function inUtc(seconds) {
+  return new Date(1000 * seconds).toLocaleString([], { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" });
+}

@@ -1,7 +1,7 @@
 // What an admin can do: invite, switch people off and on, change the project, take the labels out.
 
-import { button, dateOf, el, notice } from "./dom.js";
-import { DASH, percent, seconds, whole } from "./numbers.js";
+import { button, el, notice } from "./dom.js";
+import { DASH, inUtc, percent, seconds, whole } from "./numbers.js";
 import { deliver } from "./server.js";
 import { AWAY, patiently, signedOut } from "./session.js";
 import { table } from "./tables.js";
@@ -16,9 +16,23 @@ async function post(path, body) {
 /** "what is wrong; what to do." */
 const refusal = ({ error, fix }) => `${[error, fix].filter(Boolean).join("; ")}.`;
 
+/** What can be done about one person, each asked before it is done. */
+function acts(person, again) {
+  const act = (path, question, done) => async () => {
+    if (!confirm(question)) return;
+    const answer = await post(`/api/admin/person/${person.id}/${path}`, {});
+    if (!answer) return;
+    await again();
+    notice("good", `${whole(answer.items)} ${done}`);
+  };
+  return el("td", { class: "acts" },
+    person.labels ? button("Ask others", act("ask-others", `Ask others about everything that ${person.name} answered? Their labels stay and do not count any more.`, "items are asked of others."), { class: "small", "aria-label": `Ask others about the items of ${person.name}` }) : "",
+    person.skipped ? button("Offer skips again", act("offer-again", `Offer ${person.name} again what they skipped?`, "skipped items may come again."), { class: "small", "aria-label": `Offer the skips of ${person.name} again` }) : "");
+}
+
 /** Who is there, how much they did, and the switch. `again()` draws the page anew. */
 export function peopleTable(people, own, again) {
-  return table("People", ["Name", "Role", "#Labels", "#This week", "#Median time", "#Ties", "#Cannot judge", "#Skipped", "#Late", "#Corrected", "Last answer", "Access"], people.map((person) => {
+  return table("People", ["Name", "Role", "#Labels", "#This week", "#Median time", "#Ties", "#Cannot judge", "#Skipped", "#Late", "#Corrected", "Last answer (UTC)", "Access", "Their items"], people.map((person) => {
     const flip = async () => {
       if (await post(`/api/admin/person/${person.id}`, { active: !person.active })) {
         await again();
@@ -27,8 +41,9 @@ export function peopleTable(people, own, again) {
     };
     return [
       person.name, person.invited ? `${person.role}, not here yet` : person.role, whole(person.labels), whole(person.week), seconds(person.seconds?.median), percent(person.ties), percent(person.cannot_judge),
-      whole(person.skipped), whole(person.late), whole(person.corrected), person.last === null ? DASH : dateOf(person.last).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }),
+      whole(person.skipped), whole(person.late), whole(person.corrected), person.last === null ? DASH : inUtc(person.last),
       person.name === own ? "you" : button(person.active ? "Disable" : "Enable", flip, { class: "small", "aria-label": `${person.active ? "Disable" : "Enable"} ${person.name}` }),
+      acts(person, again),
     ];
   }));
 }
@@ -58,6 +73,19 @@ export function invitePanel() {
   return form;
 }
 
+/** What admins did, the newest first. */
+export function adminLog(rows, people) {
+  const name = (id) => people.find((person) => person.id === id)?.name ?? `person ${id}`;
+  const words = ({ what, detail }) => Object.entries(detail).map(([key, value]) => (key === "person" ? name(value) : `${key}: ${Array.isArray(value) ? value.map(short).join(" → ") : short(value)}`)).join("; ");
+  if (!rows.length) return el("p", {}, "Nothing was changed yet.");
+  return table("What admins did", ["When (UTC)", "Who", "What", "Which"], rows.map((row) => [inUtc(row.at), row.person === null ? "command line" : name(row.person), row.what, el("td", { class: "detail" }, words(row))]));
+}
+
+const short = (value) => {
+  const text = typeof value === "string" ? value : JSON.stringify(value);
+  return text.length > 60 ? `${text.slice(0, 60)}…` : text;
+};
+
 const FORMATS = {
   rankings: "rankings, one a label", comparisons: "comparisons of two replies", pairs: "pairs: prompt, chosen, rejected", hh: "pairs as HH text",
   demonstrations: "demonstrations: written replies", ledger: "the whole ledger, as an archive",
@@ -73,8 +101,8 @@ export function exportPanel(people, flags) {
     el("label", { for: "export-aggregate" }, "Several people's labels"), choose("aggregate", Object.entries(AGGREGATES)),
     el("label", { for: "export-annotator" }, "Person"), choose("annotator", [["", "everybody"], ...people.map((person) => [person.name, person.name])]),
     el("label", { for: "export-min_agreement" }, "Least agreement of an item (0 to 1)"), el("input", { id: "export-min_agreement", name: "min_agreement", type: "number", min: "0", max: "1", step: "any" }),
-    el("label", { for: "export-since" }, "From day"), el("input", { id: "export-since", name: "since", type: "date" }),
-    el("label", { for: "export-until" }, "To day (it counts)"), el("input", { id: "export-until", name: "until", type: "date" }),
+    el("label", { for: "export-since" }, "From day (UTC)"), el("input", { id: "export-since", name: "since", type: "date" }),
+    el("label", { for: "export-until" }, "To day (UTC; it counts)"), el("input", { id: "export-until", name: "until", type: "date" }),
     ...(flags.length ? [el("fieldset", {}, el("legend", {}, "Leave out replies flagged as"), ...flags.map((flag) => tick("without_flag", flag, flag)))] : []),
     tick("late", "true", "Late labels too"),
     el("button", { class: "main" }, "Export"));
