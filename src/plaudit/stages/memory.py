@@ -232,6 +232,8 @@ def here(machine: Machine) -> Device:
 
 def check_fit(recipe: Recipe, shape: Shape, lengths: Lengths, device: Device, stages: Sequence[str]) -> None:
     """UserError for one of the stages that cannot fit into the memory, with what would make it fit."""
+    if not lengths.prompts:
+        return  # their file is not there, which is said where it is read
     for need in needs_of(recipe, shape, lengths, device):
         if need.stage in stages and need.total > device.memory:
             change = that_would_fit(recipe, shape, lengths, device, need.stage)
