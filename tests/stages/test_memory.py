@@ -19,6 +19,7 @@ from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Roles
 from plaudit.models.shapes import Shape, shape_of
 from plaudit.models.tokens import Batch
+from plaudit.stages import memory
 from plaudit.stages.before.cards import cards_of
 from plaudit.stages.before.fit import speeds_of
 from plaudit.stages.lengths import Lengths
@@ -161,6 +162,22 @@ def test_a_stage_that_cannot_fit_is_refused_with_the_change() -> None:
         check_fit(told, BY_HAND, LENGTHS, device, (largest,))
     check_fit(told, BY_HAND, LENGTHS, device, ("evaluate",))
     check_fit(told, BY_HAND, LENGTHS, Device(4, "cpu", 1e9), tuple(totals))
+
+
+def test_a_run_is_refused_before_anything_is_written(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    plaudit: Callable[..., SimpleNamespace],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine with half a megabyte beyond what the libraries take."""
+    monkeypatch.setattr(memory, "memory_mb", lambda: (memory.LIBRARIES + 5e5) / 1e6)
+    path = write_recipe(tmp_path)
+    done = plaudit("run", path)
+    assert done.code == 2
+    assert "memory: sft needs about 0.0 GB" in done.err
+    assert "gradient_checkpointing=true" in done.err
+    assert not load_recipe(path).run_folder.exists()
 
 
 def test_cards() -> None:

@@ -90,11 +90,16 @@ class Sums:
     def plain(self) -> float:
         return float(self.shape.weights * self.device.size)
 
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest one."""
+        return max(self.lengths.prompts, default=1)
+
     def reply(self, stage: str) -> int:
         return self.recipe.sampling.of(stage).max_new_tokens  # type: ignore[arg-type]
 
     def sft(self) -> Need:
-        config, most = self.recipe.sft, max(self.lengths.prompts) + max(self.lengths.demonstrations or [0])
+        config, most = self.recipe.sft, self.prompt + max(self.lengths.demonstrations or [0])
         longest = min(config.max_length, most)
         rows = min(config.micro_batch_size, config.batch_size)
         lora = self.recipe.lora.of("sft")
@@ -112,7 +117,7 @@ class Sums:
 
     def reward(self) -> Need:
         config, lora = self.recipe.reward, self.recipe.lora.of("reward")
-        prompt, ranked = max(self.lengths.prompts), max(self.lengths.ranked or [0])
+        prompt, ranked = self.prompt, max(self.lengths.ranked or [0])
         reply = max(ranked, max(self.lengths.labelled or [0])) or self.reply("preferences")
         many = self.recipe.preferences.replies
         always = self._learner(lora, full=4, adapters=config.members)
@@ -125,7 +130,7 @@ class Sums:
     def ppo(self) -> Need:
         config, lora = self.recipe.ppo, self.recipe.lora.of("ppo")
         reply = self.reply("ppo")
-        longest = max(self.lengths.prompts) + reply
+        longest = self.prompt + reply
         own = config.critic == "own" and config.has_critic
         trained = uses_trained(config.rewards)
         always = self._learner(lora, full=self.device.size, adapters=1 + own)
@@ -196,12 +201,12 @@ class Sums:
         return Need(stage, always, phases, passes * (kept + shape.top(size)), longest, row)
 
     def _row(self, reply: int) -> float:
-        prompt, shape = max(self.lengths.prompts), self.shape
+        prompt, shape = self.prompt, self.shape
         reading = prompt * (3 * shape.intermediate + 4 * shape.hidden) * self.device.size
         return (prompt + reply) * shape.cache(self.device.size) + max(reading, shape.vocabulary * 4 * 4)
 
     def _sampling(self, stage: str, rows: int, reply: int) -> dict[str, float]:
-        prompt, shape = max(self.lengths.prompts), self.shape
+        prompt, shape = self.prompt, self.shape
         reading = rows * prompt * (3 * shape.intermediate + 4 * shape.hidden) * self.device.size
         return {
             "cache": float(rows * (prompt + reply) * shape.cache(self.device.size)),
@@ -227,6 +232,8 @@ def here(machine: Machine) -> Device:
 
 def check_fit(recipe: Recipe, shape: Shape, lengths: Lengths, device: Device, stages: Sequence[str]) -> None:
     """UserError for one of the stages that cannot fit into the memory, with what would make it fit."""
+    if not lengths.prompts:
+        return  # their file is not there, which is said where it is read
     for need in needs_of(recipe, shape, lengths, device):
         if need.stage in stages and need.total > device.memory:
             change = that_would_fit(recipe, shape, lengths, device, need.stage)

@@ -99,8 +99,9 @@ def look(
             # On a CPU the ranks of a machine share its memory.
             device = here(machine)
             room = device.memory / (ranks.local if device.kind == "cpu" else 1)
-            lengths = lengths_of(found.chat, data)
-            check_fit(recipe, shape_of(found.model), lengths, replace(device, memory=room), plan.stages)
+            if data.prompts:  # none is a mistake that was told, and leaves no length to reckon with
+                lengths = lengths_of(found.chat, data)
+                check_fit(recipe, shape_of(found.model), lengths, replace(device, memory=room), plan.stages)
         with mistakes:
             # What is `checked` is looked at file by file, under the lock (pipeline.py).
             made = not plan.checked

@@ -36,6 +36,9 @@ def test_a_recipe_that_can_run(recipe: Path, plaudit: Plaudit, monkeypatch: pyte
     assert re.search(r"Memory: at least \d\.\d GB; 0\.\d GB of disk", done.out)
     assert f"nothing is wrong; start it with `plaudit run {recipe}`" in done.out
     assert not (recipe.parent / "run").exists()
+    # Each long part is told before its result.
+    order = [done.out.index(said) for said in ("Trying the model", "│ prompts", "Timing a batch", "Time: about")]
+    assert order == sorted(order)
 
 
 @pytest.mark.parametrize(("settings", "models"), [((), 2), (("ppo.sampling_copy=false",), 1)])
@@ -73,6 +76,7 @@ def test_a_missing_file_hides_no_other_mistake(recipe: Path, plaudit: Plaudit) -
     done = plaudit("check", "--quick", recipe, "sft.max_length=8")
     assert done.code == 2
     assert "prompts.jsonl: no such file" in done.err and "more than sft.max_length=8" in done.err
+    assert "Timing a batch" not in done.out
 
 
 def chat_of_words() -> Any:

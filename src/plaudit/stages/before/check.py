@@ -39,6 +39,8 @@ def check(recipe: Recipe, *, estimate: bool = True) -> list[str]:
     elif data.bad:
         console.print(f"{len(data.bad)} bad rows will be set aside (data.on_bad_row)")
     plan = plan_of(recipe, set(), set(), NOTHING_ASKED)
+    # What takes long is told before it begins: on a slow machine it is a minute without another word.
+    console.print("Trying the model as the stages will")
     found = look(recipe, plan, ALONE, data, True, mistakes)
     if found is None:
         return mistakes.found
@@ -108,6 +110,7 @@ def _print_rows(recipe: Recipe, data: RunData, lengths: Lengths) -> None:
 
 
 def _print_estimate(recipe: Recipe, found: Looked, data: RunData, lengths: Lengths) -> None:
+    console.print("Timing a batch of it on this machine (--quick leaves this out)")
     speed = measure(found.model, recipe, found.machine, found.chat, data.prompts)
     seconds = seconds_of(recipe, data, lengths, speed)
     parts = ", ".join(f"{stage} {spoken(spent)}" for stage, spent in seconds.items())
