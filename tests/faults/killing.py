@@ -33,7 +33,7 @@ from plaudit.rewards.sources import RewardSources
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.folder import RunFolder
 from plaudit.stages import pipeline, recipe
-from plaudit.stages.preferences import loop as preferences
+from plaudit.stages.preferences import sampling as preferences
 from plaudit.train import saving
 from plaudit.train.optimiser import MasterAdamW
 

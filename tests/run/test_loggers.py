@@ -1,8 +1,10 @@
 """Loggers: every row once, in order, through kills, resumes, stages that run again, and loggers that fail."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from plaudit.data.files import write_json, write_rows
 from plaudit.errors import UserError
 from plaudit.run.loggers.backends import LoggerName, Opened, opener
 from plaudit.run.loggers.follow import STATE, Loggers
-from plaudit.run.metrics import Metrics
+from plaudit.run.metrics import Metrics, read_metrics
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.plan import Flags
+from plaudit.stages.recipe import load_recipe
 
 RECIPE = {"name": "tiny"}
 
@@ -214,6 +219,22 @@ def test_a_logger_that_cannot_be_opened_stops_the_run_before_it_begins(tmp_path:
         Loggers(tmp_path, ["wandb"], RECIPE, refuses),
     ):
         pass
+
+
+def test_a_run_sends_what_its_stages_logged(
+    trained: Path, tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named in the recipe when only the report was left to write: it gets the rows of before too."""
+    fake, folder = Recording(), tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns(".lock"))
+    monkeypatch.setattr("plaudit.run.loggers.backends.find_spec", lambda name: True)
+    monkeypatch.setattr("plaudit.stages.pipeline.Loggers", partial(Loggers, open_with=fake))
+    recipe = load_recipe(trained.parent / "recipe.yaml", [f"folder={folder}", "loggers=[tensorboard]"])
+    run_pipeline(recipe, Flags(only=("report",)))
+    updates = [row["update"] for row in read_metrics(folder / "ppo/metrics.jsonl")]
+    looks = [row["update"] for row in read_metrics(folder / "ppo/evaluations.jsonl")]
+    assert sorted(fake.steps()) == sorted([*updates, *looks])
+    assert len(fake.texts) == len(looks) and fake.closed == 1
 
 
 # --- the libraries themselves, offline; skipped visibly where they are not installed ---

@@ -52,7 +52,8 @@ def may_change(anew: list[str]) -> set[str]:
     beside = (
         {"dpo", "baselines"} if "evaluate" in anew else set()
     )  # comes before the report, and is made anew where it is
-    return {*anew, *beside, *(key for stage in anew for key in SHARED.get(stage, "").split())}
+    # How later rounds begin may change in round 1, which reads none of it.
+    return {"rounds", *anew, *beside, *(key for stage in anew for key in SHARED.get(stage, "").split())}
 
 
 NEW = [

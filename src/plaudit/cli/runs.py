@@ -74,15 +74,17 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Delete it; else it is only listed.")] = False,
 ) -> None:
     """What of a run may go without a loss for its report, a resume or an export; with --yes it goes."""
+    from plaudit.run.branch import rounds_of
     from plaudit.run.clean import clean as delete
     from plaudit.run.clean import reclaimable
 
-    found = reclaimable(folder, rollouts=rollouts, before=before)
-    for one in found:
+    found = {one: reclaimable(one, rollouts=rollouts, before=before) for one in rounds_of(folder)}
+    for one in (one for own in found.values() for one in own):
         console.print(f"{one.size / 1e6:8.1f} MB  {one.path}: {one.why}", soft_wrap=True)
-    total = f"{sum(one.size for one in found) / 1e6:.1f} MB"
+    total = f"{sum(one.size for own in found.values() for one in own) / 1e6:.1f} MB"
     if not yes:
         console.print(f"{total} may go; nothing was deleted: --yes does it", soft_wrap=True)
         return
-    delete(folder, found)
+    for one_round, own in found.items():
+        delete(one_round, own)
     console.print(f"{total} deleted")

@@ -71,6 +71,17 @@ def run(
     run_pipeline(load_recipe(recipe, overrides or ()), flags)
 
 
+@commands.command("round")
+def one_more_round(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose last round has ended.")],
+    overrides: Overrides = None,
+) -> None:
+    """One more round: the policy's own replies are ranked, the reward model learns from all rankings, PPO again."""
+    from plaudit.stages.pipeline import one_more_round as run_it
+
+    run_it(folder, overrides or ())
+
+
 def _stage_command(name: str, text: str) -> None:
     def command(recipe: RecipePath, overrides: Overrides = None) -> None:
         from plaudit.stages.pipeline import run_pipeline

@@ -132,7 +132,11 @@ def kl(stored: Stored) -> Finding | None:
 
 
 def fresh_reference(stored: Stored) -> Finding | None:
-    """Before the first update the policy is the reference (docs/correctness.md, row 18)."""
+    """Before the first update the policy is the reference (docs/correctness.md, row 18), but for a round that goes on
+    with the policy of the one before."""
+    rounds = stored.ppo.get("rounds", {})
+    if rounds.get("number", 1) > 1 and rounds["start"] != rounds["reference"]:
+        return None
     gap = np.abs(stored["old_logprobs_BT"] - stored["ref_logprobs_BT"])[stored["mask_BT"]].max()
     if stored.update != 1 or gap <= FRESH_KL:
         return None

@@ -47,7 +47,8 @@ class Examination:
 
 def examine(folder: Path) -> Examination:
     """Look at the run in `folder`; UserError where there is no run, or one whose PPO stage has not logged anything."""
-    settings = stage_settings(read_recipe(folder), "ppo")
+    recipe = read_recipe(folder)
+    settings = {**stage_settings(recipe, "ppo"), "rounds": recipe.get("rounds", {})}
     metrics, evaluations = folder / "ppo/metrics.jsonl", folder / "ppo/evaluations.jsonl"
     rows = read_metrics(metrics) if metrics.is_file() else []
     if not rows:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.transformers_weight_conversion import (
@@ -246,3 +246,10 @@ def load_adapter(model: PreTrainedModel | PeftModel, name: str, folder: Path) ->
         model.load_adapter(str(folder), name, autocast_adapter_dtype=False)
         return model
     return PeftModel.from_pretrained(model, str(folder), adapter_name=name, autocast_adapter_dtype=False)
+
+
+def put_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Give the adapter `name`, which is there, the weights of the one in a folder, which is of the same shape."""
+    found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=name)
+    other = [*found.unexpected_keys, *(key for key in found.missing_keys if f".{name}." in key)]
+    assert not other, other

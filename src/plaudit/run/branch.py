@@ -1,5 +1,11 @@
-"""A new run that begins with the stages another one has ended: `plaudit run RECIPE --copy-from RUN --from STAGE`."""
+"""Folders that begin with what another run has: a copy (`plaudit run RECIPE --copy-from RUN --from STAGE`), and the
+rounds of a run.
 
+Round 1 is the run's own folder. Round n lies in it as round-n, a run folder like any other whose sft is a link to the
+run's: all rounds stand on one SFT model.
+"""
+
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,3 +35,41 @@ def branch(source: Path, to: Path, start: str, needed: Sequence[str]) -> None:
     write_text(part / RECIPE, (source / RECIPE).read_text(encoding="utf-8"))
     write_json(part / MANIFEST, {"stages": {stage: ended[stage] for stage in before}})
     part.rename(to)
+
+
+def round_folder(run: Path, number: int) -> Path:
+    return run if number == 1 else run / f"round-{number}"
+
+
+def run_of(folder: Path, number: int) -> Path:
+    """The run that round `number`, which lies in `folder`, is of."""
+    return folder if number == 1 else folder.parent
+
+
+def rounds_of(run: Path) -> list[Path]:
+    """The folders of all rounds of a run that have begun, in order."""
+    numbers = (re.fullmatch(r"round-(\d+)", path.name) for path in run.glob("round-*"))
+    later = sorted(int(number[1]) for number in numbers if number)
+    return [run, *(round_folder(run, number) for number in later if (round_folder(run, number) / RECIPE).is_file())]
+
+
+def rounds_before(folder: Path, number: int) -> list[Path]:
+    """Of the folder of round `number`: those of the rounds before it."""
+    return [round_folder(run_of(folder, number), earlier) for earlier in range(1, number)]
+
+
+def begin_round(folder: Path, recipe_yaml: str) -> None:
+    """Make the folder of a round after the first; in one that is there SFT is once more what the run's manifest says
+    of it. UserError where the run that it is to lie in has no SFT model."""
+    run = folder.parent
+    ended = finished_stages(run) if (run / RECIPE).is_file() else {}
+    if "sft" not in ended:
+        raise UserError(f"{folder}: {run} holds no run whose SFT has ended, and a round stands on that")
+    part = folder if folder.exists() else folder.with_name(f"{folder.name}.part")
+    if part != folder:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        (part / "sft").symlink_to(Path("..") / "sft")
+        write_text(part / RECIPE, recipe_yaml)
+    write_json(part / MANIFEST, {"stages": {**finished_stages(part), "sft": ended["sft"]}})
+    part.rename(folder)

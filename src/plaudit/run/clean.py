@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.data.files import write_json
+from plaudit.run.branch import rounds_of
 from plaudit.run.folder import BEFORE, CHECKPOINTS, MANIFEST, finished_stages, locked, read_recipe
 
 
@@ -38,7 +39,9 @@ def reclaimable(folder: Path, *, rollouts: bool = False, before: bool = False) -
         found.append((folder / "ppo/rollouts", "replies of PPO's updates; inspect and the doctor need them"))
     if before and (folder / BEFORE).is_dir():
         found.append((folder / BEFORE, "results of before a stage ran again, which has not ended yet"))
-    found += [(half, "half-written") for half in sorted(folder.rglob("*.part*")) if BEFORE not in half.parts]
+    rounds = {*rounds_of(folder)[1:]}  # each is looked at by itself
+    halves = (half for half in sorted(folder.rglob("*.part*")) if not rounds & {*half.parents})
+    found += [(half, "half-written") for half in halves if BEFORE not in half.parts]
     return [Reclaimable(path, size_of(path), why) for path, why in found]
 
 

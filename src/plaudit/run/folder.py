@@ -247,7 +247,7 @@ def _holds_work(folder: Path) -> bool:
     return folder.is_dir() and any(file.name != INPUTS for file in folder.iterdir())
 
 
-FIRST_READER = {"sampling": "preferences", "lora": "sft", "optimiser": "sft"}
+FIRST_READER = {"rounds": "preferences", "sampling": "preferences", "lora": "sft", "optimiser": "sft"}
 """The first stage that reads a section which several stages share, and makes something of it."""
 
 

@@ -18,6 +18,7 @@ from plaudit.data.hashes import sha256, sha256_json, sha256_rows
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.records import Demonstration, Labelled, Prompt, Ranking
+from plaudit.run.branch import rounds_before
 from plaudit.run.folder import CHECKPOINTS, INPUTS, finished_stages
 from plaudit.run.provenance import code_sha256, differences, is_among
 from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
@@ -28,13 +29,22 @@ SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", 
 """The prompts that a stage samples replies to."""
 MADE = {
     "preferences": ("sft/model",),
-    "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/unpaired.jsonl"),
+    "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/earlier.jsonl", "preferences/unpaired.jsonl"),
     "ppo": ("sft/model", "reward/reward.json"),
-    "dpo": ("sft/model", "preferences/rankings.jsonl"),
+    "dpo": ("sft/model", "preferences/rankings.jsonl", "preferences/earlier.jsonl"),
     "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
     "baselines": ("sft/model", "reward/reward.json", "evaluate/replies.jsonl", "dpo/model"),
 }
 """What a stage reads of those before it; reward.json has the hashes of the reward model's files."""
+MADE_BEFORE = {
+    "preferences": ("ppo/model", "preferences/rankings.jsonl"),
+    "reward": ("reward/reward.json", "preferences/rankings.jsonl"),
+}
+"""What a stage of a round reads of the rounds before it, of each one."""
+
+
+ROUND_KEYS = {"preferences": ("prompts", "earlier"), "ppo": ("start", "reference")}
+"""Of the section rounds: what the stages of a round after the first read."""
 
 
 AS = {"dpo": "ppo", "baselines": "evaluate"}
@@ -74,8 +84,16 @@ def inputs_of(stage: str, recipe: Recipe, rows: Rows, folder: Path) -> dict[str,
     for split in SPLITS_READ.get(stage, ()) if sampled else ():
         prompts = _of_rows(prompt for prompt in rows.prompts if prompt.split == split)
         data[f"data.prompts, split {split}"] = {"file": str(recipe.data.prompts), **prompts}
-    made = {name: _of_path(folder / name) for name in MADE.get(stage, ()) if sampled and (folder / name).exists()}
+    names = [*MADE.get(stage, ()), *_made_before(stage, recipe)] if sampled else []
+    made = {name: _of_path(folder / name) for name in names if (folder / name).exists()}
     return {"recipe": _keys(stage, recipe), "data": data, "made": made, "code": code_sha256()}
+
+
+def _made_before(stage: str, recipe: Recipe) -> list[str]:
+    """Relative to the folder of a round."""
+    before = rounds_before(Path("..") / "this", recipe.rounds.number)
+    found = [str(folder / name) for folder in before for name in MADE_BEFORE.get(stage, ())]
+    return [*found, str(before[-1] / "ppo/model")] if stage == "ppo" and recipe.rounds.goes_on else found
 
 
 def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
@@ -88,6 +106,8 @@ def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
         if (reads := AS.get(stage, stage)) in readers:
             own = getattr(recipe, section).of(reads)
             found[section] = own and {k: v for k, v in own.model_dump(mode="json").items() if k != "stages"}
+    if stage in ROUND_KEYS and recipe.rounds.number > 1:
+        found["rounds"] = {key: values["rounds"][key] for key in ROUND_KEYS[stage]}
     if stage in ("evaluate", "baselines"):
         found["ppo"] = {"rewards": values["ppo"]["rewards"]}
     if stage == "preferences":  # places; their rows are compared
@@ -141,7 +161,7 @@ def record(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, resume: bool
 
 def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, made: bool = True) -> list[str]:
     """What has changed of what `stage` read, a phrase each; nothing where it did not write that down. Without `made`
-    what earlier stages made is not looked at."""
+    what earlier stages of its round made is not looked at."""
     path = folder / stage / INPUTS
     if not path.is_file():
         return []
@@ -151,7 +171,9 @@ def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, made
     found = [text for key, text in keys.items() if not is_among(key, MAY_CHANGE)]
     # What is no longer there (plaudit clean) is missed by the stage that needs it.
     found += [
-        f"{name} is not what it was" for name in _unequal(then["made"], now["made"]) if made and name in now["made"]
+        f"{name} is not what it was"
+        for name in _unequal(then["made"], now["made"])
+        if (made or name.startswith("..")) and name in now["made"]
     ]
     return found + [
         _told(name, then["data"].get(name), now["data"].get(name)) for name in _unequal(then["data"], now["data"])

@@ -20,7 +20,7 @@ from plaudit.rewards.config import uses_trained
 from plaudit.rollout.inprocess import BATCH_ROWS
 from plaudit.stages.evaluate.loop import SAMPLED
 from plaudit.stages.lengths import Lengths
-from plaudit.stages.preferences.loop import AT_ONCE
+from plaudit.stages.preferences.sampling import AT_ONCE
 from plaudit.stages.recipe import Recipe
 
 KEPT = "activations"

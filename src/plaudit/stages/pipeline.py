@@ -3,19 +3,22 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from plaudit.data.annotator import Annotator
 from plaudit.dist.machine import peaks, release_memory, start_peaks, use_threads
 from plaudit.dist.ranks import ALONE, Ranks
+from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
-from plaudit.run.branch import branch
+from plaudit.run.branch import begin_round, branch, round_folder, rounds_of, run_of
 from plaudit.run.display import console
-from plaudit.run.folder import CHECKPOINTS, ORDER, finished_stages, needed_stages
+from plaudit.run.folder import CHECKPOINTS, ORDER, RECIPE, finished_stages, needed_stages, read_recipe
 from plaudit.run.loggers.follow import Loggers
 from plaudit.stages.baselines import loop as baselines
 from plaudit.stages.dpo import loop as dpo
@@ -25,7 +28,7 @@ from plaudit.stages.plan import AUTO, NOTHING_ASKED, READ_LATER, Flags, Plan, be
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.prepare import check_alike, divided, prepare
-from plaudit.stages.recipe import SHARED, Recipe
+from plaudit.stages.recipe import SHARED, Recipe, load_recipe
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.run_data import RunData, read_data
 from plaudit.stages.sft import loop as sft
@@ -34,8 +37,58 @@ from plaudit.view.report.write import write_report
 
 
 def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
-    """Run the stages that `flags` ask for (see plan.py); returns the run folder."""
+    """Run the stages that `flags` ask for (see plan.py), and the rounds after them where all were asked for; returns
+    the folder of the last round."""
     ranks = Ranks.join()
+    folder = _run_round(recipe, flags, ranks)
+    while not flags.only and recipe.rounds.number < recipe.rounds.count:
+        recipe = next_round(folder, recipe.rounds.number)
+        folder = _run_round(recipe, _of_later(flags, recipe.run_folder), ranks)
+    return folder
+
+
+def one_more_round(run: Path, overrides: Sequence[str]) -> Path:
+    """The round after the last one of a run, with other keys where `overrides` say so; returns its folder. UserError
+    where the last one has not ended."""
+    last = rounds_of(run)[-1]
+    before = read_recipe(last).get("rounds", {"number": 1, "count": 1})  # runs of before have no rounds
+    count = max(before["count"], before["number"] + 1)
+    recipe = next_round(last, before["number"], [f"rounds.count={count}", *overrides])
+    needed = needed_stages(uses_trained(recipe.ppo.rewards), beside(load_recipe(last / RECIPE), NOTHING_ASKED))
+    if left := [name for name in needed if name not in finished_stages(last)]:
+        raise UserError(
+            f"{last}: round {before['number']} has not ended ({left[0]} is missing); go on with "
+            f"`plaudit run {last / RECIPE} --resume`"
+        )
+    return _run_round(recipe, Flags(resume=True), Ranks.join())
+
+
+def next_round(folder: Path, number: int, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of the round after round `number`, which lies in `folder`."""
+    where = json.dumps(str(round_folder(run_of(folder, number), number + 1)))
+    before = load_recipe(folder / RECIPE)
+    found = load_recipe(folder / RECIPE, [*overrides, f"rounds.number={number + 1}", f"folder={where}"])
+    if found.rounds.goes_on and not found.rounds.moves_reference:
+        if before.rounds.moves_reference:
+            raise UserError(
+                f"rounds.reference=sft: with start=last PPO takes over the adapter of {folder}, which stands on the "
+                "policy of the round before it; set rounds.reference=last again, or rounds.start=sft"
+            )
+        if before.lora.of("ppo") != found.lora.of("ppo"):
+            raise UserError(f"lora: with rounds.start=last PPO takes over the adapter of {folder}; leave it as it is")
+    return found
+
+
+def _of_later(flags: Flags, home: Path) -> Flags:
+    """What is asked of a round that comes after one of which `flags` were asked: to go on; after stages that ran again,
+    from what that has changed."""
+    if flags.start is None or not home.exists():
+        return Flags(resume=True, inexact=flags.inexact)
+    return Flags(start=flags.start if flags.start in ("evaluate", "report") else AUTO)
+
+
+def _run_round(recipe: Recipe, flags: Flags, ranks: Ranks) -> Path:
+    """One round: the stages that `flags` ask for; returns its folder."""
     console.quiet = console.quiet or not ranks.first
     with ExitStack() as undo:
         with ranks.first_alone():
@@ -72,6 +125,9 @@ def _decide(recipe: Recipe, flags: Flags, ranks: Ranks, data: RunData, undo: Exi
     if ranks.came_back:
         flags = Flags(only=flags.only, resume=True, inexact=flags.inexact)
         console.print("The processes were started anew: the run goes on")
+    if recipe.rounds.number > 1:
+        console.print(f"Round {recipe.rounds.number} of {recipe.rounds.count}")
+        begin_round(home, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     if flags.copy_from is not None and flags.start is not None:
         branch(flags.copy_from, home, flags.start, needed)
         undo.callback(shutil.rmtree, home)
@@ -95,16 +151,19 @@ def _run_stage(name: str, recipe: Recipe, run: Run, plan: Plan) -> None:
         record(name, recipe, run, run.folder.path, resume=resume)
     started = time.perf_counter()
     start_peaks(run.machine.device)
-    own = replace(run, made_with=_of_stage(name, run.made_with), resume=resume, inexact=plan.inexact)
+    own = replace(
+        run, made_with=_of_stage(name, run.made_with, recipe.rounds.number), resume=resume, inexact=plan.inexact
+    )
     run_stage(name, recipe, own)
     run.folder.end(name, time.perf_counter() - started, peaks(run.machine.device))
     run.folder.drop_checkpoints(name)
     release_memory()
 
 
-def _of_stage(name: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage is made with: not the sections of those after it, nor what the shared sections say of them."""
-    later = ORDER[ORDER.index(name) + 1 :]
+def _of_stage(name: str, made_with: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What a stage of round `number` is made with: not the sections of those after it, nor what the shared sections say
+    of them, nor how later rounds begin."""
+    later = (*ORDER[ORDER.index(name) + 1 :], *(["rounds"] if number == 1 else []))
     sections = {key: value for key, value in made_with["recipe"].items() if key not in later}
     for shared in SHARED:
         stages = {stage: own for stage, own in sections[shared]["stages"].items() if stage not in later}

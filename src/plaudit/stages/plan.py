@@ -25,6 +25,7 @@ READ_LATER = (
     "sft/model",
     "sft/summary.json",
     "preferences/rankings.jsonl",
+    "preferences/earlier.jsonl",
     "preferences/unpaired.jsonl",
     "preferences/summary.json",
     "reward",
@@ -120,6 +121,11 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
         stages, checked = needed[first:], needed[:first]
         if checked:
             lines.append(f"Resuming at {stages[0]}: {', '.join(checked)} had ended")
+    if recipe.rounds.number > 1 and "sft" in stages:
+        raise UserError(
+            f"stage sft: round {recipe.rounds.number} stands on the SFT model of its run, {recipe.run_folder.parent}; "
+            "run the stage on the recipe there"
+        )
     skipped = tuple(name for name in asked if name not in (*needed, *BESIDE))
     if not stages:
         raise UserError(f"stage {skipped[0]}: this recipe has no use for it; add `trained: true` to ppo.rewards")
@@ -130,6 +136,7 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
     # Of the sections that several stages read: whole where all of these begin anew, else what they say of those.
     shared = [section for section, readers in SHARED.items() if set(readers) <= set(anew)]
     shared += [f"{section}.stages.{name}" for section, readers in SHARED.items() for name in readers if name in anew]
+    shared += ["rounds"] if recipe.rounds.number == 1 or "preferences" in anew else []  # round 1 reads none of it
     old = resume or flags.only != () or flags.start is not None
     needs = NEEDS if "reward" in needed else {**NEEDS, "ppo": NEEDS["preferences"]}
     return Plan(

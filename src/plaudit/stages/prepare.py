@@ -170,6 +170,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         labels=None if data.labels is None else tuple(data.labels),
         mixed=data.mixed,
         checkpoints=recipe.checkpoints,
+        rounds=recipe.rounds,
         quantise=recipe.quantise,
         made_with=made_with,
         ranks=ranks,

@@ -27,7 +27,7 @@ from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.preferences.config import PreferencesConfig
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.sft.config import SFTConfig
-from plaudit.train.config import CheckpointConfig, OptimiserConfig
+from plaudit.train.config import CheckpointConfig, OptimiserConfig, RoundsConfig
 
 
 class Recipe(StrictConfig):
@@ -67,6 +67,8 @@ class Recipe(StrictConfig):
     """Held-out comparison."""
     baselines: list[Literal["best_of_n", "dpo"]] = Field([])
     """What is put beside PPO, at equal KL and equal labels, in the report: best_of_n of the SFT model, dpo."""
+    rounds: RoundsConfig = RoundsConfig()
+    """Rankings, reward model and PPO again, on what PPO made (rounds.md)."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """How often a running stage saves itself."""
     loggers: list[LoggerName] = Field([])
@@ -119,6 +121,19 @@ class Recipe(StrictConfig):
                 raise ValueError(f"reward.{idle[0]} does nothing without rankings beside preferences.unpaired")
         return self
 
+    @model_validator(mode="after")
+    def _rounds_are_possible(self) -> "Recipe":
+        rounds, pays = self.rounds, uses_trained(self.ppo.rewards)
+        if rounds.count > 1 and not (pays and self.preferences.samples):
+            why = "nothing is sampled to be ranked" if pays else "no reward model of the run's own pays PPO"
+            raise ValueError(f"rounds.count={rounds.count} ranks a policy's replies in every round, and here {why}")
+        for key, given in (("ppo.critic=own", self.ppo.critic == "own"), ("quantise", self.quantise is not None)):
+            if rounds.reference == "last" and given:
+                raise ValueError(
+                    f"rounds.reference=last and {key} exclude each other: both decide what the adapters of PPO stand on"
+                )
+        return self
+
     @property
     def files(self) -> list[Path]:
         """Every file of data that it names."""
@@ -138,6 +153,7 @@ class Recipe(StrictConfig):
 MAY_CHANGE = {
     "name": "a name",
     "folder": "a place",
+    "rounds.count": "how many rounds follow; those that ended stay",
     "checkpoints": "when is saved, not what",
     "loggers": "who is told, not what",
     "data.prompts": "a place: the rows must be the same",

@@ -19,9 +19,10 @@ from plaudit.models.load import load_chat, load_model
 from plaudit.records import Labelled, Prompt, Ranking
 from plaudit.rollout.config import SamplingConfig
 from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.run.branch import rounds_before
 from plaudit.run.display import stage_table
-from plaudit.run.folder import RunFolder
-from plaudit.train.config import CheckpointConfig, OptimiserConfig
+from plaudit.run.folder import RunFolder, finished_model
+from plaudit.train.config import CheckpointConfig, OptimiserConfig, RoundsConfig
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Run:
     mixed: Mapping[Path, DemonstrationTable] = field(default_factory=dict)
     """Other files of demonstrations that sft.mixture names."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    """Which round it is, and how a round after the first begins."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """As the stage that is running samples."""
     quantise: Quantise | None = None
@@ -67,6 +70,16 @@ class Run:
     def sft_model(self) -> Path:
         """The merged SFT model: the base of every later stage."""
         return self.folder.require("sft/model", "sft")
+
+    @property
+    def before(self) -> list[Path]:
+        """The folders of the rounds before this one, the first first."""
+        return rounds_before(self.folder.path, self.rounds.number)
+
+    @property
+    def last_policy(self) -> Path:
+        """The policy that the round before this one kept."""
+        return finished_model(self.before[-1], "ppo/model")
 
     def base(self, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, Path | None]:
         """The SFT model, as the roles of the reward model and PPO stand on it: merged, or the quantised model and the

@@ -48,7 +48,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
         if any(name in summary.get(stage, {}) for summary in summaries)
     }
     numbers["minutes"] = [sum(summary["seconds"].values()) / 60 for summary in summaries]
-    return {"runs": [str(one), str(other)], "recipe": changed, "numbers": numbers, **_paired(one, other)}
+    return {"runs": [str(one), str(other)], "recipe": changed, "numbers": numbers, **paired(one, other)}
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _paired(one: Path, other: Path) -> dict[str, Any]:
+def paired(one: Path, other: Path) -> dict[str, Any]:
     """The mean of each prompt's replies against that in the other run, over the prompts that both answered."""
     means = [_by_prompt(read_metrics(folder / "evaluate/replies.jsonl")) for folder in (one, other)]
     shared = [prompt for prompt in means[0] if prompt in means[1]]

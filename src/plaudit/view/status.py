@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from plaudit.errors import UserError
+from plaudit.run.branch import rounds_of
 from plaudit.run.display import console
 from plaudit.run.folder import (
     RECIPE,
@@ -26,13 +27,14 @@ _COUNTED = {"ppo": ("update", "updates"), "sft": ("step", None), "reward": ("ste
 
 
 def runs_in(folders: Iterable[Path]) -> list[Path]:
-    """The run folders among these, and those in one that is none itself; UserError for one that has none."""
+    """The run folders among these, and those in one that is none itself, each with its rounds; UserError for one that
+    has none."""
     found = []
     for folder in folders:
         own = [folder] if (folder / RECIPE).is_file() else sorted(path.parent for path in folder.glob(f"*/{RECIPE}"))
         if not own:
             raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
-        found += own
+        found += [one for run in own for one in rounds_of(run)]
     return found
 
 
@@ -45,7 +47,8 @@ def status_of(folder: Path) -> dict[str, Any]:
     )
     now = next((stage for stage in needed if stage not in ended), None)
     state = "finished" if now is None else "going on" if is_locked(folder) else "stopped"
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    rounds = rounds_of(folder)[1:]
+    files = [file for file in folder.rglob("*") if file.is_file() and not {*file.parents} & {*rounds}]
     found: dict[str, Any] = {
         "run": str(folder),
         "state": state,
@@ -72,7 +75,12 @@ def _result(summary: Mapping[str, Any]) -> str:
     evaluated = summary["evaluate"]
     name = "gold" if "gold_gain" in evaluated else "proxy"
     said = f"{name} {evaluated[f'{name}_sft']:.2f} -> {evaluated[f'{name}_ppo']:.2f}, KL {evaluated['kl']:.1f}"
-    return "kept the SFT model" if summary["ppo"]["kept_update"] == 0 else said
+    return "kept the SFT model" if kept_sft(summary) else said
+
+
+def kept_sft(summary: Mapping[str, Any]) -> bool:
+    """Whether no update of PPO was better than the SFT model that it began as."""
+    return summary["ppo"]["kept_update"] == 0 and "started_from" not in summary["ppo"]
 
 
 def print_status(found: Iterable[Mapping[str, Any]]) -> None:

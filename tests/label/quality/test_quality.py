@@ -258,7 +258,7 @@ def test_the_dashboard_is_json_and_has_the_shape_that_it_documents() -> None:
         "self",
         "others",
     }
-    assert set(ann["gold"]) == {"share", "low", "high", "n"}
+    assert set(ann["gold"]) == {"share", "low", "high", "n", "all_low", "all_high"}
     assert ann["reliability"] > 0.8
     assert {row["first"] for row in found["agreement"]["between"]} <= {"ann", "bo", "cy", "dan"}
     assert len(found["days"]) == 30
@@ -335,3 +335,28 @@ def test_flags_are_counted_by_reply_and_not_by_label() -> None:
     labels = [label(one, (1, 2), flags=flags), label(one, (1, 2), 2, flags=(("unsafe", "untrue"), ()))]
     found = dashboard(ledger([one], [person(1, "ann"), person(2, "bo")], labels), NOW)
     assert found["flags"] == [{"flag": "unsafe", "replies": 1}, {"flag": "untrue", "replies": 1}]
+
+
+def on_gold(right: int, wrong: int, who: int = 1) -> tuple[list[ItemRow], list[Label]]:
+    """So many gold pairs of one person ordered right and wrong."""
+    items = [item(f"g{who}-{number}", ("a", "b"), gold=(1, 2)) for number in range(right + wrong)]
+    said = [(1, 2)] * right + [(2, 1)] * wrong
+    return items, [label(one, ranks, who, purpose="gold") for one, ranks in zip(items, said, strict=True)]
+
+
+@pytest.mark.parametrize(("right", "wrong", "accused"), [(5, 4, False), (7, 3, False), (4, 20, True)])
+def test_a_few_unlucky_gold_items_accuse_nobody(right: int, wrong: int, accused: bool) -> None:
+    """5 of 9 is below 75 %, and what somebody who is right in 85 % sees in one project of a hundred."""
+    items, labels = on_gold(right, wrong)
+    found = dashboard(ledger(items, [person(1, "ann")], labels), NOW)["alarms"]
+    assert any("disagrees with gold" in alarm["what"] for alarm in found) == accused
+
+
+def test_where_nearly_everybody_contradicts_the_gold_it_is_the_gold_that_is_in_doubt() -> None:
+    one = item("g", ("a", "b"), gold=(1, 2))
+    people = [person(who, f"p{who}") for who in range(1, 6)]
+    labels = [label(one, (2, 1), who, purpose="gold") for who in range(1, 6)]
+    found = dashboard(ledger([one], people, labels), NOW)
+    (alarm,) = [alarm for alarm in found["alarms"] if alarm["level"] == "bad"]
+    assert alarm["who"] is None and "gold answers that most people contradict: g (0% of 5 people)" in alarm["what"]
+    assert all(row["gold"] is None for row in found["people"])  # it counts against nobody

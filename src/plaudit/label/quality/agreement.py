@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plaudit.algo.agreement import best_accuracy, krippendorff_alpha, same_verdicts, verdict_agreement
-from plaudit.algo.statistics import wilson_interval
+from plaudit.algo.statistics import confidence_sequence, wilson_interval
 from plaudit.label.db.ledger import Label
 from plaudit.label.kinds.rank import verdicts_of
 
@@ -21,13 +21,22 @@ Share = dict[str, float]
 
 
 def share_of(values: Iterable[tuple[float, Hashable]]) -> Share | None:
-    """Mean of values in [0, 1], each beside its cluster, with the interval over whole clusters; None without values."""
+    """Mean of values in [0, 1], each beside its cluster, with the interval over whole clusters; None without values.
+
+    `all_low` and `all_high` are the confidence sequence of the clusters' means: it holds at every look at once, and so
+    may be acted on, since a dashboard is looked at again and again.
+    """
     rows = list(values)
     if not rows:
         return None
+    means: dict[Hashable, list[float]] = defaultdict(list)
+    for value, cluster in rows:
+        means[cluster].append(value)
+    all_low, all_high = confidence_sequence([float(np.mean(own)) for own in means.values()])
     number = {cluster: i for i, cluster in enumerate(dict.fromkeys(cluster for _, cluster in rows))}
     low, high = wilson_interval([value for value, _ in rows], [number[cluster] for _, cluster in rows])
-    return {"share": float(np.mean([value for value, _ in rows])), "low": low, "high": high, "n": len(rows)}
+    share = float(np.mean([value for value, _ in rows]))
+    return {"share": share, "low": low, "high": high, "n": len(rows), "all_low": all_low, "all_high": all_high}
 
 
 def asked(labels: Sequence[Label]) -> list[Label]:

@@ -3,6 +3,7 @@
 Shares are as in agreement.py.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from plaudit.label.quality.reliability import reliabilities
 WORDS_A_SECOND = 12.0
 """Nobody reads faster: three times the 238 words a minute of silent reading (Brysbaert 2019)."""
 
+LEAST_PEOPLE = 4
+
 
 def person_quality(
     items: Mapping[str, ItemRow], labels: Sequence[Label], people: Iterable[int]
@@ -23,6 +26,8 @@ def person_quality(
     """Person -> what their labels are like, beside everybody else's; None for whatever there is nothing of."""
     judged = judged_pairs(labels)
     reliable = reliabilities(strict(judged))
+    doubtful = {row["item"] for row in doubtful_gold(items, labels)}
+    trusted = {identity: item for identity, item in items.items() if identity not in doubtful}
     measured = {}
     for who in people:
         own = [label for label in labels if label.person == who]
@@ -32,7 +37,7 @@ def person_quality(
             "earlier_wins": earlier_wins(own),
             "first_is_best": first_is_best(own),
             "longer_wins": longer_wins(items, own),
-            "gold": gold_accuracy(items, own),
+            "gold": gold_accuracy(trusted, [label for label in own if label.item not in doubtful]),
             "self": consistency(own),
             "others": with_others(judged, who),
             "reliability": reliable.get(who),
@@ -117,6 +122,21 @@ def gold_accuracy(items: Mapping[str, ItemRow], own: Sequence[Label]) -> Share |
         for pair, sign in verdicts_of(items[item].gold or ()).items()
         if sign
     )
+
+
+def doubtful_gold(items: Mapping[str, ItemRow], labels: Sequence[Label]) -> list[dict[str, Any]]:
+    """Gold items whose known answer fewer than half of at least `LEAST_PEOPLE` people give, by their pairs: then it is
+    the answer that is in doubt."""
+    by_item: dict[str, list[Label]] = defaultdict(list)
+    for label in labels:
+        if label.ranks is not None and items[label.item].gold is not None:
+            by_item[label.item].append(label)
+    rows = []
+    for identity, own in by_item.items():
+        people, right = len({label.person for label in own}), gold_accuracy(items, own)
+        if people >= LEAST_PEOPLE and right is not None and right["share"] < 0.5:
+            rows.append({"item": identity, "share": right["share"], "people": people})
+    return sorted(rows, key=lambda row: row["share"])
 
 
 def consistency(own: Sequence[Label]) -> Share | None:

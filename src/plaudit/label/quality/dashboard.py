@@ -30,7 +30,8 @@
                   "more": 40 or null, "at_equal_length": {"win_rate": 0.55, "low": 0.45, "high": 0.65}} or null
     }
 
-SHARE is null or {"share": 0.5, "low": 0.4, "high": 0.6, "n": 120}, low and high the 95 % interval. That of
+SHARE is null or {"share": 0.5, "low": 0.4, "high": 0.6, "n": 120, "all_low": 0.35, "all_high": 0.65}: low and high are
+the 95 % interval of this look, the others that of all looks at once. That of
 "compare" holds after every label at once, "more" is how many labels may be missing to "enough". Every share and rate
 is from 0 to 1. Sources stand here for the admin only; annotators never get this dict.
 """
@@ -44,7 +45,7 @@ from plaudit.label.db.ledger import ItemRow, Label, Ledger, counting, standing
 from plaudit.label.kinds.rank import VERDICTS
 from plaudit.label.quality.agreement import agreement, asked, ranked
 from plaudit.label.quality.alarms import alarms
-from plaudit.label.quality.annotator import person_quality
+from plaudit.label.quality.annotator import doubtful_gold, person_quality
 from plaudit.label.quality.sources import source_table, win_rate
 
 DAYS = 30
@@ -77,7 +78,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
             "written": sum(label.text is not None for label in labels),
         },
         "flags": _flags(labels),
-        "alarms": alarms(people, agreed, progress),
+        "alarms": alarms(people, agreed, progress, doubtful_gold(items, labels)),
         "sources": source_table(ledger.items, ranked(labels)),
         "compare": win_rate(
             [item for item in ledger.items if item.task == "compare"], comparing, "ppo", "sft", ledger.overlap

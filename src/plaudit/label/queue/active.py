@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from plaudit.data.audit.near import THRESHOLD
+
 By = Literal["unsure", "length"]
 
 
@@ -46,3 +48,21 @@ def priority(scores_KM: ArrayLike, texts: Sequence[str], by: By = "unsure") -> f
     lengths = [len(text) for text in texts]
     gaps = [abs(a - b) / max(1, a + b) for a, b in combinations(lengths, 2)]
     return float((h * np.array(gaps)).mean())
+
+
+def distinct(texts: Sequence[str], known: Sequence[str] = ()) -> list[int]:
+    """The numbers of the texts that are worth a label: those that nearly say neither what one of `known` says nor what
+    an earlier one of them does. Two texts nearly say the same where the Jaccard similarity of their sets of word
+    triples is at least that of the audit of data (data/audit/near.py), here by the sets themselves."""
+    seen, found = [_triples(text) for text in known], []
+    for number, text in enumerate(texts):
+        own = _triples(text)
+        if all(len(own & other) < THRESHOLD * len(own | other) for other in seen):
+            seen.append(own)
+            found.append(number)
+    return found
+
+
+def _triples(text: str) -> set[tuple[str, ...]]:
+    words = text.lower().split()
+    return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}

@@ -83,7 +83,8 @@ class DPOTraining:
         groups = [{"params": self.model.adapter_parameters("policy"), "lr": config.learning_rate}]
         self.optimiser = MasterAdamW(groups, rounding=rounding)
         self.micro = MicroBatches(run.folder.stage("dpo"), "dpo.rankings_per_micro_batch")
-        rankings = read_rankings(run.folder.path / WHERE)
+        earlier = run.folder.path / "preferences/earlier.jsonl"  # of the rounds before, as the reward model has them
+        rankings = [r for file in (earlier, run.folder.path / WHERE) if file.is_file() for r in read_rankings(file)]
         learnt = [r for r in rankings if r.prompt.split == "train" and pairs_of(config, r)]
         held_out = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
         check_rankings(config, learnt, held_out)

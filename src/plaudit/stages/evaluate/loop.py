@@ -103,6 +103,7 @@ def compare(
             advance(count=2 * len(prompts))
         # Where no update was better than the SFT model, that is the policy: it is not sampled a second time.
         kept = json.loads((policy.parent / "summary.json").read_text(encoding="utf-8"))["kept_update"]
+        kept = kept or run.rounds.goes_on
         ppo = judge("ppo", policy, batches + 1, sft.as_state()) if kept else sft
     clusters = [prompt.id for prompt in prompts]
     summary: dict[str, Any] = {"prompts": len(test), "replies": len(prompts)}

@@ -50,7 +50,8 @@ class RunChecks:
         places = {tensor.data_ptr() for tensor in base.values()}
         frozen = [(name, p) for name, p in roles.named_parameters() if not p.requires_grad]
         reward = [(name, p) for name, p in frozen if p.data_ptr() not in places]
-        if isinstance(scorer, FullReward):
+        apart = isinstance(scorer, FullReward) or self.trainer.run.rounds.moves_reference
+        if scorer is not None and apart:
             reward += list(scorer.named_parameters())
         pairs = (("the reference", base.items()), ("the reward model", reward))
         return {what: invariants.fingerprint(tensors) for what, tensors in pairs}

@@ -37,7 +37,7 @@ from plaudit.stages.ppo.constraints import measure_constraints
 from plaudit.stages.ppo.looks import Keeper, Looks
 from plaudit.stages.ppo.rollout import picked, rollout, score_references
 from plaudit.stages.ppo.state import forget_later, pack, unpack
-from plaudit.stages.ppo.trainer import Trainer, sample
+from plaudit.stages.ppo.trainer import Trainer, sample, start_from_last
 from plaudit.stages.ppo.update import update
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver, load_parameters
@@ -55,6 +55,8 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
         seconds = unpack(saver.state, trainer, looks, keeper)
     else:
         _first_scores(trainer, prompts)
+        if not trainer.starts_as_reference:
+            start_from_last(trainer)
     forget_later(folder, saver.step)
     metrics, evaluated = saver.log("metrics.jsonl"), saver.log("evaluations.jsonl")
     times, rows = saver.log("times.jsonl", timed=True), read_metrics(metrics.path)
@@ -107,6 +109,9 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
         "stopped": stopped,
         **{key: value for key, value in kept.items() if key.startswith("constraint")},
     }
+    if run.rounds.goes_on:
+        summary["started_from"] = f"round {len(run.before)}"
+        summary |= {"reference": summary["started_from"]} if run.rounds.moves_reference else {}
     return run.finish("ppo", "PPO", summary, tuple(name for name in summary if summary[name] is not None))
 
 

@@ -133,7 +133,8 @@ def _checked(
     row = check_sampler(sampler_BT, policy_BT, reference_BT, mask_BT, dtype, numbers.sampler_noise)
     invariants.check_finite("a log-probability", k1_BT.sum().item(), f"PPO update {number + 1}")
     if number == 0:
-        invariants.check_fresh_kl(k1_BT, dtype)
+        if trainer.starts_as_reference:
+            invariants.check_fresh_kl(k1_BT, dtype)
         numbers.sampler_noise = sampler_noise(sampler_BT, policy_BT, mask_BT)
     return row
 

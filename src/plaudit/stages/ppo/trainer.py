@@ -1,5 +1,6 @@
 """What PPO's loop holds, how it is built, and the passes its parts share: sampling, one partition, forward passes."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.examples import Encoder
 from plaudit.data.packing import Example
 from plaudit.errors import UserError
+from plaudit.models.adapted import put_adapter
 from plaudit.models.full import FullRoles
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.choose import own_decoder
 from plaudit.models.kernels.compiled import compile_layers
+from plaudit.models.load import load_model
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.rounding import Rounding
@@ -33,6 +36,7 @@ from plaudit.stages.ppo.config import PPOConfig
 from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.optimiser import MasterAdamW, schedule_of
 from plaudit.train.run import Run
+from plaudit.train.saving import load_parameters
 
 
 @dataclass
@@ -61,8 +65,12 @@ class Trainer:
         files = trained_reward(run.folder, self.chat) if self.rewards.trained else None
         adapters = files.adapters if files else []
         machine = run.machine
-        self.roles = _roles(config, run, adapters)
+        # The reward model stands on the SFT model, also where the policy and its reference have left that.
+        moved = run.rounds.moves_reference
+        self.roles = _roles(config, run, [] if moved else adapters)
         on = self.roles if isinstance(self.roles, Roles) else self.roles.others
+        if moved and adapters:
+            on = Roles(run.base()[0], reward=adapters)
         reward = files.attach(on, machine.dtype, machine.device) if files else None
         self.scorer = reward.model if reward else None
         self.contract = reward.contract if reward else None
@@ -81,7 +89,7 @@ class Trainer:
         if config.critic == "own" and reward is not None and isinstance(reward.model, Roles):
             reward.model.start_critic(reward.contract.mean[0], reward.contract.std[0])
         self.engine = (
-            run.engine(run.sft_model, self.chat)
+            run.engine(run.last_policy if moved else run.sft_model, self.chat)
             if own is None
             else InProcessEngine(own.model, eos_id=self.chat.ends, temperature=run.sampling.temperature, decoder=own)
         )
@@ -93,6 +101,11 @@ class Trainer:
         self.references: dict[str, dict[str, float]] = {}
         """Prompt id -> source -> normalised score of the reference reply, where scores are centred on it."""
 
+    @property
+    def starts_as_reference(self) -> bool:
+        """Whether the policy is its reference before it has learnt: not where it goes on from an earlier round."""
+        return not self.run.rounds.goes_on or self.run.rounds.moves_reference
+
     def needs(self, role: Role) -> frozenset[Need]:
         """What the loop asks of a role about a rollout."""
         found: set[Need] = {"scores"} if role == "reward" else set() if role == "critic" else {"logprobs"}
@@ -102,16 +115,33 @@ class Trainer:
 
 
 def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles:
-    """The roles on the run's SFT model, with the adapters `reward` of its reward model."""
+    """The roles on the run's SFT model, with the adapters `reward` of its reward model; or on the policy of the round
+    before, where that is the reference."""
+    moved = run.rounds.moves_reference
     # A critic of its own starts from the trained reward model's adapter; where there is none, from a fresh one.
     critic = None if config.critic != "own" else reward[0] if reward else run.lora
     common: dict[str, Any] = {"value_gradient": config.critic == "policy", "temperature": run.sampling.temperature}
-    base, under = run.base()
+    base, under = (
+        (load_model(str(run.last_policy), run.machine.dtype, run.machine.device), None) if moved else run.base()
+    )
     if run.lora is not None:
         common |= {"lora": run.lora, "seed": run.seed, "under": under}
         return Roles(base, trained="policy", reward=reward, critic=critic, **common)
     others = Roles(base, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
-    return FullRoles(run.base()[0], base, others, **common)
+    policy = copy.deepcopy(base) if moved else run.base()[0]
+    return FullRoles(policy, base, others, **common)
+
+
+@torch.no_grad()
+def start_from_last(trainer: Trainer) -> None:
+    """Put the policy that the round before kept into roles that stand on the SFT model, and begin to optimise there."""
+    run, roles = trainer.run, trainer.roles
+    if not isinstance(roles, Roles):
+        last = load_model(str(run.last_policy), run.machine.dtype, run.machine.device)
+        load_parameters(dict(roles.policy.named_parameters()), dict(last.named_parameters()))
+    else:
+        put_adapter(roles.peft, "policy", run.before[-1] / "ppo" / "adapter")
+    trainer.optimiser, trainer.schedule = _optimiser(trainer.config, run, roles)
 
 
 def _optimiser(

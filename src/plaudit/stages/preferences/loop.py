@@ -1,33 +1,28 @@
-"""Preferences: sample K replies a prompt from the SFT model, have them ranked best to worst, write the rankings.
+"""Preferences: sample K replies a prompt (sampling.py), have them ranked best to worst, write the rankings.
 
 The annotator is a simulated one (data/annotator.py), which stands where a person stands, or people on the labelling
 page (people.py). Leaves preferences/rankings.jsonl, the derived preferences/preferences.jsonl
 (prompt/chosen/rejected) and preferences/summary.json. With `rankings:` a file of people's rankings is taken instead of
-sampling; labels of single replies (`unpaired:`) become preferences/unpaired.jsonl, alone or beside rankings.
+sampling; labels of single replies (`unpaired:`) become preferences/unpaired.jsonl, alone or beside rankings. In a round
+after the first the rankings of all rounds before it are in preferences/earlier.jsonl.
 
     plaudit preferences RECIPE
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from plaudit import rng
 from plaudit.algo.statistics import correlation
 from plaudit.data.annotator import Annotator, simulated_annotator, words
 from plaudit.data.files import write_rows
 from plaudit.errors import UserError
-from plaudit.records import Completion, Prompt, Ranking, preferences_of
-from plaudit.run.display import progress
-from plaudit.run.folder import CHECKPOINTS
+from plaudit.records import Completion, Ranking, preferences_of
 from plaudit.stages.preferences.config import PreferencesConfig
+from plaudit.stages.preferences.sampling import earlier_rankings, sampled
 from plaudit.train.run import Run
-from plaudit.train.sampling import sample_in_batches
-from plaudit.train.saving import Saver, State
-
-AT_ONCE = 64
-"""Replies sampled at once: it changes speed and memory, not what is sampled (beyond rounding)."""
 
 
 def annotator_of(config: PreferencesConfig, seed: int) -> Annotator | None:
@@ -55,6 +50,8 @@ def collect(config: PreferencesConfig, run: Run) -> dict[str, Any]:
     folder = run.folder.stage("preferences")
     write_rows(folder / "rankings.jsonl", (ranking.as_json() for ranking in rankings))
     write_rows(folder / "preferences.jsonl", (preference.as_json() for preference in preferences))
+    if run.before:
+        write_rows(folder / "earlier.jsonl", (ranking.as_json() for ranking in earlier_rankings(run)))
     all_pairs = sum(len(r.replies) * (len(r.replies) - 1) // 2 for r in rankings)
     summary: dict[str, Any] = {
         "rankings": len(rankings),
@@ -84,45 +81,15 @@ def _rankings(config: PreferencesConfig, run: Run, annotator: Annotator | None) 
         from plaudit.stages.preferences.people import ranked_by_people
 
         rankings, said = ranked_by_people(config, run, lambda: sampled(config, run))
-        return [*(run.rankings or ()), *rankings], said
+        return [*(() if run.before else run.rankings or ()), *rankings], said
     if annotator is None:
         return list(run.rankings or ()), {}
     groups, text_changed = sampled(config, run)
-    rankings = [annotator.rank(prompt, replies, number) for number, (prompt, replies) in enumerate(groups)]
+    before = len(earlier_rankings(run))  # a ranking's number is its own in all rounds
+    rankings = [annotator.rank(group.prompt, group.replies, before + n) for n, group in enumerate(groups)]
+    if run.before:
+        rankings = [replace(ranking, sources=group.sources) for ranking, group in zip(rankings, groups, strict=True)]
     return rankings, {"text_changed": text_changed}
-
-
-def sampled(config: PreferencesConfig, run: Run) -> tuple[list[tuple[Prompt, tuple[Completion, ...]]], float]:
-    """K replies of the SFT model to the first `train_prompts` training prompts in seeded order, then to every held-out
-    one; and the share of them whose text becomes other ids than were sampled: ranked and learnt from are the texts."""
-    train = run.split("train")
-    order = rng.permutation(run.seed, "preferences/prompts", 0, len(train))
-    prompts = [train[i] for i in order[: config.train_prompts]] + run.split("validation", "test")
-    chat = run.chat(run.sft_model)
-    engine = run.engine(run.sft_model, chat, AT_ONCE)
-    total = len(prompts) * config.replies
-    ids = [chat.prompt_ids(prompt.messages) for prompt in prompts for _ in range(config.replies)]
-    uniforms = rng.uniforms(run.seed, "preferences", 0, list(range(total)), run.sampling.max_new_tokens)
-    with Saver.open(run, "preferences") as saver, progress("Preferences", total, "reply") as advance:
-        log = saver.log(f"{CHECKPOINTS}/replies.jsonl")
-        found = sample_in_batches(
-            engine,
-            ids,
-            uniforms,
-            AT_ONCE,
-            ranks=run.ranks,
-            saver=saver,
-            log=log,
-            done=0,
-            state=State(),
-            advance=advance,
-        )
-    engine.close()
-    replies = [chat.completion(reply) for reply in found]
-    groups = [
-        (prompt, tuple(replies[i * config.replies : (i + 1) * config.replies])) for i, prompt in enumerate(prompts)
-    ]
-    return groups, chat.changed_share(found)
 
 
 def gold_correlations(annotator: Annotator, rankings: list[Ranking]) -> dict[str, Any]:

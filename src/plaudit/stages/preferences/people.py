@@ -25,32 +25,36 @@ from plaudit.label.queue.items import Draft, add_items, rank_draft, set_prioriti
 from plaudit.label.queue.leases import recount
 from plaudit.label.queue.left import any_open
 from plaudit.label.transfer.export import rankings_of
-from plaudit.records import Completion, Prompt, Ranking
+from plaudit.records import Completion, Ranking
 from plaudit.rewards.saved import file_hashes, weights_and_rules
+from plaudit.run.branch import run_of
 from plaudit.run.display import console, progress
 from plaudit.run.folder import RECIPE
 from plaudit.stages.preferences.config import PreferencesConfig
+from plaudit.stages.preferences.sampling import Group, voice_hashes
 from plaudit.train.run import Run
 
 POLL_SECONDS = 2.0
 SAMPLED = "sampled.json"
 AT_ONCE = 200
 """Items changed in one transaction, so that annotators never wait."""
-Sample = Callable[[], tuple[list[tuple[Prompt, tuple[Completion, ...]]], float]]
+Sample = Callable[[], tuple[list[Group], float]]
 """The stage's own sampling: K replies a prompt, and the share of them whose text becomes other ids."""
 
 
 def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tuple[list[Ranking], dict[str, Any]]:
     """The rankings of people, one a person and item, and what the summary says of them."""
-    origin = f"preferences of {run.folder.path.name}"  # what the database says of these items; runs may share one
+    home = run_of(run.folder.path, run.rounds.number)
+    origin = f"preferences of {home.name}"  # what the database says of the items of all rounds; runs may share one
     drafts, text_changed = _drafts(config, run, sample, origin)
+    (home / "label").mkdir(parents=True, exist_ok=True)
     wanted = config.labels if config.labels is not None else len(drafts) * config.overlap
     if wanted > len(drafts) * config.overlap:
         raise UserError(
             f"preferences.labels={wanted}: {len(drafts)} items for {config.overlap} people each give at most "
             f"{len(drafts) * config.overlap} labels; raise preferences.overlap or train_prompts, or lower labels"
         )
-    where = config.database or str(run.folder.path / "label" / "labels.sqlite")
+    where = config.database or str(home / "label" / "labels.sqlite")
     engine = open_project(where)
     try:
         add_items(engine, drafts)
@@ -78,12 +82,17 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) ->
     model = file_hashes(run.sft_model, weights_and_rules(run.sft_model))
     law = (run.sampling.max_new_tokens, run.sampling.temperature)
     settings = (config.train_prompts, config.replies, *law, run.seed, run.system)
-    decide = [settings, sorted(model.items()), [(p.id, p.messages, p.split) for p in run.prompts]]
+    decide: list[Any] = [settings, sorted(model.items()), [(p.id, p.messages, p.split) for p in run.prompts]]
+    if run.before:
+        decide += [run.rounds.model_dump(exclude={"count"}), voice_hashes(run)]
     name = hashlib.sha256(repr(decide).encode()).hexdigest()[:24]
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if stored.get("sampling") != name:
         groups, text_changed = sample()
-        rows = [[prompt.id, [reply.as_json() for reply in replies]] for prompt, replies in groups]
+        rows = [
+            [g.prompt.id, [{**reply.as_json(), "source": own} for reply, own in zip(g.replies, g.sources, strict=True)]]
+            for g in groups
+        ]
         stored = {"sampling": name, "replies": rows, "text_changed": text_changed}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, stored)
@@ -95,7 +104,7 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) ->
     found: list[Draft] = []
     for place, number in enumerate(order):
         identity, replies = stored["replies"][number]
-        group = [(Completion(reply["text"], reply["finished"]), "sft") for reply in replies]
+        group = [(Completion(reply["text"], reply["finished"]), reply.get("source", "sft")) for reply in replies]
         priority = 1 - place / len(order)
         found += rank_draft(prompts[identity], group, origin, overlap=config.overlap, priority=priority)
     if not found:

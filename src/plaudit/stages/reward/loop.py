@@ -54,6 +54,7 @@ from plaudit.rewards.saved import (
 )
 from plaudit.rewards.score import score_replies
 from plaudit.run.display import progress
+from plaudit.stages.reward.anchors import Anchors, anchors_of, on_one_scale, told
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.reward.labels import Sides, divided_labels, sides_of_labels
 from plaudit.stages.reward.training import (
@@ -65,6 +66,7 @@ from plaudit.stages.reward.training import (
 )
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver
+from plaudit.view.card.alarms import with_anchors
 from plaudit.view.card.label_card import LABELS_SHOWN, held_out_labels
 from plaudit.view.card.pairs import Pairs
 from plaudit.view.card.reward_report import held_out_card
@@ -77,9 +79,9 @@ NORMALISE_ON = 256
 def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     """Train, save, normalise, test on held-out prompts; returns the summary, on the first rank."""
     made = run.folder.require("preferences/summary.json", "preferences").parent
-    rows = {name: made / f"{name}.jsonl" for name in ("rankings", "unpaired")}
+    rows = {name: made / f"{name}.jsonl" for name in ("earlier", "rankings", "unpaired")}
     hashes = {name: sha256(path) for name, path in rows.items() if path.is_file()}
-    rankings = read_rankings(rows["rankings"]) if "rankings" in hashes else []
+    rankings = [r for name in ("earlier", "rankings") if name in hashes for r in read_rankings(rows[name])]
     labels = read_labels(rows["unpaired"]) if "unpaired" in hashes else []
     learnt, test = divided(config, rankings, "preferences/rankings.jsonl") if rankings else ([], [])
     learnt_labels, test_labels = divided_labels(labels, "preferences/unpaired.jsonl") if labels else ([], [])
@@ -103,12 +105,14 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     release_memory()
     run.ranks.wait()
 
+    anchors = anchors_of(config, run)
     model = reload(config, run, run.folder.require("reward", "reward"))
     judged = [(r.prompt, reply) for r in test for reply in r.replies]
     raw_BM = _scored(run, model, chat, [*judged, *map(_reply, test_labels)], "Testing")
-    reference = [(r.prompt, reply) for r in learnt for reply in r.replies] + [*map(_reply, learnt_labels)]
+    own = [(r.prompt, reply) for r in learnt for reply in r.replies] + [*map(_reply, learnt_labels)]
+    reference_BM = _scored(run, model, chat, anchors.replies if anchors else own[:NORMALISE_ON], "Normalising")
     sides = _sides(test) if test else sides_of_labels(test_labels)
-    contract, temperatures = describe(config, run, chat, model, reference, sides, raw_BM)
+    contract, temperatures = describe(config, run, chat, model, reference_BM, sides, raw_BM, anchors)
     if not run.ranks.first:
         return {}  # the rest is files, and the first rank's
     contract = replace(contract, rankings_sha256=hashes.get("rankings"))
@@ -119,7 +123,8 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     contract = _with_hashes(contract, run, folder)
     contract.save(folder)
     simulated = run.rankings is None and all(ranking.annotator is None for ranking in rankings)
-    summary, cards = judge(folder, contract, raw_BM, (learnt, learnt_labels), (test, test_labels), simulated)
+    ruler = None if anchors is None else told(contract, reference_BM, anchors)
+    summary, cards = judge(folder, contract, raw_BM, (learnt, learnt_labels), (test, test_labels), simulated, ruler)
     files = [folder / name for name in contract.files]
     summary |= {
         "loss": config.loss if test else "logistic",
@@ -138,7 +143,7 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     if not test:
         del summary["rankings_train"], summary["pairs_per_second"]
     pairs = ("pairs_train", "pairs_test", "accuracy", "accuracy_ci", "length_baseline_accuracy", "ece")
-    shown = (*(pairs if test else ()), *(LABELS_SHOWN if test_labels else ()))
+    shown = (*(pairs if test else ()), *(LABELS_SHOWN if test_labels else ()), *(["anchors_off"] if ruler else ()))
     more = ("length_score_correlation", "layout", "temperature", "seconds_per_member")
     ensemble = ("members", "aggregate", "megabytes_per_member", "passes_per_score") if config.members > 1 else ()
     run.finish("reward", "Reward model", summary, (*shown, *more, *ensemble))
@@ -159,10 +164,16 @@ def stop_for_alarm(on_alarm: str, cards: Sequence[Mapping[str, Any]]) -> None:
 
 
 def judge(
-    folder: Path, contract: RewardContract, raw_BM: Tensor, learnt: Rows, test: Rows, simulated: bool
+    folder: Path,
+    contract: RewardContract,
+    raw_BM: Tensor,
+    learnt: Rows,
+    test: Rows,
+    simulated: bool,
+    ruler: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(the summary, the cards) of the raw scores of the held-out rankings' replies, then of the labels' ones; writes
-    the cards and the scores."""
+    the cards and the scores. `ruler` is what there is to tell of the anchors, after round 1."""
     rankings, labels = test
     each = raw_BM.split([*(len(ranking.replies) for ranking in rankings), len(labels)])
     summary: dict[str, Any] = {}
@@ -174,6 +185,9 @@ def judge(
     if rankings:
         of_rankings = raw_BM[: len(raw_BM) - len(labels)]
         summary, card = held_out_card(of_rankings, contract, learnt[0], rankings, simulated=simulated)
+        if ruler is not None:
+            card = with_anchors(card, ruler)
+            summary |= {"anchors_off": ruler["off"], "anchors_correlation": ruler["correlation"]}
         write_json(folder / "card.json", card)
         cards.append(card)
     if labels:
@@ -231,15 +245,15 @@ def describe(
     run: Run,
     chat: ChatFormat,
     model: Roles | FullReward,
-    reference: Sequence[tuple[Prompt, Completion]],
+    reference_BM: Tensor,
     sides: Sides,
     raw_BM: Tensor,
+    anchors: Anchors | None = None,
 ) -> tuple[RewardContract, list[float]]:
-    """The rules the scores stand under: moments over `reference` replies, temperature on the pairs `sides` of held-out
-    ones, the text's tokens, golden scores; and the members' temperatures by themselves. `raw_BM` are of the held-out
-    replies."""
-    reference = reference[:NORMALISE_ON]
-    scores = _scored(run, model, chat, reference, "Normalising").double()
+    """The rules the scores stand under: moments over the raw scores `reference_BM`, after round 1 those of the
+    `anchors`; temperature on the pairs `sides` of held-out replies, the text's tokens, golden scores; and the members'
+    temperatures by themselves. `raw_BM` are of the held-out replies."""
+    scores = reference_BM.double()
     contract = RewardContract(
         mean=tuple(scores.mean(dim=0).tolist()),
         std=tuple(scores.std(dim=0, correction=0).clamp(min=1e-6).tolist()),
@@ -255,6 +269,7 @@ def describe(
         golden=golden_scores(model, chat),
         model=None if run.lora is not None else "model",
     )
+    contract = contract if anchors is None else on_one_scale(contract, reference_BM, anchors.scores_B)
     each = [_temperature(raw_BM[:, m] / contract.std[m], sides) for m in range(model.members)]
     return replace(contract, temperature=_temperature(contract.normalised(raw_BM), sides)), each
 

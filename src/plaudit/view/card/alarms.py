@@ -21,6 +21,8 @@ ALARMING_COVERAGE = 0.5
 POSITION = 0.6
 ECE = 0.1
 WIDE = 0.2
+OFF = 0.1
+"""Standard deviations by which mean and spread of the anchors may be off."""
 
 Card = Mapping[str, Any]
 Alarm = dict[str, Any]
@@ -33,6 +35,14 @@ def alarms(card: Card) -> list[Alarm]:
     of_rest = (_length(card), _position(card), _calibration(card), _wide(card))
     raised = [alarm for alarm in (*of_scores, *of_data, *of_rest) if alarm is not None]
     return sorted(raised, key=lambda alarm: alarm["level"] != "alarm")
+
+
+def with_anchors(card: Card, ruler: Mapping[str, Any]) -> dict[str, Any]:
+    """The card of a round after the first, with what there is to tell of the anchors (stages/reward/anchors.py)."""
+    if ruler["off"] <= OFF:
+        return {**card, "anchors": ruler}
+    raised = _alarm("anchors", "alarm", {**card, "anchors": ruler}, {"off": ruler["off"]})
+    return {**card, "anchors": ruler, "alarms": [raised, *card["alarms"]]}
 
 
 def label_alarms(card: Card) -> list[Alarm]:

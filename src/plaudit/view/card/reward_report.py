@@ -136,11 +136,10 @@ def own_folder(model: str) -> Path | None:
 
 def trained_on(folder: Path, known: Sequence[Ranking]) -> list[Ranking]:
     """The training rankings of the run whose reward model lies in `folder`, but for those `known` already."""
-    path = folder.parent / "preferences/rankings.jsonl"
-    if not path.is_file():
-        return []
+    paths = [folder.parent / "preferences" / f"{name}.jsonl" for name in ("earlier", "rankings")]
     given = set(known)
-    return [r for r in read_rankings(path) if r.prompt.split == "train" and r not in given]
+    found = [r for path in paths if path.is_file() for r in read_rankings(path)]
+    return [r for r in found if r.prompt.split == "train" and r not in given]
 
 
 Reply = tuple[tuple[Message, ...], Completion]

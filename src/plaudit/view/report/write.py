@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import write_json, write_text
 from plaudit.guard.limits import KL_BUDGET
+from plaudit.run.branch import run_of
 from plaudit.run.display import console, format_value, stage_table
 from plaudit.run.folder import (
     ENVIRONMENT,
@@ -37,7 +38,9 @@ from plaudit.view.page import render_page, words
 from plaudit.view.report.baselines import baselines_plot, verdicts
 from plaudit.view.report.care import raised_alarms
 from plaudit.view.report.plots import kind_plot, ppo_plots, reward_plots, score_plots, sft_plot
+from plaudit.view.report.rounds import print_rounds, rounds_table
 from plaudit.view.report.tables import choose_examples, gold_by_kind, seconds_by_part
+from plaudit.view.status import kept_sft
 from plaudit.view.text import plain
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ def write_report(run: Run) -> dict[str, Any]:
     console.print(plain(words("words.html.j2", "verdict", summary)), style="bold", soft_wrap=True)
     for line in verdicts(summary["baselines"]) if "baselines" in summary else ():
         console.print(plain(line), soft_wrap=True)
+    if "rounds" in summary:
+        print_rounds(summary["rounds"])
     console.print(f"Report: {folder / REPORT}", soft_wrap=True)
     for command, why in next_commands(folder, recipe, summary):
         console.print(f"Next: {command}   ({why})", soft_wrap=True)
@@ -65,7 +70,7 @@ def write_report(run: Run) -> dict[str, Any]:
 def next_commands(folder: Path, recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The two commands that the numbers suggest, and what for."""
     chat = (f"plaudit chat {folder}", "talk to both models")
-    if summary["ppo"]["kept_update"] == 0:
+    if kept_sft(summary):
         again = f"plaudit run {folder / RECIPE} --from ppo ppo.learning_rate={recipe['ppo']['learning_rate'] / 2:g}"
         return [(f"plaudit doctor {folder}", "what is wrong with the training"), (again, "PPO again, more slowly")]
     if judged_by_people(recipe) and "people" not in summary and "reward" in summary:
@@ -91,12 +96,14 @@ def gather(run: Run) -> dict[str, Any]:
     summary["peak_rss_mb"] = max((entry["peak_rss_mb"] for entry in finished.values()), default=None)
     on_gpu = [entry["peak_gpu_mb"] for entry in finished.values() if "peak_gpu_mb" in entry]
     summary |= {"peak_gpu_mb": max(on_gpu)} if on_gpu else {}
-    return {**summary, "versions": versions()}
+    rounds = rounds_table(run.before, run.folder.path, summary)
+    return {**summary, **({"rounds": rounds} if rounds else {}), "versions": versions()}
 
 
 def labels_of(run: Run) -> "Ledger | None":
     """What people said on the labelling page of this run; None where there is no database."""
-    where = read_recipe(run.folder.path)["preferences"]["database"] or str(run.folder.path / "label" / "labels.sqlite")
+    home = run_of(run.folder.path, run.rounds.number)
+    where = read_recipe(run.folder.path)["preferences"]["database"] or str(home / "label" / "labels.sqlite")
     if "://" not in where and not Path(where).is_file():
         return None
     # Here, because it needs the extra `label`, which a run without people does not.
@@ -152,7 +159,7 @@ def closing_rows(summary: dict[str, Any]) -> dict[str, str]:
         return f"{section[name]:.3f} {format_value(section[f'{name}_ci'])}"
 
     rows = {}
-    if summary["ppo"]["kept_update"] == 0:
+    if kept_sft(summary):
         rows["kept"] = "the SFT model (no update was better)"
     elif "gold_gain" in evaluated:
         rows["gold score"] = pair("gold")

@@ -48,7 +48,7 @@ function show(id, value, digits = 4) {
 
 /** Curves in a box; `curves` [{ points: [[x, y]], kind }], `marks` [{ x, y, kind }], `lines` [{ x }]. */
 function plot(id, { curves = [], marks = [], lines = [], x, y, xlabel, ylabel }) {
-  const W = 520, H = 260, L = 46, B = 34, T = 12, R = 12;
+  const W = 520, H = 260, L = 46, B = 34, T = 12, R = 22;
   const all = curves.flatMap((curve) => curve.points);
   const [x0, x1] = x ?? [Math.min(...all.map((p) => p[0])), Math.max(...all.map((p) => p[0]))];
   let [y0, y1] = y ?? [Math.min(...all.map((p) => p[1])), Math.max(...all.map((p) => p[1]))];
@@ -60,7 +60,7 @@ function plot(id, { curves = [], marks = [], lines = [], x, y, xlabel, ylabel })
     const vx = x0 + ((x1 - x0) * i) / 4, vy = y0 + ((y1 - y0) * i) / 4;
     node.append(svg("line", { x1: L, x2: W - R, y1: py(vy), y2: py(vy), class: "grid" }));
     node.append(svg("text", { x: L - 6, y: py(vy) + 4, "text-anchor": "end" }, text(vy, Math.abs(y1 - y0) < 3 ? 2 : 1)));
-    node.append(svg("text", { x: px(vx), y: H - B + 17, "text-anchor": "middle" }, text(vx, Math.abs(x1 - x0) < 3 ? 2 : 0)));
+    node.append(svg("text", { x: px(vx), y: H - B + 17, "text-anchor": "middle" }, text(vx, Math.abs(x1 - x0) < 3 ? 2 : Number.isInteger((x1 - x0) / 4) ? 0 : 1)));
   }
   for (const line of lines) node.append(svg("line", { x1: px(line.x), x2: px(line.x), y1: T, y2: H - B, class: "edge" }));
   for (const curve of curves) node.append(svg("polyline", { points: curve.points.map(([a, b]) => `${px(a).toFixed(1)},${py(b).toFixed(1)}`).join(" "), class: `curve ${curve.kind ?? ""}` }));
