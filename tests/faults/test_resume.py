@@ -203,6 +203,36 @@ def test_row_27_killed_anywhere_a_run_ends_as_the_unbroken_one(
         assert [row["update"] for row in read_metrics(tmp_path / folder / "ppo/times.jsonl")] == [1, 2, 3, 4]
 
 
+def kill_in_a_round(
+    killer: Killer, unbroken: tuple[Path, list[str]], home: Path, kills: int, changes: str = "{count: 2}"
+) -> list[str]:
+    """A second round of the unbroken run, and one that is killed about `kills` times; where that died."""
+    recipe, drawn, died = unbroken[0].parent / "recipe.yaml", random.Random(kills), len(killer.where)
+    runs = {name: [f"folder={home / name}", f"rounds={changes}"] for name in ("plain", "broken")}
+    for name in runs:
+        shutil.copytree(unbroken[0], home / name, ignore=shutil.ignore_patterns(".lock"))
+    answer = killer.run(recipe, runs["plain"], "--resume")
+    assert answer["code"] == 0, answer["said"]
+    gap = 2 * len(answer["events"]) // kills
+    killer.until_done(recipe, runs["broken"], lambda: {"kill_at": drawn.randint(1, gap)}, 2 * kills)
+    same(home / "broken/round-2", home / "plain/round-2")
+    same(home / "broken", unbroken[0])
+    return killer.where[died:]
+
+
+def test_a_round_killed_between_and_in_its_steps_ends_as_the_unbroken_one(
+    killer: Killer, unbroken: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    assert len(kill_in_a_round(killer, unbroken, tmp_path, 3)) >= 3
+
+
+@pytest.mark.slow
+def test_rounds_killed_all_over(killer: Killer, unbroken: tuple[Path, list[str]], tmp_path: Path) -> None:
+    for number, changes in enumerate(("{count: 2}", "{count: 2, start: last, reference: last, earlier: 0.5}")):
+        died = kill_in_a_round(killer, unbroken, tmp_path / str(number), 30, changes)
+        assert len(died) >= 20 and {"sample", "backward", "write"} <= {*died}, died
+
+
 @pytest.mark.slow
 def test_two_hundred_kills(killer: Killer, unbroken: tuple[Path, list[str]], tmp_path: Path) -> None:
     died: list[str] = []
