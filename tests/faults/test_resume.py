@@ -216,7 +216,7 @@ def kill_in_a_round(
     gap = 2 * len(answer["events"]) // kills
     killer.until_done(recipe, runs["broken"], lambda: {"kill_at": drawn.randint(1, gap)}, 2 * kills)
     same(home / "broken/round-2", home / "plain/round-2")
-    same(home / "broken", unbroken[0])
+    same(home / "broken", home / "plain")
     return killer.where[died:]
 
 
