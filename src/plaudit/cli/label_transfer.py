@@ -224,7 +224,11 @@ def order(
     folder: RunPath,
     database: Database = None,
     by: Annotated[
-        str, typer.Option(help="unsure: what the reward model doubts; length: the same, most different in length.")
+        str,
+        typer.Option(
+            help="unsure: what the reward model doubts; length: the same, most different in length; max_min and "
+            "delta_ucb: the largest gap of two replies, and what members disagree about it; random."
+        ),
     ] = "unsure",
 ) -> None:
     """Let people see first what the run's reward model is least sure of."""

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from plaudit.label.queue.active import doubt, priority
+from plaudit.label.queue.active import chosen, distinct, doubt, priority, worth
 
 
 def entropy(p: float) -> float:
@@ -38,3 +38,35 @@ def test_priority_by_hand() -> None:
     sure_and_unequal = priority([[9.0], [0.0]], ["a", "bbb"], "length")
     assert sure_and_unequal < priority([[0.0], [0.0]], ["aa", "bbb"], "length")
     assert priority([[0.0], [0.0]], ["", ""], "length") == 0.0
+
+
+# One member scores three replies 0, 1, 3, another 0, 1, −1: pairs (0,1), (0,2), (1,2).
+SCORES = [[0, 0], [1, 1], [3, -1]]
+
+
+def test_worth_by_hand() -> None:
+    """Gaps are −1 and −1, −3 and 1, −2 and 2: means 1, 1, 0 in size, stds 0, 2, 2."""
+    assert worth(SCORES, "max_min").tolist() == [1, 1, 0]
+    assert worth(SCORES, "delta_ucb").tolist() == [1, 3, 2]
+    assert worth(SCORES, "unsure").tolist() == doubt(SCORES).tolist()
+
+
+def test_the_replies_whose_labels_are_worth_most_are_chosen() -> None:
+    assert chosen([[0.0], [5.0], [-2.0], [1.0]], 2, "max_min") == [1, 2]
+    assert chosen([[0.0], [5.0], [-2.0], [1.0]], 2, "unsure") == [0, 3]
+    assert chosen(SCORES, 2, "delta_ucb") == [0, 2]
+    assert chosen(SCORES, 3, "delta_ucb") == [0, 1, 2]
+
+
+def test_items_of_large_gaps_or_in_a_drawn_order() -> None:
+    near, far = [[0.0], [0.5], [0.2]], [[0.0], [4.0], [1.0]]
+    assert priority(far, ["a"] * 3, "max_min") > priority(near, ["a"] * 3, "max_min")
+    assert priority([[0.0], [2.0]], ["a", "b"], "delta_ucb") == pytest.approx(2 / (1 + np.exp(-2)) - 1)
+    drawn = [priority(near, [str(i)], "random") for i in range(200)]
+    assert 0.4 < np.mean(drawn) < 0.6 and min(drawn) >= 0 and max(drawn) < 1 and len(set(drawn)) == 200
+
+
+def test_near_repeats_are_not_labelled() -> None:
+    texts = ["the cat sat on the mat", "The cat  sat on the MAT", "a dog ran off", "hi", "one two three four"]
+    assert distinct(texts) == [0, 2, 3, 4]
+    assert distinct(texts, ["hi", "one two three four"]) == [0, 2]
