@@ -13,12 +13,13 @@ import time
 import uuid
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from plaudit.label import people
 from plaudit.label.db import schema
 from plaudit.label.db.database import open_project, writing
 from plaudit.label.queue.items import Draft, add_items
+from plaudit.label.web.service import session_cookie
 from plaudit.records import Completion, Message, Prompt
 
 
@@ -49,13 +50,14 @@ def prepare(database: str, clients: int, items: int, overlap: int) -> list[tuple
     )
     sessions = []
     with writing(engine) as connection:
+        name = session_cookie(connection.execute(select(schema.project.c.secret)).scalar_one())
         for number in range(clients):
             made = insert(schema.person).values(name=f"p{number}", role="annotator", active=True, created=time.time())
             who = connection.execute(made.returning(schema.person.c.id)).scalar_one()
             token = people.begin_session(connection, who)
             caller = people.caller_of(connection, token)
             assert caller is not None
-            sessions.append((token, caller.csrf))
+            sessions.append((f"{name}={token}", caller.csrf))
     engine.dispose()
     return sessions
 
@@ -76,9 +78,9 @@ def start_server(database: str, port: int = 0) -> tuple[subprocess.Popen[str], i
 class Client:
     """One annotator on one kept connection; `cycle` claims an item and submits its label."""
 
-    def __init__(self, port: int, token: str, csrf: str):
+    def __init__(self, port: int, cookie: str, csrf: str):
         self.port = port
-        self.head = f"Host: 127.0.0.1:{port}\r\nCookie: plaudit_session={token}\r\nX-CSRF-Token: {csrf}\r\n"
+        self.head = f"Host: 127.0.0.1:{port}\r\nCookie: {cookie}\r\nX-CSRF-Token: {csrf}\r\n"
         self.free = asyncio.Lock()
         self.writer: asyncio.StreamWriter | None = None
 

@@ -47,8 +47,7 @@ class Service:
 
     @property
     def cookie(self) -> str:
-        """The session cookie's name: of this project, since cookies do not know the ports of a host."""
-        return f"plaudit_session_{sha256_text(self.secret)[:8]}"
+        return session_cookie(self.secret)
 
     @property
     def database(self) -> str:
@@ -80,6 +79,11 @@ class Refused(Exception):
     def __init__(self, status: int, error: str, fix: str):
         super().__init__(error)
         self.status, self.body = status, {"error": error, "fix": fix}
+
+
+def session_cookie(secret: str) -> str:
+    """The session cookie's name: of a project, by its secret, since cookies do not know the ports of a host."""
+    return f"plaudit_session_{sha256_text(secret)[:8]}"
 
 
 def service_of(request: Request) -> Service:

@@ -86,7 +86,9 @@ class DPOTraining:
         earlier = run.folder.path / "preferences/earlier.jsonl"  # of the rounds before, as the reward model has them
         rankings = [r for file in (earlier, run.folder.path / WHERE) if file.is_file() for r in read_rankings(file)]
         learnt = [r for r in rankings if r.prompt.split == "train" and pairs_of(config, r)]
-        held_out = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
+        strict = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
+        # What is kept is chosen on these: where there is a validation split, the test split is left to judge it.
+        held_out = [r for r in strict if r.prompt.split == "validation"] or strict
         check_rankings(config, learnt, held_out)
         with progress("Reference", len(learnt) + len(held_out), "ranking") as advance:
             self.train, self.held_out = ([self._encoded(r, advance) for r in part] for part in (learnt, held_out))
