@@ -238,7 +238,7 @@ def test_the_report_tells_what_people_preferred(
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     prompts = read_prompts(trained.parent / "prompts.jsonl")
-    run: Any = SimpleNamespace(folder=SimpleNamespace(path=folder), prompts=prompts)
+    run: Any = SimpleNamespace(folder=SimpleNamespace(path=folder), prompts=prompts, rounds=SimpleNamespace(number=1))
     assert compared_by_people(run) is None
     assert plaudit("label", "compare", folder).code == 0
     assert compared_by_people(run) is None  # nobody has compared yet
@@ -281,7 +281,7 @@ def test_items_come_in_the_order_of_the_reward_models_doubt(
 def test_people_and_files_of_rankings_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a file has is learnt from beside what people rank; without people nothing is sampled."""
     monkeypatch.setattr(preferences_people, "ranked_by_people", lambda *_: (["ranked now"], {"people": 1}))
-    run: Any = SimpleNamespace(rankings=("of a file",))
+    run: Any = SimpleNamespace(rankings=("of a file",), before=())
     both = PreferencesConfig.model_validate({"annotator": "human", "rankings": ["x.jsonl"], "overlap": 2})
     assert preferences._rankings(both, run, None) == (["of a file", "ranked now"], {"people": 1})
     alone = PreferencesConfig.model_validate({"rankings": "x.jsonl"})

@@ -181,3 +181,14 @@ def test_skips_are_counted(engine: Engine, add: Add, person: Make) -> None:
         shown = dashboard(read(connection), 0.0)
     assert shown["progress"]["skipped"] == 1
     assert [row["skipped"] for row in shown["people"]] == [1]
+
+
+def test_an_item_is_open_to_whoever_had_only_another(tmp_path: Path) -> None:
+    engine = open_project(tmp_path / "labels.sqlite")
+    drafts = [draft(number, overlap=1) for number in range(2)]
+    add_items(engine, drafts)
+    who, ids = join(engine, "ann"), {one.id for one in drafts}
+    for left in (True, False):
+        assert act(engine, who, "rank")
+        with snapshot(engine) as connection:
+            assert any_open(connection, ids) is left

@@ -14,7 +14,8 @@ from plaudit.label.queue.leases import BACK, HELD, WANTED
 
 _own = lease.alias()
 _labeller = and_(person.c.active, or_(person.c.role == "annotator", exists().where(_own.c.person == person.c.id)))
-_had = exists().where(lease.c.item == item.c.id, lease.c.person == person.c.id, ~BACK)
+# Told what is outside, for SQLAlchemy looks no further than one query out and would join every item to every lease.
+_had = exists().where(lease.c.item == item.c.id, lease.c.person == person.c.id, ~BACK).correlate(item, person)
 _expected = select(func.count()).select_from(person).where(_labeller).scalar_subquery() < WANTED
 _able = exists().where(_labeller, ~_had)
 _held = exists().where(lease.c.item == item.c.id, HELD, lease.c.purpose == "normal")
