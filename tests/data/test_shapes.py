@@ -194,3 +194,28 @@ def test_a_short_shared_prompt_warns(tmp_path: Path) -> None:
     assert [(p["level"], p["count"], p["examples"][0]["text"]) for p in found] == [
         ("warning", 1, "the prompt is 'I think'")
     ]
+
+
+GERMAN = {"Frage": Q, "Antwort A": "The large grey snail.", "Antwort B": "Cats do, I think.", "Besser": "A"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Antwort A", "Antwort B"), ("Réponse 1", "Réponse 2"), ("Ответ left", "Ответ right")]
+)
+def test_two_answers_in_any_language_are_not_lost(one: str, other: str, tmp_path: Path) -> None:
+    row = {"prompt": Q, other: "Cats do, I think.", one: "The large grey snail."}
+    said = refusal(tmp_path, row)
+    assert f"columns {one!r} and {other!r} look like two answers" in said
+    assert f"answer_a={one}, answer_b={other}, winner=THEIRS" in said
+    assert "ignored keys" in only(tmp_path, row, format="prompts")[1]
+
+
+def test_the_user_says_which_columns_are_answers_and_verdict(tmp_path: Path) -> None:
+    columns = {"prompt": "Frage", "answer_a": "Antwort A", "answer_b": "Antwort B", "winner": "Besser"}
+    record, said = only(tmp_path, GERMAN, columns=columns)
+    assert isinstance(record, Ranking) and record.ranks == (1, 2) and "'Besser' read as 'winner'" in said
+    assert [reply.text for reply in record.replies] == [GERMAN["Antwort A"], GERMAN["Antwort B"]]
+
+
+def test_columns_that_differ_in_a_side_but_hold_no_sentences_are_only_ignored(tmp_path: Path) -> None:
+    assert "ignored keys" in only(tmp_path, {"prompt": Q, "Tag 1": "moss", "Tag 2": "food"})[1]

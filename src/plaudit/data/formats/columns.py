@@ -20,6 +20,8 @@ OURS = frozenset(
 """The keys that the formats read."""
 ALIASES = frozenset({"question", "query", "history", "items", "answers", "label"})
 """Keys that other people's files have, which formats/shapes.py makes ours."""
+DUEL = ("answer_a", "answer_b", "winner")
+"""What a file of two answers and a verdict has, where the user says which columns these are."""
 
 
 class Columns:
@@ -28,8 +30,9 @@ class Columns:
     def __init__(self, source: str | Path, given: Mapping[str, str] | None = None):
         self.source, self.given = source, dict(given or {})
         for ours in self.given:
-            if ours not in OURS | ALIASES:
-                raise UserError(f"columns {ours}={self.given[ours]}: {ours!r} is none of {', '.join(sorted(OURS))}")
+            if ours not in OURS | ALIASES | {*DUEL}:
+                known = ", ".join(sorted({*OURS, *DUEL}))
+                raise UserError(f"columns {ours}={self.given[ours]}: {ours!r} is none of {known}")
         self.said: list[str] = []
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 

@@ -32,7 +32,7 @@ from plaudit.data.formats.containers import rows
 from plaudit.data.formats.message_keys import TOOLS, ignored_keys
 from plaudit.data.formats.parsers import record_of
 from plaudit.data.formats.rows import Row, row_of, shown
-from plaudit.data.formats.shapes import duel_of, fits, seems_judged, shaped
+from plaudit.data.formats.shapes import duel_of, fits, seem_answers, seems_judged, shaped
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration, Labelled, Prompt, Ranking, Record
 
@@ -220,6 +220,12 @@ class Reader:
                 raise UserError(
                     f"{place}: field 'input' is not read by format {self.format!r} and would be lost; put it into the "
                     "prompt, or name the format to ignore it"
+                )
+            if lost and key not in self.ignored and (two := seem_answers(key, row)):
+                raise UserError(
+                    f"{place}: columns {shown(two[0])} and {shown(two[1])} look like two answers, which format "
+                    f"{self.format!r} would lose; say what they are with columns (answer_a={two[0]}, "
+                    f"answer_b={two[1]}, winner=THEIRS), or name the format to ignore them"
                 )
             if lost and key not in self.ignored and seems_judged(key) and not self._near(key, row):
                 raise UserError(

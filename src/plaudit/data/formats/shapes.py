@@ -26,6 +26,7 @@ _GRADES = {"rating", "ratings", "score", "scores", "reward", "feedback", "grade"
 _SIDES = (("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"))
 _TIES = {"tie", "tied", "draw", "equal", "same", "both", "bothbad", "neither"}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_ANY_WORD = re.compile(r"[^\W\d_]+|\d+")
 # What the Alpaca files and spreadsheets write for nothing.
 _NOTHING = {"<noinput>", "<no input>", "noinput", "no input", "nan"}
 _NO_REPLY = {"<nooutput>", "<no output>", "nan"}
@@ -36,12 +37,26 @@ Say = Callable[[str], None]
 
 
 def _words(key: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(key)]
+    return [word.lower() for word in (_WORD if key.isascii() else _ANY_WORD).findall(key)]
 
 
 def seems_judged(key: str) -> bool:
     """Whether a key looks like that of an answer or of a judgement."""
     return bool(set(_words(key)) & (_ANSWERS | _VERDICTS | _GRADES))
+
+
+def seem_answers(key: str, row: dict[str, Any]) -> tuple[str, str] | None:
+    """This key and another one, in any language, where only a side tells them apart ('Antwort A', 'Antwort B') and both
+    hold sentences; None where there is none."""
+    for pair in _SIDES:
+        for here, there in (pair, pair[::-1]):
+            wanted = [there if word == here else word for word in _words(key)]
+            for other in row if wanted != _words(key) else ():
+                both = (key, other) if here == pair[0] else (other, key)
+                texts = (row[name] for name in both)
+                if _words(other) == wanted and all(isinstance(t, str) and len(t.split()) > 1 for t in texts):
+                    return both
+    return None
 
 
 # --- two answers and a winner ---
