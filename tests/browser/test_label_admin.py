@@ -30,6 +30,7 @@ def person(identity: int, name: str, labels: int, **more: Any) -> dict[str, Any]
         "gold",
         "self",
         "others",
+        "others_but_one",
         "last",
     )
     return (

@@ -218,6 +218,20 @@ def test_sound_people_raise_none(seed: int) -> None:
     assert crowd("sound", seed)["alarms"] == []
 
 
+def test_a_sound_person_beside_somebody_contrary_is_not_named() -> None:
+    """ann shares items with bo alone, who turns every order round; bo shares others with cy, cy with dan."""
+    agree, contrary = (1, 2), (2, 1)
+    shared = [("ann", 1, agree, 2, contrary, 40), ("bo", 2, contrary, 3, agree, 40), ("cy", 3, agree, 4, agree, 100)]
+    items, labels = [], []
+    for name, who, ranks, other, theirs, count in shared:
+        own = [item(f"{name}-{number}", ("a", "b")) for number in range(count)]
+        items += own
+        labels += [made for one in own for made in (label(one, ranks, who), label(one, theirs, other))]
+    people = [person(number, name) for number, name in enumerate(("ann", "bo", "cy", "dan"), start=1)]
+    found = dashboard(ledger(items, people, labels), NOW)["alarms"]
+    assert [alarm["who"] for alarm in found if "disagrees with the others" in alarm["what"]] == ["bo"]
+
+
 def test_the_dashboard_is_json_and_has_the_shape_that_it_documents() -> None:
     found = json.loads(json.dumps(crowd("sound"), allow_nan=False))
     assert set(found) == {
@@ -257,6 +271,7 @@ def test_the_dashboard_is_json_and_has_the_shape_that_it_documents() -> None:
         "gold",
         "self",
         "others",
+        "others_but_one",
     }
     assert set(ann["gold"]) == {"share", "low", "high", "n", "all_low", "all_high"}
     assert ann["reliability"] > 0.8

@@ -72,8 +72,12 @@ def _of_one(row: Row) -> Iterator[Alarm]:
 
 def _beside_others(row: Row, people: Sequence[Row], agreed: Row) -> Iterator[Alarm]:
     """What shows only against everybody else's labels."""
-    others, pool = row["others"], agreed["pairs"]
-    if _many(others) and pool and others["all_high"] < pool["share"] and others["share"] < pool["share"] - POSITION_GAP:
+    # Beside somebody bad a sound person agrees with nobody either: it has to show without that one partner, too.
+    others, rest_of, pool = row["others"], row["others_but_one"], agreed["pairs"]
+    if pool and all(
+        _many(own) and own["all_high"] < pool["share"] and own["share"] < pool["share"] - POSITION_GAP
+        for own in (others, rest_of)
+    ):
         own, usual = f"{others['share']:.0%} of shared pairs alike", f"{pool['share']:.0%} among all"
         do = "read some of these items together: they may have seen what the others did not, or not read the guidelines"
         yield "warn", f"disagrees with the others: {own}, {usual}", do

@@ -40,6 +40,7 @@ def person_quality(
             "gold": gold_accuracy(trusted, [label for label in own if label.item not in doubtful]),
             "self": consistency(own),
             "others": with_others(judged, who),
+            "others_but_one": with_others(judged, who, without=furthest(judged, who)),
             "reliability": reliable.get(who),
         }
     return measured
@@ -156,11 +157,22 @@ def consistency(own: Sequence[Label]) -> Share | None:
     return share_of(alike())
 
 
-def with_others(judged: Mapping[Pair, Mapping[int, int]], who: int) -> Share | None:
-    """Of the strict verdicts of one person beside one of somebody else on the same pair, the share that is the same."""
+def with_others(judged: Mapping[Pair, Mapping[int, int]], who: int, without: int | None = None) -> Share | None:
+    """Of the strict verdicts of one person beside one of somebody else (but `without`) on the same pair, the share that
+    is the same."""
     return share_of(
         (float(given[who] == sign), item)
         for (item, *_), given in judged.items()
         for other, sign in given.items()
-        if other != who and sign and given.get(who)
+        if other not in (who, without) and sign and given.get(who)
     )
+
+
+def furthest(judged: Mapping[Pair, Mapping[int, int]], who: int) -> int | None:
+    """The person whose verdicts differ most often from this one's; None where nobody's do."""
+    differ: dict[int, int] = defaultdict(int)
+    for given in judged.values():
+        for other, sign in given.items():
+            differ[other] += bool(other != who and sign and given.get(who) and given[who] != sign)
+    most = max(differ.values(), default=0)
+    return min((other for other, count in differ.items() if count == most), default=None) if most else None

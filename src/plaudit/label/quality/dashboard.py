@@ -15,7 +15,8 @@
                   "ties": 0.1 or null, "all_bad": 0.0 or null, "cannot_judge": 0.02 or null,
                   "reliability": 0.86 or null,
                   "too_fast": SHARE, "earlier_wins": SHARE, "first_is_best": SHARE, "longer_wins": SHARE,
-                  "gold": SHARE, "self": SHARE, "others": SHARE}, ...],                        # most labels first
+                  "gold": SHARE, "self": SHARE, "others": SHARE,
+                  "others_but_one": SHARE}, ...],                 # most labels first; beside all but who differs most
       "agreement": {"people": 3, "items": 80, "pairs": SHARE, "best_accuracy": 0.9 or null,
                     "alpha": 0.4 or null, "alpha_ranks": 0.5 or null,
                     "between": [{"first": "ann", "second": "bo", "pairs": 300, "agreement": 0.8 or null,
