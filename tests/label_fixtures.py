@@ -45,6 +45,18 @@ def engine(url: str) -> Iterator[Any]:
 
 
 @pytest.fixture
+def do(engine: Any) -> Callable[..., Any]:
+    """A queue function in a transaction of its own."""
+    from plaudit.label.db.database import writing
+
+    def run(function: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        with writing(engine) as connection:
+            return function(connection, *args, **more)
+
+    return run
+
+
+@pytest.fixture
 def add(engine: Any) -> Callable[..., list[str]]:
     """Put drafts in; their ids."""
     from plaudit.label.queue.items import add_items

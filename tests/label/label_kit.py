@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, select
 from starlette.testclient import TestClient
 
 from plaudit.label import people
@@ -17,6 +17,12 @@ from plaudit.label.queue.items import Draft
 from plaudit.records import Completion, Message, Prompt
 
 PASSWORD = "correct horse battery"
+
+
+def free_of(engine: Engine) -> list[int]:
+    """Open slots of every item, in order."""
+    with engine.connect() as connection:
+        return list(connection.execute(select(schema.item.c.free).order_by(schema.item.c.number)).scalars())
 
 
 def draft(number: int, *, count: int = 4, **more: Any) -> Draft:

@@ -15,12 +15,10 @@ from plaudit.algo.rewards import MOST, Multiplier, move_multiplier
 from plaudit.guard.symptoms import symptoms
 from plaudit.rewards.config import RewardSource
 from plaudit.run.metrics import read_metrics
-from plaudit.run.stopping import Interrupted
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.train.config import CheckpointConfig
 from plaudit.train.run import Run
-from plaudit.train.saving import Saver
 from plaudit.view.report.plots import constraint_plots
 
 BETA = 0.5
@@ -124,7 +122,7 @@ def constrained_run(
 
 
 def test_a_run_holds_it_up_and_goes_on_with_its_multiplier(
-    constrained_run: Callable[..., tuple[Any, Run]], monkeypatch: pytest.MonkeyPatch
+    constrained_run: Callable[..., tuple[Any, Run]], stopped_after_saves: Callable[[Callable[[], Any]], list[int]]
 ) -> None:
     config, whole = constrained_run("whole")
     ppo.train(config, whole)
@@ -146,21 +144,7 @@ def test_a_run_holds_it_up_and_goes_on_with_its_multiplier(
     assert len(constraint_plots(rows, looks, "function_2")) == 2
 
     config, broken = constrained_run("broken", checkpoints=CheckpointConfig(every_steps=1), resume=True)
-    save, stops = Saver._save, list[int]()
-
-    def stopping(saver: Saver, step: int, state: Any) -> None:
-        save(saver, step, state)
-        stops.append(step)
-        raise Interrupted(15, "stopped")
-
-    monkeypatch.setattr(Saver, "_save", stopping)
-    for _ in range(6):
-        try:
-            ppo.train(config, broken)
-            break
-        except Interrupted:
-            continue
-    assert len(stops) >= 3
+    assert len(stopped_after_saves(lambda: ppo.train(config, broken))) >= 3
     for name in ("metrics.jsonl", "evaluations.jsonl", "model/model.safetensors"):
         assert (broken.folder.path / "ppo" / name).read_bytes() == (whole.folder.path / "ppo" / name).read_bytes(), name
 

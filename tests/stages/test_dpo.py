@@ -19,13 +19,12 @@ from plaudit.models.roles import plain_logprobs
 from plaudit.models.tokens import pad_right
 from plaudit.records import Completion, Message, Prompt, Ranking
 from plaudit.run.metrics import read_metrics
-from plaudit.run.stopping import STOP, Interrupted
+from plaudit.run.stopping import STOP
 from plaudit.stages.dpo import loop as dpo
 from plaudit.stages.dpo.config import DPOConfig
 from plaudit.stages.dpo.loop import check_rankings, pairs_of
 from plaudit.train.config import CheckpointConfig
 from plaudit.train.run import Run
-from plaudit.train.saving import Saver
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-2, "rankings_per_step": 4, "beta": 0.2}
 
@@ -112,26 +111,12 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_killed_after_any_step_it_goes_on_bit_for_bit(
-    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    new_run: Callable[..., Run], stopped_after_saves: Callable[[Callable[[], Any]], list[int]]
 ) -> None:
     config = DPOConfig(**{**SETTINGS, "loss": "ipo", "ties": "half", "epochs": 2, "rankings_per_step": 8})
     whole, broken = new_run("whole"), new_run("broken", checkpoints=CheckpointConfig(every_steps=1), resume=True)
     dpo.train(config, whole)
-    steps: list[int] = []
-    save = Saver._save
-
-    def stopping(saver: Saver, step: int, state: Any) -> None:
-        save(saver, step, state)
-        steps.append(step)
-        raise Interrupted(15, "stopped")
-
-    monkeypatch.setattr(Saver, "_save", stopping)
-    for _ in range(40):
-        try:
-            dpo.train(config, broken)
-            break
-        except Interrupted:
-            continue
+    steps = stopped_after_saves(lambda: dpo.train(config, broken))
     assert len(steps) > 3 and steps == sorted(set(steps))
     assert hashes(whole.folder.path) == hashes(broken.folder.path)
     assert STOP.asked is None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from label_kit import draft
+from label_kit import draft, free_of
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import DBAPIError
 
@@ -20,22 +20,6 @@ from plaudit.label.transfer.export import export
 Add = Callable[..., list[str]]
 Make = Callable[[str], int]
 RANKS = {"ranks": [1, 2, 3, 4]}
-
-
-@pytest.fixture
-def do(engine: Engine) -> Callable[..., Any]:
-    """A queue function in a transaction of its own."""
-
-    def run(function: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        with writing(engine) as connection:
-            return function(connection, *args, **more)
-
-    return run
-
-
-def free_of(engine: Engine) -> list[int]:
-    with engine.connect() as connection:
-        return list(connection.execute(select(schema.item.c.free).order_by(schema.item.c.number)).scalars())
 
 
 def answer(do: Callable[..., Any], who: int, sent: dict[str, Any] | None = None) -> Any:

@@ -9,7 +9,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from label_kit import draft, written
+from label_kit import draft, free_of, written
 from scipy.stats import chisquare
 from sqlalchemy import Engine, select, update
 
@@ -26,25 +26,9 @@ Make = Callable[[str], int]
 ANSWER = {"ranks": [1, 2, 3, 4]}
 
 
-@pytest.fixture
-def do(engine: Engine) -> Callable[..., Any]:
-    """A queue function in a transaction of its own."""
-
-    def run(function: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        with writing(engine) as connection:
-            return function(connection, *args, **more)
-
-    return run
-
-
 def item_of(engine: Engine, claimed: Claimed) -> str:
     with engine.connect() as connection:
         return connection.execute(select(schema.lease.c.item).where(schema.lease.c.id == claimed.lease)).scalar_one()
-
-
-def free_of(engine: Engine) -> list[int]:
-    with engine.connect() as connection:
-        return list(connection.execute(select(schema.item.c.free).order_by(schema.item.c.number)).scalars())
 
 
 def answer(do: Callable[..., Any], who: int, claimed: Claimed, client: str = "", **more: Any) -> Stored:

@@ -1,5 +1,6 @@
 """What the admin's page calls: people, invites, settings, numbers, export. Every route asks for the role."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
@@ -102,27 +103,25 @@ def _nobody(who: int) -> Refused:
 @router.post("/person/{who}/ask-others")
 def post_ask_others(request: Request, who: Who) -> dict[str, int]:
     """Everything this person answered is asked of others; their labels stay, and count no more."""
-    caller = authorised(request, "admin")
-
-    def ask(connection: Connection) -> int:
-        items = again.ask_others(connection, who)
-        note(connection, caller.id, "ask others", person=who, items=items)
-        return items
-
-    return {"items": service_of(request).write(ask)}
+    return _asked_again(request, who, again.ask_others, "ask others")
 
 
 @router.post("/person/{who}/offer-again")
 def post_offer_again(request: Request, who: Who) -> dict[str, int]:
     """What this person skipped may come to them again."""
+    return _asked_again(request, who, again.offer_again, "offer again")
+
+
+def _asked_again(request: Request, who: int, job: Callable[[Connection, int], int], name: str) -> dict[str, int]:
+    """The items of somebody that are asked once more, with a line in the log of admins."""
     caller = authorised(request, "admin")
 
-    def offer(connection: Connection) -> int:
-        items = again.offer_again(connection, who)
-        note(connection, caller.id, "offer again", person=who, items=items)
+    def ask(connection: Connection) -> int:
+        items = job(connection, who)
+        note(connection, caller.id, name, person=who, items=items)
         return items
 
-    return {"items": service_of(request).write(offer)}
+    return {"items": service_of(request).write(ask)}
 
 
 @router.post("/item/{which}")

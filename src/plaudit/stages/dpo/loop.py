@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ from plaudit.train.run import Run
 from plaudit.train.saving import Saver, State, load_parameters, within
 
 WHERE = "preferences/rankings.jsonl"
+EARLIER = "preferences/earlier.jsonl"
+"""Those of the rounds before, where there are some."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ class DPOTraining:
         groups = [{"params": self.model.adapter_parameters("policy"), "lr": config.learning_rate}]
         self.optimiser = MasterAdamW(groups, rounding=rounding)
         self.micro = MicroBatches(run.folder.stage("dpo"), "dpo.rankings_per_micro_batch")
-        earlier = run.folder.path / "preferences/earlier.jsonl"  # of the rounds before, as the reward model has them
-        rankings = [r for file in (earlier, run.folder.path / WHERE) if file.is_file() for r in read_rankings(file)]
+        rankings = [r for file in files_of(run) for r in read_rankings(file)]
         learnt = [r for r in rankings if r.prompt.split == "train" and pairs_of(config, r)]
         strict = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
         # What is kept is chosen on these: where there is a validation split, the test split is left to judge it.
@@ -124,6 +126,11 @@ class DPOTraining:
         return [[examples[i] for i in group] for group in by_length(cost, size)]
 
 
+def files_of(run: Run) -> list[Path]:
+    """Where the rankings are, in the order in which the reward model reads them."""
+    return [file for name in (EARLIER, WHERE) if (file := run.folder.path / name).is_file()]
+
+
 def pairs_of(config: DPOConfig, ranking: Ranking) -> list[tuple[int, int, float]]:
     """(better, worse, probability that better wins) of what is learnt of a ranking; empty where that is nothing."""
     found = [(w, l, 1.0) for w, l in ranking.pairs()]
@@ -149,7 +156,7 @@ def train(config: DPOConfig, run: Run) -> dict[str, Any]:
     run.folder.require(WHERE, "preferences")
     training = DPOTraining(config, run, run.chat(run.sft_model))
     frozen = fingerprint(training.model.base_tensors())
-    inputs = {"base": joint_fingerprint(frozen), "rankings": sha256(run.folder.path / WHERE)}
+    inputs = {"base": joint_fingerprint(frozen), **{file.stem: sha256(file) for file in files_of(run)}}
     with Saver.open(run, "dpo", inputs) as saver:
         optimise(training, saver)
     check_unchanged("the frozen base", frozen, fingerprint(training.model.base_tensors()))
