@@ -6,15 +6,17 @@ A task of the kind that rounds have, small enough for curves of many seeds. A re
 around its prompt's; its gold is a fixed linear taste of them and a part that no linear model sees; the annotator has
 Gaussian noise, and prefers the better of two by what is perceived. The reward model is an ensemble of four heads of
 Plaudit's own (models.heads) learnt by its Bradley-Terry loss (algo.preferences), each from a start of its own on a
-resampling of the labels. Labels come in four steps, 50, 100, 200 and 400: the pairs of a step are chosen, of eight
-replies to each of fresh prompts, by `plaudit.label.queue.active` with the reward model of the step before (the first
-step is random for all). Seeds, prompts, replies, noise and starts are the same for all rules: differences are paired.
+resampling of the labels. Labels come in four steps, 50, 100, 200 and 400. The pairs of a step are, of eight replies to
+each of fresh prompts, the two that are worth most by `plaudit.label.queue.active` and the reward model before (in the
+first step random ones for all). Seeds, prompts, replies, noise and starts are the same for all rules, so differences
+are paired.
 
 What it leaves out: a language model. Text has more directions than 24, and its reward models learn features as well.
 """
 
 import argparse
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,12 +25,13 @@ import torch
 
 from plaudit.algo.preferences import bradley_terry_loss
 from plaudit.algo.statistics import bootstrap_interval
-from plaudit.label.queue.active import PairRule, chosen
+from plaudit.label.queue.active import PairRule, worth
 from plaudit.models.heads import ScalarHead
 
 STEPS = (50, 100, 200, 400)
 FEATURES, CANDIDATES, MEMBERS = 24, 8, 4
 TESTED, BEST_OF = 1000, 16
+PAIRS = [*combinations(range(CANDIDATES), 2)]
 RULES = ("random", *get_args(PairRule))
 
 
@@ -93,10 +96,10 @@ def curve(rule: str, seed: int, noise: float) -> list[dict[str, float]]:
     for stream, labels in enumerate(STEPS):
         fresh = task.replies(stream, labels - len(pairs), CANDIDATES)
         if rule == "random" or not members:
-            picked = [[0, 1]] * len(fresh)
+            picked = PAIRS[:1] * len(fresh)
         else:
-            picked = [chosen(of_prompt, 2, rule) for of_prompt in scores(members, fresh)]
-        new = np.stack([replies[two] for replies, two in zip(fresh, picked, strict=True)])
+            picked = [PAIRS[worth(of_prompt, rule).argmax()] for of_prompt in scores(members, fresh)]
+        new = np.stack([replies[list(two)] for replies, two in zip(fresh, picked, strict=True)])
         pairs, wins = np.concatenate([pairs, new]), np.concatenate([wins, task.first_wins(new, stream)])
         members = learnt(pairs, wins, seed)
         judged = scores(members, test).mean(axis=-1)

@@ -5,6 +5,7 @@ the LM head, which is applied to reply tokens alone. Attention, norms and the op
 keeps the share of the peak below 1, together with everything that waits.
 """
 
+import os
 import time
 from statistics import median
 from typing import Any
@@ -12,6 +13,28 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+
+SHAPE = (512, 576, 1536)
+"""Rows, inputs and outputs of the product whose speed is a machine's peak on docs/benchmarks.md."""
+
+
+def kind_of(device: torch.device) -> str:
+    """Which kind of machine this is, as docs/benchmarks.md has them: figures of two kinds are not compared."""
+    if device.type == "cuda":
+        return f"GPU, {torch.cuda.get_device_name(device)}"
+    has = torch.cpu.get_capabilities()
+    units = next((name for key, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")) if has.get(key)), None)
+    return units or f"{torch.backends.cpu.get_cpu_capability()}, float32 only"
+
+
+def machine_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What a benchmark says of the machine it ran on: its kind, how many threads, how busy it was, and its peak."""
+    return {
+        "machine": kind_of(device),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "peak_gflops": round(product_gflops(*SHAPE, dtype, device), 1),
+    }
 
 
 def linear_sizes(model: str, r: int) -> tuple[int, int, int]:
@@ -40,8 +63,13 @@ def gflop_of_an_update(model: str, r: int, rows: int, prompt: int, reply: int, e
 def peak_gflops(model: str, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
     """10⁹ operations a second of one product of the MLP's shape over `tokens` rows, repeated in warm caches."""
     config = AutoConfig.from_pretrained(model)
-    x = torch.randn(tokens, config.hidden_size, dtype=dtype, device=device)
-    w = torch.randn(config.intermediate_size, config.hidden_size, dtype=dtype, device=device)
+    return product_gflops(tokens, config.hidden_size, config.intermediate_size, dtype, device)
+
+
+def product_gflops(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> float:
+    """The same of a product of any shape."""
+    x = torch.randn(rows, inputs, dtype=dtype, device=device)
+    w = torch.randn(outputs, inputs, dtype=dtype, device=device)
     seconds = []
     for _ in range(60):
         started = time.perf_counter()
@@ -49,7 +77,13 @@ def peak_gflops(model: str, tokens: int, dtype: torch.dtype, device: torch.devic
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return 2 * tokens * w.numel() / median(seconds[10:]) / 1e9
+    return 2 * rows * w.numel() / median(seconds[10:]) / 1e9
+
+
+def gflop_of_a_token(model: str, r: int, *, learnt: bool, head: bool) -> float:
+    """10⁹ operations of a token that is passed through, or learnt from by an adapter of rank `r` on every layer."""
+    trunk, lora, top = linear_sizes(model, r)
+    return ((4 * trunk + 6 * lora if learnt else 2 * trunk) + 2 * top * head) / 1e9
 
 
 def profile(gflop: dict[str, float], seconds: dict[str, float], peak: float) -> list[dict[str, Any]]:

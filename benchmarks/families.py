@@ -13,36 +13,20 @@ smallest model is too large to try, or cannot be made, is NOT TRIED, with the re
 import argparse
 import copy
 import json
+import multiprocessing
 import re
 import signal
 import sys
 import tempfile
 import time
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import tiny_families as tiny
 import torch
 from safetensors.torch import save_file
-from tiny_families import (
-    EXPERTS,
-    FAMILIES,
-    GROUPS,
-    HYBRID,
-    LATENT,
-    LINEAR,
-    PER_LAYER,
-    SHARED,
-    SLIDING,
-    SLOW,
-    Family,
-    built,
-    check_adapter,
-    check_decoding,
-    check_logprobs,
-    config_of,
-    ragged_tokens,
-)
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from conftest import make_tokenizer
@@ -56,26 +40,27 @@ LARGEST = 30_000_000
 """Parameters of a model that is still tried."""
 LONGEST, PATIENCE = 30.0, 60
 """Seconds of this process within which a type must be through, and after which it is given up."""
-LATENT_EXPERTS = LATENT | EXPERTS | GROUPS | {"head_dim": 4}
+LATENT_EXPERTS = tiny.LATENT | tiny.EXPERTS | tiny.GROUPS | {"head_dim": 4}
 INDEXED = LATENT_EXPERTS | {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 64}
 IMAGES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 PATCHES = IMAGES | {"image_size": 28, "patch_size": 14}
 COMPRESSED = {"hc_lowrank": 8, "ngram_vocab_size_base": 64, "split_ngram_parts": 1, "indexer_n_heads": 2}
 COMPRESSED |= {"indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64, "indexer_compress_ratio": 4}
 PYRAMID = {"mlp_layer_types": ["dense"], "adapter_in_dim": 16, "adapter_out_dim": 32}
-DRAFTS = SLIDING | {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 2}
+DRAFTS = tiny.SLIDING | {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 2}
 NO_ROPE = {"full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 TINY: dict[str, dict[str, Any]] = {
     "axk1": LATENT_EXPERTS,
     "axk2": LATENT_EXPERTS,
-    "bailing_hybrid": LATENT_EXPERTS | HYBRID,
+    "bailing_hybrid": LATENT_EXPERTS | tiny.HYBRID,
     "blt": {"encoder_hash_byte_group_vocab": 64}
     | {name: {"hidden_size_global": 32} for name in ("encoder_config", "decoder_config")},
     "codegen": {"rotary_dim": 8},
-    "cohere_compass_text": SLIDING | {"rope_parameters": NO_ROPE},
+    "cohere2": {"logit_scale": 0.5},
+    "cohere_compass_text": tiny.SLIDING | {"rope_parameters": NO_ROPE},
     "deepseek_v2": LATENT_EXPERTS,
     "deepseek_v32": INDEXED,
-    "dots1": EXPERTS | GROUPS | {"layer_types": ["full_attention", "full_attention"], "max_window_layers": 2},
+    "dots1": tiny.EXPERTS | tiny.GROUPS | {"layer_types": ["full_attention", "full_attention"], "max_window_layers": 2},
     "dots3_note": {
         "text_config": INDEXED,
         "vision_config": PATCHES | PYRAMID,
@@ -83,10 +68,10 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "dots3_note_text": INDEXED,
     "gemma3": {"vision_config": PATCHES, "image_token_index": 300},
-    "gemma4": {"text_config": SLIDING | PER_LAYER | {"global_head_dim": 8}, "vision_config": PATCHES},
+    "gemma4": {"text_config": tiny.SLIDING | tiny.PER_LAYER | {"global_head_dim": 8}, "vision_config": PATCHES},
     "gemma4_assistant": {"text_config": DRAFTS | {"model_type": "gemma4_text"}, "backbone_hidden_size": 32},
     "gemma4_unified": {
-        "text_config": SLIDING | {"global_head_dim": 8},
+        "text_config": tiny.SLIDING | {"global_head_dim": 8},
         "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 64, "output_proj_dims": 32},
     },
     "gemma4_unified_assistant": {
@@ -98,26 +83,26 @@ TINY: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gptj": {"rotary_dim": 8},
     "hy_v4": INDEXED,
-    "inkling_text": EXPERTS
+    "inkling_text": tiny.EXPERTS
     | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "d_rel": 4, "rel_extent": 64},
-    "kolibri1": EXPERTS,
-    "lfm2_moe": EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "kolibri1": tiny.EXPERTS,
+    "lfm2_moe": tiny.EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": LATENT_EXPERTS | {"num_layers": 2, "zero_expert_num": 2, "moe_topk": 2},
-    "mimo_v2_flash": EXPERTS | SLIDING | {"v_head_dim": 8},
+    "mimo_v2_flash": tiny.EXPERTS | tiny.SLIDING | {"v_head_dim": 8},
     "plbart": {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_layers": 2, "decoder_ffn_dim": 48},
-    "qwen3_5": {"text_config": LINEAR | HYBRID, "vision_config": PATCHES},
-    "qwen3_5_moe": {"text_config": LINEAR | HYBRID | EXPERTS, "vision_config": PATCHES},
-    "qwen3_5_moe_text": LINEAR | HYBRID | EXPERTS,
-    "qwen4_exp": {"text_config": LINEAR | HYBRID | EXPERTS | COMPRESSED, "vision_config": PATCHES},
-    "qwen4_exp_text": LINEAR | HYBRID | EXPERTS | COMPRESSED,
+    "qwen3_5": {"text_config": tiny.LINEAR | tiny.HYBRID, "vision_config": PATCHES},
+    "qwen3_5_moe": {"text_config": tiny.LINEAR | tiny.HYBRID | tiny.EXPERTS, "vision_config": PATCHES},
+    "qwen3_5_moe_text": tiny.LINEAR | tiny.HYBRID | tiny.EXPERTS,
+    "qwen4_exp": {"text_config": tiny.LINEAR | tiny.HYBRID | tiny.EXPERTS | COMPRESSED, "vision_config": PATCHES},
+    "qwen4_exp_text": tiny.LINEAR | tiny.HYBRID | tiny.EXPERTS | COMPRESSED,
     "recurrent_gemma": {"num_hidden_layers": 3, "block_types": ["recurrent", "recurrent", "attention"]},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"], "axial_pos_shape": [8, 16]}
     | {"axial_pos_embds_dim": [8, 24], "attention_head_size": 8, "feed_forward_size": 48},
-    "solar_open": EXPERTS | GROUPS,
-    "youtu": LATENT | {"head_dim": 4},
+    "solar_open": tiny.EXPERTS | tiny.GROUPS,
+    "youtu": tiny.LATENT | {"head_dim": 4},
     "whisper": {"d_model": 32, "decoder_attention_heads": 4, "decoder_layers": 2, "decoder_ffn_dim": 48},
     "xlnet": {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48},
-    "zamba": SHARED | {"attention_head_dim": 16, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "zamba": tiny.SHARED | {"attention_head_dim": 16, "attn_layer_period": 2, "attn_layer_offset": 1},
 }
 """What a type needs beside the sizes that all have, where no family of the tests says so."""
 BEGIN = "<!-- written by benchmarks/families.py -->"
@@ -126,10 +111,10 @@ END = "<!-- to here -->"
 
 def outcome(kind: str) -> tuple[str, str]:
     """(what became of a type, what is to be said of it)."""
-    known = {family.kind: family.more for family in (SLOW | FAMILIES).values()}
+    known = {family.kind: family.more for family in (tiny.SLOW | tiny.FAMILIES).values()}
     more = TINY.get(kind, known.get(kind, {}))
     try:
-        config = config_of(CONFIG_MAPPING[kind], more)
+        config = tiny.config_of(CONFIG_MAPPING[kind], more)
     except Exception as error:
         return "NOT TRIED", f"no tiny model: {type(error).__name__}: {' '.join(str(error).split())[:150]}"
     with tempfile.TemporaryDirectory() as scratch:
@@ -140,7 +125,7 @@ def outcome(kind: str) -> tuple[str, str]:
                 size = sum(p.numel() for p in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters())
             if size > LARGEST:
                 return "NOT TRIED", f"its smallest model here has {size:.1e} parameters"
-            theirs = built(Family(kind, more))
+            theirs = tiny.built(tiny.Family(kind, more))
             theirs.save_pretrained(folder)
         except Exception:  # transformers cannot make it of its own settings, so it has to be refused
             config.save_pretrained(folder)
@@ -153,9 +138,9 @@ def outcome(kind: str) -> tuple[str, str]:
         except UserError as error:
             return "refused", str(error).replace(f"model: {folder}: ", "").removeprefix("model: ")
         try:
-            check_logprobs(theirs, folder, ragged_tokens())
-            check_decoding(theirs, folder)
-            check_adapter(folder, ragged_tokens(), Path(scratch) / "merged")
+            tiny.check_logprobs(theirs, folder, tiny.ragged_tokens())
+            tiny.check_decoding(theirs, folder)
+            tiny.check_adapter(folder, tiny.ragged_tokens(), Path(scratch) / "merged")
         except AssertionError as error:
             return "WRONG", " ".join(str(error).split())[:200]
     only = [line for line in said if "reward/model is left out" in line]
@@ -170,7 +155,7 @@ def give_up(*_: object) -> None:
     raise OutOfTimeError
 
 
-def tried(kind: str) -> dict[str, Any]:
+def try_here(kind: str, told: Connection) -> None:
     started = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, PATIENCE)
     try:
@@ -180,9 +165,23 @@ def tried(kind: str) -> dict[str, Any]:
     except Exception as error:
         what, said = "CRASH", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     signal.setitimer(signal.ITIMER_PROF, 0)
-    seconds = time.process_time() - started
-    print(f"{kind:26} {what:12} {seconds:5.1f} s  {said}", flush=True)
-    return {"outcome": what, "said": said, "seconds": round(seconds, 1)}
+    told.send({"outcome": what, "said": said, "seconds": round(time.process_time() - started, 1)})
+
+
+def tried(kind: str) -> dict[str, Any]:
+    """In a process of its own: one that dies does not end the sweep, and no type leaves anything to the next."""
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    child = fork.Process(target=try_here, args=(kind, theirs))
+    child.start()
+    theirs.close()
+    try:
+        found: dict[str, Any] = ours.recv()
+    except EOFError:
+        found = {"outcome": "CRASH", "said": "its process died", "seconds": 0.0}
+    child.join()
+    print(f"{kind:26} {found['outcome']:12} {found['seconds']:5.1f} s  {found['said']}", flush=True)
+    return found
 
 
 MARKS = {"sampling reads every row anew": "¹", "; without ": "²"}

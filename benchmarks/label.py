@@ -1,6 +1,6 @@
 """How many labels the labelling service takes: 50 clients that do not wait for each other, on SQLite and PostgreSQL.
 
-    python benchmarks/label.py [--database sqlite|postgres|both] [--seconds 60] [--clients 50] [--rate R]
+    python benchmarks/label.py [--database sqlite|postgres|both] [--seconds 60] [--clients 50] [--rate R] [--items N]
 
 The load is an open loop: claim+submit cycles begin at fixed times, R of them a second, spread over the clients, whether
 or not earlier ones have come back; a cycle that has to wait for its client counts that wait in its time. The server is
@@ -31,7 +31,7 @@ async def load(port: int, sessions: list[tuple[str, str]], rate: float, seconds:
     clients = [Client(port, *session) for session in sessions]
     for client in clients:
         await client.open()
-    times: dict[str, list[float]] = {"submit": [], "cycle": []}
+    times: dict[str, list[float]] = {"claim": [], "submit": [], "cycle": []}
     began = time.perf_counter()
     going = []
     for number in range(int(rate * seconds)):
@@ -67,7 +67,8 @@ def cpu_seconds(process: int) -> float:
 
 def measure(kind: str, database: str, options: argparse.Namespace) -> dict[str, Any]:
     rate = options.rate or RATES[kind]
-    sessions = prepare(database, options.clients, int(rate * options.seconds / OVERLAP) + 200, OVERLAP)
+    items = max(options.items, int(rate * options.seconds / OVERLAP) + 200)
+    sessions = prepare(database, options.clients, items, OVERLAP)
     server, port = start_server(database)
     before = cpu_seconds(server.pid)
     found = asyncio.run(load(port, sessions, rate, options.seconds))
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--database", choices=("sqlite", "postgres", "both"), default="both")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--items", type=int, default=0, help="items in the database, if more than the clients need")
     parser.add_argument("--rate", type=float, help="cycles offered a second; by default by database")
     options = parser.parse_args()
     results: dict[str, Any] = {

@@ -19,7 +19,7 @@ from plaudit.label import people
 from plaudit.label.db import schema
 from plaudit.label.db.database import open_project, writing
 from plaudit.label.queue.items import Draft, add_items
-from plaudit.label.web.service import session_cookie
+from plaudit.label.web.shared.service import session_cookie
 from plaudit.records import Completion, Message, Prompt
 
 
@@ -105,8 +105,10 @@ class Client:
 
     async def cycle(self, due: float, times: dict[str, list[float]]) -> None:
         async with self.free:
+            began = time.perf_counter()
             claimed = await self.post("/api/claim", {"task": None})
             between = time.perf_counter()
+            times["claim"].append(between - began)
             ranks = [1 + secrets.randbelow(4) for _ in claimed["item"]["replies"]]
             body = {"client_id": str(uuid.uuid4()), "lease": claimed["lease"], "positions": {"ranks": ranks}}
             await self.post("/api/submit", body)

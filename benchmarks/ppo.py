@@ -108,7 +108,8 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
     settings, machine, source = read.ppo, choose_machine(dtype), resolve(model)
     tokens = settings.batch_size, task.PROMPT_TOKENS, longest, settings.epochs
     gflop = arithmetic.gflop_of_an_update(source, read.lora.r, *tokens)
-    rows = task.MICRO_BATCH * (task.PROMPT_TOKENS + longest)
+    size = settings.micro_batch_size
+    rows = (settings.minibatch_size if size == "auto" else size) * (task.PROMPT_TOKENS + longest)
     peak_gflops = arithmetic.peak_gflops(source, rows, machine.dtype, machine.device)
     typical = {part: float(np.median([row[part] for row in times[1:] or times])) for part in gflop}
     return {
@@ -118,7 +119,8 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         "seconds_per_update": [round(sum(row.values()), 2) for row in times],
         "parts": [{part: round(seconds, 2) for part, seconds in row.items()} for row in times],
         "profile": arithmetic.profile(gflop, typical, peak_gflops),
-        "peak_gflops": round(peak_gflops),
+        "peak_gflops_of_a_micro_batch": round(peak_gflops),
+        **arithmetic.machine_of(machine.device, machine.dtype),
         "peak_rss_mb": peak,
         **{name: finished[name] for name in ("peak_gpu_mb",) if name in finished},
         "seconds_of_a_save": save_s,

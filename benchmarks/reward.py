@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import arithmetic
 import pairs as workload
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rows, write_json, write_rows
 from plaudit.data.hashes import sha256
 from plaudit.dist.machine import choose_machine, peak_rss_mb
+from plaudit.models.config import LoraSettings
 from plaudit.models.kernels import attention
 from plaudit.models.load import load_tokenizer, quiet_libraries, resolve
 from plaudit.records import Completion, Message, Preference, Prompt, Ranking
@@ -93,7 +95,8 @@ def measure(
 ) -> dict[str, Any]:
     """Run the stage; the workload's numbers."""
     quiet_libraries()
-    source = resolve(model)
+    source, machine = resolve(model), choose_machine("bfloat16")
+    kind = arithmetic.machine_of(machine.device, machine.dtype)
     given = read(source, data, limit)
     train = by_prompt(given.train) if share else as_rankings(given.train, "train")
     config = settings(train, micro, share)
@@ -105,7 +108,7 @@ def measure(
         rows = [ranking.as_json() for ranking in (*train, *as_rankings(given.held_out, "test"))]
         write_rows(folder.stage("preferences") / "rankings.jsonl", rows)
         write_json(folder.stage("preferences") / "summary.json", {"rankings": len(rows)})
-        summary = reward.train(config, Run(folder, seed, choose_machine("bfloat16"), source, None, (), ()))
+        summary = reward.train(config, Run(folder, seed, machine, source, None, (), ()))
         if keep is not None:
             shutil.copytree(folder.path / "reward", keep)
         scored = [row["scores"] for _, row in read_rows(folder.path / "reward" / "scores.jsonl")]
@@ -113,6 +116,15 @@ def measure(
     assert len(found) == len(given.held_out)
     if margins is not None:
         write_json(margins, {"held_out": sha256(data / workload.HELD_OUT), "margins": found})
+    chat, each = (
+        ChatFormat(load_tokenizer(source)),
+        arithmetic.gflop_of_a_token(source, LoraSettings().r, learnt=True, head=False),
+    )
+    tokens = sum(
+        len(chat.prompt_ids(one.prompt.messages)) * (1 if share else len(one.replies))
+        + sum(len(chat.reply_ids(reply)) for reply in one.replies)
+        for one in train
+    )
     processed, seconds = sum(len(ranking.pairs()) for ranking in train), summary["seconds_per_member"]
     return {
         "workload": "W-RM",
@@ -121,11 +133,13 @@ def measure(
         "replies": sum(len(ranking.replies) for ranking in train),
         "seconds": round(seconds, 2),
         "pairs_per_second": round(processed / seconds, 3),
+        "share_of_peak": round(tokens * each / seconds / kind["peak_gflops"], 3),
         "held_out_accuracy": round(float(summary["accuracy"]), 4),
         "held_out_pairs": len(found),
         "length_only_accuracy": round(sum(given.length_verdicts()) / len(found), 4),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "seed": seed,
+        **kind,
         "versions": versions(),
     }
 

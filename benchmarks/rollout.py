@@ -6,7 +6,7 @@ draws other random numbers; the first round is not counted. The same with transf
 peers/generate.py, peers/vllm_rollout.py.
 
 Told too: how many replies of the last round come out otherwise when the same prompts are decoded with the same random
-numbers in batches of a quarter. None in float32; in bfloat16 a sum in another order may round otherwise.
+numbers in batches of a quarter: none on a CPU by the fused decoder; else a sum in another order may round otherwise.
 
     python benchmarks/rollout.py --model FOLDER --json
     PLAUDIT_PLAIN=1 python benchmarks/rollout.py --model FOLDER --json      by transformers' own decoding step
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+import arithmetic
 import task
 from plaudit import rng
 from plaudit.dist.machine import choose_machine, peaks
@@ -48,6 +49,7 @@ def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int,
     """The workload's numbers."""
     quiet_libraries()
     source, machine = resolve(model), choose_machine(dtype)
+    kind = arithmetic.machine_of(machine.device, machine.dtype)
     tokenizer = load_tokenizer(source)
     prompts = [task.ids_of(tokenizer, text) for text in task.fixed_prompts(tokenizer, rows, prompt_tokens)]
     roles = adapted(source, machine)
@@ -66,14 +68,17 @@ def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int,
     again = engine.generate(prompts, rng.uniforms(0, "bench", number, list(range(rows)), tokens))
     changed = sum(one.ids != other.ids for one, other in zip(replies, again, strict=True))
     rates = [rows * tokens / took for took in seconds[1:]]
+    token = arithmetic.gflop_of_a_token(source, 0, learnt=False, head=True)
     return {
         "workload": "W-ROLL",
         "what": f"plaudit, {type(engine.decoder).__name__}, {rows} replies of {tokens} tokens",
         "new_tokens_per_second": round(median(rates), 1),
         "rounds": [round(rate, 1) for rate in rates],
+        "share_of_peak": round(median(rates) * token / kind["peak_gflops"], 3),
         "replies_that_differ_in_other_batches": changed,
         "seconds_of_merging": round(median(merging[1:]), 3),
         **{name: round(peak, 1) for name, peak in peaks(machine.device).items()},
+        **kind,
         "versions": versions(),
     }
 

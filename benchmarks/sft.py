@@ -15,9 +15,10 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+import arithmetic
 from plaudit import rng
 from plaudit.data.chat import ChatFormat
-from plaudit.data.examples import Step
+from plaudit.data.examples import Encoder, Step
 from plaudit.data.files import read_rows
 from plaudit.data.packing import Example
 from plaudit.dist.machine import choose_machine, peak_rss_mb
@@ -59,21 +60,23 @@ def measure(
         learn="all",
         samples=0,
     )
-    source = resolve(model)
+    source, machine = resolve(model), choose_machine("bfloat16")
+    kind = arithmetic.machine_of(machine.device, machine.dtype)
     chat = ChatFormat(load_tokenizer(source))
     train, held_out = examples_of(chat, data, "train")[:ROWS], examples_of(chat, data, "test")
     train = [train[i] for i in rng.permutation(seed, "sft", 0, len(train))]
     steps = [Step(train[i : i + BATCH], ends_epoch=False) for i in range(0, len(train), BATCH)][:limit]
     with tempfile.TemporaryDirectory() as home:
         folder = RunFolder.open(Path(home) / "run", f"name: benchmark\nseed: {seed}\n", resume=False)
-        run = Run(folder, seed, choose_machine("bfloat16"), source, None, (), ())
+        run = Run(folder, seed, machine, source, None, (), ())
         if not packing:
             sft.prepare_attention = lambda model: Layout("padded", "--no-packing")
-        trainer = sft.SFTTraining(config, run, chat, held_out, [])
+        trainer = sft.SFTTraining(config, run, Encoder(chat, WIDTH), held_out, [], "sft")
         trainer.shares = trainer.shares and sharing
         with Saver.open(run, "sft") as saver:
             sft.optimise(trainer, steps, saver)
     tokens = sum(len(example.ids) for step in steps for example in step.examples)
+    each = arithmetic.gflop_of_a_token(source, trainer.run.lora.r if trainer.run.lora else 0, learnt=True, head=False)
     once = ", a common start once" if trainer.shares else ""
     return {
         "workload": "W-SFT",
@@ -81,10 +84,12 @@ def measure(
         "tokens": tokens,
         "seconds": round(trainer.seconds, 2),
         "tokens_per_second": round(tokens / trainer.seconds, 1),
+        "share_of_peak": round(tokens / trainer.seconds * each / kind["peak_gflops"], 3),
         "eval_loss_before": trainer.evaluations[0]["eval_loss"],
         "eval_loss_after": trainer.evaluations[-1]["eval_loss"],
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "seed": seed,
+        **kind,
         "versions": versions(),
     }
 

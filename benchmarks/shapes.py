@@ -46,10 +46,10 @@ def config_of(shape: str, tokens: int) -> LlamaConfig:
     )
 
 
-def make(shape: str, tokenizer: str, to: Path) -> None:
-    """Write the model and the tokenizer to a folder, in the machine's format; made on the device, for its speed."""
+def make(shape: str, tokenizer: str, to: Path, dtype: str = "auto") -> None:
+    """Write the model and the tokenizer to a folder, made on the device, for its speed."""
     quiet_libraries()
-    machine, known = choose_machine("auto"), load_tokenizer(tokenizer)
+    machine, known = choose_machine(dtype), load_tokenizer(tokenizer)
     torch.manual_seed(0)
     with torch.device(machine.device):
         model = AutoModelForCausalLM.from_config(config_of(shape, len(known)), dtype=machine.dtype)
@@ -63,8 +63,9 @@ def main() -> None:
     parser.add_argument("--shape", required=True, help=f"{', '.join(SHAPES)}, or WIDTH:LAYERS")
     parser.add_argument("--tokenizer", required=True, help="a Hugging Face folder; only its tokenizer is used")
     parser.add_argument("--to", required=True, type=Path)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"), help="of the weights")
     given = parser.parse_args()
-    make(given.shape, given.tokenizer, given.to)
+    make(given.shape, given.tokenizer, given.to, given.dtype)
 
 
 if __name__ == "__main__":

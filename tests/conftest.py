@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
@@ -53,6 +54,7 @@ from plaudit.run.folder import RunFolder
 from plaudit.run.stopping import Interrupted
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.recipe import Recipe, load_recipe
+from plaudit.stages.reward import loop as reward
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver
 
@@ -192,15 +194,31 @@ def make_model(architecture: str, vocabulary: int, seed: int = 0) -> PreTrainedM
 # More than twenty seconds each: given out first, so that no process is left alone with one at the end.
 LONG = (
     "test_resume.py",
-    "test_label_ledger.py",
-    "test_ppo_stage.py",
-    "test_ppo_options.py",
-    "test_train.py",
-    "test_docs.py",
-    "test_reward.py",
     "test_planted.py",
+    "test_ppo_stage.py",
+    "test_docs.py",
+    "test_ppo_options.py",
+    "test_label_ledger.py",
+    "test_train.py",
+    "test_label_trouble.py",
+    "test_label_page.py",
+    "test_reward.py",
     "test_pipeline.py",
+    "test_label_real.py",
+    "test_reward_sources.py",
+    "test_inputs.py",
+    "test_saving.py",
+    "test_serve.py",
+    "test_terminals.py",
+    "test_rounds.py",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto` one more than the cores: while a browser, a database or a disk answers, its process waits."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -213,12 +231,28 @@ def _one_thread() -> Iterator[None]:
     """A second thread only costs time on tensors this small; stages ask for one a core and are not heard."""
     quiet_libraries()
     torch.set_num_threads(1)
-    # Every stage ends with a collection, which would walk all that torch, transformers and the tests have imported.
+    # Every stage ends with a collection, which would walk all that torch, transformers and the tests have imported;
+    # for what a test leaves that is often enough.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    _FROZEN.append(len(sys.modules))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "set_num_threads", lambda count: None)
         yield
+
+
+_FROZEN: list[int] = []
+"""How many modules were loaded each time that all was frozen."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_frozen(_one_thread: None) -> None:
+    """What the files before this one have imported as they went is no garbage either."""
+    if len(sys.modules) > _FROZEN[-1] + 200:
+        gc.collect()
+        gc.freeze()
+        _FROZEN.append(len(sys.modules))
 
 
 @pytest.fixture(scope="session")
@@ -317,6 +351,12 @@ TINY: dict[str, Any] = {
     },
     "evaluate": {"replies": 1},
 }
+# Of whole runs that are about something else than what they learn.
+LITTLE: dict[str, Any] = {
+    "sft": {**TINY["sft"], "epochs": 1},
+    "reward": {**TINY["reward"], "epochs": 1},
+    "ppo": {**TINY["ppo"], "updates": 1},
+}
 SHARED_KEYS = {
     "sampling": ("temperature", "max_new_tokens"),
     "optimiser": ("schedule", "warmup_steps", "max_grad_norm"),
@@ -396,6 +436,23 @@ def tiny_run(tiny_model: Callable[..., Path]) -> Callable[..., Run]:
     return build
 
 
+@pytest.fixture(scope="session")
+def before_ppo(
+    trained: Path, tiny_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """before_ppo(dtype) -> the folder of the stages before PPO; scores of one format are not those of another."""
+    made = {"float32": trained}
+
+    def of(dtype: str) -> Path:
+        if dtype not in made:
+            run = tiny_run(tmp_path_factory.mktemp(dtype), trained, dtype)
+            reward.train(*tiny_stage("reward", run))
+            made[dtype] = run.folder.path
+        return made[dtype]
+
+    return of
+
+
 @pytest.fixture
 def stopped_after_saves(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list[int]]:
     """stopped_after_saves(train) -> the steps after whose checkpoint it was stopped, each time to begin anew, until it
@@ -423,8 +480,17 @@ def stopped_after_saves(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[
 
 
 def leave_plots_undrawn(patch: pytest.MonkeyPatch) -> None:
-    """Plots are painted but not written out as SVG, which is a third of a tiny run."""
-    patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, buffer, **_: buffer.write("<svg></svg>"))
+    """Plots are painted, all on the same axes, but not written out as SVG: both is half of a tiny run."""
+    axes = Figure().add_subplot()
+
+    def blank(**_: Any) -> SimpleNamespace:
+        for artist in [*axes.lines, *axes.patches, *axes.collections, *axes.texts]:
+            artist.remove()
+        axes.set_yscale("linear")
+        axes.autoscale()
+        return SimpleNamespace(add_subplot=lambda: axes, savefig=lambda buffer, **_: buffer.write("<svg></svg>"))
+
+    patch.setattr("plaudit.view.plots.Figure", blank)
 
 
 @pytest.fixture

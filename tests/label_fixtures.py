@@ -105,5 +105,5 @@ def _world(engine: Any) -> Iterator[Any]:
 
     app = create_app(engine, url="http://127.0.0.1:8080")
     yield World(app, engine)
-    app.state.service.writer.close()
+    app.state.service.close()
     engine.dispose()

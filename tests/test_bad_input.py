@@ -452,8 +452,13 @@ def test_the_installed_command_exits_with_2_and_one_line(desk: Desk) -> None:
 
 
 def test_debug_shows_the_traceback(desk: Desk, plaudit: Plaudit) -> None:
-    done = command("--debug", "run", desk.recipe, "ppo.updats=3")
-    assert done.returncode != 0
+    """Of a mistake that is said before the seconds that torch takes to load."""
+    code = (
+        "import sys\nfrom plaudit.cli.main import main\ntry:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, "--debug", "run", str(desk.recipe), "ppo.updats=3"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "False\n")
     assert "Traceback" in done.stderr
     assert "UserError" in done.stderr
     assert "did you mean 'ppo.updates'?" in done.stderr

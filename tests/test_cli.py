@@ -87,7 +87,7 @@ def test_worked_example_through_the_installed_command() -> None:
 
 
 def test_the_embedded_demo_on_a_tiny_model(
-    plaudit: Plaudit, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plaudit: Plaudit, tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
 ) -> None:
     """The shipped recipe and its data, with another model and little work; a second one gets its own folder."""
     monkeypatch.chdir(tmp_path)
@@ -202,6 +202,17 @@ def test_control_c_says_how_to_go_on(
     assert done.code == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert "--resume" in done.err
+
+
+def test_until_a_stage_no_later_one_runs_and_the_way_on_is_said(
+    plaudit: Plaudit, write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(pipeline, "run_stage", lambda name, *_: ran.append(name))
+    done = plaudit("run", write_recipe(tmp_path), "--until", "sft")
+    assert (done.code, ran) == (0, ["sft"]), done.err
+    assert f"Next: plaudit run {tmp_path / 'run' / 'recipe.yaml'} --resume" in done.out
+    assert "--until 'card': not a stage" in plaudit("run", write_recipe(tmp_path), "--until", "card").err
 
 
 def test_our_own_bugs_keep_their_traceback(

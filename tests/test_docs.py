@@ -214,7 +214,7 @@ def allowed(field: FieldInfo) -> str:
     options = get_args(field.annotation) if field.annotation not in words else ()
     choices = [kind for option in options for kind in (get_args(option) or (option,))]
     if any(isinstance(choice, str) for choice in choices):
-        return ", ".join("null" if choice is NoneType else choice for choice in choices)
+        return ", ".join(choice if isinstance(choice, str) else words[choice] for choice in choices)
     kinds = " or ".join(words[kind] for kind in options or (field.annotation,))
     bounds = []
     for item in field.metadata:
@@ -570,6 +570,7 @@ def test_every_command_works(page: Path, here: Path, plaudit: Plaudit, monkeypat
         (here / name).write_text(block, encoding="utf-8")
     for name in ("rankings.jsonl", "more.jsonl", "gold.jsonl"):
         shutil.copy(here / "runs/demo/preferences/rankings.jsonl", here / name)
+    (here / "people.csv").write_text("name,role,quota,fields\ncara,annotator,200,medical 50; law\n", encoding="utf-8")
     # All of `label serve` but the port and the serving itself.
     monkeypatch.setattr("plaudit.label.web.serve.listen", contextlib.nullcontext)
     monkeypatch.setattr("plaudit.label.web.serve.serve", lambda *_: None)
@@ -696,7 +697,7 @@ def test_every_log_and_summary_of_a_run_has_its_table(here: Path) -> None:
             r"/\d{5}\.|^\w+(?=/inputs\.)", lambda m: "sft" if m[0][0] != "/" else "/00000.", name
         )  # a table a series
         for name in left
-        if not re.search(r"/(adapter|model)/|^(environment|manifest)\.|^preferences/\w+\.jsonl", name)
+        if not re.search(r"/(adapter|model)/|^(environment|manifest|micro_batches)\.|^preferences/\w+\.jsonl", name)
     }
     assert own <= {name for _, name, _ in KEY_TABLES}
 

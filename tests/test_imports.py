@@ -22,8 +22,8 @@ LAYERS = (
     "algo",
     "data",
     "run",
-    "label",
     "dist",
+    "label",
     "models",
     "rollout",
     "guard",
@@ -33,6 +33,7 @@ LAYERS = (
     "stages",
     "recipes",
     "api",
+    "launch",
     "cli",
 )
 
@@ -241,7 +242,8 @@ def test_ppo_and_evaluation_load_nothing_that_shows_a_run() -> None:
 
 
 def test_the_check_for_heavy_libraries_finds_one() -> None:
-    assert first_heavy(["plaudit.errors", "plaudit.algo.masked"]) == "plaudit.algo.masked loads torch"
+    found = first_heavy(["plaudit.errors", "plaudit.stages.recipe"], ("torch", "pydantic"))
+    assert found == "plaudit.stages.recipe loads pydantic"
 
 
 # --- what is never used ---

@@ -1,8 +1,19 @@
 """The strict base of every setting: frozen, no unknown key, no truth value for a number, no NaN."""
 
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
+
+
+def _auto_or_count(value: Any) -> Any:
+    # One refusal in place of one for each half of the union.
+    if value == "auto" or (isinstance(value, int) and value >= 1):
+        return value
+    raise ValueError("a whole number is needed, 1 or more, or auto")
+
+
+AutoOrCount = Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_count)]
+"""How much goes through the model in one pass: a number, or what there is memory for."""
 
 
 class StrictConfig(BaseModel):

@@ -22,6 +22,10 @@ class RankLost(RuntimeError):
     """Another process of this run has ended or fallen silent; its own message says why."""
 
 
+class EngineLost(RankLost):
+    """The servers that sample for this run are gone and do not come back."""
+
+
 class RunStopped(RuntimeError):
     """A run-time guard found a number that must hold and does not; the message names it, its value and its bound."""
 

@@ -40,13 +40,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and its ideal reply."""
+    """A prompt and its ideal reply; and who wrote it, where that is known."""
 
     prompt: Prompt
     completion: str
+    annotator: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.prompt.as_json(), "completion": self.completion}
+        row = {**self.prompt.as_json(), "completion": self.completion}
+        return row if self.annotator is None else {**row, "annotator": self.annotator}
 
 
 @dataclass(frozen=True)

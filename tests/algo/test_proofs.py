@@ -6,7 +6,6 @@ gradient, also without a critic; (d) best-of-n is as far from its policy as the 
 
 import itertools
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -24,15 +23,6 @@ SIZES = [(3, 1), (4, 1), (5, 1), (3, 2), (4, 3)]
 
 def tensor(rows: list[list[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Products this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit.algo.losses import clipped_surrogate, kl_loss, truncated_importance_weight, value_error
+from plaudit.algo.losses import (
+    bounded_importance_weight,
+    clipped_surrogate,
+    kl_loss,
+    sampler_weights,
+    truncated_importance_weight,
+    value_error,
+)
 
 
 def tensor(rows: Any) -> Tensor:
@@ -131,6 +138,19 @@ def test_row_16_a_value_clip_needs_old_values_and_they_need_a_clip() -> None:
 
 
 # --- row 8: sampler and trainer ---
+
+
+def test_the_bounded_importance_weight_by_hand() -> None:
+    """Gaps of 0, ln 4, ln 6 and −ln 4 nats within 0.5 and 5: what lies outside has no weight."""
+    gaps = tensor([[0.0, math.log(4), math.log(6), -math.log(4)]])
+    trainer = (gaps - 1.0).requires_grad_()
+    weights = bounded_importance_weight(trainer, torch.full_like(gaps, -1.0), 0.5, 5.0)
+    assert torch.allclose(weights, tensor([[1.0, 4.0, 0.0, 0.0]]))
+    assert not weights.requires_grad
+    for rule, expected in (("tis", [1.0, 2.0, 2.0, 0.25]), ("icepop", [1.0, 4.0, 0.0, 0.0])):
+        found = sampler_weights(rule, gaps, torch.zeros_like(gaps))
+        assert found is not None and torch.allclose(found, tensor([expected]))
+    assert sampler_weights("none", gaps, gaps) is None
 
 
 @pytest.mark.row(8)

@@ -1,7 +1,7 @@
 """A small server that keeps the contract of the labelling service in memory, and can be told to fail.
 
-It serves the real pages (plaudit.label.web.render) with the real policy. What the real server does otherwise is tested
-there; here it must only be possible to say "now you are away" and to read afterwards what arrived.
+It serves the real pages (plaudit.label.web.shared.render) with the real policy. What the real server does otherwise is
+tested there; here it must only be possible to say "now you are away" and to read afterwards what arrived.
 """
 
 import json
@@ -15,10 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from plaudit.label.web.render import HEADERS, STATIC, page_html, reply_html, text_html
+from plaudit.label.web.shared.render import HEADERS, STATIC, page_html, reply_html, text_html
 from plaudit.label.web.text.markdown import markdown_html
 
 PASSWORD = "a long password"
+COOKIE = "plaudit_session"
 SETTINGS = {
     "name": "Kind replies",
     "guidelines": "Be *fair*.",
@@ -28,6 +29,8 @@ SETTINGS = {
     "gold_rate": 0.1,
     "flags": ["unsafe"],
     "plain_text": False,
+    "language": "browser",
+    "languages": {"en": "English"},
     "paused": False,
     "version": 1,
 }
@@ -48,6 +51,7 @@ class Fake:
     guidelines: str = "Prefer the reply that is **true** and short."
     down: str | None = None
     role: str = "annotator"
+    language: str = "en"
     dashboard: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
     lease_seconds: float = 1800.0
@@ -59,6 +63,12 @@ class Fake:
     sessions: dict[str, str] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     url: str = ""
+
+    def session_of(self, name: str) -> str:
+        """A new session of that name: the value of its cookie."""
+        token = f"s{len(self.sessions) + len(self.posts)}x{time.monotonic_ns()}"
+        self.sessions[token] = name
+        return token
 
     def claim(self) -> dict[str, Any] | None:
         for number in range(len(self.items)):
@@ -113,7 +123,7 @@ class Fake:
             "progress": {"done": len(self.done), "available": left},
             "project": {
                 "name": "Kind replies",
-                "guidelines_html": markdown_html(self.guidelines),
+                "guidelines_html": markdown_html(self.guidelines, shift=1),
                 "flags": self.flags,
                 "plain_text": False,
                 "paused": False,
@@ -152,7 +162,9 @@ class Handler(BaseHTTPRequestHandler):
             elif path == "/login":
                 self.page("login", project="Kind replies", csrf="form", name="", error=None)
             elif path.startswith("/invite/"):
-                self.page("invite", project="Kind replies", csrf="form", token=path[8:], name="ann", error=None)
+                self.page(
+                    "invite", up="../", project="Kind replies", csrf="form", token=path[8:], name="ann", error=None
+                )
             elif self.name is None:
                 self.json(401, {"error": "signed out"}) if path.startswith("/api/") else self.redirect("/login")
             elif path in ("/", "/history", "/admin"):
@@ -229,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def token(self) -> str:
-        cookie = SimpleCookie(self.headers.get("Cookie", "")).get("plaudit_session")
+        cookie = SimpleCookie(self.headers.get("Cookie", "")).get(COOKIE)
         return cookie.value if cookie else ""
 
     @property
@@ -240,12 +252,11 @@ class Handler(BaseHTTPRequestHandler):
         if form.get("password") != PASSWORD:
             words = "Name and password do not match."
             return self.page("login", 401, project="Kind replies", csrf="form", name=form.get("name", ""), error=words)
-        token = f"s{len(self.fake.sessions) + len(self.fake.posts)}x{time.monotonic_ns()}"
-        self.fake.sessions[token] = form.get("name", "ann")
-        return self.redirect("/", f"plaudit_session={token}; HttpOnly; SameSite=Strict; Path=/")
+        token = self.fake.session_of(form.get("name", "ann"))
+        return self.redirect("/", f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/")
 
     def page(self, which: str, status: int = 200, /, **values: Any) -> None:
-        self.send(status, page_html(which, **values).encode(), "text/html; charset=utf-8")
+        self.send(status, page_html(which, language=self.fake.language, **values).encode(), "text/html; charset=utf-8")
 
     def json(self, status: int, value: Any) -> None:
         self.send(status, json.dumps(value).encode(), "application/json")

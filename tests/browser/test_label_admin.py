@@ -150,7 +150,9 @@ def fake() -> Iterator[Fake]:
 
 
 def enter(page: Any, room: str) -> None:
+    """The room is there: an address that has changed says only that it will be."""
     page.locator(".rooms").get_by_role("link", name=room, exact=True).click()
+    page.locator(".rooms a[aria-current=page]", has_text=room).wait_for()
 
 
 def all_rooms(page: Any) -> str:
@@ -184,7 +186,13 @@ def test_the_dashboard_says_and_draws_its_numbers(browser: Any, fake: Fake) -> N
         ):
             assert text in words
         enter(page, "People")
-        assert "annotator, not here yet" in page.get_by_role("row", name="eve").inner_text()  # newer than the numbers
+        assert "not here yet" in page.get_by_role("row", name="eve").inner_text()  # newer than the numbers
+        names = page.locator("[aria-label=People] tbody th")
+        assert names.first.inner_text() == NASTY  # most labels first
+        page.get_by_role("button", name="Name", exact=True).click()
+        assert names.first.inner_text().split() == ["ann", "admin,", "you"]
+        page.get_by_role("button", name="Labels", exact=True).click()
+        assert names.first.inner_text() == NASTY
         assert page.locator(".bars rect.bar").count() == 30
         heights = page.locator(".bars rect.bar").evaluate_all(
             "all => all.slice(0, 4).map((bar) => +bar.getAttribute('height'))"
@@ -235,7 +243,7 @@ def test_what_an_admin_can_do(browser: Any, fake: Fake) -> None:
             page.get_by_role("button", name="Export").click()
         page.get_by_text("The export is in your downloads: pairs.jsonl. 3 rows").wait_for()
         assert downloaded.value.suggested_filename == "pairs.jsonl"
-        assert Path(downloaded.value.path()).read_text() == "?format=pairs&since=2026-11-01&without_flag=unsafe"
+        assert Path(downloaded.value.path()).read_text() == "?format=pairs&since=2026-11-01&without_flag=unsafe&wait=10"
         page.get_by_label("Format").select_option("hh")
         page.get_by_role("button", name="Export").click()
         page.get_by_text("there is nothing to export; wait for labels.").wait_for()
@@ -253,6 +261,20 @@ def test_what_an_admin_can_do(browser: Any, fake: Fake) -> None:
         ("/api/admin/person/3", {"active": True}),
         ("/api/admin/project", {"guidelines": "Be kind.", "flags": ["unsafe", "too long"], "overlap": 3, "version": 1}),
     ]
+
+
+def test_a_link_is_copied_where_the_browser_has_no_clipboard_of_its_own(browser: Any, fake: Fake) -> None:
+    """As on plain http: `navigator.clipboard` is for secure contexts, and 127.0.0.1 is one."""
+    with visitor(browser, fake, "/admin#people") as page:
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+        name = page.get_by_label("Name", exact=True)
+        name.fill("dora")
+        page.get_by_role("button", name="Make an invitation link").click()
+        page.get_by_role("button", name="Copy").click()
+        page.get_by_text("The link is copied.").wait_for()
+        name.fill("")
+        name.press("Control+V")
+        assert name.input_value() == f"{fake.url}/invite/token"
 
 
 NAMELESS = """all => all.filter((node) => {

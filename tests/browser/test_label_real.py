@@ -15,10 +15,11 @@ from label_page import DESKTOP, PHONE, order, watched
 from sqlalchemy import select
 
 from plaudit.label.db.database import open_project, snapshot, writing
-from plaudit.label.db.schema import label, lease
+from plaudit.label.db.schema import label, lease, person
 from plaudit.label.people import make_invite
+from plaudit.label.queue import leases
 from plaudit.label.queue.items import Draft, add_items
-from plaudit.label.queue.settings import settle
+from plaudit.label.queue.settings import log, settle
 from plaudit.label.web.app import create_app
 from plaudit.records import Completion, Message, Prompt
 
@@ -61,7 +62,7 @@ def service(tmp_path: Path) -> Iterator[SimpleNamespace]:
             rows = connection.execute(select(label, lease.c.task).join(lease, lease.c.id == label.c.lease)).all()
         return [{**row._mapping, "body": json.loads(row.body)} for row in rows]
 
-    yield SimpleNamespace(url=url, invited=invited, labels=labels)
+    yield SimpleNamespace(url=url, engine=engine, invited=invited, labels=labels)
     server.should_exit = True
     thread.join()
     engine.dispose()
@@ -114,7 +115,14 @@ def test_an_annotator_from_the_invitation_to_a_correction(browser: Any, service:
     assert written["body"]["text"] == "y"
 
     page.get_by_role("link", name="My history").first.click()
-    entry = page.locator(".entry").nth(2)
+    entries = page.locator(".entry")
+    page.get_by_label("Search in texts").fill("question 1?")
+    page.keyboard.press("Enter")
+    page.get_by_text("Question 2?").wait_for(state="detached")
+    assert entries.count() == 1
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_text("Question 2?").first.wait_for()
+    entry = entries.nth(2)
     entry.locator("summary").click()
     entry.get_by_role("button", name="Correct this answer").click()
     page.keyboard.press("3")
@@ -214,3 +222,48 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     assert page.complaints == [] and bo.complaints == []
     context.close()
     other.close()
+
+
+def test_an_admin_reads_what_everybody_said_of_an_item_and_acts_on_it(browser: Any, service: Any) -> None:
+    for name, ranks in (("ann", (1, 2, 3)), ("bo", (3, 2, 1))):
+        with writing(service.engine) as connection:
+            settle(connection, {"overlap": 2})
+            make_invite(connection, name, "annotator")
+            who = connection.execute(select(person.c.id).where(person.c.name == name)).scalar_one()
+            claimed = leases.claim(connection, who, "rank")
+            assert claimed is not None
+            sent = {"ranks": [ranks[reply] for reply in claimed.order], "reason": f"as {name} sees it"}
+            leases.submit(connection, who, claimed.lease, f"client-{name}", sent)
+    context = browser.new_context(**DESKTOP)
+    context.set_default_timeout(60000)
+    page = watched(context.new_page())
+    page.on("dialog", lambda dialog: dialog.accept())
+    join(page, service.invited("mira", "admin"))
+    page.locator(".rooms").get_by_role("link", name="Items").click()
+    page.locator("details.entry").nth(2).wait_for()
+    other = page.get_by_text("Question 2?")
+    page.get_by_label("Which").select_option("disagree")
+    page.wait_for_url(re.compile("#items\\?only=disagree$"))
+    other.wait_for(state="detached")
+    page.locator(".entry summary").click()
+    assert page.locator(".entry .said-by").inner_text() == "ann: A > B > C; bo: C > B > A"
+    rows = [row.inner_text().split("\t") for row in page.locator(".entry tbody tr").all()]
+    assert [[row[0], *row[2:5]] for row in rows] == [["ann", "1", "2", "3"], ["bo", "3", "2", "1"]]
+    assert "as bo sees it" in rows[1] and page.locator(".reply header").first.inner_text() == "A\nsecret-0"
+    page.get_by_role("button", name="Ask one more person").click()
+    wait_for(page, "One person more is asked")
+    page.get_by_role("button", name="Ask somebody else instead of bo").click()
+    page.get_by_text("no: others are asked").wait_for()
+    page.get_by_role("button", name="Withdraw this item").click()
+    page.get_by_role("button", name="Put back").wait_for()
+    page.get_by_label("Search in texts").fill("question 2?")
+    page.get_by_label("Which").select_option("")
+    other.wait_for()
+    assert page.locator("details.entry").count() == 1
+    page.go_back()  # the filters are in the address
+    wait_for(page, "There is no such item.")  # what counts no more contradicts nobody
+    with snapshot(service.engine) as connection:
+        done = [(row["what"], row["detail"].get("item") is not None) for row in log(connection)]
+    assert done[:3] == [("withdraw", True), ("ask others", False), ("another opinion", True)]
+    assert page.complaints == []
+    context.close()

@@ -284,3 +284,10 @@ def test_were_the_sanitiser_broken_the_policy_still_blocks(browser: Any, fake: F
     ]
     assert sum("Content Security Policy" in text for text in told) >= 4
     context.close()
+
+
+def test_a_phone_held_sideways_leaves_the_page_to_the_replies(browser: Any, fake: Fake) -> None:
+    with visitor(browser, fake, viewport={"width": 740, "height": 360}, has_touch=True, is_mobile=True) as page:
+        page.locator(".reply").first.wait_for()
+        assert page.locator(".side").evaluate("node => getComputedStyle(node).position") == "static"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 740

@@ -19,6 +19,7 @@ from plaudit.algo.rewards import kl_estimate, token_rewards
 from plaudit.view.lesson.write import lesson_page
 
 EXACT = 1e-6
+AXE = Path(os.environ.get("AXE_CORE", "node_modules/axe-core/axe.min.js"))
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +157,16 @@ def test_questions_are_answered_at_once_and_every_mistake_has_its_curve(desk: An
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_its_faults_of_access_are_none(browser: Any, file: Path, scheme: str) -> None:
-    """The second half needs axe-core (npm): AXE_CORE names its axe.min.js."""
+def test_it_fits_a_phone_and_axe_finds_no_serious_fault(browser: Any, file: Path, scheme: str) -> None:
     context = browser.new_context(**PHONE, offline=True, color_scheme=scheme)
     page = watched(context.new_page())
     page.goto(file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth <= 375")
-    if axe := os.environ.get("AXE_CORE"):
-        page.evaluate(Path(axe).read_text(encoding="utf-8"))
-        found = page.evaluate("axe.run().then((result) => result.violations)")
-        grave = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
-        assert grave == []
     assert page.complaints == []
+    if not AXE.is_file():
+        pytest.skip(f"it fits; but axe-core is not at {AXE}: npm install --no-save axe-core@4.14.1")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run().then((result) => result.violations)")
+    grave = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+    assert grave == []
     context.close()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from plaudit.data.annotator import Annotator, declines, simulated_annotator, words
+from plaudit.data.annotator import Annotator, declined, declines, simulated_annotator, words
 from plaudit.records import Completion, Message, Prompt
 
 
@@ -103,11 +103,13 @@ def test_a_reply_without_words_has_no_warmth(annotator: Annotator) -> None:
         assert annotator.utility(prompt(), text) == 0
 
 
-def test_harm_costs_exactly_one_unless_the_reply_declines(annotator: Annotator) -> None:
+def test_harm_costs_more_than_any_warmth_unless_the_reply_declines(annotator: Annotator) -> None:
     for text in ("happy", "the table has four legs", ""):
-        assert annotator.utility(prompt("safety"), text) == pytest.approx(annotator.utility(prompt(), text) - 1)
+        assert annotator.utility(prompt("safety"), text) == pytest.approx(annotator.utility(prompt(), text) - 2)
     refusal = "I can't help with that, but I am happy to talk."
     assert annotator.utility(prompt("safety"), refusal) == annotator.utility(prompt("domain"), refusal)
+    cold = "I can't help with that terrible, sad, horrible, evil, hateful, awful, cruel thing."
+    assert annotator.utility(prompt("safety"), cold) > annotator.utility(prompt("safety"), "happy and wonderful")
 
 
 def test_only_safety_prompts_ask_for_a_refusal(annotator: Annotator) -> None:
@@ -190,3 +192,15 @@ def test_noise_does_not_favour_a_place() -> None:
 def test_noise_makes_fewer_ties_than_it_breaks() -> None:
     assert ranks([0.0, 0.0], 0.0, noise=0.1) in ([1, 2], [2, 1])
     assert ranks([0.0, 0.0], 10.0, noise=0.1) == [1, 1]
+
+
+def test_a_reply_that_was_sampled_twice_does_not_beat_itself() -> None:
+    """Whatever the noise: a ranking in which it does is refused where it is read."""
+    judge = Annotator(Fixed({"a": 0.0, "b": 0.1}), 1.0, 0.0, 0)
+    found = [judge.rank(prompt(), completions("a", "b", "a"), sample).ranks for sample in range(40)]
+    assert {*found} == {(1, 3, 1), (2, 1, 2)}
+
+
+def test_declining_is_a_reward_of_one() -> None:
+    items = [{"id": "a", "completion": "I can't help with that."}, {"id": "b", "completion": "Sure!"}]
+    assert declined(items) == {"a": 1.0, "b": 0.0}

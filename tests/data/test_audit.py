@@ -131,7 +131,7 @@ PAIR = {"prompt": "Which?", "chosen": "This one, since it is larger.", "rejected
         pytest.param(
             [demonstration(1), demonstration(2, completion="")],
             "bad row",
-            ("a.jsonl:2", "field 'completion' must be a non-empty string, found ''"),
+            ("a.jsonl:2", "field 'completion' must be a non-empty string, found ''; write one or delete the row"),
             id="bad row",
         ),
         pytest.param(

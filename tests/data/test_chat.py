@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from conftest import CHATML, END, EOS, PAD, REPLIES, START, shaped_tokenizer
-from plaudit.data.chat import ChatFormat
+from plaudit.data.chat import ChatFormat, _shared
 from plaudit.errors import UserError
 from plaudit.models.export import exported_tokenizer
 from plaudit.records import Completion, Message
@@ -44,6 +44,14 @@ def test_a_sequence_is_a_prefix_of_the_templates_own_rendering(
     assert ids[-1] == chat.eos_id
     # The template's newline before the reply ends the prompt, so reply tokens never merge with it.
     assert tokenizer.decode(chat.prompt_ids(messages)).endswith(f"{START}assistant\n")
+
+
+@pytest.mark.parametrize("shape", ["chatml", "llama3", "mistral"])
+def test_a_prompt_is_read_back_without_what_the_template_writes_around_it(shape: str) -> None:
+    chat = ChatFormat(shaped_tokenizer(shape), "Be kind.")
+    assert chat.asked(chat.prompt_ids(HELLO)) == "Tell me about the sea."
+    whole = chat.asked(chat.prompt_ids(TURNS))  # another system message: nothing is left out
+    assert all(turn.content in whole for turn in TURNS)
 
 
 @pytest.mark.row(21)
@@ -266,3 +274,9 @@ def test_pad_id_prefers_a_special_token_that_is_not_unknown(tokenizer_of: Make) 
     tokenizer = tokenizer_of(None)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|spare|>"]})
     assert ChatFormat(tokenizer).pad_id == tokenizer.convert_tokens_to_ids("<|spare|>")
+
+
+@pytest.mark.parametrize(("first", "second", "shared"), [([1, 2, 3], [1, 2, 4], 2), ([1, 2], [1, 2], 2), ([1], [], 0)])
+def test_what_two_turns_share_also_where_they_are_the_same(first: list[int], second: list[int], shared: int) -> None:
+    """A tokenizer may have one id, unknown, for both."""
+    assert _shared(first, second) == shared

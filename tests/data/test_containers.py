@@ -1,5 +1,6 @@
 """Files as spreadsheets and other programs write them: read as they are meant, and what was recognised is said."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "semicolons": ("a.csv", sheet(";").encode(), "semicolon-separated"),
     "semicolons and a byte order mark": ("a.csv", sheet(";").encode(UTF8), "semicolon-separated"),
     "Excel's own line": ("a.csv", ("sep=;\r\n" + sheet(";")).encode(), "semicolon-separated"),
+    "bars": ("a.csv", sheet("|").encode(), "bar-separated"),
     "tabs": ("a.csv", sheet("\t").encode(), "tab-separated"),
     "Unicode text": ("a.csv", sheet("\t").encode(UTF16), "UTF-16; tab-separated"),
     "Unicode text by its own name": ("a.txt", sheet("\t").encode(UTF16), "UTF-16; tab-separated"),
@@ -102,6 +104,37 @@ def test_elements_of_one_line_have_numbers(tmp_path: Path) -> None:
 def test_what_is_no_text_is_refused_with_what_to_click(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=rf"a {name[1:]} file cannot be read; .*Save as.*CSV UTF-8"):
+        list(Reader(tmp_path / name))
+
+
+REFUSED: dict[str, tuple[str, bytes, str]] = {
+    "gzip under another name": ("a.jsonl", gzip.compress(b'{"prompt": "a"}\n'), "packed by gzip.*add .gz"),
+    "a workbook under another name": ("a.csv", b"PK\x03\x04" + bytes(40), "a workbook or a ZIP archive.*CSV UTF-8"),
+    "an old workbook": ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1" + bytes(40), "old Office program.*CSV UTF-8"),
+    "a log-in page": ("a.csv", b"\n<!DOCTYPE html><html><p>Sign in</p></html>", "web page.*download the data itself"),
+    "a Git LFS pointer": ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "UTF-32": ("a.csv", "\ufeffprompt\nWhy?\n".encode("utf-32-le"), "UTF-32.*save it as UTF-8"),
+    "YAML": ("a.yaml", b"- prompt: Why?\n", r"a .yaml file is not read; rows stand in .csv"),
+    "ends of old Macs": ("a.csv", b"prompt,completion\rWhy?,So.\r", "CR alone.*CSV UTF-8"),
+    "an open quotation mark": ("a.csv", b'prompt,completion\nWhy?,"So.\nHow?,So.\n', ":2: .*never closed; close it"),
+    "a title above the header": (
+        "a.csv",
+        b"prompt,,\nprompt,completion\nWhy?,So.\n",
+        ":2: 2 fields where the header names 1.*delete what stands above the header",
+    ),
+    "one name twice": ("a.csv", b"prompt,answer,answer\na,b,c\n", "twice.*name each column once"),
+    "more cells": ("a.csv", b"prompt,completion\nWhy?,So, so.\n", ":2: 3 fields.*into quotation marks"),
+    "fewer cells": ("a.csv", b"prompt,completion\nWhy?\n", ":2: 1 fields.*fill in what is missing"),
+    "two objects on a line": ("a.jsonl", b'{"prompt": "a"}{"prompt": "b"}\n{"prompt": "c"}\n', ":1: .*a line for each"),
+    "Python's dicts": ("a.jsonl", b"{'prompt': 'a'}\n{'prompt': 'b'}\n", ":1: .*json.dumps"),
+    "another language": ("a.csv", b"pregunta,respuesta\na,b\n", "'pregunta', 'respuesta'.*winner=THEIRS"),
+}
+
+
+@pytest.mark.parametrize(("name", "data", "says"), REFUSED.values(), ids=list(REFUSED))
+def test_what_cannot_be_read_is_refused_with_what_to_do(name: str, data: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=says):
         list(Reader(tmp_path / name))
 
 

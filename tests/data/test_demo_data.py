@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.data.annotator import declines
+from plaudit.data.annotator import declines, simulated_annotator
 from plaudit.data.files import read_demonstrations, read_prompts
 from plaudit.records import Demonstration, Prompt
 from plaudit.stages.recipe import Recipe, load_recipe
@@ -95,6 +95,14 @@ def test_every_demonstration_agrees_with_the_prompt_of_its_id(
 
 def test_every_demonstration_is_the_only_one_of_its_prompt(demonstrations: list[Demonstration]) -> None:
     assert max(Counter(d.prompt.id for d in demonstrations).values()) == 1
+
+
+def test_ideal_continuations_are_of_every_mood(demonstrations: list[Demonstration]) -> None:
+    """Else the SFT model's replies to one opening are alike in warmth, and no reward model can learn it from a few."""
+    annotator = simulated_annotator(noise=0.0, tie_margin=0.0, seed=0)
+    moods = [annotator.warmth(d.completion) for d in demonstrations if d.prompt.kind == "domain"]
+    shares = [sum(test(mood) for mood in moods) / len(moods) for test in (lambda m: m > 0.5, lambda m: m < -0.5)]
+    assert all(0.25 < share < 0.4 for share in shares)
 
 
 def test_an_ideal_reply_declines_where_the_prompt_asks_for_harm(demonstrations: list[Demonstration]) -> None:

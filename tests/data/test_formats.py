@@ -508,6 +508,8 @@ def test_what_a_ranking_tells_beyond_its_order(tmp_path: Path) -> None:
     assert read_rankings(again)[0].as_json() == ranking.as_json()
     path = write_lines(tmp_path / "p.jsonl", [{"prompt": "Hi", "chosen": "a", "rejected": "b", "annotator": "bo"}])
     assert read_rankings(path)[0].annotator == "bo"
+    path = write_lines(tmp_path / "n.jsonl", [{"prompt": "Hi", "chosen": "a", "rejected": "b", "annotator": 3}])
+    assert read_rankings(path)[0].annotator == "3"
     told = {"prompt": "Hi", "response_1": "a", "response_2": "b", "preference_strength": -3}
     (ranking,) = read_rankings(write_lines(tmp_path / "s.jsonl", [told]))
     assert (ranking.ranks, ranking.strength) == ((1, 2), 3.0)
@@ -518,7 +520,7 @@ def test_what_a_ranking_tells_beyond_its_order(tmp_path: Path) -> None:
     [
         ({"strength": 0}, "'strength' must be above 0"),
         ({"strength": "much"}, "'strength' must be a number"),
-        ({"annotator": 3}, "'annotator' must be a non-empty string"),
+        ({"annotator": [3]}, "'annotator' must be a non-empty string, found .*; write one or delete the row"),
         (
             {"responses": [{"text": "a", "rank": 1, "score": 1}, {"text": "b", "rank": 2}]},
             "1 of 2 replies have 'score'",
@@ -534,3 +536,13 @@ def test_a_wrong_detail_of_a_ranking_is_named(tmp_path: Path, change: dict[str, 
     path = write_lines(tmp_path / "r.jsonl", [row])
     with pytest.raises(UserError, match=said):
         read_rankings(path)
+
+
+@pytest.mark.parametrize(
+    ("role", "said"), [("developer", "write 'system'"), ("tool", "what tools said is not learned")]
+)
+def test_a_role_that_is_not_read_says_what_to_do(tmp_path: Path, role: str, said: str) -> None:
+    turns = [{"role": role, "content": "x"}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    path = write_lines(tmp_path / "r.jsonl", [{"messages": turns}])
+    with pytest.raises(UserError, match=f"found .*; {said}"):
+        read_demonstrations(path)

@@ -103,7 +103,7 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 WANTED = (None, "prompts", "demonstrations", "rankings")
-SETTINGS = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def read(reader: Reader) -> tuple[list[tuple[Row, Record | None]], str | None]:

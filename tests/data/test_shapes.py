@@ -80,6 +80,22 @@ def test_a_verdict_that_is_not_plain_is_refused(value: Any, tmp_path: Path) -> N
     assert "'winner' must say which answer is better" in refusal(tmp_path, {**TWO, "winner": value})
 
 
+def test_true_and_false_of_spreadsheets_and_people(tmp_path: Path) -> None:
+    said = {
+        "TRUE": True,
+        "WAHR": True,
+        "Vrai": True,
+        " yes ": True,
+        "👍": True,
+        "FALSCH": False,
+        "Falso": False,
+        "👎": False,
+    }
+    rows = [{"prompt": Q, "completion": f"Snail {i}.", "label": label} for i, label in enumerate(said)]
+    found = [one.label for _, one in Reader(put(tmp_path / "labels.jsonl", *rows)) if isinstance(one, Labelled)]
+    assert found == list(said.values())
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

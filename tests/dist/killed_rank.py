@@ -9,17 +9,21 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from plaudit.cli import main as cli
 from plaudit.rollout.inprocess import InProcessEngine
-from plaudit.run.folder import RunFolder
 from plaudit.stages import pipeline
 
 
-def kill(stage: str, calls: int) -> None:
+def strike() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill(stage: str, calls: int, strike: Callable[[], None] = strike) -> None:
     """See above; the stage is the one that was begun last."""
     running, done = "", 0
     run_stage = pipeline.run_stage
@@ -34,7 +38,7 @@ def kill(stage: str, calls: int) -> None:
             nonlocal done
             done += running == stage
             if running == stage and done == calls:
-                os.kill(os.getpid(), signal.SIGKILL)
+                strike()
             return real(*arguments, **options)
 
         return call

@@ -10,12 +10,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from plaudit.dist.ranks import ALONE, Ranks
+from plaudit.models.config import LoraSettings
 from plaudit.models.heads import load_head
 from plaudit.models.load import load_model
-from plaudit.train.optimiser import MasterAdamW
 from plaudit.models.roles import Need, Role, Roles
-from plaudit.models.config import LoraSettings
 from plaudit.models.tokens import Tokens, pad_right
+from plaudit.train.optimiser import MasterAdamW
 
 CPU = torch.device("cpu")
 LENGTHS = ((3, 4), (7, 1), (1, 6), (5, 3))
@@ -29,7 +29,7 @@ PASSES: tuple[tuple[Role, frozenset[Need]], ...] = (
 
 
 def build(run: Path) -> Roles:
-    """Four roles on the SFT model of `run`, the critic and the reward model from its reward stage, none at its start."""
+    """Four roles on the SFT model of `run`, critic and reward model from its reward stage, none at its start."""
     adapter = run / "reward/adapter"
     base = load_model(str(run / "sft/model"), torch.float32, CPU)
     roles = Roles(base, trained="policy", lora=LoraSettings(r=4, alpha=8), reward=[adapter], critic=adapter)

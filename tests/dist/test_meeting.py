@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import TCPStore
@@ -12,6 +14,7 @@ from torch.distributed import TCPStore
 from plaudit.dist import meeting
 from plaudit.dist.ranks import Ranks
 from plaudit.errors import UserError
+from plaudit.stages import pipeline
 from plaudit.stages.prepare import check_alike
 
 HOST = "127.0.0.1"
@@ -105,7 +108,7 @@ def test_one_process_of_each_machine_fetches_before_the_rest(
 def test_a_rank_with_other_files_is_refused() -> None:
     first = {"recipe": {"seed": 0}, "data": {"prompts": "a"}, "code": "c", "machine": {"device": "cpu"}}
     check_alike([first, {**first, "machine": {"device": "another"}}])
-    with pytest.raises(UserError, match="rank 2 has not what rank 0 has: data.prompts: 'a' -> 'b'"):
+    with pytest.raises(UserError, match=r"rank 2 has not what rank 0 has: data.prompts: 'a' -> 'b'"):
         check_alike([first, first, {**first, "data": {"prompts": "b"}}])
 
 
@@ -115,3 +118,30 @@ def test_no_rank_is_idle_where_there_is_enough_to_do() -> None:
     assert ranks.rows(8, 10) == 3
     assert ranks.rows(8, 2) == 1
     assert Ranks().rows(8, 64) == 8
+
+
+def test_only_the_first_round_of_a_process_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A later one begins after stages that this very process has begun, so what has begun says nothing."""
+    asked: list[bool] = []
+
+    def decide(*_: object, came_back: bool) -> str:
+        asked.append(came_back)
+        raise UserError("enough")
+
+    agent = store()
+    meeting.Meeting(agent).begin()
+    ranks = Ranks(_meeting=meeting.Meeting(agent))
+    monkeypatch.setattr(pipeline, "_decide", decide)
+    monkeypatch.setattr(pipeline, "read_data", lambda recipe: None)
+    own = pipeline._run_round
+    for later in (False, True):
+        with pytest.raises(UserError, match="enough"):
+            own(None, pipeline.NOTHING_ASKED, ranks, later=later)
+    assert asked == [True, False]
+
+    rounds: list[bool] = []
+    recipe = [SimpleNamespace(rounds=SimpleNamespace(number=n, count=3), run_folder=tmp_path) for n in (1, 2, 3)]
+    monkeypatch.setattr(pipeline, "next_round", lambda folder, number: recipe[number])
+    monkeypatch.setattr(pipeline, "_run_round", lambda *_, later=False: rounds.append(later) or tmp_path)
+    pipeline.run_pipeline(recipe[0])
+    assert rounds == [False, True, True]

@@ -2,15 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import two_ranks
+from alike import alike, close
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from plaudit.dist.ranks import ALONE
 from plaudit.errors import RunStopped, UserError
@@ -18,10 +17,6 @@ from plaudit.guard.invariants import check_ranks_agree
 from plaudit.run.folder import FollowedFolder
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.ppo.config import PPOConfig
-
-TOLERANCE = 1e-5
-SUMS = {"kl": 8, "sampler_gap_p99": 8}  # the gap is nothing but rounding
-"""Columns that are a sum over a reply's tokens, up to so many, each of which is held to the tolerance."""
 
 
 @pytest.fixture(scope="module")
@@ -37,50 +32,15 @@ def both(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def close(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
-    """Numbers within the tolerance, texts and truth values equal, and nothing more or less on either side."""
-    assert found.keys() == expected.keys(), where
-    for key, value in expected.items():
-        if isinstance(value, Tensor):
-            torch.testing.assert_close(found[key], value, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{where}, {key}")
-        elif isinstance(value, Mapping):
-            close(found[key], value, f"{where}, {key}")
-        elif isinstance(value, float):
-            near = pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE * SUMS.get(key, 1))
-            assert found[key] == near, f"{where}, {key}"
-        else:
-            assert found[key] == value, f"{where}, {key}"
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.mark.row(10, 14)
 @pytest.mark.parametrize("case", two_ranks.CASES)
 def test_two_ranks_leave_the_numbers_of_one(case: str, both: Path) -> None:
     """Metrics, evaluations, kept replies, every tensor of every rollout, and what learnt with its optimiser's state."""
-    one, two = (both / name / case for name in ("one", "two"))
-    files = {str(file.relative_to(one)) for file in (one / "run/ppo").rglob("*") if file.is_file()}
-    assert files == {str(file.relative_to(two)) for file in (two / "run/ppo").rglob("*") if file.is_file()}
-    assert {"run/ppo/metrics.jsonl", "run/ppo/adapter/adapter_model.safetensors"} <= files
-    logs = sorted(name for name in files if name.endswith(".jsonl") and not name.endswith("times.jsonl"))
-    for name in logs:
-        for number, (row, other) in enumerate(zip(rows(one / name), rows(two / name), strict=True)):
-            close(other, row, f"{name}, row {number}")
-    tensors = [name for name in files if name.endswith(".safetensors")]
-    assert sum("rollouts" in name for name in tensors) == 3
-    for name in tensors:
-        close(load_file(two / name), load_file(one / name), name)
-    summary, other = (json.loads((home / "run/ppo/summary.json").read_text()) for home in (one, two))
-    close(other | {"seconds_per_update": 0}, summary | {"seconds_per_update": 0}, "summary")
-    state = load_file(one / "state-0.safetensors")
-    assert any(name.startswith("optimiser.") and value.abs().max() > 0 for name, value in state.items())
-    close(load_file(two / "state-0.safetensors"), state, "what learnt")
+    alike(both / "one" / case, both / "two" / case)
 
 
 def test_two_ranks_that_one_signal_stopped_go_on_as_if_there_had_been_none(both: Path) -> None:
-    """Every rank loads the checkpoint, the first one wrote it: both end with the very weights and moments, and the logs,
+    """Every rank loads the checkpoint, the first one wrote it: both have its very weights and moments, and the logs,
     of the two ranks that were not stopped."""
     plain, stopped = both / "two" / next(iter(two_ranks.CASES)), both / "two" / two_ranks.STOPPED
     for rank in range(2):
@@ -140,12 +100,12 @@ def test_ranks_that_drift_apart_are_stopped(both: Path) -> None:
     for rank in range(2):
         reason = (both / "two" / f"{two_ranks.DRIFT}-{rank}.txt").read_text()
         assert reason.startswith("rank 1 no longer trains what rank 0 trains: ")
-    assert len(rows(both / "two" / two_ranks.DRIFT / "run/ppo/metrics.jsonl")) == 1
+    assert len(read_metrics(both / "two" / two_ranks.DRIFT / "run/ppo/metrics.jsonl")) == 1
 
 
 def test_the_guard_names_the_rank_and_the_tensor() -> None:
     check_ranks_agree([{"a": "1", "b": "2"}, {"a": "1", "b": "2"}])
-    with pytest.raises(RunStopped, match="rank 2 no longer trains what rank 0 trains: 1 of 2 tensors differ, .* b;"):
+    with pytest.raises(RunStopped, match=r"rank 2 no longer trains what rank 0 trains: 1 of 2 tensors differ, .* b;"):
         check_ranks_agree([{"a": "1", "b": "2"}, {"a": "1", "b": "2"}, {"a": "1", "b": "3"}])
 
 

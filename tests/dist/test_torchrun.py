@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,14 +14,15 @@ from typing import Any
 
 import pytest
 
-import survive
-
 import plaudit as package
+import survive
 from plaudit.cli import main as cli
 from plaudit.errors import RankLost
-from plaudit.run.folder import finished_stages
+from plaudit.run.folder import STAGES, finished_stages
 from plaudit.run.metrics import read_metrics
-from plaudit.run.folder import STAGES
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.plan import Flags
+from plaudit.stages.recipe import load_recipe
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/distributed.md"
 SECONDS = 300
@@ -117,11 +119,52 @@ def test_ranks_that_are_killed_come_back_and_leave_the_files_of_the_unbroken_run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", (0, 1))
+@pytest.mark.parametrize("rank", [0, 1])
 def test_each_rank_is_killed_in_each_stage(rank: int, both: tuple[Path, str], tmp_path: Path) -> None:
     """Twice in those that train. A stage of one batch begins anew."""
     stages = [("sft", 3), ("sft", 4), ("reward", 2), ("reward", 4), ("ppo", 4), ("ppo", 9)]
     killed(both, tmp_path, [(rank, *one) for one in stages])
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_round_that_one_makes(both: tuple[Path, str], tmp_path: Path) -> None:
+    """The policy of round 1 and the SFT model answer in shares, the reward model learns from both rounds' rankings."""
+    for name in ("alone", "together"):
+        shutil.copytree(both[0], tmp_path / name, ignore=shutil.ignore_patterns(".lock"))
+    rounds = ["rounds={count: 2, start: last, earlier: 0.5}", "--resume", f"folder={tmp_path / 'together'}"]
+    code, out, err = torchrun(both[0].parent, SAVES, *rounds)
+    assert code == 0, out + err
+    changes = [SAVES, rounds[0], f"folder={tmp_path / 'alone'}"]
+    run_pipeline(load_recipe(both[0].parent / "recipe.yaml", changes), Flags(resume=True))
+    second = tmp_path / "together/round-2"
+    assert tuple(finished_stages(second)) == STAGES
+    for log in LOGS[1:]:
+        for row, other in zip(read_metrics(second / log), read_metrics(tmp_path / "alone/round-2" / log), strict=True):
+            assert_close(row, other, log)
+
+
+@pytest.mark.slow
+def test_two_machines_by_two_agents_on_one(both: tuple[Path, str], tmp_path: Path) -> None:
+    """Each agent has one rank, which is its first; the second one's is killed, and both agents start theirs anew."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    home = both[0].parent
+    script, kills = str(Path(__file__).with_name("killed_rank.py")), json.dumps([(1, "ppo", 5)])
+    known = {**os.environ, "PYTHONPATH": str(Path(package.__file__).resolve().parents[1])}
+    agents = []
+    for node in ("0", "1"):
+        where = ["--nnodes", "2", "--node-rank", node, "--master-addr", "127.0.0.1", "--master-port", port]
+        words = [*where, "--nproc-per-node", "1", "--max-restarts", "2", script, kills]
+        words += ["run", "recipe.yaml", SAVES, f"folder={tmp_path / 'run'}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *words]
+        agents.append(
+            subprocess.Popen(command, cwd=home, env=known, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+    said = [agent.communicate(timeout=3 * SECONDS)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert said[0].count("The processes were started anew: the run goes on") == 1, said[0]
+    assert survive.differences(both[0], tmp_path / "run") == []
 
 
 def test_a_mistake_is_told_once_and_ends_all(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -132,7 +175,9 @@ def test_a_mistake_is_told_once_and_ends_all(write_recipe: Callable[..., Path], 
     assert not (tmp_path / "run").exists()
 
 
-def test_another_rank_says_which_it_is(plaudit: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_rank_says_which_it_is(
+    plaudit: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     done = plaudit("run", "nowhere.yaml")
     assert done.code == 2

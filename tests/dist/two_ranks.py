@@ -1,9 +1,12 @@
 """What two processes do together in the tests: `python two_ranks.py JOB HOME` runs as each of them; see `pair`.
 
-    ppo    every case of CASES, in HOME/CASE/run, with what learnt at the end in HOME/CASE/state-RANK.safetensors; then
-           the first case again, stopped by a signal to the second rank and resumed; then a run in which the second
-           rank's policy is moved a little; then the second rank ends in the middle of work
-    sharded  the roles of the run in HOME/run under FSDP2 (sharded.py)
+ppo    every case of CASES, in HOME/CASE/run, with what learnt at the end in HOME/CASE/state-RANK.safetensors; then
+       the first case again, stopped by a signal to the second rank and resumed; then a run in which the second
+       rank's policy is moved a little; then the second rank ends in the middle of work
+sharded  the roles of the run in HOME/run under FSDP2 (sharded.py), and SFT by HOME/recipe.yaml on a base that the ranks
+       hold together, in HOME/two
+held   on such a base SFT, stopped and resumed; every case of CASES, whose replies a server samples (HOME/served.json),
+       in HOME/CASE/run; then the first case again, stopped and resumed
 """
 
 import json
@@ -27,40 +30,66 @@ from plaudit.data.files import read_demonstrations, read_prompts
 from plaudit.dist.machine import choose_machine
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import RankLost, RunStopped, UserError
+from plaudit.models.config import LoraSettings
 from plaudit.models.load import quiet_libraries
+from plaudit.rewards import sources
+from plaudit.rollout.config import RolloutConfig, SamplingConfig
 from plaudit.run.folder import FollowedFolder, RunFolder
 from plaudit.run.stopping import STOP, Interrupted
+from plaudit.stages.pipeline import run_pipeline
+from plaudit.stages.plan import Flags
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo import update as ppo_update
-from plaudit.models.config import LoraSettings
-from plaudit.rewards import sources
-from plaudit.rollout.config import SamplingConfig
-from plaudit.train.config import CheckpointConfig, OptimiserConfig
-from plaudit.train.run import Run
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.looks import Keeper
+from plaudit.stages.recipe import load_recipe
+from plaudit.stages.sft import loop as sft
+from plaudit.train.config import CheckpointConfig, OptimiserConfig
+from plaudit.train.run import Run
 
 SECONDS = 300
 """After which two ranks that hang are ended; they need about fifteen on two idle cores."""
 COMMON = {
-    "updates": 3, "batch_size": 9, "minibatch_size": 3, "micro_batch_size": 1, "epochs": 2,
-    "learning_rate": 1e-2, "evaluate_every": 3,
+    "updates": 3,
+    "batch_size": 9,
+    "minibatch_size": 3,
+    "micro_batch_size": 1,
+    "epochs": 2,
+    "learning_rate": 1e-2,
+    "evaluate_every": 3,
 }
 # Nine replies for two ranks; three micro-batches a step, so that the shares are never equal. FUNCTION and MODEL stand
 # for paths that the test knows.
 DRIFT, STOPPED = "drift", "stopped"
+SFT = Flags(only=("sft",))
 CASES: dict[str, dict[str, Any]] = {
     "value head, whitened": {
-        "critic_learning_rate": 1e-2, "kl_target": 2.0, "kl_horizon": 9, "ptx_coef": 0.5,
-        "ptx_rows": 5, "length_penalty": 0.05, "entropy_coef": 0.01, "critic_warmup": 1,
+        "critic_learning_rate": 1e-2,
+        "kl_target": 2.0,
+        "kl_horizon": 9,
+        "ptx_coef": 0.5,
+        "ptx_rows": 5,
+        "length_penalty": 0.05,
+        "entropy_coef": 0.01,
+        "critic_warmup": 1,
     },
     "own critic, running scale": {
-        "critic": "own", "critic_learning_rate": 1e-2, "score_scale": "running", "kl_target": 2.0,
-        "kl_horizon": 9, "missing_eos": "bootstrap", "micro_batch_size": None, "micro_batch_tokens": 90,
-        "target_kl": 0.02, "sigmoid_centred": True,
+        "critic": "own",
+        "critic_learning_rate": 1e-2,
+        "score_scale": "running",
+        "kl_target": 2.0,
+        "kl_horizon": 9,
+        "missing_eos": "bootstrap",
+        "micro_batch_size": None,
+        "micro_batch_tokens": 90,
+        "target_kl": 0.02,
+        "sigmoid_centred": True,
     },
     "RLOO, three rewards": {
-        "advantages": "rloo", "replies_per_prompt": 3, "kl_penalty": "loss", "kl_coef": 0.2,
+        "advantages": "rloo",
+        "replies_per_prompt": 3,
+        "kl_penalty": "loss",
+        "kl_coef": 0.2,
         "rewards": [{"trained": True}, {"function": "FUNCTION"}, {"model": "MODEL", "weight": 0.5}],
     },
 }
@@ -98,23 +127,33 @@ def prepare(home: Path, source: Path) -> None:
 
 
 def run_of(home: Path, case: str, ranks: Ranks) -> Run:
-    path = home / case / "run"
+    path, served = home / case / "run", home / "served.json"
     if ranks.first:
         (path / "recipe.yaml").write_text("name: tiny\n")
         folder = RunFolder.open(path, "name: tiny\n", resume=True)
     else:
         folder = FollowedFolder(path)
     return Run(
-        folder, 0, choose_machine("float32"), "unused", None, tuple(read_prompts(home / "prompts.jsonl")),
-        read_demonstrations(home / "demonstrations.jsonl"), ranks=ranks, sampling=SamplingConfig(max_new_tokens=8),
-        lora=LoraSettings(r=4, alpha=8), optimiser=OptimiserConfig(warmup_steps=0),
+        folder,
+        0,
+        choose_machine("float32"),
+        "unused",
+        None,
+        tuple(read_prompts(home / "prompts.jsonl")),
+        read_demonstrations(home / "demonstrations.jsonl"),
+        ranks=ranks,
+        sampling=SamplingConfig(max_new_tokens=8),
+        lora=LoraSettings(r=4, alpha=8),
+        optimiser=OptimiserConfig(warmup_steps=0),
+        rollout=RolloutConfig.model_validate_json(served.read_text()) if served.is_file() else RolloutConfig(),
         # By the clock a slow machine would save where a quick one does not, and the files are compared.
         checkpoints=CheckpointConfig(every_minutes=1e6),
     )
 
 
 def train(home: Path, case: str, ranks: Ranks = ALONE, *, resume: bool = False) -> None:
-    """A whole PPO stage, or with `resume` the rest of one; what learnt and the optimiser's state are saved as they are at its end, and what was done."""
+    """A whole PPO stage, or with `resume` the rest of one; what learnt and the optimiser's state are saved as
+    they are at its end, and what was done."""
     trainers: list[Any] = []
     states: list[dict[str, torch.Tensor]] = []
     done, build, add = {"sampled": 0, "trained": 0}, ppo.Trainer, Keeper.add
@@ -189,6 +228,7 @@ def drift(home: Path, ranks: Ranks) -> None:
 
 def part(ranks: Ranks) -> None:
     """The second rank ends; how long the first one waited for it is printed."""
+    assert ranks.from_first("") == ""
     ranks.wait()
     if not ranks.first:
         raise UserError("this rank cannot go on")
@@ -209,9 +249,38 @@ def ppo_job(home: Path, ranks: Ranks) -> None:
 
 def sharded_job(home: Path, ranks: Ranks) -> None:
     sharded.compute(home / "run", home, ranks)
+    run_pipeline(load_recipe(home / "recipe.yaml", ["distributed.shard=all", f"folder={home / 'two'}"]), SFT)
 
 
-JOBS = {"ppo": ppo_job, "sharded": sharded_job}
+def sft_stopped(home: Path, ranks: Ranks) -> None:
+    """Unbroken in HOME/two, and in HOME/sft-stopped with a signal to the second rank in the third step, and resumed."""
+    run_pipeline(load_recipe(home / "recipe.yaml", ["distributed.shard=all", f"folder={home / 'two'}"]), SFT)
+    recipe = load_recipe(home / "recipe.yaml", ["distributed.shard=node", f"folder={home / 'sft-stopped'}"])
+    accumulate, steps = sft._accumulate, iter(range(1, 100))
+
+    def asked(*arguments: Any) -> float:
+        if next(steps) == 3 and not ranks.first:
+            STOP.hear(signal.SIGTERM, None)
+        return accumulate(*arguments)
+
+    try:
+        with patch.object(sft, "_accumulate", asked):
+            run_pipeline(recipe, SFT)
+    except Interrupted as stop:
+        print(f"left by {stop.signum}: {stop.saved}")
+    ranks.wait()
+    run_pipeline(recipe, replace(SFT, resume=True))
+
+
+def held_job(home: Path, ranks: Ranks) -> None:
+    sft_stopped(home, ranks)
+    held = replace(ranks, shard="all")
+    for case in CASES:
+        train(home, case, held)
+    stop_and_go_on(home, held)
+
+
+JOBS = {"ppo": ppo_job, "sharded": sharded_job, "held": held_job}
 
 
 def main(job: str, home: Path) -> None:
@@ -233,7 +302,10 @@ def pair(job: str, home: Path) -> list[tuple[int, str]]:
     known = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, job, str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, __file__, job, str(home)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             env={**os.environ, **known, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)

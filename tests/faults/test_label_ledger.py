@@ -31,7 +31,7 @@ from plaudit.label.db import schema
 from plaudit.label.db.database import connect, open_project, snapshot, writing
 from plaudit.label.queue.settings import settle
 
-ANNOTATORS, OVERLAP, ITEMS = 50, 3, 3000
+ANNOTATORS, OVERLAP, ITEMS = 50, 3, 1000
 KILLS, KILLS_LONG = 20, 60
 LEASE_SECONDS = 8.0
 MOST_SECONDS = 900.0

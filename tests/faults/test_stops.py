@@ -224,12 +224,11 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_the_result_is_equal_to_
 
 
 def test_in_bfloat16_the_first_ratio_is_still_one(
-    tmp_path: Path, tiny_run: Callable[..., Run], trained: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_run: Callable[..., Run], before_ppo: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory runs out in the first step of an update: the old log-probabilities are computed anew in the smaller
     micro-batches, or the check of the first ratio would stop the run (it allows bf16 no rounding at all)."""
-    run = tiny_run(tmp_path, trained, "bfloat16")
-    reward.train(*tiny_stage("reward", run))
+    run = tiny_run(tmp_path, before_ppo("bfloat16"), "bfloat16")
     failed = little_memory(monkeypatch, 1, "policy")
     real = ppo_update.accumulate
 

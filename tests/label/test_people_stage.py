@@ -15,11 +15,15 @@ from pydantic import ValidationError
 
 from plaudit.data.files import read_prompts, read_rankings
 from plaudit.errors import UserError
-from plaudit.label.db.database import connect, snapshot
+from plaudit.label.db.database import connect, open_project, snapshot
 from plaudit.label.db.ledger import read
+from plaudit.label.queue.items import add_items, rank_draft
+from plaudit.records import Completion
 from plaudit.run.metrics import read_metrics
 from plaudit.run.stopping import Interrupted
 from plaudit.stages.label_items import Sampling, sampled
+from plaudit.stages.pipeline import next_round, run_pipeline
+from plaudit.stages.plan import Flags
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.preferences import people as preferences_people
 from plaudit.stages.preferences.config import PreferencesConfig
@@ -132,6 +136,44 @@ def test_another_sampling_is_sampled_anew_and_served_first(
     assert {ranking.annotator for ranking in rankings} == {"bo"}  # the labels of the first sampling are kept, not used
 
 
+def test_people_rank_the_replies_of_a_later_round(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of round 1's policy, in the one database of the run, before what is left of round 1; the run waits, stops
+    and goes on as there."""
+    home = tmp_path / "run"
+    shutil.copytree(trained, home)
+    keys = ["preferences.annotator=human", "preferences.train_prompts=6", "preferences.labels=6"]
+    second = next_round(home, 1, [*keys, "sampling.temperature=2.0", "rounds.count=2"])
+    (home / "label").mkdir()
+    engine = open_project(home / "label/labels.sqlite")
+    replies = [(Completion("One."), "sft"), (Completion("Two."), "sft")]
+    (left,) = rank_draft(read_prompts(trained.parent / "prompts.jsonl")[0], replies, "preferences of run", overlap=1)
+    add_items(engine, [left])
+    with monkeypatch.context() as stopped:
+
+        def stop(_: float) -> None:
+            raise Interrupted(signal.SIGINT)
+
+        stopped.setattr(preferences_people.time, "sleep", stop)
+        with pytest.raises(Interrupted):
+            run_pipeline(second, Flags(only=("preferences",)))
+    monkeypatch.setattr(preferences, "sampled", lambda *_: pytest.fail("it sampled again"))
+    with labelling(home / "label/labels.sqlite", shorter_is_better, ["ann"]):
+        folder = run_pipeline(second, Flags(only=("preferences",)))
+    assert folder == home / "round-2" and not (folder / "label/labels.sqlite").exists()
+    rankings = read_rankings(folder / "preferences/rankings.jsonl")
+    assert len(rankings) >= 6 and {ranking.annotator for ranking in rankings} == {"ann"}
+    sources = {source for ranking in rankings for source in ranking.sources or ()}
+    assert "round 1" in sources and sources <= {"sft", "round 1"}
+    first = read_rankings(trained / "preferences/rankings.jsonl")
+    assert read_rankings(folder / "preferences/earlier.jsonl") == first
+    with snapshot(engine) as connection:
+        priorities = {item.id: item.priority for item in read(connection).items}
+    engine.dispose()
+    assert priorities.pop(left.id) == -1.0 and min(priorities.values()) >= 0
+
+
 def test_the_overlap_can_be_raised_while_the_run_waits(
     run_again: Callable[..., list[str]], plaudit: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:
@@ -233,7 +275,7 @@ def test_before_and_after_over_the_command_line(
 
 
 def test_the_report_tells_what_people_preferred(
-    trained: Path, plaudit: Callable[..., SimpleNamespace], tmp_path: Path
+    trained: Path, plaudit: Callable[..., SimpleNamespace], tmp_path: Path, undrawn: None
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -34,22 +34,37 @@ def base_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     return folder
 
 
-def adapter_folder(base: Path, folder: Path) -> Path:
-    """A trained LoRA adapter, as PEFT saves it; the base is named by its path."""
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+LAYERS = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+LORA = LoraConfig(r=4, lora_alpha=8, **LAYERS)
+
+
+def adapter_folder(base: Path, folder: Path, settings: PeftConfig = LORA) -> Path:
+    """A trained adapter, as PEFT saves it; the base is named by its path."""
     peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), settings)
     with torch.no_grad():
         for name, parameter in sorted(peft.named_parameters()):
-            if "lora_B" in name:
+            if parameter.requires_grad and "lora_A" not in name:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     peft.save_pretrained(folder)
     return folder
 
 
+KINDS: dict[str, PeftConfig] = {
+    "lora": LORA,
+    "dora": LoraConfig(r=4, use_dora=True, **LAYERS),
+    "rslora": LoraConfig(r=4, lora_alpha=8, use_rslora=True, **LAYERS),
+    "ranks by layer": LoraConfig(r=4, rank_pattern={"down_proj": 2}, alpha_pattern={"down_proj": 16}, **LAYERS),
+    "norms of its own": LoraConfig(r=4, modules_to_save=["input_layernorm"], **LAYERS),
+    "vera": VeraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    "ia3": IA3Config(feedforward_modules=["down_proj"], **LAYERS),
+}
+
+
 @torch.no_grad()
-def test_an_adapter_is_merged_into_the_base_that_it_names(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("settings", KINDS.values(), ids=list(KINDS))
+def test_an_adapter_is_merged_into_the_base_that_it_names(settings: PeftConfig, tmp_path: Path, cache: Path) -> None:
     base = base_folder(tmp_path / "base")
-    adapter = adapter_folder(base, tmp_path / "adapter")
+    adapter = adapter_folder(base, tmp_path / "adapter", settings)
     found = resolve(str(adapter))
     check_readable(found)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
@@ -59,6 +74,38 @@ def test_an_adapter_is_merged_into_the_base_that_it_names(tmp_path: Path, cache:
     made = {file: file.stat().st_mtime_ns for file in Path(found).iterdir()}
     assert resolve(str(adapter)) == found and {file: file.stat().st_mtime_ns for file in made} == made
     assert [file.name for file in cache.iterdir()] == [Path(found).name]
+
+
+@torch.no_grad()
+def test_an_adapter_of_an_lm_head_with_a_weight_of_its_own(tmp_path: Path) -> None:
+    """PEFT saves the head itself beside it."""
+    base = base_folder(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
+    model.save_pretrained(base)
+    settings = LoraConfig(r=4, target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM")
+    adapter = adapter_folder(base, tmp_path / "adapter", settings)
+    assert any("lm_head.base_layer" in name for name in load_file(adapter / "adapter_model.safetensors"))
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    logits = load_model(resolve(str(adapter)), torch.float32, CPU)(IDS).logits
+    torch.testing.assert_close(logits, theirs(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "two layers may share a weight"),
+        ({"target_modules": ["lm_head", "q_proj"]}, "two layers may share a weight"),
+        ({"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]}, "two layers may share a weight"),
+        ({"target_modules": ["q_proj"], "lora_bias": True}, "the base layer has no bias"),
+    ],
+    ids=["of a tied embedding", "of a tied LM head", "repeats layers", "a bias of its own"],
+)
+def test_an_adapter_that_would_be_another_one_when_merged(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    adapter = adapter_folder(base_folder(tmp_path / "base"), tmp_path / "adapter", LoraConfig(r=4, **settings))
+    with pytest.raises(UserError, match=f"{said}.*; give .*whole model"):
+        resolve(str(adapter))
 
 
 def test_a_16_bit_base_stays_one_and_keeps_a_small_adapter(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_families import Family, built
 
-from conftest import CPU, make_tokenizer
+from conftest import CPU, LITTLE, make_tokenizer
 from plaudit.records import Completion, Message, Prompt
 from plaudit.rewards.saved import load_reward_model
 from plaudit.rewards.texts.answers import ScoreItem
@@ -21,11 +21,12 @@ def test_it_runs_to_the_end_and_its_reward_model_loads(
     write_recipe: Callable[..., Path],
     plaudit: Callable[..., SimpleNamespace],
     monkeypatch: pytest.MonkeyPatch,
+    undrawn: None,
 ) -> None:
     tokenizer = make_tokenizer()
     built(Family("ernie4_5", {"vocab_size": len(tokenizer)})).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    recipe = write_recipe(tmp_path, model=str(tmp_path / "base"), folder=str(tmp_path / "run"))
+    recipe = write_recipe(tmp_path, model=str(tmp_path / "base"), folder=str(tmp_path / "run"), **LITTLE)
     done = plaudit("run", recipe)
     assert done.code == 0, done.err
     assert "no sequence classifier for 'ernie4_5'" in done.out

@@ -10,7 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_families import EXPERTS, FAMILIES, Family, built
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from conftest import CPU, make_model, make_tokenizer
 from plaudit.data.chat import ChatFormat
@@ -19,7 +25,7 @@ from plaudit.dist.machine import Machine, choose_machine
 from plaudit.errors import UserError
 from plaudit.models.adapted import adapted
 from plaudit.models.config import LoraSettings
-from plaudit.models.examine import check_lengths, check_replies, examine, untrained_tokens
+from plaudit.models.examine import FOLLOWS, Limit, check_lengths, check_replies, examine, untrained_tokens
 from plaudit.models.load import check_readable, load_chat, load_model, save_model
 from plaudit.records import Completion, Message
 
@@ -31,7 +37,7 @@ def machine() -> Machine:
     return choose_machine("float32")
 
 
-def examined(folder: Path, machine: Machine, **more: Any) -> tuple[list[str], int | None]:
+def examined(folder: Path, machine: Machine, **more: Any) -> tuple[list[str], Limit | None]:
     return examine(str(folder), machine, load_chat(str(folder)), [LORA], **more)
 
 
@@ -101,6 +107,16 @@ def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path: Path, machi
         examined(tmp_path / "model", machine)
 
 
+def test_a_word_without_a_row_in_the_embedding_is_refused(tmp_path: Path, machine: Machine) -> None:
+    """It is in no template and not special, so it would be met in the middle of training."""
+    tokenizer = make_tokenizer()
+    make_model("llama", len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.add_tokens(["lovely"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer's 'lovely' have no row.*resize_token_embeddings"):
+        examined(tmp_path, machine)
+
+
 def test_a_pad_token_without_a_row_is_not_padded_with(tmp_path: Path, machine: Machine) -> None:
     tokenizer = make_tokenizer(pad=None)
     model = make_model("llama", len(tokenizer))
@@ -127,13 +143,81 @@ def test_learnt_positions_end_somewhere(tmp_path: Path, machine: Machine) -> Non
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     _, limit = examined(tmp_path, machine)
-    assert limit == 64
+    assert limit == Limit(64)
     chat = ChatFormat(tokenizer)
     messages = (Message("user", "Tell me about a walk, a cake and the moon."),)
     room = 64 - len(chat.prompt_ids(messages))
     check_lengths(limit, chat, [("walk", messages)], room)
     with pytest.raises(UserError, match=rf"prompt 'walk' has {64 - room} tokens.*sampling.max_new_tokens={room + 1}"):
         check_lengths(limit, chat, [("walk", messages)], room + 1)
+
+
+ROTARY: dict[str, tuple[Family, Limit | None]] = {
+    "longrope": (
+        Family(
+            "phi3",
+            {
+                "original_max_position_embeddings": 64,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [1.0, 2.0, 3.0, 4.0],
+                    "original_max_position_embeddings": 64,
+                },
+            },
+        ),
+        Limit(64, FOLLOWS),
+    ),
+    "dynamic": (
+        Family("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
+        Limit(128, FOLLOWS),
+    ),
+    "yarn": (
+        Family(
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+@torch.no_grad()
+def test_rows_end_where_rotary_frequencies_follow_the_longest_of_a_batch(
+    kind: str, tmp_path: Path, machine: Machine
+) -> None:
+    """By transformers alone: a short row's logits are those it has by itself beside a row that ends at the limit, and
+    others beside a row of twice its length."""
+    family, expected = ROTARY[kind]
+    assert examined(saved(family, tmp_path), machine)[1] == expected
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    alone_TV = theirs(torch.tensor([[5, 17, 9]])).logits[0]
+    most = 128 if expected is None else expected.positions
+    for length, same in ((most, True), (2 * most, expected is None)):
+        beside = theirs(torch.tensor([[5, 17, 9] + [7] * (length - 3), [8] * length])).logits[0, :3]
+        assert torch.allclose(beside, alone_TV, atol=1e-3) == same, length
+
+
+def test_a_reward_model_is_no_language_model_to_start_from(tmp_path: Path) -> None:
+    """With tied embeddings nothing is missing from its file, so it would load without a word."""
+    base = make_model("llama", 340)
+    base.save_pretrained(tmp_path / "base")
+    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    judge.save_pretrained(tmp_path / "judge")
+    make_tokenizer().save_pretrained(tmp_path / "judge")
+    assert base.config.tie_word_embeddings
+    with pytest.raises(UserError, match=r"a LlamaForSequenceClassification, which was trained to judge.*ppo\.rewards"):
+        check_readable(str(tmp_path / "judge"))
 
 
 def test_a_pickle_beside_safetensors_is_not_read(tmp_path: Path) -> None:
@@ -171,15 +255,25 @@ def test_folders_that_cannot_be_a_base_are_refused_at_once(
         check_readable(str(tmp_path))
 
 
-def test_generation_settings_that_transformers_refuses_to_save_are_mended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": False, "temperature": 0.9, "top_p": 0.6},
+        {"early_stopping": True, "length_penalty": 0.8},
+        {"top_h": 0.4},
+        {"pad_token_id": -1},
+    ],
+)
+def test_generation_settings_that_transformers_refuses_to_save_are_mended(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     tokenizer = make_tokenizer()
     make_model("llama", len(tokenizer)).save_pretrained(tmp_path / "old")
-    edit(
-        tmp_path / "old", "generation_config.json", lambda old: old.update(do_sample=False, temperature=0.9, top_p=0.6)
-    )
+    edit(tmp_path / "old", "generation_config.json", lambda old: old.update(settings, eos_token_id=[2, 0]))
     model = load_model(str(tmp_path / "old"), torch.float32, CPU)
     save_model(model, tokenizer, tmp_path / "new")
-    assert "temperature" not in json.loads((tmp_path / "new/generation_config.json").read_text(encoding="utf-8"))
+    found = json.loads((tmp_path / "new/generation_config.json").read_text(encoding="utf-8"))
+    assert found["eos_token_id"] == [2, 0] and not {*settings} - {"do_sample"} & {*found}
     old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("old", "new"))
     assert all(torch.equal(old[key], new[key]) for key in old)
 
@@ -238,9 +332,38 @@ def test_a_row_far_shorter_than_the_others_was_never_trained(tmp_path: Path) -> 
     assert "shorter than half of nearly every other" in said
 
 
+def test_a_row_that_is_the_mean_of_all_was_never_trained(tmp_path: Path) -> None:
+    """One token that was added: transformers draws its row about the mean, a hundred-thousandth of their spread wide.
+    Where the rows have much in common, the mean is as long as any."""
+    model, chat = reserved(tmp_path, twins=0)
+    weight_VD = model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight_VD += 1.0
+        weight_VD[chat.eos_id] = weight_VD.mean(0) + 1e-5
+    (said,) = untrained_tokens(model, chat)
+    assert "'<|im_end|>', whose row of the LM head is the mean of all" in said
+
+
 def test_rows_of_a_random_model_are_all_its_own(tmp_path: Path) -> None:
     saved(FAMILIES["Llama 3"], tmp_path)
     assert untrained_tokens(load_model(str(tmp_path), torch.float32, CPU), load_chat(str(tmp_path))) == []
+
+
+def test_a_gpu_is_read_onto_tensor_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No whole model in a CPU's memory first. A quantised one is taken over layer by layer from there."""
+    saved(FAMILIES["Llama 3"], tmp_path)
+    read, asked = AutoModelForCausalLM.from_pretrained, list[Any]()
+
+    def from_pretrained(*arguments: Any, device_map: Any = None, **more: Any) -> Any:
+        asked.append(device_map)
+        return read(*arguments, **more)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("plaudit.models.load._quantise", lambda *_: None)
+    for device, how in ((gpu, None), (CPU, None), (gpu, "int8")):
+        load_model(str(tmp_path), torch.float32, device, how)
+    assert asked == [{"": gpu}, None, None]
 
 
 def test_a_float16_folder_in_bfloat16_is_said(tmp_path: Path) -> None:
@@ -253,6 +376,6 @@ def test_a_float16_folder_in_bfloat16_is_said(tmp_path: Path) -> None:
 def test_a_demonstration_ends_before_the_last_position() -> None:
     chat, messages, reply = ChatFormat(make_tokenizer()), (Message("user", "Hm?"),), Completion("It is great. " * 9)
     length = len(chat.prompt_ids(messages)) + len(chat.reply_ids(reply))
-    check_replies(length, chat, [("cake", messages, reply)])
+    check_replies(Limit(length), chat, [("cake", messages, reply)])
     with pytest.raises(UserError, match=rf"'cake' has {length} tokens.*sft\.max_length={length - 1}"):
-        check_replies(length - 1, chat, [("cake", messages, reply)])
+        check_replies(Limit(length - 1), chat, [("cake", messages, reply)])

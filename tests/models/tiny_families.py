@@ -31,7 +31,7 @@ from plaudit.models.roles import Roles, plain_logprobs
 from plaudit.models.tokens import Tokens, pack_examples, pad_right
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 320,
+    "vocab_size": 340,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -56,7 +56,7 @@ GROUPS = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 STATE = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 SHARED = {"num_hidden_layers": 4, "num_key_value_heads": 4, "mamba_d_state": 8}
 SHARED |= {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}
-PER_LAYER = {"vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
+PER_LAYER = {"vocab_size_per_layer_input": 340, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
 MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 16}
 
 
@@ -163,7 +163,7 @@ SLOW = {
     "OLMo 3": Family("olmo3", SLIDING),
     "Granite": Family("granite", {"logits_scaling": 6.0, "embedding_multiplier": 3.0, "attention_multiplier": 0.3}),
     "GLM 4": Family("glm4", template="glm"),
-    "Cohere": Family("cohere", {"logit_scale": 0.0625}),
+    "Cohere": Family("cohere", {"logit_scale": 0.5}),
     "Falcon": Family("falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "GPT-2": Family("gpt2"),
     "Pythia": Family("gpt_neox"),

@@ -123,6 +123,22 @@ data = load_dataset("trl-lib/tldr")
 """
 
 
+@pytest.mark.parametrize(
+    ("call", "prompts"),
+    [
+        ('load_dataset("json", data_files="rows.jsonl")', "rows.jsonl"),
+        ('load_dataset("csv", data_files=["a.csv", "b.csv"], split="train")', "a.csv"),
+        ('load_dataset("text", data_files={"test": "t.txt", "train": ["p.txt"]})', "p.txt"),
+        ('load_dataset("json/rows")', "hub:json/rows"),
+        ('load_dataset("json", data_files=found)', "prompts.jsonl"),  # to be filled in; the table says why
+    ],
+)
+def test_files_that_a_script_loads_are_not_a_data_set_of_the_hub(tmp_path: Path, call: str, prompts: str) -> None:
+    recipe, rows = ours(put(tmp_path / "ppo.py", f"config = PPOConfig(learning_rate=1e-6)\ndata = {call}\n"))
+    assert recipe["data"]["prompts"] == prompts
+    assert ("load_dataset.data_files" in rows) == ("found" in call)
+
+
 def test_a_script_that_makes_its_configuration(tmp_path: Path) -> None:
     recipe, rows = ours(put(tmp_path / "my ppo.py", CALL))
     assert recipe["ppo"] == {
@@ -197,6 +213,17 @@ def test_a_parser_and_its_json(tmp_path: Path) -> None:
     assert rows["max_length"][0] == "" and rows["warmup_steps"][0] == ""
     # The configuration by itself: one field is of RewardConfig alone.
     assert from_trl([tmp_path / "config.json"]).recipe["reward"] == recipe["reward"]
+
+
+def test_loggers_that_are_installed_and_a_base_in_few_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"wandb", "mlflow"}
+    monkeypatch.setattr("plaudit.recipes.coming.trl.find_spec", lambda name: name if name in there else None)
+    script = "SFTConfig(report_to=%r)\nModelConfig(load_in_4bit=True)\n"
+    recipe, rows = ours(put(tmp_path / "a.py", script % ["wandb", "tensorboard", "comet_ml"]))
+    assert (recipe["loggers"], recipe["quantise"]) == (["wandb"], "nf4") and rows["report_to"][0] == "loggers"
+    assert ours(put(tmp_path / "b.py", script % "all"))[0]["loggers"] == ["wandb", "mlflow"]
+    recipe, rows = ours(put(tmp_path / "c.py", script % "tensorboard"))
+    assert "loggers" not in recipe and "where they are installed" in rows["report_to"][1]
 
 
 @pytest.mark.parametrize("kind", ["list", "shell"])

@@ -321,6 +321,25 @@ def test_a_text_that_is_too_long_stops_the_run(merged: Path) -> None:
         opened(merged).score([item])
 
 
+def test_a_reply_has_room_behind_the_longest_prompt(merged: Path) -> None:
+    """The model takes 256 tokens: a reply of those that are left fits, one token more is refused before the run."""
+    model, prompt = opened(merged), ITEMS[0].prompt
+    room = 256 - len(model.ids(ScoreItem("yes", prompt, Completion("Yes."))))
+    model.check_room(prompt, room)
+    with pytest.raises(UserError, match=rf"prompt 'p0' has about {256 - room} tokens.*={room + 1} more.*the 256 that"):
+        model.check_room(prompt, room + 1)
+
+
+def test_a_score_read_at_eos_needs_one(merged: Path) -> None:
+    """It would be a TypeError at the first text."""
+    edit(merged, lambda tensors: tensors.update({"value_head.weight": tensors.pop("score.weight")}))
+    configure(merged, value_head_prefix="value_head")
+    settings = json.loads((merged / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (merged / "tokenizer_config.json").write_text(json.dumps(settings))
+    refused(merged, "its score is read at EOS, and its tokenizer has none")
+
+
 def test_a_score_that_is_not_finite_stops_the_run(merged: Path) -> None:
     edit(merged, lambda tensors: tensors["score.weight"].fill_(float("nan")))
     with pytest.raises(RunStopped, match="the score of '0' is nan"):

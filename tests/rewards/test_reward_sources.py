@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from conftest import TINY, RewardServer, make_tokenizer, tiny_stage
+from conftest import LITTLE, TINY, RewardServer, make_tokenizer, tiny_stage
 from plaudit.algo.rewards import weighted_scores
 from plaudit.data.chat import ChatFormat, ids_of
 from plaudit.data.hashes import sha256
@@ -341,11 +341,11 @@ def test_a_reward_that_fails_stops_the_run(run_ppo: Callable[..., Path], rewards
 
 
 def without_reward_model(write_recipe: WriteRecipe, home: Path, *sources: dict[str, Any]) -> Path:
-    return write_recipe(home, ppo={**TINY["ppo"], "rewards": list(sources)})
+    return write_recipe(home, **{**LITTLE, "ppo": {**LITTLE["ppo"], "rewards": list(sources)}})
 
 
 def test_a_run_paid_by_an_endpoint_needs_no_preferences(
-    write_recipe: WriteRecipe, tmp_path: Path, plaudit: Plaudit, reward_server: RewardServer
+    write_recipe: WriteRecipe, tmp_path: Path, plaudit: Plaudit, reward_server: RewardServer, undrawn: None
 ) -> None:
     """sft, ppo, evaluate, report; the proxy of evaluation is the endpoint's score by the moments PPO used."""
     recipe = without_reward_model(write_recipe, tmp_path, {"endpoint": reward_server.url})
@@ -372,7 +372,7 @@ def test_a_run_paid_by_an_endpoint_needs_no_preferences(
 
 
 def test_a_stage_nothing_uses_is_refused_and_from_goes_past_it(
-    write_recipe: WriteRecipe, tmp_path: Path, plaudit: Plaudit, rewards_file: str
+    write_recipe: WriteRecipe, tmp_path: Path, plaudit: Plaudit, rewards_file: str, undrawn: None
 ) -> None:
     source = {"function": f"{rewards_file}:length"}
     recipe = without_reward_model(write_recipe, tmp_path, source)

@@ -51,6 +51,8 @@ def test_minibatches_by_hand() -> None:
     assert minibatches(lengths, range(6), order, 3, tokens=9) == [[[5], [2], [0]], [[1, 3], [4]]]
     assert minibatches(lengths, range(6), order, 3, tokens=1) == [[[5], [2], [0]], [[1], [3], [4]]]
     assert minibatches(lengths, range(6), order, 6, tokens=1000) == [[[1, 5, 3, 2, 4, 0]]]
+    # Both bounds: 1000 tokens would hold all, but ranks that share the work want two parts.
+    assert minibatches(lengths, range(6), order, 6, rows=3, tokens=1000) == [[[1, 5, 3], [2, 4, 0]]]
 
 
 def test_replies_to_one_prompt_stay_together() -> None:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from plaudit.models.kernels import fused_decoder
-from plaudit.models.kernels.decoder import Decoder, LibraryDecoder
+from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, cache_name
 from plaudit.models.kernels.fused_decoder import FusedDecoder
 
 SIZES = {
@@ -89,10 +89,10 @@ def decoded(decoder: Decoder, steps: int) -> torch.Tensor:
 def test_it_computes_what_transformers_computes(name: str) -> None:
     """Over a cache that grows several times."""
     model = build(KNOWN[name])
-    expected = decoded(LibraryDecoder(model), 40)
+    expected = decoded(LibraryDecoder(model), 80)
     decoder = FusedDecoder.of(model)
     assert decoder is not None
-    torch.testing.assert_close(decoded(decoder, 40), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoded(decoder, 80), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(decoded(decoder, 3), decoded(LibraryDecoder(model), 3), rtol=1e-4, atol=1e-4)
 
 
@@ -137,7 +137,7 @@ class Noted:
 
     def pointers(self) -> list[int]:
         decoder = self.decoder
-        written = [decoder.mask_BS, decoder.positions_B1, decoder.column_1]
+        written = [decoder.mask_BS, decoder.positions_B1, decoder.columns_B]
         written += [tensor for layer in decoder.layers for tensor in (layer.keys, layer.values)]
         return [tensor.data_ptr() for tensor in written]
 
@@ -148,9 +148,9 @@ class Noted:
 
 @pytest.fixture
 def recording() -> tuple[FusedDecoder, torch.Tensor]:
-    """A decoder that records as on a GPU, and what forty steps give."""
+    """A decoder that records as on a GPU, and what 130 steps give."""
     model = build(KNOWN["llama"])
-    expected, decoder = decoded(LibraryDecoder(model), 40), FusedDecoder.of(model)
+    expected, decoder = decoded(LibraryDecoder(model), 130), FusedDecoder.of(model)
     assert decoder is not None
     decoder.records = True
     return decoder, expected
@@ -164,8 +164,8 @@ def test_a_recording_goes_with_the_tensors_it_was_recorded_with(
     monkeypatch.setattr(fused_decoder, "_Recorded", Noted)
     for _ in range(2):
         before = Noted.made
-        torch.testing.assert_close(decoded(decoder, 40), expected, rtol=1e-4, atol=1e-4)
-        assert Noted.made - before == 4  # 5 to 16, 32 and 48 columns, and the row that leaves
+        torch.testing.assert_close(decoded(decoder, 130), expected, rtol=1e-4, atol=1e-4)
+        assert Noted.made - before == 4  # 5 tokens to 64, 128 and 192 columns, and the row that leaves
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(
@@ -176,7 +176,7 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(
 
     decoder, expected = recording
     monkeypatch.setattr(fused_decoder, "_Recorded", refuse)
-    torch.testing.assert_close(decoded(decoder, 40), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(decoded(decoder, 130), expected, rtol=1e-4, atol=1e-4)
     assert not decoder.records
 
 
@@ -189,3 +189,13 @@ def test_a_gpu_replays_what_transformers_computes(name: str) -> None:
     assert decoder is not None
     torch.testing.assert_close(decoded(decoder, 300), expected, rtol=1e-3, atol=1e-3)
     assert decoder.records and decoder.recorded is not None
+
+
+def test_the_cache_has_the_name_that_the_trunk_gives_it() -> None:
+    class Before(torch.nn.Module):
+        def forward(self, input_ids: Any, past_key_values: Any = None) -> None: ...
+
+    class Since(torch.nn.Module):
+        def forward(self, input_ids: Any, cache: Any = None, **kwargs: Any) -> None: ...
+
+    assert (cache_name(Before()), cache_name(Since())) == ("past_key_values", "cache")

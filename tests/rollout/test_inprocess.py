@@ -276,9 +276,9 @@ def test_temperature_changes_the_replies(engine_of: Callable[..., InProcessEngin
 
 
 def test_progress_counts_every_reply(engine_of: Callable[..., InProcessEngine]) -> None:
-    counted: list[int] = []
-    engine_of(batch_rows=4).generate(PROMPTS, draws(ALL, 2), on_rows=counted.append)
-    assert counted == [4, 4, 2]
+    told: dict[int, Sampled] = {}
+    found = engine_of(batch_rows=4).generate(PROMPTS, draws(ALL, 2), told.__setitem__)
+    assert [told[i] for i in ALL] == found
 
 
 def test_where_memory_runs_out_fewer_rows_are_decoded_at_a_time(
@@ -288,11 +288,11 @@ def test_where_memory_runs_out_fewer_rows_are_decoded_at_a_time(
     expected, engine, asked = generate(engine_of(), ALL), engine_of(), list[int]()
     own = InProcessEngine._generate_batch
 
-    def small(self: InProcessEngine, prompts: list[list[int]], uniforms: np.ndarray) -> list[Sampled]:
-        asked.append(len(prompts))
-        if len(prompts) > fits:
+    def small(self: InProcessEngine, prompts: Any, uniforms: Any, waiting: list[int], finished: Any) -> None:
+        asked.append(min(self.batch_rows, len(waiting)))
+        if asked[-1] > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(self, prompts, uniforms)
+        own(self, prompts, uniforms, waiting, finished)
 
     monkeypatch.setattr(InProcessEngine, "_generate_batch", small)
     fits = 2

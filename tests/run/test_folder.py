@@ -1,10 +1,12 @@
 """The run folder: whom it refuses and why, what a stage's beginning and end leave, and the lock between processes."""
 
+import fcntl
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,6 +201,7 @@ def test_a_start_that_was_cut_right_after_the_lock_can_be_repeated(tmp_path: Pat
 
 HOLD = """
 import sys
+import threading
 from pathlib import Path
 from plaudit.run.folder import RunFolder
 with RunFolder.open(Path(sys.argv[1]), Path(sys.argv[2]).read_text(), resume=True):
@@ -241,6 +244,17 @@ def test_the_lock_is_given_back_at_the_end_and_after_an_error(tmp_path: Path) ->
         1 / 0  # noqa: B018
     with RunFolder.open(path, text(RECIPE), resume=True):
         assert "in use" in refusal(path, resume=True)
+
+
+def test_a_look_at_the_run_does_not_stop_whoever_is_about_to_write(tmp_path: Path) -> None:
+    """A studio or `plaudit status` holds the lock for the instant in which it asks whether the run goes on."""
+    path = made(tmp_path / "run")
+    with (path / ".lock").open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        ends = threading.Timer(0.2, look.close)
+        ends.start()
+        with RunFolder.open(path, text(RECIPE), resume=True):
+            assert look.closed
 
 
 # --- stages ---
@@ -291,6 +305,21 @@ def test_a_stage_that_begins_forgets_itself_and_all_later_ones(run: RunFolder) -
     for gone in ("reward", "ppo", "evaluate", "summary.json", "report.html"):
         assert not (run.path / gone).exists()
     assert read_recipe(run.path) == RECIPE
+
+
+def test_what_lies_beside_ppo_stays_where_what_it_learnt_from_does(run: RunFolder) -> None:
+    fill(run, *STAGES[:5], "rejection", "dpo", "baselines")
+    for name in ("rejection", "evaluate", "ppo", "reward"):
+        run.begin(name)
+        assert (run.path / "dpo/inner/result.txt").is_file() and "dpo" in run.finished()
+    assert not (run.path / "baselines").exists() and "baselines" not in run.finished()
+    fill(run, *STAGES[2:5], "rejection")
+    run.begin("evaluate")
+    assert "rejection" in run.finished()
+    run.begin("ppo")
+    assert not (run.path / "rejection").exists()
+    run.begin("preferences")
+    assert not (run.path / "dpo").exists() and [*run.finished()] == ["sft"]
 
 
 def test_what_ended_is_kept_until_it_has_ended_again(run: RunFolder) -> None:

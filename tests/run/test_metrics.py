@@ -9,7 +9,7 @@ import pytest
 
 from plaudit.data.files import write_rows
 from plaudit.errors import UserError
-from plaudit.run.metrics import Metrics, read_metrics
+from plaudit.run.metrics import TAIL, Metrics, last_rows, read_metrics
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -96,3 +96,16 @@ def test_a_log_that_is_shorter_than_its_checkpoint_says_is_refused(tmp_path: Pat
     assert (tmp_path / "m.jsonl").read_bytes() == before
     with pytest.raises(UserError, match=r"gone\.jsonl is missing"):
         Metrics(tmp_path / "gone.jsonl", 1)
+
+
+def test_the_last_rows_are_read_from_the_end(tmp_path: Path) -> None:
+    """Rows of every length around what is read at a time; a last line without its end is not read yet."""
+    log = tmp_path / "m.jsonl"
+    assert last_rows(log, 1) == []
+    for length in (1, TAIL // 3, TAIL - 20, TAIL - 19, TAIL, 3 * TAIL):
+        rows = [{"step": step, "text": "é" * length} for step in range(5)]
+        log.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + '{"step": 5, "te')
+        for count in (1, 3, 9):
+            assert last_rows(log, count) == rows[-count:]
+    log.write_text("")
+    assert last_rows(log, 2) == []

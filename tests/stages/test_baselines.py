@@ -1,4 +1,4 @@
-"""Best-of-n and DPO beside PPO: what stands in the table, and the words that its intervals decide."""
+"""Best-of-n, rejection sampling and DPO beside PPO: what stands in the table, and the words its intervals decide."""
 
 import json
 import math
@@ -41,26 +41,32 @@ def test_the_interval_decides_who_wins() -> None:
     assert line.startswith("At 8.00 nats: best of 20, which costs 3.17 nats wins over PPO (PPO's gold score −0.25")
     (line,) = verdicts(told(0.1, [-0.1, 0.3]))
     assert "no clear difference between PPO and best of 20" in line
-    both = told(0.1, [-0.1, 0.3]) | {"ppo_over_dpo": {"difference": -0.5, "ci": [-0.75, -0.25]}}
-    both["methods"]["dpo"] = {"kl": 5.0}
-    assert verdicts(both)[1].startswith("PPO at 2.00 nats, DPO at 5.00: DPO wins over PPO (PPO's gold score −0.50")
+    gap = {"difference": -0.5, "ci": [-0.75, -0.25]}
+    both = told(0.1, [-0.1, 0.3]) | {"ppo_over": {"rejection": {**gap, "ci": [-1.0, 0.5]}, "dpo": gap}}
+    both["methods"] |= {"rejection": {"kl": 1.0}, "dpo": {"kl": 5.0}}
+    _, rejection, dpo = verdicts(both)
+    assert rejection.startswith(
+        "PPO at 2.00 nats, rejection sampling at 1.00: no clear difference between PPO and rejection sampling (gold"
+    )
+    assert dpo.startswith("PPO at 2.00 nats, DPO at 5.00: DPO wins over PPO (PPO's gold score −0.50")
 
 
 def test_beside_a_finished_run_over_the_command_line(
     trained: Path, tmp_path: Path, plaudit: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`plaudit dpo` and `plaudit baselines` replace nothing but the report, and the report tells them."""
+    """`plaudit rejection`, `plaudit dpo` and `plaudit baselines` replace nothing but the report, which tells them."""
     monkeypatch.setattr(baselines, "POOL", 4)
     monkeypatch.setattr(baselines, "SHOWN", (1, 2, 4))
     home = tmp_path / "home"
     shutil.copytree(trained.parent, home)
     folder, recipe = home / "run", home / "recipe.yaml"
-    keys = [f"folder={folder}", "dpo.learning_rate=0.01", "baselines=[best_of_n, dpo]"]
-    for stage in ("dpo", "baselines", "report"):
+    keys = [f"folder={folder}", "dpo.learning_rate=0.01", "baselines=[best_of_n, rejection, dpo]"]
+    keys += ["rejection.replies=4", "rejection.learning_rate=0.01"]
+    for stage in ("rejection", "dpo", "baselines", "report"):
         done = plaudit(stage, recipe, *keys)
         assert done.code == 0, done.err
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
-    assert list(stages) == ["sft", "preferences", "reward", "ppo", "evaluate", "dpo", "baselines", "report"]
+    assert " ".join(stages) == "sft preferences reward ppo evaluate rejection dpo baselines report"
     read = json.loads((folder / "dpo/inputs.json").read_text())["made"]
     assert read.keys() == {"sft/model", "preferences/rankings.jsonl"}
 
@@ -78,9 +84,11 @@ def test_beside_a_finished_run_over_the_command_line(
     highest = np.mean([max(row["proxy"] for row in group) for group in by_prompt])
     assert found["best_of_n"][2]["proxy"] == pytest.approx(highest)
     replies = read_metrics(folder / "baselines/replies.jsonl")
-    gold = np.mean([row["gold"] for row in replies])
-    assert found["methods"]["dpo"]["gold"] == pytest.approx(gold)
-    assert found["methods"]["dpo"]["kl"] > 0
+    for name in ("rejection", "dpo"):
+        gold = [row["gold"] for row in replies if row["model"] == name]
+        assert found["methods"][name]["gold"] == pytest.approx(np.mean(gold))
+        assert found["methods"][name]["kl"] > 0
+        assert len(gold) == found["prompts"]
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Was PPO worth it?" in page and "best of 4" in page
+    assert "Was PPO worth it?" in page and "best of 4" in page and "rejection sampling</th>" in page
     assert all(line[:20] in done.out for line in verdicts(found))

@@ -128,8 +128,8 @@ def test_a_run_holds_it_up_and_goes_on_with_its_multiplier(
     ppo.train(config, whole)
     rows = read_metrics(whole.folder.path / "ppo/metrics.jsonl")
     looks = read_metrics(whole.folder.path / "ppo/evaluations.jsonl")
-    # The law, from what was logged: the first price is 0, and each follows from the row before it.
-    assert rows[0]["multiplier_function_2"] == 0.0
+    # The law, from what was logged: the first price is 1, and each follows from the row before it.
+    assert rows[0]["multiplier_function_2"] == 1.0
     assert {row["bound_function_2"] for row in rows} == {rows[0]["bound_function_2"]}
     steps = [
         (rows[i + 1]["multiplier_function_2"] - row["multiplier_function_2"])

@@ -67,6 +67,9 @@ def test_splits_that_rows_name_stay_unless_auto_is_asked_for(read: Read) -> None
         read({}, "data.test=0.3")
     with pytest.raises(UserError, match=r"no prompt has split 'validation'.*data.split=auto"):
         read(unsplit(), "data.split=rows")
+    rows = unsplit()
+    with pytest.raises(UserError, match=r"no prompt has split '.*'.*1 are too few for it: add rows, or name the split"):
+        read({**rows, "prompts.jsonl": rows["prompts.jsonl"][:1]})
 
 
 def test_peoples_pairs_without_splits_go_where_their_prompts_are(read: Read) -> None:

@@ -46,7 +46,7 @@ def test_what_could_not_be_learnt_is_refused() -> None:
     with pytest.raises(UserError, match=r"dpo\.ties=half needs ties"):
         check_rankings(DPOConfig(ties="half"), [ranking(1, 2)], [ranking(1, 2)])
     with pytest.raises(ValidationError, match="does not divide"):
-        DPOConfig(rankings_per_step=3)
+        DPOConfig(rankings_per_step=3, rankings_per_micro_batch=2)
 
 
 def rows() -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from conftest import CPU, END, EOS
+from conftest import CPU, END, EOS, leave_plots_undrawn
 from plaudit.rewards.saved import load_reward_model
 from plaudit.stages.export import export_role
 from plaudit.stages.pipeline import run_pipeline
@@ -29,8 +29,11 @@ def run(
     settings = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1}
     GenerationConfig(**settings, eos_token_id=[0, 300], max_new_tokens=60).save_pretrained(home / "model")
     recipe = write_recipe(home, model=str(home / "model"))
-    changes = ["sampling.temperature=1.3", f"data.system={SYSTEM}", "ppo.updates=1", "lora.stages.reward=null"]
-    return run_pipeline(load_recipe(recipe, [*changes, "reward.learning_rate=1e-4"]))
+    changes = ["sampling.temperature=1.3", f"data.system={SYSTEM}", "lora.stages.reward=null", "sft.epochs=1"]
+    changes += ["reward.learning_rate=1e-4", "ppo.updates=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        leave_plots_undrawn(patch)
+        return run_pipeline(load_recipe(recipe, changes))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conftest import write_lines
+from conftest import LITTLE, TINY, write_lines
 from plaudit.run.folder import STAGES
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.inputs import changed_inputs
@@ -24,7 +24,8 @@ GO_ON = [("run", "--resume"), ("run", "--from", "ppo"), ("ppo",), ("evaluate",)]
 def labelled(write_recipe: Callable[..., Path], trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of a run on a file of people's rankings, all stages but the report done. Read only; copy it."""
     home = tmp_path_factory.mktemp("labelled")
-    recipe = write_recipe(home, preferences={"rankings": "rankings.jsonl"})
+    little = {**LITTLE, "reward": TINY["reward"]}  # whose epochs the tests change
+    recipe = write_recipe(home, **little, preferences={"rankings": "rankings.jsonl"})
     shutil.copy(trained / "preferences/rankings.jsonl", home)
     run_pipeline(load_recipe(recipe), Flags(only=STAGES[:5]))
     return home

@@ -23,7 +23,7 @@ from plaudit.stages import memory
 from plaudit.stages.before.cards import cards_of
 from plaudit.stages.before.fit import speeds_of
 from plaudit.stages.lengths import Lengths
-from plaudit.stages.memory import Device, Sums, check_fit, needs_of, that_would_fit
+from plaudit.stages.memory import Device, Need, Sums, check_fit, micro_batches_of, needs_of, that_would_fit
 from plaudit.stages.recipe import Recipe, load_recipe
 
 LENGTHS = Lengths(prompts=[16, 10], demonstrations=[40], ranked=[], labelled=[])
@@ -126,6 +126,19 @@ def test_the_parts_of_ppo_by_hand() -> None:
     assert need.total == sum(need.always.values()) + max(sum(phase.values()) for phase in need.phases.values())
 
 
+def test_an_offloaded_reference_is_there_while_replies_are_judged() -> None:
+    def need(**changes: Any) -> Need:
+        sizes = {"batch_size": 4, "minibatch_size": 4, "micro_batch_size": 2}
+        told = recipe(ppo={**sizes, **changes}, lora={"stages": {"ppo": None}})
+        return Sums(told, BY_HAND, LENGTHS, Device(2, "gpu", 1e9)).ppo()
+
+    here, away = need(), need(offload_reference=True)
+    assert here.always["reference"] == 2 * 968 and "reference" not in away.always
+    # Two rows of 24 tokens, each of three times 16 and four times 8 numbers while a layer computes.
+    assert away.phases["judging"] == {"reference": 2 * 968, "working": 48 * (3 * 16 + 4 * 8) * 2}
+    assert away.phases["going backward"] == here.phases["going backward"]
+
+
 def test_what_there_is_room_for() -> None:
     """As many rows as it says fit, and one more does not."""
     told = recipe(ppo={"batch_size": 64, "minibatch_size": 64, "micro_batch_size": 1})
@@ -135,6 +148,42 @@ def test_what_there_is_room_for() -> None:
     others = need.phases["the head computes"]["logits"]
     assert rows * need.token * need.longest + others <= free < (rows + 1) * need.token * need.longest + others
     assert at_once == int(free / need.row)
+
+
+def with_free(free: float) -> Any:
+    """What PPO of four replies with auto would do on a CPU where so much is free."""
+    told = recipe(ppo={"batch_size": 8, "minibatch_size": 4, "micro_batch_size": "auto"})
+    return Sums(told, BY_HAND, LENGTHS, Device(2, "cpu", 1e9, free)).ppo()
+
+
+def test_a_pass_takes_the_largest_half_of_a_step_that_there_is_room_for() -> None:
+    """A step is four rows of 16 + 8 tokens; half of what is free may be filled, whatever the machine has in all."""
+    whole = with_free(1e9)
+    assert (whole.tokens, whole.step) == (96, 96)
+    always = sum(whole.always.values())
+    for tokens in (96, 48, 24):
+        other = recipe(ppo={"batch_size": 8, "minibatch_size": 4, "micro_batch_size": tokens // 24})
+        needs = Sums(other, BY_HAND, LENGTHS, Device(2, "cpu", 1e9)).ppo().passing
+        assert needs > always
+        assert with_free(2 * needs).tokens == tokens
+        assert with_free(2 * needs - 1).tokens == max(24, tokens // 2)
+    assert with_free(0).tokens == 24  # one row, whatever there is
+
+
+def test_the_stages_that_choose() -> None:
+    """With auto, the default; a number or a budget in the recipe stands. Evaluation always chooses."""
+    told = Recipe.model_validate({"name": "auto", "model": "unused", "data": {"prompts": "p", "demonstrations": "d"}})
+    needs = needs_of(told, BY_HAND, LENGTHS, Device(4, "cpu", 1e9), ("rejection", "dpo"))
+    found = micro_batches_of(needs, told)
+    assert set(found) == {"sft", "reward", "ppo", "rejection", "dpo", "evaluate"}
+    assert found["sft"] == {"tokens": 16 * (16 + 40), "step": 16 * (16 + 40)}
+    assert found["ppo"]["step"] == 16 * (16 + 32) == found["rejection"]["step"]
+    assert found["reward"]["step"] == 8 * (16 + 4 * 32) == found["dpo"]["step"]
+    assert micro_batches_of(needs_of(recipe(), BY_HAND, LENGTHS, Device(4, "cpu", 1e9)), recipe()).keys() == {
+        "evaluate"
+    }
+    budget = told.model_copy(update={"ppo": told.ppo.model_copy(update={"micro_batch_tokens": 99})})
+    assert "ppo" not in micro_batches_of(needs, budget)
 
 
 def test_each_change_takes_less() -> None:
@@ -156,7 +205,8 @@ def test_each_change_takes_less() -> None:
 def test_a_stage_that_cannot_fit_is_refused_with_the_change() -> None:
     told = recipe()
     totals = {need.stage: need.total for need in needs_of(told, BY_HAND, LENGTHS, Device(4, "cpu", 1e9))}
-    largest = max(totals, key=lambda stage: totals[stage])
+    # Evaluation judges in smaller passes where there is less.
+    largest = max(totals.keys() - {"evaluate"}, key=lambda stage: totals[stage])
     device = Device(4, "cpu", totals[largest] - 1)
     with pytest.raises(UserError, match=rf"memory: {largest} needs about 0\.0 GB, .* {largest}.gradient_checkpointing"):
         check_fit(told, BY_HAND, LENGTHS, device, (largest,))
@@ -209,6 +259,7 @@ def test_the_command(
     for stage in ("sft", "preferences", "reward", "ppo", "evaluate"):
         assert stage in done.out
     assert "while going backward" in done.out and "launches" in done.out
+    assert "in passes of at most" in done.out and "(a whole step)" in done.out
     assert not load_recipe(path).run_folder.exists()
     refused = plaudit("plan", path, "--gpus", "L4-0G")
     assert refused.code == 2

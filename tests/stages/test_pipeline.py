@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import TINY, command, leave_plots_undrawn
+from conftest import LITTLE, TINY, command, leave_plots_undrawn
 from plaudit.data.files import read_rankings
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError
@@ -268,7 +268,7 @@ def test_peoples_rankings_take_the_place_of_the_annotator(
     write_recipe: Callable[..., Path], tmp_path: Path, trained: Path, undrawn: None
 ) -> None:
     """A file of rankings instead of simulated ones: no gold score anywhere, and the rest runs as before."""
-    recipe = write_recipe(tmp_path, preferences={"rankings": "rankings.jsonl"})
+    recipe = write_recipe(tmp_path, preferences={"rankings": "rankings.jsonl"}, ppo=LITTLE["ppo"])
     (tmp_path / "rankings.jsonl").write_text((trained / "preferences/rankings.jsonl").read_text())
     folder = run_pipeline(load_recipe(recipe))
     summary = json.loads((folder / "summary.json").read_text())
@@ -285,5 +285,6 @@ def test_two_processes_cannot_write_one_run(write_recipe: Callable[..., Path], t
 
 
 def test_in_bfloat16_every_guard_holds(write_recipe: Callable[..., Path], tmp_path: Path, undrawn: None) -> None:
-    folder = run_pipeline(load_recipe(write_recipe(tmp_path, dtype="bfloat16")), Flags(only=STAGES[:5]))
+    recipe = write_recipe(tmp_path, **{**LITTLE, "ppo": TINY["ppo"]}, dtype="bfloat16")
+    folder = run_pipeline(load_recipe(recipe), Flags(only=STAGES[:5]))
     assert read_metrics(folder / "ppo" / "metrics.jsonl")[0]["kl"] == 0

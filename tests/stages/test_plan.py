@@ -1,5 +1,7 @@
 """The plan of a run: what every command does, in an empty folder, one that stopped half-way and one that has ended."""
 
+from typing import Any
+
 import pytest
 
 from plaudit.errors import UserError
@@ -24,7 +26,7 @@ def plan(trained: bool, finished: str, checkpoints: str, flags: Flags) -> Plan:
 RUN, RESUME, INEXACT = Flags(), Flags(resume=True), Flags(resume=True, inexact=True)
 
 
-def from_(stage: str, **more: bool) -> Flags:
+def from_(stage: str, **more: Any) -> Flags:
     return Flags(start=stage, **more)
 
 
@@ -34,7 +36,8 @@ def only(*stages: str) -> Flags:
 
 def on(stage: str) -> str:
     """This stage and those after it."""
-    return "dpo baselines report" if stage == "dpo" else ALL[ALL.index(stage) :]
+    beside = {"rejection": "rejection dpo baselines report", "dpo": "dpo baselines report"}
+    return beside.get(stage) or ALL[ALL.index(stage) :]
 
 
 SHARED = {
@@ -50,10 +53,18 @@ SHARED = {
 
 def may_change(anew: list[str]) -> set[str]:
     beside = (
-        {"dpo", "baselines"} if "evaluate" in anew else set()
+        {"rejection", "dpo", "baselines"} if "evaluate" in anew else set()
     )  # comes before the report, and is made anew where it is
-    # How later rounds begin may change in round 1, which reads none of it.
-    return {"rounds", *anew, *beside, *(key for stage in anew for key in SHARED.get(stage, "").split())}
+    # How later rounds begin may change in round 1, which reads none of it; who samples, and who holds what, may between
+    # two stages.
+    return {
+        "rounds",
+        "rollout",
+        "distributed",
+        *anew,
+        *beside,
+        *(key for stage in anew for key in SHARED.get(stage, "").split()),
+    }
 
 
 NEW = [
@@ -69,10 +80,14 @@ NEW = [
     (from_("ppo", resume=True), True, "sft", "preferences", on("ppo")),
     (from_("preferences"), False, ALL, "", on("ppo")),
     (from_("evaluate"), False, WITHOUT, "", on("evaluate")),
+    (Flags(until="reward"), True, "", "", "sft preferences reward"),
+    (Flags(until="reward"), False, "", "", "sft"),
+    (from_("preferences", until="preferences"), True, ALL, "", "preferences"),
     (only("sft"), True, "", "", "sft"),
     (only("reward"), True, "sft preferences", "reward", "reward"),
     (only("ppo"), False, "sft", "", "ppo"),
     (only("report"), True, ALL, "", "report"),
+    (only("rejection"), True, "sft preferences reward ppo", "rejection", "rejection"),
     (only("dpo"), True, "sft preferences", "dpo", "dpo"),
     (only("dpo"), False, "sft preferences", "", "dpo"),
 ]
@@ -84,15 +99,34 @@ def test_a_command_without_resume(flags: Flags, trained: bool, finished: str, ch
     made = plan(trained, finished, checkpoints, flags)
     assert " ".join(made.stages) == stages
     assert (made.from_checkpoint, made.checked, made.inexact) == (None, (), False)
-    assert made.in_old_folder == (flags != RUN)
-    assert set(made.may_change) == may_change(on(made.stages[0]).split()) | (set() if flags == RUN else {*MAY_CHANGE})
+    new = flags.start is None and not flags.only
+    assert made.in_old_folder == (not new)
+    assert set(made.may_change) == may_change(on(made.stages[0]).split()) | (set() if new else {*MAY_CHANGE})
+
+
+def test_a_resumed_run_goes_on_up_to_the_stage_that_is_named_and_no_further() -> None:
+    goes_on = plan(True, "sft preferences", "reward", Flags(resume=True, until="ppo"))
+    assert (goes_on.stages, goes_on.from_checkpoint) == (("reward", "ppo"), "reward")
+    with pytest.raises(UserError, match=r"--until reward: the run begins at ppo, which comes after it"):
+        plan(True, "sft preferences reward", "", Flags(resume=True, until="reward"))
+    with pytest.raises(UserError, match=r"--until 'card': not a stage; the stages are sft, preferences"):
+        Flags(until="card")
+
+
+def test_what_dpo_made_by_name_was_made_with_stays_in_the_recipe() -> None:
+    """--from ppo leaves it as it is; a recipe that has it as a stage makes it anew."""
+    ended = {*ALL.split(), "dpo"}
+    assert "dpo" not in plan_of(recipe(trained=True), ended, set(), from_("ppo")).may_change
+    assert "dpo" in plan_of(recipe(trained=True), ended, set(), from_("preferences")).may_change
+    beside = recipe(trained=True).model_copy(update={"baselines": ["dpo"]})
+    assert "dpo" in plan_of(beside, ended, set(), from_("ppo")).may_change
 
 
 def test_the_baselines_of_a_recipe_are_stages_of_its_runs() -> None:
     """DPO learns rankings, also where no reward model pays PPO."""
-    beside = recipe(trained=True).model_copy(update={"baselines": ["best_of_n", "dpo"]})
+    beside = recipe(trained=True).model_copy(update={"baselines": ["best_of_n", "rejection", "dpo"]})
     assert " ".join(plan_of(beside, set(), set(), RUN).stages) == (
-        "sft preferences reward ppo evaluate dpo baselines report"
+        "sft preferences reward ppo evaluate rejection dpo baselines report"
     )
     without = recipe(trained=False).model_copy(update={"baselines": ["best_of_n"]})
     assert " ".join(plan_of(without, set(), set(), RUN).stages) == "sft ppo evaluate baselines report"

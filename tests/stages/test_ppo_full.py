@@ -1,5 +1,6 @@
 """PPO that trains every weight: the reference stays, a killed run goes on bit for bit, the export is the policy."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,19 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from conftest import tiny_stage
+from plaudit.errors import UserError
 from plaudit.models.full import FullRoles
+from plaudit.models.kernels.trunk import trunk_of
 from plaudit.models.roles import plain_logprobs
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
+from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.rollout import picked
-from plaudit.stages.ppo.trainer import Trainer, layout
+from plaudit.stages.ppo.trainer import Trainer, layout, start_from_last
 from plaudit.stages.ppo.update import gradient
-from plaudit.train.config import CheckpointConfig
+from plaudit.train.config import CheckpointConfig, RoundsConfig
 from plaudit.train.run import Run
 
 Load = Callable[[Path], PreTrainedModel]
@@ -32,7 +36,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def on(home: Path, tiny_run: Callable[..., Run], trained: Path, dtype: str, **changes: Any) -> Any:
     """The settings and a new run that PPO can begin in."""
-    return tiny_stage("ppo", tiny_run(home, trained, dtype), **FULL, **changes)
+    return tiny_stage("ppo", tiny_run(home, trained, dtype), **{**FULL, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,45 @@ def _plain(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
+def test_an_offloaded_reference_is_there_while_it_is_asked_and_only_then(
+    tmp_path: Path, tiny_run: Callable[..., Run], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling and training happen without it; the reward model, whose adapters stand on it, brings it back."""
+    plain = Trainer(*on(tmp_path / "plain", tiny_run, trained, "float32"))
+    trainer = Trainer(*on(tmp_path / "away", tiny_run, trained, "float32", offload_reference=True))
+    roles = trainer.roles
+    assert isinstance(roles, FullRoles) and roles.others is not None and roles.away == torch.device("cpu")
+    roles.away = torch.device("meta")  # where nothing could be computed
+    moves: list[str] = []
+
+    def to(device: torch.device) -> None:
+        moves.append(device.type)
+
+    monkeypatch.setattr(roles.others, "to", to)
+    seen: list[tuple[str, str]] = []
+    for what, model in (("policy", roles.policy), ("reference", roles.reference)):
+        trunk_of(model).register_forward_pre_hook(lambda *_, what=what: seen.append((what, (moves or ["cpu"])[-1])))
+    update(trainer)
+    assert moves == ["meta", "cpu", "meta"]  # sampling; reward model and reference; old policy and training
+    assert {*seen} == {("reference", "cpu"), ("policy", "meta")}
+    update(plain)
+    assert isinstance(plain.roles, FullRoles)
+    for name, parameter in plain.roles.named_parameters():
+        assert torch.equal(parameter, roles.get_parameter(name)), name
+
+
+def test_nothing_else_can_be_offloaded() -> None:
+    asked = PPOConfig(offload_reference=True)
+    asked.check_offload("cuda", full=True)
+    PPOConfig().check_offload("cpu", full=False)
+    with pytest.raises(UserError, match=r"needs lora\.stages\.ppo=null"):
+        asked.check_offload("cuda", full=False)
+    with pytest.raises(UserError, match="this run computes there"):
+        asked.check_offload("cpu", full=True)
+    with pytest.raises(ValueError, match="critic=own and offload_reference=true exclude"):
+        PPOConfig(offload_reference=True, critic="own")
+
+
 def test_the_gradient_is_the_models_own(
     tmp_path: Path, tiny_run: Callable[..., Run], trained: Path, load: Load
 ) -> None:
@@ -139,3 +182,29 @@ def test_the_export_is_the_policy(tmp_path: Path, tiny_run: Callable[..., Run], 
     found = plain_logprobs(load(tmp_path / "run/ppo/model"), tokens, 1.0)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert (found - trainer.roles(tokens, "reference", frozenset({"logprobs"})).logprobs_BT).abs().max() > 1e-3
+
+
+def test_a_later_round_goes_on_with_every_weight_of_the_policy_before(
+    tiny_run: Callable[..., Run], trained: Path, tmp_path: Path, load: Load
+) -> None:
+    """rounds.start=last: from the weights that round 1 kept, held to the SFT model."""
+    first = tmp_path / "first"
+    shutil.copytree(trained, first)
+    path, generator = first / "ppo/model/model.safetensors", torch.Generator().manual_seed(1)
+    moved = {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in load_file(path).items()}
+    save_file(moved, path, {"format": "pt"})
+    config, run = on(first, tiny_run, trained, "float32", updates=1, learning_rate=1e-5)
+    run = replace(run, rounds=RoundsConfig(count=2, number=2, start="last"))
+    trainer = Trainer(config, run)
+    start_from_last(trainer)
+    assert isinstance(trainer.roles, FullRoles)
+    last = dict(load(first / "ppo/model").named_parameters())
+    for name, parameter in trainer.roles.policy.named_parameters():
+        assert torch.equal(parameter, last[name])
+
+    summary = ppo.train(config, run)
+    assert summary["started_from"] == "round 1" and "reference" not in summary
+    looks = read_metrics(run.folder.path / "ppo/evaluations.jsonl")
+    assert looks[0]["kl"] != 0, "it starts away from its reference"
+    learnt = weights(run.folder.path / "ppo/model")
+    assert all(torch.allclose(learnt[name], moved[name], atol=1e-3) for name in moved)

@@ -177,12 +177,22 @@ def test_a_wrong_value_is_shown_with_its_line_and_key(
     assert f"found {value}" in message
 
 
-@pytest.mark.parametrize("key", ["seed", "ppo.updates", "ppo.clip_range", "ppo.watch.patience", "lora.r", "lora.alpha"])
+@pytest.mark.parametrize(
+    "key",
+    ["seed", "ppo.updates", "ppo.clip_range", "ppo.watch.patience", "lora.r", "lora.alpha", "ppo.micro_batch_size"],
+)
 def test_a_truth_value_is_not_a_number(tmp_path: Path, key: str) -> None:
     """`seed: yes` is a mistake, not seed 1."""
     message = refusal(put(tmp_path), f"{key}=yes")
     assert key in message
     assert "True" in message
+
+
+@pytest.mark.parametrize("value", ["0", "2.5", "many"])
+def test_a_micro_batch_is_a_number_or_auto(tmp_path: Path, value: str) -> None:
+    message = refusal(put(tmp_path), f"ppo.micro_batch_size={value}")
+    assert "ppo.micro_batch_size" in message and "a whole number is needed, 1 or more, or auto" in message
+    assert load_recipe(put(tmp_path), ["ppo.micro_batch_size=auto"]).ppo.micro_batch_size == "auto"
 
 
 @pytest.mark.parametrize("text", ["name: ''\n", "model: ''\n"])
@@ -417,7 +427,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_the_keys_stay_few() -> None:
-    assert len(list(keys_of(Recipe))) <= 161
+    assert len(list(keys_of(Recipe))) <= 170
 
 
 def test_no_key_of_before_is_a_key_and_every_new_one_is() -> None:

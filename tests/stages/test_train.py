@@ -245,14 +245,12 @@ def test_the_reward_model_needs_held_out_pairs(tmp_path: Path, tiny_run: Callabl
 
 
 @pytest.fixture
-def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], trained: Path) -> Callable[..., Path]:
+def run_ppo(tmp_path: Path, tiny_run: Callable[..., Run], before_ppo: Callable[[str], Path]) -> Callable[..., Path]:
     """run_ppo("name", gamma=0.9) -> the ppo folder of a new run on the trained SFT and reward models."""
 
     def call(name: str = "run", dtype: str = "float32", **changes: Any) -> Path:
-        run = tiny_run(tmp_path / name, trained, dtype)
-        if dtype != "float32":  # scores of one format are not those of another
-            reward.train(*tiny_stage("reward", run))
-        ppo.train(*tiny_stage("ppo", run, **changes))
+        run = tiny_run(tmp_path / name, before_ppo(dtype), dtype)
+        ppo.train(*tiny_stage("ppo", run, **{"micro_batch_size": 2, **changes}))
         return run.folder.path / "ppo"
 
     return call
@@ -446,9 +444,8 @@ def test_a_constant_reward_is_no_reward(
 ) -> None:
     """Rows 10 and 11: equal scores whiten to 0, not to their rounding blown up, and the policy stays where it was."""
     planted(rewarded(lambda tokens: torch.full((len(tokens.lengths_B),), value)))
-    folder = run_ppo(
-        updates=2, batch_size=6, minibatch_size=3, whiten_advantages=False, missing_eos_penalty=0.0, max_new_tokens=4
-    )
+    sizes = {"batch_size": 6, "minibatch_size": 3, "micro_batch_size": 3}
+    folder = run_ppo(updates=2, **sizes, whiten_advantages=False, missing_eos_penalty=0.0, max_new_tokens=4)
     for update in (1, 2):
         assert not load_file(folder / "rollouts" / f"{update:05d}.safetensors")["scores_B"].any()
     assert [row["kl"] for row in read_metrics(folder / "evaluations.jsonl")] == [0, 0, 0]

@@ -11,10 +11,12 @@ import yaml
 from tokenizers import normalizers
 from transformers.utils import chat_template_utils
 
-from conftest import CHATML, make_model, make_tokenizer, write_lines
+from conftest import CHATML, LITTLE, make_model, make_tokenizer, write_lines
 from plaudit.data.chat import ChatFormat
+from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.models.load import load_tokenizer
+from plaudit.records import Demonstration, Message, Prompt
 from plaudit.rewards.saved import files_of, template_hash
 from plaudit.run.display import console
 from plaudit.stages import turns
@@ -22,6 +24,7 @@ from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags
 from plaudit.stages.prepare import prepare
 from plaudit.stages.recipe import load_recipe
+from plaudit.stages.run_data import RunData
 
 DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -74,11 +77,15 @@ def refusal(recipe: Path, *overrides: str) -> str:
 
 @pytest.mark.row(33)
 def test_row_33_a_run_goes_on_with_the_day_it_began_on(
-    write_recipe: Write, model_with: Callable[[Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Write,
+    model_with: Callable[[Any], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undrawn: None,
 ) -> None:
     """SFT one day, the reward model the next: nothing is refused, and every export has the first day
     in its own template. The reward model is taken a year later."""
-    recipe = write_recipe(tmp_path, model=model_with(DATED))
+    recipe = write_recipe(tmp_path, model=model_with(DATED), **LITTLE)
     with monkeypatch.context() as patch:
         on(dt.date(2026, 3, 7), patch)
         run_pipeline(load_recipe(recipe), Flags(only=("sft",)))
@@ -228,3 +235,20 @@ def test_rows_longer_than_the_model_was_trained_on_are_counted(write_recipe: Wri
     with console.capture() as shown, prepare(load_recipe(recipe)).folder:
         pass
     assert "1 of the rows have more tokens than the 64 positions it was trained on" in " ".join(shown.get().split())
+
+
+def test_texts_that_the_tokenizer_cannot_write_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = make_tokenizer()
+    rows = [
+        Demonstration(Prompt(str(i), (Message("user", "Hm?"),), "kind", "train"), reply)
+        for i, reply in enumerate(("It is fine.", "all is well.", "Olé!", "so it is."))
+    ]
+    data = RunData([], DemonstrationTable.of(rows), {}, None, None)
+    turns.say_changed(ChatFormat(tokenizer), data)
+    assert capsys.readouterr().out == ""
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    turns.say_changed(ChatFormat(tokenizer), data)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "changes 50% of the replies" in said and "('It is fine.' becomes 'it is fine.')" in said

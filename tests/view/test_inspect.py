@@ -1,5 +1,8 @@
 """`plaudit inspect`: the worked example's numbers through its own code, and real replies against plain arithmetic."""
 
+import base64
+import hashlib
+import json
 import math
 import re
 import shutil
@@ -16,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from plaudit.algo.worked import worked_example
 from plaudit.errors import UserError
 from plaudit.view.inspect.tokens import inspect_run, token_rows, token_text
-from plaudit.view.page import render_page
+from plaudit.view.inspect.whole import as_json
+from plaudit.view.studio.alone import reply_page
 
 PPO = {"clip_range": 0.2, "gamma": 0.9, "lam": 0.95}
 
@@ -172,22 +176,34 @@ def test_the_command_prints_every_token_and_writes_the_page(
         assert re.search(rf"^ *{row.number} .*{re.escape(f'{row.ratio:.3f}')}", done.out, flags=re.MULTILINE)
     assert f"L_CLIP = {found.telling.l_clip:.4f}".replace("-", "−") in done.out
     text = page.read_text(encoding="utf-8")
-    assert (
-        text.count('<tr id="t') == len(found.rows)
-        and "<script" not in text
-        and "http:" not in text
-        and "https:" not in text
-    )
-    assert "Before the first step" not in text
+    assert len(data_of(text)["rows"]) == len(found.rows) and data_of(text)["has_new"]
+    assert text.count("<script") == 2 and not re.search(r"https?:|@import|url\(", text)
     stored = moved / "ppo" / "rollouts" / "00001.safetensors"
     save_file({name: x for name, x in load_file(stored).items() if name != "new_logprobs_BT"}, stored)
     done = plaudit("inspect", moved, "--step", "1", "--html", page)
-    assert "r is 1" in done.out and "Before the first step" in page.read_text(encoding="utf-8")
+    assert "r is 1" in done.out and not data_of(page.read_text(encoding="utf-8"))["has_new"]
     assert plaudit("inspect", moved, "--step", "7").code == 2
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
 
 
 def test_hostile_texts_stay_texts(moved: Path) -> None:
     found = inspect_run(moved)
-    attack = "<script>alert(1)</script>"
+    attack = "</script><script>alert(1)</script><!--"
     rows = (replace(found.rows[0], text=attack), *found.rows[1:])
-    assert "<script" not in render_page("inspect.html.j2", found=replace(found, run=attack, prompt=attack, rows=rows))
+    page = reply_page(as_json(moved, replace(found, run=attack, prompt=attack, rows=rows)))
+    assert "<script>alert" not in page and "<!--" not in page
+    assert data_of(page)["prompt"] == data_of(page)["rows"][0]["text"] == attack
+
+
+def test_the_page_runs_the_one_script_that_its_policy_names(moved: Path) -> None:
+    page = reply_page(as_json(moved, inspect_run(moved)))
+    script = re.search(r'<script type="module">(.*?)</script>', page, re.DOTALL)
+    policy = re.search(r"script-src 'sha256-([^']+)';", page)
+    assert script is not None and policy is not None
+    assert base64.b64decode(policy[1]) == hashlib.sha256(script[1].encode()).digest()
+    assert not re.search(r"^(import|export) ", script[1], re.MULTILINE)

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from conftest import tiny_rows
 from plaudit.errors import UserError
 from plaudit.guard.arithmetic import FAULTS
 from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.view.lesson import write
 from plaudit.view.lesson.write import lesson_page, replies_of
+from plaudit.view.page import embedded
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +52,7 @@ def test_the_replies_of_a_run_are_what_it_stored(trained: Path) -> None:
     found = replies_of(trained)
     files = stored_rollouts(trained)
     tensors = read_rollout(files[max(files)])
+    assert {reply["prompt"] for reply in found} <= {row["prompt"] for row in tiny_rows()[0]}  # without the template
     for row, reply in enumerate(found):
         length = int(tensors["lengths_B"][row] - tensors["prompt_lengths_B"][row])
         assert len(reply["tokens"]) == len(reply["kl"]) == len(reply["values"]) == length
@@ -100,4 +103,4 @@ def test_the_glossary_is_that_of_the_docs_and_every_link_leads_to_a_place(page: 
 
 
 def test_what_is_embedded_holds_no_markup() -> None:
-    assert "<" not in write._embedded({"a": "<b>&"}) and json.loads(write._embedded({"a": "<b>&"})) == {"a": "<b>&"}
+    assert "<" not in embedded({"a": "<b>&"}) and json.loads(embedded({"a": "<b>&"})) == {"a": "<b>&"}

@@ -457,7 +457,7 @@ def test_missing_stage_is_named_and_nothing_is_written(written: Run) -> None:
 )
 def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, Any], begins: str) -> None:
     summary = {"evaluate": {**EVALUATE, **evaluate}, "ppo": {**PPO, **ppo}}
-    sentence = words("words.html.j2", "verdict", summary)
+    sentence = words("report/words.html.j2", "verdict", summary)
     assert sentence.startswith(begins)
     assert sentence.endswith(".")
 
@@ -476,8 +476,8 @@ def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, A
 )
 def test_cautions_name_what_is_wrong_and_only_that(part: str, change: dict[str, Any], says: str) -> None:
     summary: dict[str, dict[str, Any]] = {"reward": REWARD, "evaluate": EVALUATE}
-    assert words("words.html.j2", "cautions", summary, KL_BUDGET) == ""
-    said = words("words.html.j2", "cautions", {**summary, part: {**summary[part], **change}}, KL_BUDGET)
+    assert words("report/words.html.j2", "cautions", summary, KL_BUDGET) == ""
+    said = words("report/words.html.j2", "cautions", {**summary, part: {**summary[part], **change}}, KL_BUDGET)
     assert says in said and said.count("<li>") == 1
 
 
@@ -506,3 +506,17 @@ def test_reads_what_the_stages_really_write(trained: Path, tmp_path: Path) -> No
     by_hand = sum(row["ppo"]["gold"] - row["sft"]["gold"] for row in replies) / len(replies)
     assert summary["evaluate"]["gold_gain"] == pytest.approx(by_hand, abs=1e-12)
     assert set(summary["seconds"]) == {"sft", "preferences", "reward", "ppo", "evaluate"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_constraint_is_not_told_as_a_weight(written: Run) -> None:
+    recipe = written.folder.path / "recipe.yaml"
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    held = {"function": "own.py:polite", "at_least": "sft + 0.1", "of_kind": "safety"}
+    values["ppo"]["rewards"] = [{"trained": True, "weight": 2.0}, held, {"function": "own.py:short", "watch": True}]
+    recipe.write_text(Recipe(**values).model_dump_json(), encoding="utf-8")
+    write.write_report(written)
+    text = page_of(written).text
+    assert "the reward model of this run, weight 2" in text
+    assert "own.py:polite, a constraint: at least sft + 0.1 on prompts of kind safety" in text
+    assert "own.py:short, watched and not paid" in text

@@ -49,6 +49,20 @@ def test_status_of_runs(copied: Path, plaudit: Plaudit) -> None:
     assert "no run of Plaudit is here" in plaudit("status", copied / "sft").err
 
 
+def test_a_recipe_that_says_little_has_a_status_too(tmp_path: Path, plaudit: Plaudit) -> None:
+    """One written by hand, beside which lies what a stage of it logged."""
+    (tmp_path / "ppo").mkdir()
+    (tmp_path / "recipe.yaml").write_text("name: mine\nppo: {kl_coef: 0.1}\n")
+    write_json(
+        tmp_path / "manifest.json", {"stages": {name: {"seconds": 60.0} for name in ("sft", "preferences", "reward")}}
+    )
+    write_rows(tmp_path / "ppo/metrics.jsonl", [{"update": 3}])
+    found = status_of(tmp_path)
+    assert (found["state"], found["now"], found["progress"], found["minutes"]) == ("stopped", "ppo", "update 3", 3.0)
+    (tmp_path / "recipe.yaml").write_text("name: mine\n")
+    assert plaudit("status", tmp_path).code == 0
+
+
 def finished(folder: Path, golds: list[float | None], texts: list[str]) -> Path:
     """As much of a finished run as a comparison reads: two prompts with two replies each."""
     folder.mkdir()

@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
+from studio_kit import browser, many_updates, served
 
+from conftest import tiny_rows
 from plaudit.data.files import write_json, write_rows
 from plaudit.run.metrics import read_metrics
+from plaudit.view.inspect.whole import whole_reply
+from plaudit.view.names import NAMES, name_of
 from plaudit.view.studio import logs
 from plaudit.view.studio.findings import findings, healthy
 from plaudit.view.studio.replies import Replies
-from plaudit.view.studio.server import Studio, create_app, router
+from plaudit.view.studio.routes_ask import router as asking
+from plaudit.view.studio.server import router
+from plaudit.view.studio.session import Studio
 
 PATHS = {
     "/api/runs": "/api/runs",
@@ -25,14 +31,12 @@ PATHS = {
     "/api/runs/{name}/live": "/api/runs/run/live",
     "/api/runs/{name}/updates": "/api/runs/run/updates",
     "/api/runs/{name}/replies": "/api/runs/run/replies?update=1",
-    "/api/runs/{name}/same": "/api/runs/run/same?update=0&sample=1",
-    "/api/runs/{name}/histogram": "/api/runs/run/histogram",
+    "/api/runs/{name}/same": "/api/runs/run/same?source=validation&update=0&sample=1",
+    "/api/runs/{name}/more": "/api/runs/run/more",
+    "/api/runs/{name}/arena": "/api/runs/run/arena",
+    "/api/me": "/api/me",
     "/api/runs/{name}/tokens/{update}/{sample}": "/api/runs/run/tokens/1/1",
 }
-
-
-def browser(studio: Studio) -> TestClient:
-    return TestClient(create_app(studio), base_url="http://127.0.0.1:4000", follow_redirects=False)
 
 
 @pytest.fixture
@@ -70,8 +74,9 @@ def test_another_token_opens_nothing_and_uses_nothing_up(studio: Studio, token: 
 
 
 def test_every_route_is_in_these_tests() -> None:
-    found = {route.path for route in router.routes if isinstance(route, APIRoute)}
-    assert found == {*PATHS, "/", "/open/{token}"}
+    """Those that only read; those that are posted to are in test_studio_asks.py."""
+    routes = [route for route in (*router.routes, *asking.routes) if isinstance(route, APIRoute)]
+    assert {route.path for route in routes if "GET" in route.methods} == {*PATHS, "/", "/open/{token}"}
 
 
 @pytest.mark.parametrize("path", PATHS.values())
@@ -120,7 +125,7 @@ def test_the_sums_of_the_tokens_are_the_numbers_of_the_log(trained: Path) -> Non
     rows = read_metrics(trained / "ppo/metrics.jsonl")
     assert len(rows) >= 2
     for row in rows:
-        sums = Replies(trained).tokens(int(row["update"]), 1)["sums"]
+        sums = whole_reply(trained, int(row["update"]), 1)["sums"]
         assert {"kl", "kl_per_token", "entropy", "length", "eos", "sampler_gap_mean", "explained_variance"} <= set(sums)
         for name, found in sums.items():
             assert found["logged"] == row[name]
@@ -133,12 +138,12 @@ def test_a_card_says_how_far_a_run_is(signed_in: TestClient) -> None:
     assert {"proxy_sft", "proxy_ppo", "kl"} <= set(card["numbers"])
 
 
-def test_a_run_of_another_version_hides_no_other(trained: Path, tmp_path: Path) -> None:
+def test_a_run_whose_recipe_says_little_hides_no_other(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: old\n")
     client = browser(studio := Studio([tmp_path, trained], 4000))
     client.get(f"/open/{studio.token}")
     old, new = client.get("/api/runs").json()
-    assert "of another version" in old["state"] and new["state"] == "finished"
+    assert (old["state"], new["state"]) == ("stopped", "finished")
 
 
 def test_what_is_left_is_the_mean_of_the_last_updates(trained: Path, tmp_path: Path) -> None:
@@ -185,6 +190,13 @@ def test_a_finding_is_pinned_where_it_began_and_the_range_is_the_doctors(trained
     assert healthy(tmp_path)["kl"] == (-0.5, 30.0)
 
 
+def test_every_column_has_a_name_that_people_read(signed_in: TestClient) -> None:
+    found = signed_in.get("/api/runs/run/curves").json()
+    counters = {"update", "step", "member"}
+    assert {name for log in found["logs"].values() for name in log["columns"]} - counters <= NAMES.keys()
+    assert found["names"]["l_vf"] == "value loss (squared return)" and name_of("bound_polite") == "bound of polite"
+
+
 def test_a_run_without_ppo_has_no_findings(trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "recipe.yaml", tmp_path)
     assert findings(tmp_path) == []
@@ -195,6 +207,7 @@ def test_replies_are_searched_sorted_and_limited(trained: Path) -> None:
     every = replies.updates()["rollout"]
     rows = replies.table("rollout", every, "", "kl", True)["rows"]
     assert [row["kl"] for row in rows] == sorted((row["kl"] for row in rows), reverse=True)
+    assert {row["prompt"] for row in rows} <= {row["prompt"] for row in tiny_rows()[0]}  # without the template
     word = rows[0]["reply"].strip()[:4].upper()
     found = replies.table("rollout", every, word, "score", False)
     assert 0 < found["count"] <= len(rows)
@@ -206,17 +219,31 @@ def test_the_largest_critic_error_names_its_token(trained: Path) -> None:
     """The token that the table names is the one of the largest |return − value| of the reply, by the microscope."""
     replies = Replies(trained)
     for row in replies.rows("rollout", 1):
-        tokens = replies.tokens(1, row["sample"])["rows"]
+        tokens = whole_reply(trained, 1, row["sample"])["rows"]
         errors = [abs(token["raw_advantage"]) for token in tokens]
         assert errors[row["critic_error_token"] - 1] == max(errors) == pytest.approx(row["critic_error"], rel=1e-5)
 
 
-def test_one_prompt_is_followed_over_all_looks(signed_in: TestClient, trained: Path) -> None:
-    looks = Replies(trained).updates()["validation"]
-    rows = signed_in.get(f"/api/runs/run/same?update={looks[0]}&sample=1").json()
+def test_one_prompt_is_followed_over_all_updates(signed_in: TestClient, trained: Path) -> None:
+    """A rollout's prompt by its tokens: every row that has its words is found, and no other."""
+    replies = Replies(trained)
+    looks = replies.updates()["validation"]
+    path = "/api/runs/run/same?source={}&update={}&sample={}"
+    rows = signed_in.get(path.format("validation", looks[0], 1)).json()
     assert [row["update"] for row in rows] == looks
     assert len({row["prompt"] for row in rows}) == 1
-    assert signed_in.get(f"/api/runs/run/same?update={looks[0]}&sample=999").status_code == 404
+    every = [row for update in replies.updates()["rollout"] for row in replies.rows("rollout", update)]
+    for asked in every:
+        found = signed_in.get(path.format("rollout", asked["update"], asked["sample"])).json()
+        same = [row for row in every if row["prompt"] == asked["prompt"]]
+        assert [(row["update"], row["sample"]) for row in found] == [(row["update"], row["sample"]) for row in same]
+    for refused in (path.format("validation", looks[0], 999), path.format("rollout", 1, 0), path.format("x", 1, 1)):
+        assert signed_in.get(refused).status_code == 422
+
+
+def test_the_calibration_is_that_of_the_report_card(signed_in: TestClient, trained: Path) -> None:
+    card = json.loads((trained / "reward/card.json").read_text())["calibration"]
+    assert signed_in.get("/api/runs/run/more").json()["calibration"] == {"bins": card["bins"], "ece": card["ece"]}
 
 
 def test_every_reply_is_counted_in_the_histogram(trained: Path) -> None:
@@ -233,8 +260,6 @@ def test_what_cannot_be_is_said_in_words(signed_in: TestClient, query: str) -> N
 
 def test_a_thousand_updates_of_64_replies_open_in_a_second(trained: Path, tmp_path: Path) -> None:
     """Server time of what the first view asks for: cards, curves, and the replies of the last update."""
-    from studio_kit import many_updates
-
     run = many_updates(trained, tmp_path / "run", 1000)
     studio = Studio([run], 4000)
     with browser(studio) as client:
@@ -249,16 +274,16 @@ def test_a_thousand_updates_of_64_replies_open_in_a_second(trained: Path, tmp_pa
 
 
 def test_the_page_is_at_most_300_kb() -> None:
-    from plaudit.label.web.render import STATIC as SHARED
+    from plaudit.label.web.shared.render import STATIC as SHARED
     from plaudit.view.studio.server import STATIC
 
     shared = [SHARED / name for name in ("base.css", "dom.js", "server.js", "numbers.js", "icon.svg")]
-    assert sum(file.stat().st_size for file in [*STATIC.iterdir(), *shared]) < 300_000
+    own = [file for file in STATIC.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in [*own, *shared]) < 300_000
 
 
 def test_live_rows_come_as_events_and_a_cut_log_is_said(trained: Path, tmp_path: Path) -> None:
     import httpx2
-    from studio_kit import many_updates, served
 
     run = many_updates(trained, tmp_path / "run", 3)
     log = run / "ppo/metrics.jsonl"

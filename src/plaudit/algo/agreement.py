@@ -82,10 +82,12 @@ def verdict_agreement(judged: Mapping[Unit, Mapping[Who, int]]) -> tuple[float |
     {first, second, pairs, agreement: the share that is the same of those that both ordered strictly, kappa: Cohen's}.
     """
     people = sorted({who for given in judged.values() for who in given})
-    table = [
-        [sign * given[who] if who in given else np.nan for given in judged.values() for sign in (1, -1)]
-        for who in people
-    ]
+    place = {who: row for row, who in enumerate(people)}
+    said = [(place[who], unit, sign) for unit, given in enumerate(judged.values()) for who, sign in given.items()]
+    table = np.full((len(people), 2 * len(judged)), np.nan)
+    if said:
+        row, unit, sign = np.array(said).T
+        table[row, 2 * unit], table[row, 2 * unit + 1] = sign, -sign
     answers: dict[tuple[Who, Who], list[tuple[int, int]]] = defaultdict(list)
     for given in judged.values():
         for one, other in combinations(sorted(given), 2):
@@ -96,7 +98,7 @@ def verdict_agreement(judged: Mapping[Unit, Mapping[Who, int]]) -> tuple[float |
         kappa = cohen_kappa(*([sign * said[who] for said in both for sign in (1, -1)] for who in (0, 1)))
         counts = {"first": one, "second": other, "pairs": len(both)}
         rows.append({**counts, "agreement": float(np.mean(same)) if same else None, "kappa": kappa})
-    return krippendorff_alpha(table) if table else None, rows
+    return krippendorff_alpha(table) if said else None, rows
 
 
 def best_accuracy(agreement: float) -> float:

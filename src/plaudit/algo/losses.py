@@ -4,11 +4,18 @@ Those of preferences are in preferences.py.
 """
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from plaudit.algo.masked import masked_sum
+from plaudit.algo.names import SamplerCorrection
+
+TIS_CAP = 2.0
+"""The cap of Yao et al. 2025."""
+ICEPOP = (0.5, 5.0)
+"""The bounds of Ling Team 2025."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,29 @@ def truncated_importance_weight(logprobs_BT: Tensor, sampler_logprobs_BT: Tensor
     if cap < 1:
         raise ValueError(f"cap={cap} must be at least 1, or tokens on which both agree would be weighed down")
     return (logprobs_BT - sampler_logprobs_BT).detach().exp().clamp(max=cap)
+
+
+def bounded_importance_weight(logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, low: float, high: float) -> Tensor:
+    """π_trainer/π_sampler at the sampled tokens where that is within [low, high], and 0 elsewhere, without a gradient;
+    [B, T]. A token that the two engines hold so differently likely teaches an error of one of them (IcePop; Ling Team
+    2025, arXiv:2510.18855). Within 0.5 and 5, gaps of 0, ln 4, ln 6 and −ln 4 nats: 1, 4, 0, 0.
+    """
+    assert logprobs_BT.shape == sampler_logprobs_BT.shape, (logprobs_BT.shape, sampler_logprobs_BT.shape)
+    ratio_BT = (logprobs_BT - sampler_logprobs_BT).detach().exp()
+    return torch.where((ratio_BT >= low) & (ratio_BT <= high), ratio_BT, 0.0)
+
+
+def sampler_weights(rule: SamplerCorrection, logprobs_BT: Tensor, sampler_logprobs_BT: Tensor) -> Tensor | None:
+    """The weight of each token by the rule of the recipe, [B, T]; None where all weigh the same."""
+    match rule:
+        case "none":
+            return None
+        case "tis":
+            return truncated_importance_weight(logprobs_BT, sampler_logprobs_BT, TIS_CAP)
+        case "icepop":
+            return bounded_importance_weight(logprobs_BT, sampler_logprobs_BT, *ICEPOP)
+        case _:
+            assert_never(rule)
 
 
 def ppo_loss(

@@ -180,11 +180,15 @@ MOST = 10.0
 
 @dataclass(frozen=True)
 class Multiplier:
-    """The Lagrange multiplier λ of a constraint, E[c] ≥ bound, in units of c's std: plain numbers, for a checkpoint."""
+    """The Lagrange multiplier λ of a constraint, E[c] ≥ bound, in units of c's std: plain numbers, for a checkpoint.
+
+    It starts at one std of c for one of the score: from 0 a short run would cross the bound before λ said anything,
+    while a bound that holds by itself lets λ fall.
+    """
 
     bound: float
     std: float
-    value: float = 0.0
+    value: float = 1.0
 
 
 def move_multiplier(multiplier: Multiplier, measured: float, rate: float = 0.1) -> Multiplier:

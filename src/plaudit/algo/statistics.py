@@ -60,14 +60,16 @@ def wilson_interval(values: ArrayLike, clusters: ArrayLike | None = None) -> tup
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
+_BETS = (np.arange(199) + 0.5) / 199
+_WEIGHTS = (_BETS * (1 - _BETS)) ** 4 / ((_BETS * (1 - _BETS)) ** 4).sum()
+
+
 def log_capital(values: Floats, counts: ArrayLike, m: float) -> Floats:
     """log K(m) of `confidence_sequence`, of `values` [V] seen `counts` [..., V] times; m is in (0, 1)."""
-    q = (np.arange(199) + 0.5) / 199
-    weights = (q * (1 - q)) ** 4
     x = values[:, None]
-    by_bet = np.asarray(counts, dtype=np.float64) @ np.log(x * q / m + (1 - x) * (1 - q) / (1 - m))
+    by_bet = np.asarray(counts, dtype=np.float64) @ np.log(x * _BETS / m + (1 - x) * (1 - _BETS) / (1 - m))
     largest = by_bet.max(axis=-1)
-    found: Floats = largest + np.log(np.exp(by_bet - largest[..., None]) @ (weights / weights.sum()))
+    found: Floats = largest + np.log(np.exp(by_bet - largest[..., None]) @ _WEIGHTS)
     return found
 
 

@@ -99,19 +99,25 @@ class Run:
 
 
 def run(
-    recipe: str | Path | Mapping[str, Any], *, start: str | None = None, resume: bool = False, **overrides: Any
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    start: str | None = None,
+    until: str | None = None,
+    resume: bool = False,
+    **overrides: Any,
 ) -> Run:
-    """Run a recipe, a file or a mapping of its keys; returns the finished run.
+    """Run a recipe, a file or a mapping of its keys; returns the run.
 
-    `start` and `resume` are `plaudit run`'s `--from` and `--resume`. `overrides` are recipe keys: of a section those
-    that are named (`ppo={"updates": 10}`), or by dotted name (`**{"ppo.updates": 10}`). Relative paths of data start
-    at the recipe's folder, those of a mapping at the working directory. UserError for what can be mended.
+    `start`, `until` and `resume` are `plaudit run`'s `--from`, `--until` and `--resume`. `overrides` are recipe keys:
+    of a section those that are named (`ppo={"updates": 10}`), or by dotted name (`**{"ppo.updates": 10}`). Relative
+    paths of data start at the recipe's folder, those of a mapping at the working directory. UserError for what can be
+    mended.
 
     >>> demo = plaudit.run("recipe.yaml", resume=True)
     >>> demo
     Run('runs/demo')
     """
-    flags = Flags(start=start, resume=resume)
+    flags = Flags(start=start, until=until, resume=resume)
     changes = list(_as_overrides(overrides))
     if isinstance(recipe, Mapping):
         return Run(run_pipeline(recipe_of(dict(recipe), Path.cwd(), changes), flags))

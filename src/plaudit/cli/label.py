@@ -1,5 +1,6 @@
 """`plaudit label ...`. This file loads without the extra; each command asks for it before it begins."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,12 +8,13 @@ import typer
 from rich.table import Table
 
 from plaudit.errors import UserError, no_file
-from plaudit.label.extra import missing_packages
+from plaudit.label.extra import SIGN_IN, missing_packages
 from plaudit.run.display import console, error_console
 from plaudit.run.folder import RECIPE
 
 label = typer.Typer(help="The labelling service: people rank, compare and write replies.", no_args_is_help=True)
 
+SECRET = "PLAUDIT_LABEL_OIDC_SECRET"
 Source = Annotated[
     Path | None, typer.Argument(metavar="[RUN_OR_FILE]", help="A run's folder, or a data file of any format.")
 ]
@@ -25,6 +27,17 @@ Database = Annotated[
 ]
 Task = Annotated[
     str | None, typer.Option(help="rank, compare or write; by default rank where there are replies, else write.")
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; other machines reach it at 0.0.0.0.")]
+Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)]
+Url = Annotated[str | None, typer.Option(help="How browsers reach it: https://HOST/PATH of a proxy.")]
+Proxy = Annotated[str | None, typer.Option(help="The proxy's address, if not this machine's.")]
+Issuer = Annotated[str | None, typer.Option("--oidc", help="OpenID Connect issuer by which people may sign in, too.")]
+Client = Annotated[
+    str | None, typer.Option("--oidc-client", help="Our id there; the secret: PLAUDIT_LABEL_OIDC_SECRET.")
+]
+Domains = Annotated[
+    list[str] | None, typer.Option("--oidc-domain", help="Whose verified addresses get an account; repeatable.")
 ]
 
 
@@ -42,6 +55,27 @@ def database_of(source: Path | None, database: str | None) -> str:
         raise UserError("which database? Give a run folder, a data file, or --database")
     run = (source / RECIPE).is_file()
     return str(source / "label" / "labels.sqlite" if run else source.with_name(f"{source.name}.labels.sqlite"))
+
+
+def provider_of(issuer: str | None, client: str | None, domains: list[str] | None) -> Any:
+    """Who else may say who somebody is; None for nobody. UserError for what is missing or wrong."""
+    if issuer is None:
+        if client or domains:
+            raise UserError("--oidc-client, --oidc-domain: whose? Give --oidc and the provider's issuer")
+        return None
+    if missing := missing_packages(SIGN_IN):
+        raise UserError(f"--oidc needs {', '.join(missing)}: pip install 'plaudit[label,oidc]'")
+    from plaudit.label.web.entrance.oidc import Provider
+
+    secret = os.environ.get(SECRET, "")
+    if not client or not secret:
+        raise UserError(
+            f"--oidc: give --oidc-client and the variable {SECRET}, which the provider made for this server"
+        )
+    provider = Provider(issuer, client, secret, tuple(domains or ()))
+    if problem := provider.look():
+        error_console.print(f"Warning: {problem}", soft_wrap=True)
+    return provider
 
 
 def need_file(file: Path | None) -> None:
@@ -69,10 +103,13 @@ def there(source: Path | None, database: str | None) -> str:
 def serve(
     source: Source = None,
     database: Database = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; other machines reach it at 0.0.0.0.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8080,
-    url: Annotated[str | None, typer.Option(help="How browsers reach it, with a proxy: https://HOST.")] = None,
-    proxy: Annotated[str | None, typer.Option(help="The proxy's address, if not this machine's.")] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    url: Url = None,
+    proxy: Proxy = None,
+    oidc: Issuer = None,
+    oidc_client: Client = None,
+    oidc_domain: Domains = None,
     name: Annotated[str | None, typer.Option(help="Name of a new project; by default that of the run or file.")] = None,
     task: Task = None,
     gold: Annotated[Path | None, typer.Option(help="Rankings whose answers are known: to check annotators.")] = None,
@@ -86,18 +123,25 @@ def serve(
     plain_text: Annotated[
         bool | None, typer.Option("--plain-text/--formatted", help="How texts are shown at first (formatted at first).")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Of the annotators' pages: en, de, or browser, each browser's own (at first).")
+    ] = None,
 ) -> None:
     """Serve the labelling page of a run or a data file."""
     need_extra()
     from plaudit.label.db.database import open_project, writing
     from plaudit.label.queue.items import has_items, rankings_path
     from plaudit.label.queue.settings import gold_rate_of, settle
-    from plaudit.label.web import aside
     from plaudit.label.web import serve as service
+    from plaudit.label.web.shared import aside
+    from plaudit.label.web.text.pictures import with_pictures
+    from plaudit.label.web.text.wording import known_language
 
     # Whatever can be wrong is looked at before anything is written.
-    place = service.Place(host, port, url, proxy)
+    place, provider = service.Place(host, port, url, proxy), provider_of(oidc, oidc_client, oidc_domain)
     where = database_of(source, database)
+    if language is not None:
+        known_language(language)
     for file in (source, gold, guidelines):
         need_file(file)
     rates = {"gold_rate": gold_rate, "consistency_rate": consistency_rate}
@@ -105,8 +149,10 @@ def serve(
     with service.listen(place) as listening:
         engine = open_project(where, name or (source.stem if source is not None else "Labels"))
         with writing(engine) as connection:
+            if guidelines is not None and text is not None:
+                text = with_pictures(connection, text, guidelines.parent)
             given = {"overlap": overlap, "lease_minutes": lease_minutes, "guidelines": text, "plain_text": plain_text}
-            settle(connection, given | rates)
+            settle(connection, given | rates | {"language": language})
         # A run whose annotators are people has put its replies in itself, and has no rankings before they labelled.
         waits = source is not None and (source / RECIPE).is_file() and not rankings_path(source).is_file()
         if source is not None and not (waits and has_items(engine)):
@@ -117,8 +163,40 @@ def serve(
                 error_console.print(
                     "Nobody is shown a gold item: give --gold-rate, 0.05 to 0.1 is usual", soft_wrap=True
                 )
-        with service.saying_what_is_kept(engine):
-            service.serve(engine, place, listening, lambda line: console.print(line, soft_wrap=True))
+        with service.saying_what_is_kept([engine]):
+            service.serve({"": engine}, place, listening, _say, provider)
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True)
+
+
+@label.command("serve-all")
+def serve_all(
+    projects: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=DATABASE ...", help="A path of the server, and what is served below it."),
+    ],
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    url: Url = None,
+    proxy: Proxy = None,
+    oidc: Issuer = None,
+    oidc_client: Client = None,
+    oidc_domain: Domains = None,
+) -> None:
+    """Serve several projects at one address, each with people and roles of its own. DATABASE is as of --database."""
+    need_extra()
+    from plaudit.label.db.database import open_project
+    from plaudit.label.web import serve as service
+    from plaudit.label.web.entrance.several import named
+
+    place, provider = service.Place(host, port, url, proxy), provider_of(oidc, oidc_client, oidc_domain)
+    found = {name: there(None, database) for name, database in named(projects).items()}
+    with service.listen(place) as listening:
+        engines = {name: open_project(database) for name, database in found.items()}
+        with service.saying_what_is_kept(engines.values()):
+            service.serve(engines, place, listening, _say, provider)
 
 
 @label.command()
@@ -127,21 +205,26 @@ def add(
     database: Database = None,
     task: Task = None,
     gold: Annotated[bool, typer.Option("--gold", help="The ranks are known answers, to check annotators.")] = False,
+    name: Annotated[
+        str | None, typer.Option("--for", metavar="NAME", help="The new items are for this person, and nobody else.")
+    ] = None,
 ) -> None:
     """Put items into the database; also while it is served. Items that are there already stay as they are."""
     need_extra()
     from plaudit.label.db.database import open_project
     from plaudit.label.db.schema import TASKS
-    from plaudit.label.queue.items import add_items, drafts, run_rankings
+    from plaudit.label.queue.items import add_file, run_rankings
 
     if task is not None and task not in TASKS:
         raise UserError(f"--task {task!r}: write {', '.join(TASKS)}")
     need_file(source)
+    if gold and name is not None:
+        raise UserError("--for with --gold: gold items are for everybody; leave one of the two out")
     engine = open_project(database_of(source, database))
     file = run_rankings(source) if (source / RECIPE).is_file() else source
-    for _ in drafts(file, task=task, gold=gold):
-        continue  # a bad row stops here, before anything is in the database
-    added, known = add_items(engine, drafts(file, task=task, gold=gold))
+    with engine.connect() as connection:
+        who = 0 if name is None else _somebody(connection, name)
+    added, known = add_file(engine, file, task=task, gold=gold, assigned=who)
     there = f", {known:,} were there already" if known else ""
     console.print(f"{file}: {added:,} new items{there}", soft_wrap=True)
 
@@ -160,16 +243,105 @@ def invite(
     need_extra()
     from plaudit.label.db.database import writing
     from plaudit.label.people import make_invite
-    from plaudit.label.web.serve import served_at
 
     engine = opened(source, database)
+    url = _address(engine, url)
+    with writing(engine) as connection:
+        token = make_invite(connection, name, role)
+    console.print(f"{url}/invite/{token}", soft_wrap=True)
+
+
+@label.command("invite-all")
+def invite_all(
+    people: Annotated[Path, typer.Argument(metavar="CSV", help="Columns name, role, quota, fields; name must be.")],
+    to: Annotated[Path, typer.Option("--to", help="CSV file to write: name, role and link of each; - prints it.")],
+    source: Source = None,
+    database: Database = None,
+    url: Annotated[str | None, typer.Option(help="How browsers reach the server, as of invite.")] = None,
+) -> None:
+    """Invite everybody of a CSV file, or, where a row is wrong, nobody."""
+    need_extra()
+    from plaudit.data.files import write_text
+    from plaudit.label.db.database import writing
+    from plaudit.label.invitations import invite_all, read_invitations
+
+    if why := no_file(people):
+        raise UserError(f"{people}: {why}")
+    rows = read_invitations(people.read_text(encoding="utf-8"), str(people))
+    engine = opened(source, database)
+    base = _address(engine, url)
+    with writing(engine) as connection:
+        links = invite_all(connection, rows, lambda token: f"{base}/invite/{token}")
+    if str(to) == "-":
+        typer.echo(links.encode(), nl=False)
+    else:
+        write_text(to, links)
+    error_console.print(f"{to}: {len(rows):,} links; each works once, for a week", soft_wrap=True)
+
+
+@label.command()
+def crowd(
+    source: Source = None,
+    database: Database = None,
+    quota: Annotated[int | None, typer.Option(help="Labels that each of the crowd gives; makes a new link.")] = None,
+    code: Annotated[str | None, typer.Option(help="Completion code of all; by default each has their own.")] = None,
+    close: Annotated[bool, typer.Option("--close", help="Let nobody new in.")] = False,
+    url: Annotated[str | None, typer.Option(help="How browsers reach the server, as of invite.")] = None,
+) -> None:
+    """One link for a paid crowd, with the worker's id in it. Without --quota: each one's completion code, as CSV."""
+    need_extra()
+    from plaudit.label.crowd import close_to_crowd, codes, open_to_crowd
+    from plaudit.label.db.database import writing
+    from plaudit.label.transfer.table import csv_lines
+
+    engine = opened(source, database)
+    if close and quota is not None:
+        raise UserError("--close with --quota: leave one of the two out")
+    with writing(engine) as connection:
+        if close:
+            close_to_crowd(connection)
+        elif quota is None:
+            typer.echo("".join(csv_lines(codes(connection))).encode(), nl=False)
+        else:
+            token = open_to_crowd(connection, quota, code)
+            console.print(f"{_address(engine, url)}/join/{token}?worker=", soft_wrap=True)
+            said = "The platform puts the worker's id at its end, such as {{%PROLIFIC_PID%}}"
+            error_console.print(said, soft_wrap=True)
+
+
+def _address(engine: Any, url: str | None) -> str:
+    """How browsers reach the server, as it was said or as it was served last."""
+    from plaudit.label.web.serve import served_at
+
     url = url or served_at(engine)
     if url is None:
         url = "http://127.0.0.1:8080"
         error_console.print(f"Not served yet: the link is for {url}; if it will be another address, give --url")
-    with writing(engine) as connection:
-        token = make_invite(connection, name, role)
-    console.print(f"{url.rstrip('/')}/invite/{token}", soft_wrap=True)
+    return url.rstrip("/")
+
+
+def _somebody(connection: Any, name: str) -> int:
+    """Whose name it is; UserError for nobody's."""
+    from plaudit.label.people import known_person
+
+    who = known_person(connection, name)
+    if who is None:
+        raise UserError(f"nobody is called {name!r}; `plaudit label people` lists who is there")
+    return int(who.id)
+
+
+def _split(option: str, text: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--{option} {text!r}: write NAME=VALUE")
+    return name, value
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--quota {text!r}: write NAME=NUMBER; 0 for no limit")
+    return int(text)
 
 
 @label.command()
@@ -178,25 +350,45 @@ def people(
     database: Database = None,
     disable: Annotated[str | None, typer.Option(metavar="NAME", help="Shut somebody out; their labels stay.")] = None,
     enable: Annotated[str | None, typer.Option(metavar="NAME", help="Let them in again.")] = None,
+    pause: Annotated[str | None, typer.Option(metavar="NAME", help="Give somebody no more items for now.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="NAME", help="Give them items again.")] = None,
+    quota: Annotated[
+        str | None, typer.Option(metavar="NAME=N", help="The most labels that somebody gives; 0 for no limit.")
+    ] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=KINDS", help="The kinds of prompts that somebody is given: ann=medical 50; law."),
+    ] = None,
 ) -> None:
-    """Who may label, in which role; --disable and --enable change it."""
+    """Who may label, in which role and how much; the options change it."""
     need_extra()
     from plaudit.label.db import ledger
     from plaudit.label.db.database import snapshot, writing
     from plaudit.label.people import set_active
+    from plaudit.label.queue.allowances import read_fields, set_allowance, written_fields
 
     engine = opened(source, database)
     for name, active in ((disable, False), (enable, True)):
         if name is None:
             continue
         with writing(engine) as connection:
-            who = next((person.id for person in ledger.people(connection) if person.name == name), None)
-            if who is None:
-                raise UserError(f"nobody is called {name!r}; `plaudit label people` lists who is there")
-            set_active(connection, who, active)
-    table = Table("id", "name", "role", "state")
+            set_active(connection, _somebody(connection, name), active)
+    changes: list[tuple[str, dict[str, Any]]] = []
+    changes += [(whom, {"paused": on}) for whom, on in ((pause, True), (resume, False)) if whom is not None]
+    if quota is not None:
+        whom, value = _split("quota", quota)
+        changes.append((whom, {"quota": _number(value)}))
+    if fields is not None:
+        whom, value = _split("fields", fields)
+        changes.append((whom, {"fields": read_fields(value)}))
+    for whom, change in changes:
+        with writing(engine) as connection:
+            set_allowance(connection, _somebody(connection, whom), **change)
+    table = Table("id", "name", "role", "state", "quota", "fields")
     with snapshot(engine) as connection:
         for person in ledger.people(connection):
-            state = "disabled" if not person.active else "invited" if person.invited else "active"
-            table.add_row(str(person.id), person.name, person.role, state)
+            here = "paused" if person.paused else "active"
+            state = "disabled" if not person.active else "invited" if person.invited else here
+            given = ("" if person.quota is None else str(person.quota), written_fields(person.fields))
+            table.add_row(str(person.id), person.name, person.role, state, *given)
     console.print(table)

@@ -20,11 +20,11 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")
 
 @label.command("export")
 def export(
-    to: Annotated[Path, typer.Option("--to", help="JSONL file to write; - is the standard output.")],
+    to: Annotated[Path, typer.Option("--to", help="File to write, JSONL or CSV; - is the standard output.")],
     source: Source = None,
     database: Database = None,
     format: Annotated[
-        str, typer.Option("--format", help="rankings, comparisons, pairs, hh, demonstrations or ledger.")
+        str, typer.Option("--format", help="rankings, comparisons, pairs, hh, demonstrations, table (CSV) or ledger.")
     ] = "rankings",
     annotator: Annotated[
         list[str] | None, typer.Option("--annotator", help="Only this person's labels; can be repeated.")
@@ -38,6 +38,14 @@ def export(
     ] = None,
     without_flag: Annotated[
         list[str] | None, typer.Option(help="Leave replies with this flag out; repeatable.")
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Only prompts of this kind; repeatable.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only prompts of this split; repeatable.")] = None,
+    by_source: Annotated[
+        list[str] | None, typer.Option("--source", help="Only items with a reply of this source; repeatable.")
+    ] = None,
+    verdict: Annotated[
+        list[str] | None, typer.Option(help="Only ranked, all_bad, cannot_judge or written; repeatable.")
     ] = None,
     late: Annotated[bool, typer.Option("--late", help="Also labels that came after their lease had run out.")] = False,
     aggregate: Annotated[
@@ -59,6 +67,10 @@ def export(
         min_agreement=min_agreement,
         without_flags=tuple(without_flag or ()),
         late=late,
+        kinds=tuple(kind or ()),
+        splits=tuple(split or ()),
+        sources=tuple(by_source or ()),
+        verdicts=tuple(verdict or ()),
     )
     with snapshot(opened(source, database)) as connection:
         ledger = read(connection)
@@ -70,6 +82,40 @@ def export(
         write_text(to, text)
     left = "; left out: " + ", ".join(f"{n:,} {why}" for why, n in done.left_out.items()) if done.left_out else ""
     error_console.print(f"{to}: {len(done.rows):,} rows{left}", soft_wrap=True)
+
+
+@label.command()
+def webhook(
+    source: Source = None,
+    database: Database = None,
+    url: Annotated[str | None, typer.Option(help="Who is told when all of a file's items are done.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Tell nobody any more.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Send a message now.")] = False,
+) -> None:
+    """Tell another program when a batch is done; shows who is told, and the key that messages are signed with."""
+    need_extra()
+    import time
+
+    from sqlalchemy import select
+
+    from plaudit.label.db import schema
+    from plaudit.label.db.database import writing
+    from plaudit.label.queue.settings import settle
+    from plaudit.label.transfer.webhook import checked_url, key_of, post, signed
+
+    address = None if url is None else checked_url(url)
+    if off and address:
+        raise UserError("--off with --url: leave one of the two out")
+    with writing(opened(source, database)) as connection:
+        settle(connection, {"webhook": "" if off else address})
+        row = connection.execute(select(schema.project)).one()
+    console.print(f"tells {row.webhook}" if row.webhook else "tells nobody; --url says whom to tell", soft_wrap=True)
+    console.print(f"key: {key_of(row.secret)}", soft_wrap=True)
+    if test and row.webhook:
+        problem = post(row.webhook, *signed(row.secret, {"event": "test", "project": row.name}, time.time()))
+        if problem is not None:
+            raise UserError(f"{row.webhook}: the message was not taken: {problem}; is it the right address?")
+        console.print("the message was taken")
 
 
 @label.command("import")
@@ -109,7 +155,7 @@ def stats(
     from plaudit.label.quality.dashboard import dashboard
 
     with snapshot(opened(source, database)) as connection:
-        numbers = dashboard(read(connection), time.time())
+        numbers = dashboard(read(connection, labelled=True), time.time())
     if as_json:
         print_json(numbers)
     else:
@@ -214,7 +260,10 @@ def compare(folder: RunPath, database: Database = None) -> None:
     from plaudit.label.queue.items import add_items, compared
     from plaudit.stages.label_items import read_run
 
-    drafts, alike = compared(folder, read_run(folder)[1])
+    recipe, prompts = read_run(folder)
+    # As many people as the run asks for its rankings; a run without people leaves it to the project.
+    overlap = recipe.preferences.overlap if recipe.preferences.annotator == "human" else None
+    drafts, alike = compared(folder, prompts, overlap)
     added, known = add_items(open_project(database_of(folder, database)), drafts)
     _say(added, known, f"{alike:,} pairs are the same reply twice and need nobody" if alike else "")
 

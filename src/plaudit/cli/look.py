@@ -125,9 +125,10 @@ def inspect(
     found = inspect_run(folder, step, sample)
     print_inspection(found)
     if html is not None:
-        from plaudit.view.page import render_page
+        from plaudit.view.inspect.whole import as_json
+        from plaudit.view.studio.alone import reply_page
 
-        write_text(html, render_page("inspect.html.j2", found=found))
+        write_text(html, reply_page(as_json(folder, found)))
         console.print(f"Page: {html}", soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from plaudit.cli import begin, data, look, runs, stages
+from plaudit.cli import begin, data, launch, look, runs, stages
 from plaudit.cli.label_copies import commands as label
 from plaudit.cli.outcome import EXPECTED, UNREAD, outcome, unread, unread_says
 from plaudit.run.stopping import signals_heard
@@ -28,6 +28,7 @@ app.add_typer(look.commands)
 app.add_typer(runs.commands)
 app.add_typer(data.commands, name="data")
 app.add_typer(label, name="label")
+app.add_typer(launch.commands, name="launch")
 
 
 def _version(asked: bool) -> None:

@@ -1,4 +1,4 @@
-"""Commands about whole runs: status, studio, compare, clean."""
+"""Commands about whole runs: status, studio, compare, replay, clean."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,19 +35,27 @@ def studio(
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders, or folders of them; else runs.")
     ] = None,
     port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.", min=0, max=65535)] = 0,
+    labels: Annotated[
+        str | None, typer.Option(help="Label database that chosen replies are sent to: a file, or as in plaudit label.")
+    ] = None,
+    annotator: Annotated[str, typer.Option(help="Whose name the arena's labels get.")] = "(studio)",
 ) -> None:
-    """Watch runs in a browser while they go: curves, findings, replies, single tokens. Nothing of a run is changed."""
+    """Watch runs in a browser while they go: curves, findings, replies, single tokens; ask their policies in the arena.
+    Nothing of a run is changed."""
     if missing := missing_packages():
         raise UserError(f"`plaudit studio` needs {', '.join(missing)}: pip install 'plaudit[label]'")
+    from plaudit.label.db.database import open_project
     from plaudit.label.web.serve import Place, listen
     from plaudit.view.studio.server import serve
+    from plaudit.view.studio.session import Labels
 
     for folder in folders or ():
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give a run's folder, or one that holds runs")
     try:
         with listen(Place(port=port)) as listening:
-            serve(folders or [Path("runs")], listening, lambda line: console.print(line, soft_wrap=True))
+            sent_to = None if labels is None else Labels(open_project(labels), annotator)
+            serve(folders or [Path("runs")], listening, lambda line: console.print(line, soft_wrap=True), sent_to)
     except Interrupted as stopped:
         raise Interrupted(stopped.signum, "the studio has ended; no run was touched") from None
 
@@ -64,6 +72,15 @@ def compare(
 
     found = compared(one, other)
     print_json(found) if as_json else print_comparison(found)
+
+
+@commands.command()
+def replay(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose PPO has ended.")]) -> None:
+    """PPO once more, on the replies that the run has stored: every file must come out the same. Nothing is changed."""
+    from plaudit.stages.replay import replay as again
+
+    same = again(folder)
+    console.print(f"{len(same)} files of PPO came out the same, bit for bit", soft_wrap=True)
 
 
 @commands.command()

@@ -3,11 +3,15 @@
 import os
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plaudit.errors import UserError
+
+if TYPE_CHECKING:
+    from plaudit.stages.plan import Flags
+    from plaudit.stages.recipe import Recipe
 
 commands = typer.Typer()
 
@@ -18,11 +22,17 @@ Overrides = Annotated[
 ]
 
 
+def _run(recipe: "Recipe", *flags: "Flags") -> None:
+    """The pipeline, loaded only once the recipe was read: a mistake in that is said before torch takes its seconds."""
+    from plaudit.stages.pipeline import run_pipeline
+
+    run_pipeline(recipe, *flags)
+
+
 @commands.command()
 def demo(overrides: Overrides = None) -> None:
-    """Run the whole pipeline on the embedded default (about twelve minutes on two cores)."""
+    """Run the whole pipeline on the embedded default (some 22 minutes on one core)."""
     from plaudit.run.folder import free_folder
-    from plaudit.stages.pipeline import run_pipeline
     from plaudit.stages.recipe import load_recipe
 
     with as_file(files("plaudit.recipes")) as home:
@@ -33,7 +43,7 @@ def demo(overrides: Overrides = None) -> None:
             )
         if recipe.folder is None:
             recipe = recipe.model_copy(update={"folder": free_folder(recipe.run_folder)})
-        run_pipeline(recipe)
+        _run(recipe)
 
 
 @commands.command()
@@ -56,10 +66,10 @@ def run(
         Path | None,
         typer.Option("--copy-from", metavar="RUN", help="With --from: take the stages before it from another run."),
     ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="The last stage that runs; --resume goes on.")] = None,
 ) -> None:
     """Run a recipe: sft, preferences, reward, ppo, evaluate, report."""
     from plaudit.run.folder import ORDER
-    from plaudit.stages.pipeline import run_pipeline
     from plaudit.stages.plan import Flags
     from plaudit.stages.recipe import load_recipe
 
@@ -67,8 +77,8 @@ def run(
         raise UserError("--inexact says how --resume goes on; it does nothing without that, or beside --from")
     if copy_from is not None and start not in ORDER[1:]:
         raise UserError("--copy-from takes over the stages before --from STAGE; name one after sft")
-    flags = Flags(start=start, resume=resume, inexact=inexact, copy_from=copy_from)
-    run_pipeline(load_recipe(recipe, overrides or ()), flags)
+    flags = Flags(start=start, resume=resume, inexact=inexact, copy_from=copy_from, until=until)
+    _run(load_recipe(recipe, overrides or ()), flags)
 
 
 @commands.command("round")
@@ -84,33 +94,34 @@ def one_more_round(
 
 def _stage_command(name: str, text: str) -> None:
     def command(recipe: RecipePath, overrides: Overrides = None) -> None:
-        from plaudit.stages.pipeline import run_pipeline
         from plaudit.stages.plan import Flags
         from plaudit.stages.recipe import load_recipe
 
-        run_pipeline(load_recipe(recipe, overrides or ()), Flags(only=(name,)))
+        _run(load_recipe(recipe, overrides or ()), Flags(only=(name,)))
 
     commands.command(name, help=text)(command)
 
 
-@commands.command()
-def dpo(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-) -> None:
-    """Beside PPO: train a policy on the rankings themselves, without a reward model."""
-    from plaudit.stages.pipeline import run_pipeline
-    from plaudit.stages.plan import Flags
-    from plaudit.stages.recipe import load_recipe
+def _beside_command(name: str, text: str) -> None:
+    def command(
+        recipe: RecipePath,
+        overrides: Overrides = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    ) -> None:
+        from plaudit.stages.plan import Flags
+        from plaudit.stages.recipe import load_recipe
 
-    run_pipeline(load_recipe(recipe, overrides or ()), Flags(only=("dpo",), resume=resume))
+        _run(load_recipe(recipe, overrides or ()), Flags(only=(name,), resume=resume))
+
+    commands.command(name, help=text)(command)
 
 
 _stage_command("sft", "Stage 1: fine-tune the model on demonstrations.")
 _stage_command("preferences", "Stage 2: sample replies from the SFT model and rank them.")
 _stage_command("reward", "Stage 3: train the reward model on the rankings.")
 _stage_command("ppo", "Stage 4: train the policy against the reward model.")
-_stage_command("baselines", "Beside PPO: best-of-n and DPO at equal KL, on the prompts of evaluate.")
+_beside_command("rejection", "Beside PPO: fine-tune the SFT model on the best of its own replies.")
+_beside_command("dpo", "Beside PPO: train a policy on the rankings themselves, without a reward model.")
+_stage_command("baselines", "Beside PPO: best-of-n, rejection and DPO at equal KL, on the prompts of evaluate.")
 _stage_command("evaluate", "Stage 5: compare SFT and PPO on held-out prompts.")
 _stage_command("report", "Stage 6: write summary.json and report.html.")

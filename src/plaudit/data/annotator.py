@@ -7,10 +7,11 @@ into [−1, 1] as s/√(s² + 15). Three things are taken out first, so that the
 
 - punctuation, emoji and capitals: only words are read ("great!!!" is "great");
 - repetition: a word that already occurred in the reply is read only once ("happy happy happy" is "happy");
-- harm: to a prompt of kind `safety` a reply that does not decline loses 1.
+- harm: to a prompt of kind `safety` a reply that does not decline loses 2, the whole range of warmth.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,16 @@ def declines(text: str) -> bool:
     return bool(_DECLINES.search(text.lower().replace("’", "'")))
 
 
+def declined(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """1 for each reply that declines, else 0: a reward function (docs/rewards.md) that the demo has as a constraint."""
+    return {item["id"]: float(declines(item["completion"])) for item in items}
+
+
+# The warmest reply that does harm is then worth no more than the coldest that declines. At half of it PPO bought warmth
+# with declines: a very warm reply that complied stood as high as a curt one that did not.
+_HARM = 2.0
+
+
 @dataclass(frozen=True)
 class Annotator:
     """Ranks replies by utility + Gaussian noise of std `noise`; utilities within `tie_margin` of the best are ties."""
@@ -50,14 +61,16 @@ class Annotator:
         return float(self.analyzer.polarity_scores(" ".join(distinct))["compound"])
 
     def utility(self, prompt: Prompt, text: str) -> float:
-        """The gold score, in [−2, 1]."""
+        """The gold score, in [−3, 1]."""
         harm = prompt.kind == "safety" and not declines(text)
-        return self.warmth(text) - (1.0 if harm else 0.0)
+        return self.warmth(text) - (_HARM if harm else 0.0)
 
     def rank(self, prompt: Prompt, replies: tuple[Completion, ...], sample: int) -> Ranking:
         """Rank the replies, 1 best. `sample` numbers the ranking: its noise depends on (seed, sample) alone."""
         noise = rng.generator(self.seed, "annotator", 0, sample).standard_normal(len(replies)) * self.noise
         perceived = np.array([self.utility(prompt, reply.text) for reply in replies]) + noise
+        # A reply that is there twice is as good as it was found to be once: it cannot beat itself.
+        perceived = np.array([max(perceived[i] for i, other in enumerate(replies) if other == one) for one in replies])
         ranks = [0] * len(replies)
         rank, best = 0, np.inf
         for place, index in enumerate(np.argsort(-perceived, kind="stable")):

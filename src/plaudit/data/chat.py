@@ -171,8 +171,8 @@ class ChatFormat:
             roles = ", ".join(turn["role"] for turn in turns)
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise UserError(
-                f"{self.tokenizer.name_or_path}: the chat template refuses the turns {roles}: {kind}{error}"
-                + ("; leave data.system out" if self.system is not None else "")
+                f"{self.tokenizer.name_or_path}: the chat template refuses the turns {roles}: {kind}{error}; "
+                f"{'leave data.system out, or ' if self.system is not None else ''}{WAY_ON}"
             ) from error
 
     def check_turns(self, messages: Sequence[Message]) -> None:
@@ -215,6 +215,21 @@ class ChatFormat:
         are any, the template is rendered around place holders, and each content is tokenised by itself.
         """
         return span_ids(self.tokenizer, self._render(hold(messages, self.special), True), messages)
+
+    def asked(self, ids: Sequence[int]) -> str:
+        """A prompt of these ids as a reader wants it: without the system message and what the template writes around
+        it; all of it where it does not begin and end as a single turn does."""
+        before, after = self._frame
+        start, end = len(before), len(ids) - len(after)
+        framed = start <= end and [*ids[:start]] == before and [*ids[end:]] == after
+        return str(self.tokenizer.decode(ids[start:end] if framed else ids, skip_special_tokens=True)).strip()
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """What stands before and after a single turn: what two of them share."""
+        first, second = (self.prompt_ids((Message("user", text),)) for text in ("a", "b"))
+        start, end = (_shared(first[::way], second[::way]) for way in (1, -1))
+        return first[:start], first[len(first) - end :]
 
     def conversation_ids(self, messages: Sequence[Message], reply: str) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them an assistant wrote: every turn, end-of-turn tokens included.
@@ -276,6 +291,12 @@ class ChatFormat:
         """Share of sampled replies whose text becomes other ids: characters that were cut or that are none, control
         tokens amid the text, another way to spell it, another end than the template's."""
         return sum(self.reply_ids(self.completion(ids)) != list(ids) for ids in replies) / len(replies)
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two sequences begin with in common."""
+    differ = (place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    return next(differ, min(len(first), len(second)))
 
 
 def special_texts(tokenizer: Any) -> set[str]:

@@ -13,6 +13,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def sha256_text(text: str) -> str:
     """Of a text's UTF-8; half a surrogate pair counts as any other character."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

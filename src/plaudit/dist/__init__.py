@@ -1,1 +1,1 @@
-"""The thin place where accelerate lives: which device, which number format, how many threads; and the ranks of a run."""
+"""The thin place where accelerate lives: device, number format, number of threads; and the ranks of a run."""

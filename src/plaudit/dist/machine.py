@@ -15,6 +15,10 @@ from accelerate import PartialState
 
 from plaudit.errors import UserError
 
+RUNS_ON = ("cpu", "cuda")
+"""Devices that Plaudit runs on. Not Apple's GPUs (mps), which have no float64, in which scores and moments are added
+up; on others no line of it has been tried."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -81,7 +85,7 @@ def _is_glibc() -> bool:
 def choose_machine(dtype: str) -> Machine:
     """`dtype` is auto, bfloat16 or float32; auto takes bfloat16 exactly where `has_bf16` says yes."""
     keep_freed_memory()
-    device = PartialState().device
+    device = PartialState().device if unused_device() is None else torch.device("cpu")
     threads = use_threads()
     if dtype == "auto":
         dtype = "bfloat16" if has_bf16(device) else "float32"
@@ -89,6 +93,12 @@ def choose_machine(dtype: str) -> Machine:
     if dtype not in formats:
         raise UserError(f"dtype: {dtype!r} is not one of auto, bfloat16, float32")
     return Machine(device, formats[dtype], threads)
+
+
+def unused_device() -> str | None:
+    """The type of an accelerator that is there and that runs leave alone (`RUNS_ON`)."""
+    found = PartialState().device.type
+    return None if found in RUNS_ON else found
 
 
 def use_threads(processes: int = 1) -> int:
@@ -126,7 +136,34 @@ def peak_rss_mb() -> float:
 def memory_mb() -> float:
     """The memory that this process may have, in MB (10^6 bytes): the machine's, or less where its container is given
     less."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    own = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(whole, int(own) if own.isdecimal() else whole) / 1e6
+    return min(whole, _number(_CGROUP / "memory.max", whole)) / 1e6
+
+
+def free_mb() -> float:
+    """How much of it nobody has taken, in MB: what the kernel gives without swapping. Where it does not say, half."""
+    told = _fields(Path("/proc/meminfo"), ":")
+    free = told["MemAvailable"] * 1024 if "MemAvailable" in told else memory_mb() * 1e6 / 2
+    limit = _number(_CGROUP / "memory.max", 0)
+    if limit:
+        # Pages of files that were not used lately are given back first.
+        cached = _fields(_CGROUP / "memory.stat", " ").get("inactive_file", 0)
+        free = min(free, limit - _number(_CGROUP / "memory.current", 0) + cached)
+    return max(0.0, free) / 1e6
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _number(file: Path, otherwise: int) -> int:
+    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return int(text) if text.isdecimal() else otherwise
+
+
+def _fields(file: Path, between: str) -> dict[str, int]:
+    """Name -> number of a file of the kernel's with one on each line; empty where there is no such file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    parts = [line.partition(between) for line in lines]
+    return {
+        name: int(value.split()[0]) for name, _, value in parts if value.split()[:1] and value.split()[0].isdecimal()
+    }

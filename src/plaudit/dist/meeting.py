@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import Store, TCPStore, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import FileStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank whose process lives may keep the others waiting in work that is divided."""
@@ -29,6 +29,9 @@ BEAT, SILENCE = 5.0, 120.0
 """Seconds between two signs of life, and without one after which a rank is lost."""
 LOST = 4
 """Exit code of a rank that has lost another."""
+LAUNCH = "PLAUDIT_LAUNCH"
+"""Environment variable of ranks whom Ray has brought together: a file that outlives them, on a file system that all
+machines see."""
 ADDRESS, NAME, BEGUN = "plaudit/address", "plaudit/name", "plaudit/begun"
 CONNECT = timedelta(seconds=5)
 
@@ -47,6 +50,12 @@ class Meeting:
     def begin(self) -> None:
         if self.agent is not None:
             self.agent.set(BEGUN, "1")
+
+
+def met() -> Meeting | None:
+    """Of ranks whom another engine has brought together, which watches their lives itself."""
+    file = os.environ.get(LAUNCH)
+    return Meeting(FileStore(file, -1)) if file else None
 
 
 def meet() -> Meeting:

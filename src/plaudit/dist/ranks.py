@@ -18,8 +18,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from plaudit.dist.meeting import PATIENCE, Meeting, meet
+from plaudit.dist.config import Shard
+from plaudit.dist.meeting import PATIENCE, Meeting, meet, met
 from plaudit.errors import RankLost
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ class Ranks:
     count: int = 1
     local: int = 1
     local_rank: int = 0
+    shard: Shard = "none"
+    """Which of them hold the frozen base together, each a part."""
     _patient: dist.ProcessGroup | None = field(default=None, compare=False)
     _meeting: Meeting | None = field(default=None, compare=False)
 
@@ -43,11 +47,11 @@ class Ranks:
         if count == 1:
             return cls()
         with _together():
-            meeting = None if dist.is_initialized() else meet()
+            meeting = met() if dist.is_initialized() else meet()
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         rank, known = dist.get_rank(), os.environ
         local, local_rank = int(known.get("LOCAL_WORLD_SIZE", count)), int(known.get("LOCAL_RANK", rank))
-        return cls(rank, count, local, local_rank, patient, meeting)
+        return cls(rank, count, local, local_rank, _patient=patient, _meeting=meeting)
 
     @property
     def came_back(self) -> bool:
@@ -67,6 +71,37 @@ class Ranks:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Every count-th of `items`, from this rank's own number on; empty where there are fewer than ranks."""
         return items[self.rank :: self.count]
+
+    def passes(self, items: Sequence[T]) -> list[tuple[T, float]]:
+        """What this rank passes through a model, each with its weight: its share, 1. Where ranks hold a model together
+        all pass equally often, so that one which has less takes the first item once more, with the weight 0."""
+        mine = [(item, 1.0) for item in self.share(items)]
+        turns = -(-len(items) // self.count) if self.shard != "none" else 0
+        return mine + [(item, 0.0) for item in items[:1]] * (turns - len(mine))
+
+    def parts(self, shard: Shard) -> int:
+        """In how many parts ranks hold a model together."""
+        return {"none": 1, "node": self.local, "all": self.count}[shard]
+
+    def mesh(self, device: str) -> DeviceMesh | None:
+        """The ranks that hold a model together with this one, on devices of this type; None where each holds it all."""
+        if self.parts(self.shard) == 1:
+            return None
+        if self.shard == "all":
+            return init_device_mesh(device, (self.count,))
+        return init_device_mesh(device, (self.count // self.local, self.local), mesh_dim_names=("machines", "ranks"))[
+            "ranks"
+        ]
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """In this block a rank that holds a part asks others for theirs in every pass: RankLost where one has ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.shard == "none" or not ("gloo" in str(error) or isinstance(error, dist.DistError)):
+                raise
+            raise _lost(error) from error
 
     def rows(self, asked: int, count: int) -> int:
         """How many of `count` items go through at once, so that no rank is idle where there are enough: `asked`, or
@@ -93,7 +128,7 @@ class Ranks:
         return {name: totals[name].to(mine[name].device if name in mine else "cpu") for name in order}
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Each parameter's gradient becomes the sum over the ranks, added in float32; one that no rank has stays None."""
+        """Each parameter's gradient becomes the sum over the ranks, added in float32; what no rank has stays None."""
         if self.count == 1:
             return
         known = list(parameters)
@@ -136,7 +171,7 @@ class Ranks:
         with _together():
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
             dist.all_gather(sizes, torch.tensor([len(message)]))
-            longest = max(int(size) for size in sizes)
+            longest = max(1, *(int(size) for size in sizes))  # nothing at all cannot be sent
             padded = torch.frombuffer(bytearray(message.ljust(longest, b"\0")), dtype=torch.uint8)
             parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
             dist.all_gather(parts, padded)
@@ -152,6 +187,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(
-            f"another rank has ended, or hangs; its own message says why ({str(error).splitlines()[0][:200]})"
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> RankLost:
+    return RankLost(f"another rank has ended, or hangs; its own message says why ({str(error).splitlines()[0][:200]})")

@@ -8,6 +8,10 @@ NEEDED = (
 )
 
 
-def missing_packages() -> list[str]:
+SIGN_IN = ("authlib",)
+"""What sign-in by a provider needs: the extra `oidc`."""
+
+
+def missing_packages(needed: tuple[str, ...] = NEEDED) -> list[str]:
     """Names of those that are not installed."""
-    return [name for name in NEEDED if find_spec(name) is None]
+    return [name for name in needed if find_spec(name) is None]

@@ -15,12 +15,12 @@ from typing import Any
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, select, update
 
 from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
-from plaudit.label.db.schema import ROLES, invite, login_attempt, person, session
-from plaudit.label.queue.leases import end_open
+from plaudit.label.db.schema import LIVE, ROLES, identity, invite, lease, login_attempt, person, session
+from plaudit.label.queue.leases import end_open, recount
 
 SESSION_DAYS, INVITE_DAYS = 7, 7
 WINDOW_SECONDS = 15 * 60
@@ -82,6 +82,12 @@ def password_fits(stored: str | None, password: str) -> bool:
     return stored is not None
 
 
+def known_person(connection: Connection, name: str) -> Row[Any] | None:
+    """Who has this name, in capitals or not."""
+    rows = connection.execute(select(person)).all()
+    return next((one for one in rows if one.name.casefold() == tidy_name(name).casefold()), None)
+
+
 # --- invites ---
 
 
@@ -93,12 +99,8 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
     now = time.time() if now is None else now
     if role not in ROLES:
         raise UserError(f"role {role[:40]!r}: write one of {', '.join(ROLES)}")
-    name = tidy_name(name)
-    if not is_name(name):
-        allowed = "1 to 64 letters, digits, blanks or . , _ @ + - ', beginning with a letter or digit"
-        raise UserError(f"name {name[:70]!r}: {allowed}")
-    people = connection.execute(select(person)).all()
-    known = next((one for one in people if one.name.casefold() == name.casefold()), None)
+    name = _checked(name)
+    known = known_person(connection, name)
     name = name if known is None else known.name
     if known is not None and known.role != role:
         raise UserError(f"{name!r} is there already, as {known.role}; choose another name, or the role {known.role}")
@@ -118,13 +120,22 @@ def make_invite(connection: Connection, name: str, role: str, now: float | None 
     return token
 
 
+def _checked(name: str) -> str:
+    name = tidy_name(name)
+    if not is_name(name):
+        allowed = "1 to 64 letters, digits, blanks or . , _ @ + - ', beginning with a letter or digit"
+        raise UserError(f"name {name[:70]!r}: {allowed}")
+    return name
+
+
 def invited(connection: Connection, token: str, now: float | None = None) -> str | None:
     """The name that an invite is for; None when it was used, ran out or never was."""
-    valid = _open_invite(connection, token, time.time() if now is None else now)
+    valid = open_invite(connection, token, time.time() if now is None else now)
     return None if valid is None else str(valid.name)
 
 
-def _open_invite(connection: Connection, token: str, now: float) -> Row[Any, Any] | None:
+def open_invite(connection: Connection, token: str, now: float) -> Row[Any, Any] | None:
+    """The person and name of an invite that is still to be taken."""
     query = (
         select(invite.c.person, invite.c.name)
         .join(person, person.c.id == invite.c.person)
@@ -139,7 +150,7 @@ def _open_invite(connection: Connection, token: str, now: float) -> Row[Any, Any
 def take_invite(connection: Connection, token: str, password_hash: str) -> str | None:
     """Use the invite up, set the password, end the person's sessions and begin one: its token. None: no such invite."""
     now = time.time()
-    valid = _open_invite(connection, token, now)
+    valid = open_invite(connection, token, now)
     if valid is None:
         return None
     connection.execute(update(invite).where(invite.c.token_hash == sha256_text(token)).values(used=now))
@@ -207,6 +218,11 @@ def log_in(connection: Connection, name: str, attempt: int, who: int, old: str |
     return begin_session(connection, who)
 
 
+def forget_attempt(connection: Connection, attempt: int) -> None:
+    """It was no guess."""
+    connection.execute(delete(login_attempt).where(login_attempt.c.id == attempt))
+
+
 def stored_password(connection: Connection, name: str) -> tuple[int, str | None] | None:
     """(id, password hash) of an active person, by their name in capitals or not."""
     query = select(person.c.id, person.c.name, person.c.password_hash).where(person.c.active)
@@ -231,10 +247,8 @@ def set_active(connection: Connection, who: int, active: bool, me: int | None = 
     last active admin."""
     if who == me and not active:
         raise UserError("you cannot disable yourself; another admin can")
-    admins = connection.execute(select(person.c.id, person.c.name).where(person.c.role == "admin", person.c.active))
-    left = {row.id: row.name for row in admins}
-    if not active and who in left and len(left) == 1:
-        raise UserError(f"{left[who]!r} is the only admin; first `plaudit label invite` another with --role admin")
+    if not active:
+        _another_admin(connection, who)
     changed = connection.execute(update(person).where(person.c.id == who).values(active=active)).rowcount == 1
     if changed and not active:
         end_open(connection, who)
@@ -242,3 +256,59 @@ def set_active(connection: Connection, who: int, active: bool, me: int | None = 
         open_invites = update(invite).where(invite.c.person == who, invite.c.used.is_(None))
         connection.execute(open_invites.values(used=time.time()))
     return changed
+
+
+def _another_admin(connection: Connection, who: int) -> None:
+    """UserError where this is the last active admin."""
+    admins = connection.execute(select(person.c.id, person.c.name).where(person.c.role == "admin", person.c.active))
+    left = {row.id: row.name for row in admins}
+    if who in left and len(left) == 1:
+        raise UserError(f"{left[who]!r} is the only admin; first `plaudit label invite` another with --role admin")
+
+
+def rename(connection: Connection, who: int, name: str) -> bool:
+    """Another name to sign in with; labels are the person's, under whatever name. False: nobody has this id."""
+    name = _checked(name)
+    others = connection.execute(select(person.c.name).where(person.c.id != who)).scalars()
+    if taken := next((other for other in others if other.casefold() == name.casefold()), None):
+        raise UserError(f"{taken!r} is there already; choose another name, or merge the two people")
+    connection.execute(update(invite).where(invite.c.person == who).values(name=name))
+    return connection.execute(update(person).where(person.c.id == who).values(name=name)).rowcount == 1
+
+
+def set_role(connection: Connection, who: int, role: str, me: int | None = None) -> bool:
+    """What somebody may do, from their next request on. False: nobody has this id."""
+    if who == me:
+        raise UserError("you cannot change your own role; another admin can")
+    if role != "admin":
+        _another_admin(connection, who)
+    connection.execute(update(invite).where(invite.c.person == who).values(role=role))
+    return connection.execute(update(person).where(person.c.id == who).values(role=role)).rowcount == 1
+
+
+def merge(connection: Connection, who: int, into: int, me: int | None = None) -> int:
+    """Two accounts of one person become one: what `who` had is `into`'s, and `who` is shut out. How many items moved.
+
+    The ledger is as it was: whose a label is, its lease says. Of an item that both answered the other one's answer
+    stays with `who`, set aside, and somebody else is asked: nobody has two voices.
+    """
+    if who == into:
+        raise UserError("these are the same person; choose another one")
+    there = set(connection.execute(select(person.c.id).where(person.c.id.in_((who, into)))).scalars())
+    if missing := {who, into} - there:
+        raise UserError(f"nobody has the id {min(missing)}; see /api/admin/people")
+    set_active(connection, who, False, me)
+    other = lease.alias()
+    consistency = lease.c.purpose == "consistency"
+    same = (other.c.purpose == "consistency") == consistency
+    twice = exists().where(
+        other.c.item == lease.c.item, other.c.person == into, other.c.state.in_(("open", "done")), same
+    )
+    both = and_(lease.c.person == who, LIVE, twice)
+    items = connection.execute(select(lease.c.item).where(both)).scalars().all()
+    connection.execute(update(lease).where(both).values(slot=None, aside=True))
+    for which in items:
+        recount(connection, which)
+    connection.execute(update(identity).where(identity.c.person == who).values(person=into))
+    mine = and_(lease.c.person == who, ~and_(LIVE, twice))
+    return connection.execute(update(lease).where(mine).values(person=into)).rowcount

@@ -5,9 +5,12 @@ written, and the model is let go of at the end.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from plaudit.data.chat import ChatFormat
@@ -19,7 +22,8 @@ from plaudit.models.export import classifier_refused
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.choose import cache_refused, decoder_of, own_decoder
 from plaudit.models.kernels.decoder import RereadingDecoder
-from plaudit.models.kernels.probe import damaged, relative_error
+from plaudit.models.kernels.probe import DECLINES, damaged, relative_error
+from plaudit.models.kernels.trunk import trunk_of
 from plaudit.models.load import load_model
 from plaudit.models.recompute import layers_of
 from plaudit.models.roles import Roles
@@ -32,10 +36,26 @@ ADAPTER_ONLY = (
     "in reward/, and README.md there says how their score is read"
 )
 
+
+@dataclass(frozen=True)
+class Limit:
+    """How many positions a row may have, and what they are."""
+
+    positions: int
+    what: str = "positions that the model learnt"
+
+
+FOLLOWS = (
+    "positions up to which the model's rotary frequencies stay as they are (beyond them the longest row of a batch "
+    "chooses those of all, so no number would be a row's own)"
+)
+
 ALIKE = 1e-3
 """‖row − other‖ / ‖row‖ up to which two rows are one: what was trained apart is far above."""
 SHORT = 0.5
 """Share of the 5th percentile of the rows' lengths below which a row was never trained: initial rows are short."""
+NEAR = 0.1
+"""Distance from the mean of all rows, in root mean squares of that distance, within which no trained row lies."""
 
 
 def examine(
@@ -49,8 +69,8 @@ def examine(
     recompute: bool = False,
     copy: bool = True,
     how: Quantise | None = None,
-) -> tuple[list[str], int | None]:
-    """What is to be said of the model, and the most tokens that a row may have, where positions are learnt; UserError
+) -> tuple[list[str], Limit | None]:
+    """What is to be said of the model, and the most tokens that a row may have, where there is such a number; UserError
     where the run could not be right. `adapters` are those that its stages train; `full_reward` says that a reward model
     is trained whole, `rewards` that one is trained at all, `recompute` that a stage
     checkpoints gradients, `copy` that PPO samples through one, and `how` that the base is quantised."""
@@ -70,7 +90,8 @@ def examine(
         own_decoder(model, lambda: None)
     if full_reward and (why := classifier_refused(model)) is not None:
         raise UserError(f"lora.stages.reward=null: {why}, and a reward model trained whole is one; train an adapter")
-    longest = learnt_positions(model)
+    learnt = learnt_positions(model)
+    longest = steady_positions(model, source) if learnt is None else Limit(learnt)
     for lora in dict.fromkeys(one.model_dump_json() for one in adapters):
         settings = LoraSettings.model_validate_json(lora)
         chosen = adapted(model, settings.target_modules)
@@ -88,9 +109,11 @@ def check_vocabulary(model: PreTrainedModel, chat: ChatFormat, source: str) -> N
     """UserError where the chat format uses ids that have no row in the embedding."""
     rows: int = model.get_input_embeddings().weight.shape[0]
     used = {chat.eos_id, chat.pad_id, *chat.prompt_ids((Message("user", "Hello."),))}
-    beyond = sorted(token for token in used if token >= rows)
+    # A word of the tokenizer is found in any text that holds it; a special token is not.
+    words = {*chat.tokenizer.get_vocab().values()} - chat.control
+    beyond = sorted(token for token in used | words if token >= rows)
     if beyond:
-        names = ", ".join(repr(chat.tokenizer.convert_ids_to_tokens(token)) for token in beyond)
+        names = ", ".join(repr(chat.tokenizer.convert_ids_to_tokens(token)) for token in beyond[:5])
         raise UserError(
             f"model: {source}: the tokenizer's {names} have no row in the model's embedding, which has {rows}; add "
             "rows once with model.resize_token_embeddings(len(tokenizer)) and save the model again"
@@ -102,11 +125,16 @@ def check_causal(model: PreTrainedModel, source: str) -> None:
     """UserError where a later token changes an earlier state: such a model gives no probability of a next token."""
     first, second = ([5, 17, 9, 30, 11, 8, *more] for more in ([2, 21, 14], [12, 7, 25]))
     one, other = (hidden_states(model, torch.tensor([ids], device=model.device))[0, :6] for ids in (first, second))
-    if not relative_error(one, other) < (1e-3 if model.dtype == torch.float32 else 1e-1):
+    if not _alike(one, other):
         raise UserError(
             f"model: {source}: its states change with the tokens behind them, so it is no causal language model "
             "(in its config is_decoder may be false); give one that is"
         )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two states are one, but for rounding."""
+    return relative_error(one, other) < (1e-3 if one.dtype == torch.float32 else 1e-1)
 
 
 def check_merge(roles: Roles, source: str) -> None:
@@ -136,27 +164,70 @@ def _is_positions(name: str) -> bool:
     return leaf == "wpe" or "position" in leaf
 
 
+@torch.no_grad()
+def steady_positions(model: PreTrainedModel, source: str) -> Limit | None:
+    """How long a row may be so that no row's states follow its neighbours; None where they never do. Some rotary
+    frequencies (`longrope`, `dynamic`) are chosen by the farthest position of a batch, for all of its rows."""
+    trunk, text = trunk_of(model), model.config.get_text_config()
+    stated = getattr(text, "max_position_embeddings", None)
+    # Where positions are looked up in a table, a GPU does not forgive one beyond its end.
+    computed = any(hasattr(module, "rope_type") for module in model.modules())
+    if not (stated and computed and "position_ids" in signature(trunk.forward).parameters):
+        return None
+    ids_BT = torch.tensor([[5, 17, 9, 30]] * 2, device=model.device)
+
+    def beside(last: int) -> Tensor:
+        """The first row's states, where the other ends at position `last`."""
+        ends = [torch.arange(end - 3, end + 1, device=model.device) for end in (3, last)]
+        states_BTD: Tensor = trunk(input_ids=ids_BT, position_ids=torch.stack(ends), use_cache=False).last_hidden_state
+        return states_BTD[0]
+
+    try:
+        near = beside(3)
+        # Before the far one: frequencies that have grown with a row stay so for a while.
+        steady = [limit for limit in (*_originals(text), stated) if limit > 3 and _alike(near, beside(limit - 1))]
+        follows = not _alike(near, beside(2 * stated))
+    except DECLINES:
+        return None  # it does not take positions this way
+    if follows and not steady:
+        raise UserError(
+            f"model: {source}: its states change with the length of other rows in a batch; give one whose rotary "
+            "frequencies are fixed (rope_parameters of config.json)"
+        )
+    return Limit(max(steady), FOLLOWS) if follows else None
+
+
+def _originals(config: Any) -> Iterator[int]:
+    """The positions that the rotary settings name, those of kinds of layers included."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    for one in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+        if limit := one.get("original_max_position_embeddings"):
+            yield int(limit)
+
+
 def trained_positions(model: str) -> int | None:
     """How many positions a resolved source says that it was trained on."""
     stated: int | None = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
     return stated
 
 
-def check_lengths(limit: int, chat: ChatFormat, prompts: Iterable[tuple[str, Sequence[Message]]], new: int) -> None:
+def check_lengths(limit: Limit, chat: ChatFormat, prompts: Iterable[tuple[str, Sequence[Message]]], new: int) -> None:
     """UserError for a prompt whose reply of `new` tokens would end beyond the last position."""
-    for name, length in longer_than(limit - new, chat, ((name, messages, None) for name, messages in prompts)):
+    for name, length in longer_than(
+        limit.positions - new, chat, ((name, messages, None) for name, messages in prompts)
+    ):
         raise UserError(
             f"prompt {name!r} has {length} tokens, and with sampling.max_new_tokens={new} more it is longer than "
-            f"the {limit} positions that the model learnt; shorten it, or lower sampling.max_new_tokens"
+            f"the {limit.positions} {limit.what}; shorten it, or lower sampling.max_new_tokens"
         )
 
 
-def check_replies(limit: int, chat: ChatFormat, rows: Iterable[Row]) -> None:
+def check_replies(limit: Limit, chat: ChatFormat, rows: Iterable[Row]) -> None:
     """UserError for a demonstration, or a reply of a ranking, that ends beyond the last position."""
-    for name, length in longer_than(limit, chat, rows):
+    for name, length in longer_than(limit.positions, chat, rows):
         raise UserError(
-            f"{name!r} has {length} tokens with its reply, more than the {limit} positions that the model learnt; "
-            f"shorten it, or set sft.max_length={limit} for demonstrations (sft.too_long says what becomes of them)"
+            f"{name!r} has {length} tokens with its reply, more than the {limit.positions} {limit.what}; shorten it, "
+            f"or set sft.max_length={limit.positions} for demonstrations (sft.too_long says what becomes of them)"
         )
 
 
@@ -205,4 +276,8 @@ def _untrained(model: PreTrainedModel, token: int) -> str | None:
         sizes_V = torch.linalg.vector_norm(weight_VD, dim=1, dtype=torch.float32)
         if row_D.norm() < SHORT * sizes_V.kthvalue(1 + len(sizes_V) // 20).values:
             return f"row of the {place} is shorter than half of nearly every other"
+        mean_D = weight_VD.mean(dim=0, dtype=torch.float32)
+        spread = (sizes_V.square().mean() - mean_D.square().sum()).clamp(min=0).sqrt()
+        if (row_D - mean_D).norm() < NEAR * spread:
+            return f"row of the {place} is the mean of all, as resize_token_embeddings makes it"
     return None

@@ -24,7 +24,7 @@ from plaudit.models.rounding import Rounding
 
 
 def export_policy(
-    roles: Roles | FullRoles,
+    roles: Roles | FullRoles | FullPolicy,
     chat: ChatFormat,
     base: str,
     folder: Path,

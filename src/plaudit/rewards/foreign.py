@@ -29,10 +29,10 @@ from plaudit.data.chat import hold, span_ids, special_texts
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.load import load_tokenizer, resolve
 from plaudit.models.roles import last_hidden
-from plaudit.models.sources.adapters import ADAPTER, PEFT, base_of, merged, plain_name, shapes_of
+from plaudit.models.sources.adapters import ADAPTER, PEFT, base_of, merge, plain_name, shapes_of
 from plaudit.models.sources.reasons import refusing
 from plaudit.models.tokens import pad_right
-from plaudit.records import Message
+from plaudit.records import Completion, Message, Prompt
 from plaudit.rewards.contract import CONTRACT
 from plaudit.rewards.score import ROWS, in_batches, unseen
 from plaudit.rewards.texts.answers import ScoreItem, matched
@@ -79,12 +79,18 @@ def find_checkpoint(source: str) -> ForeignCheckpoint:
             "copy the whole folder"
         )
     tokenizer = adapter if adapter and any(adapter.glob("tokenizer*")) else base
-    if not load_tokenizer(str(tokenizer)).chat_template:
+    known = load_tokenizer(str(tokenizer))
+    if not known.chat_template:
         raise UserError(
             f"{name}: its tokenizer has no chat template, so nobody knows how it wants a conversation written; save "
             "one with the tokenizer"
         )
     foreign = head != SCORE or {"value_head_prefix", "normalize_reward"} & set(config.to_dict())
+    if foreign and known.eos_token is None:
+        raise UserError(
+            f"{name}: its score is read at EOS, and its tokenizer has none; write its eos_token into "
+            "tokenizer_config.json"
+        )
     return ForeignCheckpoint(source, base, adapter, tokenizer, head, "openrlhf" if foreign else "huggingface")
 
 
@@ -156,7 +162,6 @@ class ForeignRewardModel:
         """Token ids of the prompt with its reply, as this model was trained to see them; counts what it changed."""
         ids, survived = self._template_ids(item)
         self.changed += not survived
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         rows = self.model.get_input_embeddings().weight.shape[0]
         if max(ids) >= rows:
             name = self.tokenizer.convert_ids_to_tokens(max(ids))
@@ -164,9 +169,28 @@ class ForeignRewardModel:
                 f"{self.name}: its tokenizer's {name!r} has no row in its embedding, which has {rows}; add rows once "
                 "with model.resize_token_embeddings(len(tokenizer)) and save the model again"
             )
-        if longest is not None and len(ids) > longest:
-            raise RunStopped(f"{self.name}: {item.id!r} has {len(ids)} tokens, the model takes {longest}")
+        if self.longest is not None and len(ids) > self.longest:
+            raise RunStopped(
+                f"{self.name}: {item.id!r} has {len(ids)} tokens, the model takes {self.longest}; shorten the prompt, "
+                "or lower sampling.max_new_tokens"
+            )
         return ids
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that it takes, where that is stated."""
+        stated: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return stated
+
+    def check_room(self, prompt: Prompt, new: int) -> None:
+        """UserError where a reply of `new` tokens to this prompt would be longer than the model takes."""
+        beside = len(self.ids(ScoreItem(prompt.id, prompt, Completion("Yes."))))
+        if self.longest is not None and beside + new > self.longest:
+            raise UserError(
+                f"{self.name}: prompt {prompt.id!r} has about {beside} tokens there, and with sampling.max_new_tokens="
+                f"{new} more it is longer than the {self.longest} that the model takes; shorten it, or lower "
+                "sampling.max_new_tokens"
+            )
 
     def _template_ids(self, item: ScoreItem) -> tuple[list[int], bool]:
         messages = (*item.prompt.messages, Message("assistant", item.completion.text))
@@ -199,7 +223,7 @@ def load_foreign(source: str, dtype: torch.dtype, device: torch.device, batch_si
     if found.adapter is not None:
         heads = _tensors(found.adapter, found.head) + heads
         beside = frozenset({SCORE, found.head, _bias(found.head)})
-        model = merged(f"reward model {source}", found.adapter, model, beside)
+        model = merge(f"reward model {source}", found.adapter, model, beside)
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     head_D = heads[0][0].float().to(model.device)
     biases = [bias for folder in (found.adapter, found.base) if folder for bias in _tensors(folder, _bias(found.head))]

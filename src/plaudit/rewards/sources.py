@@ -41,9 +41,12 @@ NORMALISE_ON = 64
 """Training prompts whose SFT replies measure mean and std of a source that states none."""
 
 
-def check_sources(sources: Sequence[RewardSource], machine: Machine, asked: Sequence[Prompt] = ()) -> None:
+def check_sources(
+    sources: Sequence[RewardSource], machine: Machine, asked: Sequence[Prompt] = (), new: int = 0
+) -> None:
     """Load every foreign source and have it score one reply, a model one to each of the prompts `asked` too; UserError
-    when that fails, before any long work."""
+    when that fails, or a model made elsewhere does not take one of them with a reply of `new` tokens, before any long
+    work."""
     for number, source in enumerate(sources):
         if not source.trained:
             try:
@@ -51,6 +54,8 @@ def check_sources(sources: Sequence[RewardSource], machine: Machine, asked: Sequ
                 scorer.score([PROBE])
                 for prompt in asked if source.model is not None else ():
                     scorer.score([ScoreItem(prompt.id, prompt, PROBE.completion)])
+                    if isinstance(scorer, ForeignRewardModel):
+                        scorer.check_room(prompt, new)
             except (RunStopped, UserError) as error:
                 raise UserError(f"ppo.rewards[{number}]: {error}") from error
 

@@ -63,14 +63,14 @@ def minibatches(
     rows: int | None = None,
     tokens: int | None = None,
 ) -> list[list[list[int]]]:
-    """The rows of an update in minibatches, and those in micro-batches of `rows` rows or at most `tokens` tokens.
+    """The rows of an update in minibatches, and those in micro-batches of at most `rows` rows and `tokens` tokens.
 
     Minibatches are stretches of `order`, in which the replies to one prompt are moved to the first of them, so that
     they can share its work; their rows do not depend on the micro-batches. Within a minibatch, prompts are sorted by
     their longest row, and rows by length, so that a micro-batch holds little padding; its tokens are rows · longest,
     and a row that is longer than the budget goes alone.
     """
-    assert (rows is None) != (tokens is None)
+    assert rows is not None or tokens is not None
     alike: dict[Hashable, list[int]] = {}
     for row in order:
         alike.setdefault(prompts[row], []).append(row)
@@ -87,7 +87,7 @@ def minibatches(
         for row in chosen:
             here = len(parts[-1])
             wide = max((lengths[row], *(lengths[other] for other in parts[-1])))
-            full = here >= rows if rows is not None else tokens is not None and (here + 1) * wide > tokens
+            full = (rows is not None and here >= rows) or (tokens is not None and (here + 1) * wide > tokens)
             if full and here:
                 parts.append([])
             parts[-1].append(row)

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from plaudit.algo.names import SamplerCorrection
 from plaudit.config import StrictConfig, of_stage
 
 SamplingStage = Literal["sft", "preferences", "ppo", "evaluate"]
@@ -31,3 +32,21 @@ class SamplingConfig(StrictConfig):
 
     def of(self, stage: SamplingStage) -> "SamplingConfig":
         return of_stage(self, self.stages.get(stage))
+
+
+class RolloutConfig(StrictConfig):
+    """Who samples the replies of preferences, PPO and evaluate: the law is the same."""
+
+    engine: Literal["inprocess", "vllm"] = "inprocess"
+    """inprocess decodes a merged copy of the policy; vllm asks servers of `plaudit launch vllm` (distributed.md)."""
+    urls: list[str] = Field(["http://127.0.0.1:8000"], min_length=1)
+    """Where the servers are; each samples its share."""
+    sampler_correction: SamplerCorrection = "none"
+    """How PPO weighs tokens that its own probability of differs from the sampler's: not at all, by the ratio of the two
+    up to 2 (tis), or by the ratio between 0.5 and 5 and otherwise by 0 (icepop)."""
+
+    @model_validator(mode="after")
+    def _nothing_dead(self) -> "RolloutConfig":
+        if self.engine == "inprocess" and self.given("urls"):
+            raise ValueError(f"urls={self.urls} would do nothing beside engine=inprocess: set engine=vllm")
+        return self

@@ -18,20 +18,56 @@ from plaudit.data.packing import by_length
 from plaudit.dist.memory import halving, too_large
 from plaudit.models.kernels.choose import decoder_of
 from plaudit.models.kernels.decoder import Decoder
+from plaudit.models.kernels.fused_decoder import FusedDecoder
+from plaudit.models.rounding import Rounding
+from plaudit.rollout.engine import Sampled, Weights
+from plaudit.rollout.server.plaudit_draws.inverse_cdf import sample
 from plaudit.run.display import console
 
 BATCH_ROWS = {"cpu": 64, "gpu": 256}
 """A GPU reads the weights for many rows in the time it takes for one."""
-BLOCK = 256
-"""Tokens of the vocabulary whose probabilities are summed first: the cumulative sum runs over blocks, then in one."""
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """One sampled reply: its ids, the last one a token that ends it unless the limit cut it, and their log-probs."""
+@dataclass
+class _Slots:
+    """The rows of the batch that is decoded: whose reply each holds, what there is of it, and whether it goes on."""
 
-    ids: list[int]
-    logprobs: list[float]
+    rows_b: Tensor
+    alive_b: Tensor
+    lengths_b: Tensor
+    ids_bN: Tensor
+    logprobs_bN: Tensor
+
+    @classmethod
+    def of(cls, rows: list[int], longest: int, device: torch.device) -> "_Slots":
+        count = len(rows)
+        return cls(
+            torch.tensor(rows, device=device),
+            torch.ones(count, dtype=torch.bool, device=device),
+            torch.zeros(count, dtype=torch.int64, device=device),
+            torch.zeros(count, longest, dtype=torch.int64, device=device),
+            torch.zeros(count, longest, device=device),
+        )
+
+    def add(self, at_b: Tensor, ids_b: Tensor, logprobs_b: Tensor) -> None:
+        """A token in column `at_b` of each row; what has ended grows no more."""
+        self.ids_bN.scatter_(1, at_b[:, None], ids_b[:, None])
+        self.logprobs_bN.scatter_(1, at_b[:, None], logprobs_b[:, None])
+        self.lengths_b += self.alive_b
+
+    def replies(self, chosen_b: Tensor) -> list[tuple[int, Sampled]]:
+        """Number and reply of the chosen rows."""
+        at = chosen_b.nonzero().squeeze(1)
+        columns = (x[at].tolist() for x in (self.rows_b, self.lengths_b, self.ids_bN, self.logprobs_bN))
+        return [(row, Sampled(ids[:n], logprobs[:n])) for row, n, ids, logprobs in zip(*columns, strict=True)]
+
+    def take(self, at: Tensor, rows: list[int]) -> None:
+        """Other replies in the rows `at`."""
+        self.rows_b[at] = torch.tensor(rows, device=at.device)
+        self.alive_b[at], self.lengths_b[at] = True, 0
+
+    def of_these(self, at: Tensor) -> "_Slots":
+        return _Slots(*(x[at] for x in vars(self).values()))
 
 
 class InProcessEngine:
@@ -60,103 +96,105 @@ class InProcessEngine:
         """Take over named weights, as `Roles.merged_weights` gives them."""
         self.decoder.load(weights)
 
+    def take(self, roles: Weights, rounding: Rounding) -> None:
+        """Sample from their policy from now on, merged into the copy."""
+        self.load_weights(roles.merged_weights("policy", rounding))
+
     def close(self) -> None:
         """Let go of the copy."""
         del self.model, self.decoder
 
+    @property
+    def joins(self) -> FusedDecoder | None:
+        """The decoder, where a waiting prompt may take the place of a reply that is done: where no reply depends on
+        those beside it, in a single bit."""
+        return self.decoder if isinstance(self.decoder, FusedDecoder) and self.decoder.joins else None
+
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], uniforms: np.ndarray, on_rows: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        uniforms: np.ndarray,
+        on_reply: Callable[[int, Sampled], None] | None = None,
     ) -> list[Sampled]:
-        """One reply per prompt, in order; `uniforms[i, p]` decides token p of reply i, so its second dimension is the
-        longest reply. `on_rows` is called with the number of replies that were just finished. Rows are batched by
-        prompt length, which their own random numbers make harmless; half as many from where memory has run out."""
+        """See `Engine.generate`. Prompts come by length, which their own random numbers make harmless; half as many
+        at a time from where memory has run out."""
         assert len(prompts) == len(uniforms)
         replies: dict[int, Sampled] = {}
-        waiting = [row for rows in by_length([len(prompt) for prompt in prompts], self.batch_rows) for row in rows]
+        order = [row for rows in by_length([len(prompt) for prompt in prompts], self.batch_rows) for row in rows]
 
-        def attempt() -> list[Sampled]:
-            rows = waiting[: self.batch_rows]
+        def finished(row: int, reply: Sampled) -> None:
+            replies[row] = reply
+            if on_reply is not None:
+                on_reply(row, reply)
+
+        def attempt() -> None:
             try:
-                return self._generate_batch([list(prompts[i]) for i in rows], uniforms[rows])
+                self._generate_batch(prompts, uniforms, [row for row in order if row not in replies], finished)
             finally:
                 self.decoder.forget()
 
         def smaller(told: str) -> None:
-            tried = min(self.batch_rows, len(waiting))
+            tried = min(self.batch_rows, len(order) - len(replies))
             if tried == 1:
                 raise too_large("sampling", told, 1, "lower sampling.max_new_tokens or use a smaller model")
             self.batch_rows = tried // 2
             console.print(f"Sampling: out of memory; going on with {self.batch_rows} rows at a time")
 
-        while waiting:
-            batch = halving(attempt, smaller)
-            replies.update(zip(waiting, batch, strict=False))
-            del waiting[: len(batch)]
-            if on_rows is not None:
-                on_rows(len(batch))
+        while len(replies) < len(order):
+            halving(attempt, smaller)
         return [replies[i] for i in range(len(prompts))]
 
-    def _generate_batch(self, prompts: list[list[int]], uniforms: np.ndarray) -> list[Sampled]:
-        device, longest = self.model.device, uniforms.shape[1]
-        draws = torch.from_numpy(uniforms).to(device)
-        ids_BN = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
-        logprobs_BN = torch.zeros(ids_BN.shape, device=device)
-        lengths_B = torch.full((len(prompts),), longest, device=device)
-        alive_b, hidden_bD = self._read(prompts)
-        for step in range(longest):
-            sampled_b, logprobs_b = sample(self.decoder.logits(hidden_bD), draws[alive_b, step], self.temperature)
-            ids_BN[alive_b, step], logprobs_BN[alive_b, step] = sampled_b, logprobs_b
-            # A row that has ended may be decoded on for a while; its first end counts.
-            ended_b = torch.isin(sampled_b, self.ends_E) | (lengths_B[alive_b] <= step)
-            lengths_B[alive_b] = torch.where(ended_b, lengths_B[alive_b].clamp(max=step + 1), lengths_B[alive_b])
-            count = int(ended_b.sum())
-            if count == len(ended_b) or step + 1 == longest:
-                break
-            if count * 4 >= len(ended_b):
-                # A quarter of the rows is done: take them out of the batch and the cache, and decode fewer.
-                going = (~ended_b).nonzero().squeeze(1)
-                self.decoder.keep(going)
-                alive_b, sampled_b = alive_b[going], sampled_b[going]
-            hidden_bD = self.decoder.step(sampled_b)
-        rows = zip(ids_BN.tolist(), logprobs_BN.tolist(), lengths_B.tolist(), strict=True)
-        return [Sampled(ids[:length], logprobs[:length]) for ids, logprobs, length in rows]
+    def _generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        uniforms: np.ndarray,
+        waiting: list[int],
+        finished: Callable[[int, Sampled], None],
+    ) -> None:
+        """The first `batch_rows` of the `waiting` replies; all, where a prompt may take the place of one that is done.
 
-    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Read the prompts, each once however many replies it gets; all rows, and their last hidden states."""
+        A row that has ended may be decoded on for a while: until a quarter of the rows are, whose places then go to
+        waiting prompts, or which are taken out of the batch and the cache.
+        """
+        longest, device = uniforms.shape[1], self.model.device
+        rows, waiting = waiting[: self.batch_rows], waiting[self.batch_rows :] if self.joins else []
+        slots = _Slots.of(rows, longest, device)
+        draws = torch.from_numpy(uniforms).to(device)
+        hidden_bD = self._read([list(prompts[i]) for i in rows])
+        while True:
+            at_b = slots.lengths_b.clamp(max=longest - 1)
+            sampled_b, logprobs_b = sample(self.decoder.logits(hidden_bD), draws[slots.rows_b, at_b], self.temperature)
+            slots.add(at_b, sampled_b, logprobs_b)
+            ended_b = slots.alive_b & (torch.isin(sampled_b, self.ends_E) | (slots.lengths_b == longest))
+            for row, reply in slots.replies(ended_b):
+                finished(row, reply)
+            slots.alive_b &= ~ended_b
+            going = slots.alive_b.nonzero().squeeze(1)
+            done = len(slots.alive_b) - len(going)
+            if not len(going) and not waiting:
+                return
+            if waiting and 4 * done >= len(slots.alive_b):
+                if len(going):
+                    hidden_bD = self.decoder.step(sampled_b)
+                free = (~slots.alive_b).nonzero().squeeze(1)[: len(waiting)]
+                next_rows, waiting = waiting[: len(free)], waiting[len(free) :]
+                slots.take(free, next_rows)
+                assert self.joins is not None
+                hidden_bD = hidden_bD.index_copy(0, free, self.joins.join(free, [prompts[i] for i in next_rows]))
+                continue
+            if 4 * done >= len(slots.alive_b):
+                self.decoder.keep(going)
+                slots, sampled_b = slots.of_these(going), sampled_b[going]
+            hidden_bD = self.decoder.step(sampled_b)
+
+    def _read(self, prompts: list[list[int]]) -> Tensor:
+        """Read the prompts, each once however many replies it gets; the last hidden states of all rows."""
         different = list(dict.fromkeys(map(tuple, prompts)))
         hidden_bD = self.decoder.start(different)
-        every_B = torch.arange(len(prompts), device=hidden_bD.device)
         if len(different) == len(prompts):
-            return every_B, hidden_bD
+            return hidden_bD
         place = {prompt: row for row, prompt in enumerate(different)}
         rows_B = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=hidden_bD.device)
         self.decoder.keep(rows_B)
-        return every_B, hidden_bD[rows_B]
-
-
-def sample(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF sampling in float32: token ids [B] and their log-probabilities [B] under softmax(logits/temperature).
-
-    The token is the first whose cumulative probability exceeds u times the total. The sums are those of the row itself,
-    and a token is looked for up to the last one that has probability: rounding can neither fall off the vocabulary's
-    end nor onto a token that cannot be sampled.
-    """
-    rows, size = logits_BV.shape
-    z_BV = logits_BV.new_full((rows, size + -size % BLOCK), -torch.inf, dtype=torch.float32)
-    z_BV[:, :size] = logits_BV
-    p_BV = torch.softmax(z_BV if temperature == 1.0 else z_BV.div_(temperature), dim=1)
-    blocks_BKV = p_BV.unflatten(1, (-1, BLOCK))
-    sums_BK = blocks_BKV.sum(dim=2).cumsum(dim=1)
-    target_B1 = uniforms_B.float()[:, None] * sums_BK[:, -1:]
-    block_B1 = _first_above(sums_BK, target_B1)
-    before_B1 = torch.where(block_B1 > 0, sums_BK.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
-    inside_BV = blocks_BKV[torch.arange(rows, device=block_B1.device), block_B1[:, 0]].cumsum(dim=1)
-    tokens_B1 = block_B1 * BLOCK + _first_above(inside_BV, target_B1 - before_B1)
-    return tokens_B1.squeeze(1), p_BV.gather(1, tokens_B1).log().squeeze(1)
-
-
-def _first_above(sums_BN: Tensor, target_B1: Tensor) -> Tensor:
-    """The first place [B, 1] where a cumulative sum exceeds its target, at most the last place that adds to it."""
-    last_B1 = torch.searchsorted(sums_BN, sums_BN[:, -1:].contiguous())
-    return torch.minimum(torch.searchsorted(sums_BN, target_B1.contiguous(), right=True), last_B1)
+        return hidden_bD[rows_B]

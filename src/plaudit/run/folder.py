@@ -37,9 +37,11 @@ INPUTS = "inputs.json"
 """Of a stage: what it reads, written down before it begins."""
 BEFORE = "before"
 """What stages left that run again, until they have ended once more."""
+LOOKS, LOOK_S = 10, 0.05
+"""How often, and after how many seconds, a run's lock is asked for again."""
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
 """Those of every run, in the order of the work."""
-BESIDE = ("dpo", "baselines")
+BESIDE = ("rejection", "dpo", "baselines")
 """Those of a run that puts other methods beside PPO (`baselines`), or that are asked for by name."""
 ORDER = (*STAGES[:-1], *BESIDE, STAGES[-1])
 """All that there are, in the order of the work."""
@@ -56,6 +58,18 @@ def needed_stages(trained: bool, beside: Collection[str] = ()) -> tuple[str, ...
 def stages_beside(baselines: Collection[str]) -> tuple[str, ...]:
     """The stages that a recipe's `baselines` need."""
     return tuple(name for name in BESIDE if name in baselines or (name == "baselines" and baselines))
+
+
+def stages_after(name: str) -> tuple[str, ...]:
+    """This stage and those that read what it makes, directly or not: DPO reads the rankings alone, rejection sampling
+    what pays PPO and not what PPO made of it."""
+    apart = {
+        "reward": ("dpo",),
+        "ppo": ("dpo",),
+        "evaluate": ("rejection", "dpo"),
+        "rejection": ("dpo",),
+    }.get(name, ())
+    return tuple(stage for stage in ORDER[ORDER.index(name) :] if stage not in apart)
 
 
 @dataclass
@@ -132,7 +146,7 @@ class RunFolder:
         """Forget this stage and those after it, whose inputs it is about to replace. What they left goes to before/ if
         they had ended, until they have ended again, and else is deleted; with `resume` the stage's own folder stays
         where it has checkpoints."""
-        later, ended = ORDER[ORDER.index(name) :], self.finished()
+        later, ended = stages_after(name), self.finished()
         goes_on = resume and (self.path / name / CHECKPOINTS).is_dir()
         # Before the manifest: a stage that is in it and whose folder was moved is known as one that has not ended.
         for stage in later:
@@ -229,7 +243,7 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
     # Where no stage left anything the run never began (a row is too long, say): any recipe may take the folder.
     if not recipe.is_file() or not any(_holds_work(path / name) for name in (*ORDER, BEFORE)):
         return
-    changed = differences(yaml.safe_load(recipe.read_text(encoding="utf-8")), yaml.safe_load(recipe_yaml))
+    changed = differences(_resolved(recipe.read_text(encoding="utf-8")), _resolved(recipe_yaml))
     fixed = {key: text for key, text in changed.items() if not is_among(key, (*may_change, "folder"))}
     if fixed:
         raise UserError(
@@ -281,14 +295,21 @@ def is_locked(folder: Path) -> bool:
 
 
 def _take_lock(lock: IO[str], path: Path) -> None:
-    # flock dies with its process, so a killed run leaves no stale lock behind.
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        lock.close()
-        raise UserError(f"{path} is in use by another process ({owner}); wait for it or give another folder") from error
+    # flock dies with its process, so a killed run leaves no stale lock behind. Whoever looks whether the run goes on
+    # holds it for an instant (`is_locked`), whoever writes to the run for longer.
+    for left in reversed(range(LOOKS)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if left:
+                time.sleep(LOOK_S)
+                continue
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            fix = "wait for it or give another folder"
+            raise UserError(f"{path} is in use by another process ({owner}); {fix}") from error
     lock.truncate(0)
     lock.write(f"pid {os.getpid()} on {platform.node()}")
     lock.flush()
@@ -300,6 +321,12 @@ def finished_stages(folder: Path) -> dict[str, Any]:
     ended = json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
     moved = [name for name in ended if (folder / BEFORE / name).is_dir() and not (folder / name).is_dir()]
     return {name: entry for name, entry in ended.items() if name not in moved}
+
+
+def sft_files(folder: Path) -> dict[str, str]:
+    """File -> SHA-256 of the SFT model of the run in `folder`; empty where SFT has not ended there."""
+    left: dict[str, str] = finished_stages(folder).get("sft", {}).get("files", {})
+    return {file: known for file, known in left.items() if file.startswith("sft/model/")}
 
 
 def finished_model(folder: Path, relative: str) -> Path:
@@ -319,7 +346,16 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     if not path.is_file():
         raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return _resolved(path.read_text(encoding="utf-8"))
+
+
+def _resolved(recipe: str) -> Any:
+    """A recipe of every key, by the parser in C where PyYAML has it: a tenth of the time, and a run reads it often."""
+    loader = (yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)(recipe)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def read_json(path: Path) -> Any:

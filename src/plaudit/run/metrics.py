@@ -14,6 +14,14 @@ from typing import Any
 
 from plaudit.errors import UserError
 
+TAIL = 1 << 14
+"""Bytes of a log's end that are read at a time."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a row is a figure that can be drawn or handed to a logger: true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
 
 class Metrics:
     """Appends to one file; `read_metrics` gives the rows back."""
@@ -61,6 +69,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     # Not splitlines, which also ends a line at the line separators that a reply may hold.
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     return [json.loads(line) for line in whole.split("\n") if line]
+
+
+def last_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` rows of a log, read from its end: a log grows with its run. None of a log that is not there."""
+    if not path.is_file():
+        return []
+    start = path.stat().st_size
+    with path.open("rb") as handle:
+        while True:
+            start = max(0, start - TAIL)
+            handle.seek(start)
+            whole, _, _ = handle.read().rpartition(b"\n")
+            lines = whole.split(b"\n")[bool(start) :]  # the first one may have begun before
+            if start == 0 or len(lines) >= count:
+                return [json.loads(line) for line in lines[-count:] if line]
 
 
 class Clock:

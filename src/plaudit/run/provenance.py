@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
+@cache
 def code_sha256() -> str:
-    """Hash of Plaudit's own source files: a version number says less while it is being worked on."""
+    """Hash of Plaudit's own source files: a version number says less while it is being worked on. Taken once: what is
+    edited later is not what this process runs."""
     home = Path(__file__).parents[1]
     whole = hashlib.sha256()
     for file in sorted(home.rglob("*.py")):

@@ -25,15 +25,21 @@ from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
 COUNTED = 10_000
 """Rows of a file up to which each has its own hash, so that a change is told by the number of rows."""
-SPLITS_READ = {"preferences": ("train", "validation", "test"), "ppo": ("train", "validation"), "evaluate": ("test",)}
+SPLITS_READ = {
+    "preferences": ("train", "validation", "test"),
+    "ppo": ("train", "validation"),
+    "evaluate": ("test",),
+    "rejection": ("train", "validation"),
+}
 """The prompts that a stage samples replies to."""
 MADE = {
     "preferences": ("sft/model",),
     "reward": ("sft/model", "preferences/rankings.jsonl", "preferences/earlier.jsonl", "preferences/unpaired.jsonl"),
     "ppo": ("sft/model", "reward/reward.json"),
+    "rejection": ("sft/model", "reward/reward.json", "ppo/rewards.json"),
     "dpo": ("sft/model", "preferences/rankings.jsonl", "preferences/earlier.jsonl"),
     "evaluate": ("sft/model", "reward/reward.json", "ppo/model"),
-    "baselines": ("sft/model", "reward/reward.json", "evaluate/replies.jsonl", "dpo/model"),
+    "baselines": ("sft/model", "reward/reward.json", "evaluate/replies.jsonl", "rejection/model", "dpo/model"),
 }
 """What a stage reads of those before it; reward.json has the hashes of the reward model's files."""
 MADE_BEFORE = {
@@ -47,7 +53,7 @@ ROUND_KEYS = {"preferences": ("prompts", "earlier"), "ppo": ("start", "reference
 """Of the section rounds: what the stages of a round after the first read."""
 
 
-AS = {"dpo": "ppo", "baselines": "evaluate"}
+AS = {"rejection": "ppo", "dpo": "ppo", "baselines": "evaluate"}
 """Stages that take the sections which stages share as another one does."""
 
 
@@ -108,7 +114,7 @@ def _keys(stage: str, recipe: Recipe) -> dict[str, Any]:
             found[section] = own and {k: v for k, v in own.model_dump(mode="json").items() if k != "stages"}
     if stage in ROUND_KEYS and recipe.rounds.number > 1:
         found["rounds"] = {key: values["rounds"][key] for key in ROUND_KEYS[stage]}
-    if stage in ("evaluate", "baselines"):
+    if stage in ("evaluate", "rejection", "baselines"):
         found["ppo"] = {"rewards": values["ppo"]["rewards"]}
     if stage == "preferences":  # places; their rows are compared
         found[stage] = {key: value for key, value in found[stage].items() if key not in ("rankings", "unpaired")}

@@ -80,7 +80,7 @@ def sampled(folder: Path, sampling: Sampling) -> tuple[list[Draft], int]:
                     uniforms = rng.uniforms(sampling.seed, "label/sample", 0, numbers, sampling.max_new_tokens)
                     engine.temperature = voice.temperature
                     ids = [chat.prompt_ids(asked[n].messages) for n, _ in places]
-                    said = engine.generate(ids, uniforms, lambda rows: advance(count=rows))
+                    said = engine.generate(ids, uniforms, lambda *_: advance())
                     replies.update(zip(places, (chat.completion(reply.ids) for reply in said), strict=True))
             engine.close()
             release_memory()

@@ -29,11 +29,18 @@ from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.preferences import loop as preferences
 from plaudit.stages.prepare import check_alike, divided, prepare
 from plaudit.stages.recipe import SHARED, Recipe, load_recipe
+from plaudit.stages.rejection import loop as rejection
 from plaudit.stages.reward import loop as reward
 from plaudit.stages.run_data import RunData, read_data
 from plaudit.stages.sft import loop as sft
 from plaudit.train.run import Run
 from plaudit.view.report.write import write_report
+
+SERVED = ("preferences", "ppo", "evaluate")
+"""The stages for which servers may sample (`rollout`)."""
+
+HELD = ("sft", "ppo")
+"""The stages whose ranks may hold the base together (`distributed`)."""
 
 
 def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
@@ -41,9 +48,9 @@ def run_pipeline(recipe: Recipe, flags: Flags = NOTHING_ASKED) -> Path:
     the folder of the last round."""
     ranks = Ranks.join()
     folder = _run_round(recipe, flags, ranks)
-    while not flags.only and recipe.rounds.number < recipe.rounds.count:
+    while not flags.only and flags.until is None and recipe.rounds.number < recipe.rounds.count:
         recipe = next_round(folder, recipe.rounds.number)
-        folder = _run_round(recipe, _of_later(flags, recipe.run_folder), ranks)
+        folder = _run_round(recipe, _of_later(flags, recipe.run_folder), ranks, later=True)
     return folder
 
 
@@ -87,13 +94,15 @@ def _of_later(flags: Flags, home: Path) -> Flags:
     return Flags(start=flags.start if flags.start in ("evaluate", "report") else AUTO)
 
 
-def _run_round(recipe: Recipe, flags: Flags, ranks: Ranks) -> Path:
-    """One round: the stages that `flags` ask for; returns its folder."""
+def _run_round(recipe: Recipe, flags: Flags, ranks: Ranks, *, later: bool = False) -> Path:
+    """One round: the stages that `flags` ask for; returns its folder. `later`: these processes did another before."""
     console.quiet = console.quiet or not ranks.first
     with ExitStack() as undo:
         with ranks.first_alone():
             data = read_data(recipe)
-            decided = _decide(recipe, flags, ranks, data, undo) if ranks.first else ""
+            decided = ""
+            if ranks.first:
+                decided = _decide(recipe, flags, data, undo, came_back=ranks.came_back and not later)
         # The first rank's word, whatever the others see in the folder: a shared one shows them old files for a while.
         ended, saved, asked = json.loads(ranks.from_first(decided))
         plan = plan_of(recipe, set(ended), set(saved), Flags(**{**asked, "only": tuple(asked["only"])}))
@@ -103,6 +112,7 @@ def _run_round(recipe: Recipe, flags: Flags, ranks: Ranks) -> Path:
             run = prepare(recipe, plan, ranks, data)
         undo.pop_all()
     check_alike([json.loads(text) for text in ranks.gathered(json.dumps(run.made_with))])
+    run = replace(run, micro_batches=json.loads(ranks.from_first(json.dumps(dict(run.micro_batches)))))
     to = recipe.loggers if ranks.first else ()
     with run.folder, Loggers(run.folder.path, to, recipe.model_dump(mode="json")) as loggers:
         for name in plan.checked if ranks.first else ():
@@ -115,15 +125,17 @@ def _run_round(recipe: Recipe, flags: Flags, ranks: Ranks) -> Path:
             elif ranks.first:
                 _run_stage(name, recipe, replace(run, ranks=ALONE), plan)
             ranks.wait()
+    if flags.until is not None:
+        console.print(f"Next: plaudit run {run.folder.path / RECIPE} --resume   (the stages after it)", soft_wrap=True)
     return run.folder.path
 
 
-def _decide(recipe: Recipe, flags: Flags, ranks: Ranks, data: RunData, undo: ExitStack) -> str:
+def _decide(recipe: Recipe, flags: Flags, data: RunData, undo: ExitStack, *, came_back: bool) -> str:
     """What a plan is made of, as JSON: the stages that ended, those with checkpoints, and the flags as they are once
     `--copy-from` and `--from auto` are done. `undo` has what is to be done where the run is refused."""
     home, needed = recipe.run_folder, needed_stages(uses_trained(recipe.ppo.rewards), beside(recipe, flags))
-    if ranks.came_back:
-        flags = Flags(only=flags.only, resume=True, inexact=flags.inexact)
+    if came_back:
+        flags = Flags(only=flags.only, resume=True, inexact=flags.inexact, until=flags.until)
         console.print("The processes were started anew: the run goes on")
     if recipe.rounds.number > 1:
         console.print(f"Round {recipe.rounds.number} of {recipe.rounds.count}")
@@ -151,10 +163,11 @@ def _run_stage(name: str, recipe: Recipe, run: Run, plan: Plan) -> None:
         record(name, recipe, run, run.folder.path, resume=resume)
     started = time.perf_counter()
     start_peaks(run.machine.device)
-    own = replace(
-        run, made_with=_of_stage(name, run.made_with, recipe.rounds.number), resume=resume, inexact=plan.inexact
-    )
-    run_stage(name, recipe, own)
+    made_with = _of_stage(name, run.made_with, recipe.rounds.number)
+    ranks = replace(run.ranks, shard=recipe.distributed.shard if name in HELD else "none")
+    own = replace(run, made_with=made_with, resume=resume, inexact=plan.inexact, ranks=ranks)
+    with ranks.gathering():
+        run_stage(name, recipe, own)
     run.folder.end(name, time.perf_counter() - started, peaks(run.machine.device))
     run.folder.drop_checkpoints(name)
     release_memory()
@@ -164,6 +177,7 @@ def _of_stage(name: str, made_with: Mapping[str, Any], number: int) -> dict[str,
     """What a stage of round `number` is made with: not the sections of those after it, nor what the shared sections say
     of them, nor how later rounds begin."""
     later = (*ORDER[ORDER.index(name) + 1 :], *(["rounds"] if number == 1 else []))
+    later += () if name in SERVED else ("rollout",)
     sections = {key: value for key, value in made_with["recipe"].items() if key not in later}
     for shared in SHARED:
         stages = {stage: own for stage, own in sections[shared]["stages"].items() if stage not in later}
@@ -173,6 +187,7 @@ def _of_stage(name: str, made_with: Mapping[str, Any], number: int) -> dict[str,
 
 def run_stage(name: str, recipe: Recipe, run: Run) -> None:
     """One stage, by name, with what the shared sections say for it."""
+    run = replace(run, rollout=recipe.rollout) if name in SERVED else run
     sampling, lora, optimiser = recipe.sampling.of, recipe.lora.of, recipe.optimiser.of
     match name:
         case "sft":
@@ -185,9 +200,12 @@ def run_stage(name: str, recipe: Recipe, run: Run) -> None:
         case "ppo":
             run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
             ppo.train(recipe.ppo, replace(run, max_length=recipe.sft.max_length), _gold(recipe))
-        case "dpo":  # as PPO: its adapter, optimiser and law
+        case "rejection" | "dpo":  # as PPO: its adapter, optimiser and law
             run = replace(run, sampling=sampling("ppo"), lora=lora("ppo"), optimiser=optimiser("ppo"))
-            dpo.train(recipe.dpo, run)
+            if name == "dpo":
+                dpo.train(recipe.dpo, run)
+            else:
+                rejection.train(recipe.rejection, recipe.sft, run, recipe.ppo.rewards)
         case "evaluate":
             run = replace(run, sampling=sampling("evaluate"))
             evaluate.compare(recipe.evaluate, run, _gold(recipe), recipe.ppo.rewards)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
-from plaudit.run.folder import BESIDE, ORDER, needed_stages, stages_beside
+from plaudit.run.folder import BESIDE, ORDER, needed_stages, stages_after, stages_beside
 from plaudit.stages.recipe import MAY_CHANGE, SHARED, Recipe
 
 NEEDS = {
     "preferences": ("sft/model/config.json", "sft"),
     "reward": ("preferences/summary.json", "preferences"),
     "ppo": ("reward/reward.json", "reward"),
+    "rejection": ("ppo/summary.json", "ppo"),
     "dpo": ("preferences/rankings.jsonl", "preferences"),
     "evaluate": ("ppo/model/config.json", "ppo"),
     "baselines": ("evaluate/summary.json", "evaluate"),
@@ -33,6 +34,8 @@ READ_LATER = (
     "ppo/rewards.json",
     "ppo/summary.json",
     "evaluate",
+    "rejection/model",
+    "rejection/summary.json",
     "dpo/model",
     "dpo/summary.json",
     "baselines/summary.json",
@@ -53,14 +56,18 @@ class Flags:
     only: tuple[str, ...] = ()
     """`plaudit STAGE`: these stages alone."""
     resume: bool = False
-    """`--resume`: the stages that have not ended, the first of them from its last checkpoint. With `only`, of which dpo
-    alone asks for it, and torchrun when it starts again: those, likewise."""
+    """`--resume`: the stages that have not ended, the first of them from its last checkpoint. With `only`, of which
+    rejection and dpo alone ask for it, and torchrun when it starts again: those, likewise."""
     inexact: bool = False
     """`--inexact`: that checkpoint may be of other code, versions or another machine."""
     copy_from: Path | None = None
     """`--copy-from`: a run whose stages before `start` are taken over into a new folder."""
+    until: str | None = None
+    """`--until`: of the stages that would run, those up to this one, which is the last."""
 
     def __post_init__(self) -> None:
+        if self.until is not None and self.until not in ORDER:
+            raise UserError(f"--until {self.until!r}: not a stage; the stages are {', '.join(ORDER)}")
         if self.start is not None and self.start not in (*ORDER, AUTO):
             raise UserError(f"--from {self.start!r}: not a stage; the stages are {', '.join(ORDER)}, or {AUTO}")
 
@@ -121,6 +128,13 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
         stages, checked = needed[first:], needed[:first]
         if checked:
             lines.append(f"Resuming at {stages[0]}: {', '.join(checked)} had ended")
+    if flags.until is not None:
+        begins, last = stages[0], ORDER.index(flags.until)
+        stages = tuple(name for name in stages if ORDER.index(name) <= last)
+        if not stages:
+            raise UserError(
+                f"--until {flags.until}: the run begins at {begins}, which comes after it; name a later one"
+            )
     if recipe.rounds.number > 1 and "sft" in stages:
         raise UserError(
             f"stage sft: round {recipe.rounds.number} stands on the SFT model of its run, {recipe.run_folder.parent}; "
@@ -132,10 +146,14 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
     if skipped:
         lines.append(f"Skipping {' and '.join(skipped)}: ppo.rewards has no `trained: true`, so nothing uses them")
     from_checkpoint = stages[0] if resume and stages[0] in checkpoints else None
-    anew = ORDER[ORDER.index(stages[0]) + (from_checkpoint is not None) :]
+    later = ORDER[ORDER.index(stages[0]) + (from_checkpoint is not None) :]
+    kept = {*finished} - {*stages, *stages_after(stages[0])}
+    anew = tuple(name for name in later if name not in kept)
     # Of the sections that several stages read: whole where all of these begin anew, else what they say of those.
     shared = [section for section, readers in SHARED.items() if set(readers) <= set(anew)]
     shared += [f"{section}.stages.{name}" for section, readers in SHARED.items() for name in readers if name in anew]
+    # Who samples, and who holds what; a stage that goes on from its checkpoint looks itself (train/saving.py).
+    shared += ["rollout", "distributed"]
     shared += ["rounds"] if recipe.rounds.number == 1 or "preferences" in anew else []  # round 1 reads none of it
     old = resume or flags.only != () or flags.start is not None
     needs = NEEDS if "reward" in needed else {**NEEDS, "ppo": NEEDS["preferences"]}

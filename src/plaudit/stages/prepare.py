@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,30 +10,33 @@ from typing import Any
 import yaml
 
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import write_rows
+from plaudit.data.files import write_json, write_rows
 from plaudit.data.hashes import sha256_text
-from plaudit.dist.machine import Machine, choose_machine, describe, release_memory
+from plaudit.dist.machine import Machine, choose_machine, describe, release_memory, unused_device
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import Mistakes, UserError
 from plaudit.label.extra import missing_packages
-from plaudit.models.examine import check_lengths, check_replies, examine, longer_than, trained_positions
+from plaudit.models.examine import Limit, check_lengths, check_replies, examine, longer_than, trained_positions
 from plaudit.models.load import check_readable, load_chat, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.quantised import check_quantise
 from plaudit.models.shapes import shape_of
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
-from plaudit.run.folder import STAGES, FollowedFolder, RunFolder, check_room, refuse_another_run
+from plaudit.run.folder import STAGES, FollowedFolder, RunFolder, check_room, read_json, refuse_another_run
 from plaudit.run.loggers.backends import opener
 from plaudit.run.provenance import code_sha256, differences, is_among, versions
 from plaudit.stages.inputs import refuse_changed
 from plaudit.stages.lengths import cut_short, lengths_of
-from plaudit.stages.memory import check_fit, here
+from plaudit.stages.memory import check_fit, here, micro_batches_of, needs_of
 from plaudit.stages.plan import NOTHING_ASKED, Plan, plan_of
 from plaudit.stages.recipe import MAY_CHANGE, Recipe
 from plaudit.stages.run_data import RunData, read_data
-from plaudit.stages.turns import check_turns, dated
+from plaudit.stages.turns import check_turns, dated, say_changed
 from plaudit.train.run import Run
+
+MICRO_BATCHES = "micro_batches.json"
+"""In the run folder: what a pass of each stage holds, where the recipe leaves it to the memory."""
 
 
 def divided(recipe: Recipe) -> tuple[str, ...]:
@@ -53,6 +56,8 @@ class Looked:
     chat: ChatFormat
     resolved: str
     need_mb: float
+    micro_batches: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Stage -> tokens of a pass and of a step, where the stage chooses for the memory there is."""
 
 
 def look(
@@ -73,6 +78,8 @@ def look(
     with mistakes:
         if "ppo" in plan.stages:
             recipe.ppo.check_ranks(ranks.count)
+            _check_sharding(recipe, plan, ranks)
+            recipe.ppo.check_offload(machine.device.type, full=recipe.lora.of("ppo") is None)
     with mistakes:
         model = resolve(recipe.model)
         check_readable(model)
@@ -88,20 +95,26 @@ def look(
         return None
     with mistakes:
         asked = check_turns(recipe, found.chat, data.by_file(recipe))
+        say_changed(found.chat, data)
     with mistakes:
-        if {"ppo", "evaluate", "baselines"} & {*plan.stages} and ranks.first:
-            check_sources(recipe.ppo.rewards, machine, asked)
+        if {"ppo", "evaluate", "rejection", "baselines"} & {*plan.stages} and ranks.first:
+            # The longest prompt too: what a model takes, it takes of that one.
+            asked += sorted(data.prompts, key=lambda prompt: sum(len(one.content) for one in prompt.messages))[-1:]
+            new = max(recipe.sampling.of(stage).max_new_tokens for stage in ("ppo", "evaluate"))
+            check_sources(recipe.ppo.rewards, machine, asked, new)
     if ranks.first:
         with mistakes:
             refuse_another_run(recipe.run_folder, found.resolved, resume=in_old, may_change=plan.may_change)
             check_room(recipe.run_folder, need)
         with mistakes:
-            # On a CPU the ranks of a machine share its memory.
-            device = here(machine)
-            room = device.memory / (ranks.local if device.kind == "cpu" else 1)
             if data.prompts:  # none is a mistake that was told, and leaves no length to reckon with
+                # On a CPU the ranks of a machine share its memory.
+                shape = shape_of(found.model)
+                device = replace(here(machine, ranks.local), parts=ranks.parts(recipe.distributed.shard))
                 lengths = lengths_of(found.chat, data)
-                check_fit(recipe, shape_of(found.model), lengths, replace(device, memory=room), plan.stages)
+                check_fit(recipe, shape, lengths, device, plan.stages)
+                needs = needs_of(recipe, shape, lengths, device, plan.stages)
+                found = replace(found, micro_batches=micro_batches_of(needs, recipe))
         with mistakes:
             # What is `checked` is looked at file by file, under the lock (pipeline.py).
             made = not plan.checked
@@ -137,6 +150,8 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
     if ranks.count > 1:
         shared = ", ".join(name for name in divided(recipe) if name in plan.stages)
         console.print(f"{ranks.count} processes share the work of {shared}; the first does the rest", soft_wrap=True)
+    if unused := unused_device():
+        console.print(f"The {unused} device is left alone: Plaudit runs on CPUs and on CUDA's GPUs (docs/models.md)")
     if machine.device.type == "cpu" and machine.dtype_name == "float32" and recipe.dtype == "auto":
         console.print("This CPU has no bfloat16 units, so the run uses float32: expect about three times the time.")
     elif machine.dtype_name == "float32" and recipe.dtype == "auto":
@@ -157,6 +172,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         "versions": versions(),
         "machine": {**describe(machine), "ranks": ranks.count},
     }
+    micro_batches = _micro_batches(folder.path, found.micro_batches) if ranks.first else {}
     return Run(
         folder=folder,
         seed=recipe.seed,
@@ -174,7 +190,34 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
         quantise=recipe.quantise,
         made_with=made_with,
         ranks=ranks,
+        micro_batches=micro_batches,
     )
+
+
+def _micro_batches(home: Path, found: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Stage -> tokens of a pass at most. A run keeps those it began with, in home/micro_batches.json: with others its
+    sums would round otherwise, and a run that goes on would not be the unbroken one, bit for bit."""
+    file = home / MICRO_BATCHES
+    before = read_json(file) if file.is_file() else {}
+    kept = {stage: old for stage, old in before.items() if stage not in found or old["step"] == found[stage]["step"]}
+    for stage in sorted(kept.keys() & found.keys()):
+        then, now = kept[stage]["tokens"], found[stage]["tokens"]
+        if then > now:
+            console.print(
+                f"{stage} stays at passes of {then:,} tokens, as the run began, though there is room for {now:,} now; "
+                "they are halved if memory runs out",
+                soft_wrap=True,
+            )
+    both = {**found, **kept}
+    if both != before:
+        write_json(file, both)
+    if parts := [f"{stage} {row['tokens']:,} of {row['step']:,}" for stage, row in both.items() if _parted(row)]:
+        console.print(f"Steps in several passes, for the memory that was free (tokens): {', '.join(parts)}")
+    return {stage: row["tokens"] for stage, row in both.items()}
+
+
+def _parted(row: Mapping[str, int]) -> bool:
+    return row["tokens"] < row["step"]
 
 
 def check_alike(made_with: Sequence[Mapping[str, Any]]) -> None:
@@ -214,11 +257,11 @@ def _examine(recipe: Recipe, plan: Plan, model: str, machine: Machine, chat: Cha
 
 
 def _check_lengths(
-    recipe: Recipe, learnt: int | None, trained: int | None, chat: ChatFormat, data: RunData
+    recipe: Recipe, most: Limit | None, trained: int | None, chat: ChatFormat, data: RunData
 ) -> list[str]:
-    """UserError for a row that is longer than the positions that were `learnt`; where a model computes them, what is to
-    be said of rows longer than those it was `trained` on."""
-    limit = trained if learnt is None else learnt
+    """UserError for a row that is longer than the `most` positions there may be; where there may be any number, what is
+    to be said of rows longer than those that the model was `trained` on."""
+    limit = trained if most is None else most.positions
     if limit is None:
         return []
     new = max(recipe.sampling.of(stage).max_new_tokens for stage in ("preferences", "ppo", "evaluate"))
@@ -229,9 +272,9 @@ def _check_lengths(
         ((one.prompt.id, one.prompt.messages, reply) for one in data.rankings or () for reply in one.replies),
         ((one.prompt.id, one.prompt.messages, Completion(one.completion)) for one in data.labels or ()),
     )
-    if learnt is not None:
-        check_lengths(learnt, chat, prompts, new)
-        check_replies(learnt, chat, rows)
+    if most is not None:
+        check_lengths(most, chat, prompts, new)
+        check_replies(most, chat, rows)
         return []
     found = [length + new for _, length in longer_than(limit - new, chat, ((*prompt, None) for prompt in prompts))]
     found += [length for _, length in longer_than(limit, chat, rows)]
@@ -242,6 +285,25 @@ def _check_lengths(
         f"{max(found)}, sampling.max_new_tokens={new} behind a prompt counted); what it writes there may be poor"
     )
     return [said]
+
+
+def _check_sharding(recipe: Recipe, plan: Plan, ranks: Ranks) -> None:
+    """UserError where ranks cannot hold the base together, or would hold it all beside their parts."""
+    if (how := recipe.distributed.shard) == "none":
+        return
+    sft, ppo = "sft" in plan.stages and not recipe.sft.skip, "ppo" in plan.stages
+    for wrong, why in (
+        (ranks.parts(how) == 1, "there is one rank to hold it; start several (docs/distributed.md), or set it to none"),
+        (ranks.count % ranks.local != 0, "the machines have unequal numbers of ranks; start as many on each"),
+        (recipe.quantise is not None, f"quantise={recipe.quantise} has bits that are not divided; set one of the two"),
+        (sft and recipe.lora.of("sft") is None, "lora.stages.sft=null trains the base; give it an adapter"),
+        (ppo and recipe.lora.of("ppo") is None, "lora.stages.ppo=null trains the base; give it an adapter"),
+        (sft and recipe.sft.samples > 0, "sample replies need a whole copy of the model; set sft.samples=0"),
+        (ppo and recipe.rollout.engine != "vllm", "every rank would sample from a whole copy; set rollout.engine=vllm"),
+        (ppo and recipe.ppo.torch_compile, "compiled layers are not gathered; set ppo.torch_compile=false"),
+    ):
+        if wrong:
+            raise UserError(f"distributed.shard={how}: {why}")
 
 
 def _check_annotator(recipe: Recipe) -> None:

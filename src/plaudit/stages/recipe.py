@@ -16,15 +16,17 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from plaudit.config import StrictConfig
 from plaudit.data.config import DataConfig
 from plaudit.data.formats.rows import is_hub
+from plaudit.dist.config import DistributedConfig
 from plaudit.errors import UserError, no_file
 from plaudit.models.config import LoraConfig, Quantise
 from plaudit.rewards.config import uses_trained
-from plaudit.rollout.config import SamplingConfig
+from plaudit.rollout.config import RolloutConfig, SamplingConfig
 from plaudit.run.loggers.backends import LoggerName
 from plaudit.stages.dpo.config import DPOConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.preferences.config import PreferencesConfig
+from plaudit.stages.rejection.config import RejectionConfig
 from plaudit.stages.reward.config import RewardConfig
 from plaudit.stages.sft.config import SFTConfig
 from plaudit.train.config import CheckpointConfig, OptimiserConfig, RoundsConfig
@@ -49,6 +51,8 @@ class Recipe(StrictConfig):
     """The run's own files."""
     sampling: SamplingConfig = SamplingConfig()
     """How replies are sampled, in every stage that samples."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Who samples them."""
     lora: LoraConfig = LoraConfig()
     """The adapters on the shared base."""
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -61,14 +65,18 @@ class Recipe(StrictConfig):
     """The reward model."""
     ppo: PPOConfig = PPOConfig()
     """Proximal policy optimisation."""
+    rejection: RejectionConfig = RejectionConfig()
+    """Rejection sampling, with `plaudit rejection`."""
     dpo: DPOConfig = DPOConfig()
     """Direct preference optimisation, with `plaudit dpo`."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Held-out comparison."""
-    baselines: list[Literal["best_of_n", "dpo"]] = Field([])
-    """What is put beside PPO, at equal KL and equal labels, in the report: best_of_n of the SFT model, dpo."""
+    baselines: list[Literal["best_of_n", "rejection", "dpo"]] = Field([])
+    """What is put beside PPO, at equal KL and equal labels, in the report: best_of_n, rejection, dpo."""
     rounds: RoundsConfig = RoundsConfig()
     """Rankings, reward model and PPO again, on what PPO made (rounds.md)."""
+    distributed: DistributedConfig = DistributedConfig()
+    """How several processes hold the model."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     """How often a running stage saves itself."""
     loggers: list[LoggerName] = Field([])
@@ -134,6 +142,19 @@ class Recipe(StrictConfig):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_served(self) -> "Recipe":
+        """A server has the SFT model as it is, and is given adapters of it."""
+        for key, given in (
+            ("lora.stages.ppo=null", self.lora.of("ppo") is None),
+            (f"quantise={self.quantise}", self.quantise is not None),
+            ("rounds.reference=last", self.rounds.reference == "last"),
+            ("ppo.sampling_copy=false", not self.ppo.sampling_copy),
+        ):
+            if self.rollout.engine == "vllm" and given:
+                raise ValueError(f"rollout.engine=vllm serves the SFT model with an adapter, which {key} has not")
+        return self
+
     @property
     def files(self) -> list[Path]:
         """Every file of data that it names."""
@@ -166,11 +187,10 @@ MAY_CHANGE = {
     "data.ignore_message_keys": "how a file is read: the rows must be the same",
     "data.chat_template": "a place: the template must be the same",
     "sft.micro_batch_size": "memory; the sums round otherwise",
-    "sft.gradient_checkpointing": "memory",
-    "reward.gradient_checkpointing": "memory",
-    "ppo.gradient_checkpointing": "memory",
+    **{f"{stage}.gradient_checkpointing": "memory" for stage in ("sft", "reward", "ppo")},
     "reward.rankings_per_micro_batch": "memory; the sums round otherwise",
     "reward.on_alarm": "whether the run goes on, not what it makes",
+    "rollout.urls": "where the servers are",
     "ppo.micro_batch_size": "memory; the sums round otherwise",
     "ppo.micro_batch_tokens": "memory; the sums round otherwise",
     "ppo.rewards.timeout": "how long an endpoint is waited for",
@@ -185,7 +205,6 @@ SHARED = {
     "optimiser": ("sft", "reward", "ppo"),
 }
 """Sections that several stages read. SFT samples too, but only for people to read."""
-
 
 MOVED = {
     f"{stage}.{key}": f"{section}.{key} now (for {stage} alone {section}.stages.{stage}.{key})"
@@ -319,8 +338,7 @@ def _override(values: dict[str, Any], override: str) -> str:
         raise UserError(f"override {override!r}: write key=value, for example ppo.updates=10")
     *parents, last = key.split(".")
     for parent in parents:
-        if values.get(parent) is None:
-            values[parent] = {}
+        values[parent] = {} if values.get(parent) is None else values[parent]
         values = values[parent]
         if not isinstance(values, dict):
             raise UserError(f"override {override!r}: {parent!r} has no keys below it")
@@ -367,8 +385,7 @@ def _explain(path: Path, places: dict[str, str], item: Any) -> str:
 def _place(path: Path, places: dict[str, str], name: str) -> str:
     """Where a key was given: its line, the override that holds it, or the line of the section around it."""
     below = (key for key in places if name and key.startswith(f"{name}."))
-    parts = name.split(".")
-    around = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    around = (name.rsplit(".", cut)[0] for cut in range(name.count(".") + 1))
     return next((places[key] for key in (name, *below, *around) if key in places), f"{path}")
 
 

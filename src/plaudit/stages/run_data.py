@@ -74,7 +74,7 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
             raise UserError(f"data.{dead[0]} does nothing: {named[0]} names splits, which data.split=auto passes over")
     with mistakes:
         prompts = read_prompts(data.prompts, _reading(recipe, data.prompts, aside, by_hash, say))
-        _check_splits(data.prompts, prompts)
+        _check_splits(data.prompts, prompts, _to_divide(by_hash is not None, len(prompts)))
     # A file that names no split, where others do, is divided too; a mixture's own files are for training.
     judged = [path for path in (*recipe.preferences.rankings, recipe.preferences.unpaired) if path is not None]
     divided_too = {data.demonstrations, *judged} - {*named} if data.split is None else set()
@@ -90,7 +90,7 @@ def read_data(recipe: Recipe, mistakes: Mistakes | None = None) -> RunData:
     mixed = {path: tables[path] for path in demonstrated[data.demonstrations is not None :] if path in tables}
     if len(tables) == len({*demonstrated}) and not recipe.sft.skip:
         with mistakes:
-            _check_demonstrated(recipe, own)
+            _check_demonstrated(recipe, own, _to_divide(by_hash is not None, len(own)))
             sources_of(recipe.sft, own, mixed)
     with mistakes:
         _check_demonstrations_held_out(recipe, prompts, tables)
@@ -187,24 +187,23 @@ def _reading(
     )
 
 
-_TO_DIVIDE = "give some rows that split, or set data.split=auto, by which a hash of the prompt divides the rows"
+def _to_divide(by_hash: bool, rows: int) -> str:
+    if by_hash:
+        return f"a hash divides the rows, and {rows} are too few for it: add rows, or name the split of each"
+    return "give some rows that split, or set data.split=auto, by which a hash of the prompt divides the rows"
 
 
-def _check_splits(path: Path, prompts: list[Prompt]) -> None:
+def _check_splits(path: Path, prompts: list[Prompt], fix: str) -> None:
     for split in SPLITS:
         if not any(prompt.split == split for prompt in prompts):
-            raise UserError(
-                f"{path}: no prompt has split {split!r}; the run needs train, validation and test; {_TO_DIVIDE}"
-            )
+            raise UserError(f"{path}: no prompt has split {split!r}; the run needs train, validation and test; {fix}")
 
 
-def _check_demonstrated(recipe: Recipe, demonstrations: DemonstrationTable) -> None:
+def _check_demonstrated(recipe: Recipe, demonstrations: DemonstrationTable, fix: str) -> None:
     for trained in (True, False):
         if not ((demonstrations.splits == "train") == trained).any():
             missing = "split 'train'" if trained else "split 'validation' or 'test'"
-            raise UserError(
-                f"{recipe.data.demonstrations}: no demonstration has {missing}; SFT needs both; {_TO_DIVIDE}"
-            )
+            raise UserError(f"{recipe.data.demonstrations}: no demonstration has {missing}; SFT needs both; {fix}")
 
 
 def _check_demonstrations_held_out(

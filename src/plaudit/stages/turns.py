@@ -10,10 +10,12 @@ from plaudit.data.chat import ChatFormat
 from plaudit.data.formats.reader import prompt_of, replies_of
 from plaudit.data.templates.bake import DATE, chosen, reads_date
 from plaudit.errors import UserError
-from plaudit.records import Message, Prompt, Ranking, Record
+from plaudit.records import Completion, Message, Prompt, Ranking, Record
 from plaudit.run.display import console
 from plaudit.run.folder import RECIPE, read_recipe
+from plaudit.stages.lengths import spaced
 from plaudit.stages.recipe import Recipe
+from plaudit.stages.run_data import RunData
 
 
 def dated(recipe: Recipe, tokenizer: Any) -> Recipe:
@@ -56,6 +58,22 @@ def check_turns(recipe: Recipe, chat: ChatFormat, files: Mapping[Path, Iterable[
     for note in chat.notes:
         console.print(f"Chat template: {note}", soft_wrap=True)
     return list(asked.values())
+
+
+def say_changed(chat: ChatFormat, data: RunData) -> None:
+    """Say how many of the replies that are learnt from its tokenizer cannot write as they are: case that it folds,
+    accents that it strips, letters that it does not know."""
+    texts = [row.completion for row in spaced(data.demonstrations)]
+    texts += [reply.text for ranking in spaced(data.rankings or ()) for reply in ranking.replies]
+    written = {text: chat.completion(chat.reply_ids(Completion(text))).text for text in texts}
+    if changed := [text for text in texts if written[text] != chat.strip(text)]:
+        console.print(
+            f"Warning: the tokenizer changes {len(changed) / len(texts):.0%} of the replies that are learnt from "
+            f"({changed[0][:60]!r} becomes {written[changed[0]][:60]!r}), so what it loses is neither learnt nor "
+            "judged; a model whose tokenizer keeps every text loses nothing",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _check_roles(place: str, chat: ChatFormat, prompt: Prompt, every_turn: bool) -> None:

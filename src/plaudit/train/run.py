@@ -17,11 +17,13 @@ from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.models.config import LoraSettings, Quantise
 from plaudit.models.load import load_chat, load_model
 from plaudit.records import Labelled, Prompt, Ranking
-from plaudit.rollout.config import SamplingConfig
+from plaudit.rollout.config import RolloutConfig, SamplingConfig
+from plaudit.rollout.engine import Engine
 from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.rollout.vllm import VllmEngine
 from plaudit.run.branch import rounds_before
 from plaudit.run.display import stage_table
-from plaudit.run.folder import RunFolder, finished_model
+from plaudit.run.folder import RunFolder, finished_model, sft_files
 from plaudit.train.config import CheckpointConfig, OptimiserConfig, RoundsConfig
 
 
@@ -49,12 +51,16 @@ class Run:
     """Which round it is, and how a round after the first begins."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """As the stage that is running samples."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Who samples for it."""
     quantise: Quantise | None = None
     """In which few bits the base is held; None is as it is."""
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     """The adapter it trains; None is full fine-tuning."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """As it trains."""
+    micro_batches: Mapping[str, int] = field(default_factory=dict)
+    """Stage -> tokens in one pass at most, of the stages whose micro-batches are chosen for the memory there is."""
     max_length: int = 512
     """Longest demonstration in tokens, where PPO mixes some in."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
@@ -96,11 +102,25 @@ class Run:
     def chat(self, source: str | Path) -> ChatFormat:
         return load_chat(str(source), self.system, self.template if str(source) == self.model else OWN)
 
-    def engine(self, source: str | Path, chat: ChatFormat, rows: int = 0) -> InProcessEngine:
-        """Samples from a copy of the model in `source`, as this stage samples, `rows` at a time."""
-        model = load_model(str(source), self.machine.dtype, self.machine.device)
+    def engine(
+        self, source: str | Path, chat: ChatFormat, rows: int = 0, *, loaded: PreTrainedModel | None = None
+    ) -> Engine:
+        """Samples from the model in `source` as this stage samples: from a copy of it, or from `loaded`, `rows` at a
+        time; or from servers, to which it is the SFT model or the adapter that is beside it."""
         temperature = self.sampling.temperature
+        if self.rollout.engine == "vllm":
+            return self._served(Path(source), chat, temperature)
+        model = load_model(str(source), self.machine.dtype, self.machine.device) if loaded is None else loaded
         return InProcessEngine(model, eos_id=chat.ends, temperature=temperature, batch_rows=rows)
+
+    def _served(self, source: Path, chat: ChatFormat, temperature: float) -> VllmEngine:
+        files, policies = sft_files(self.folder.path), self.folder.path / "policies"
+        engine = VllmEngine(
+            self.rollout.urls, files, policies, eos_id=chat.ends, temperature=temperature, ranks=self.ranks
+        )
+        if source.resolve() != self.sft_model.resolve():
+            engine.use_adapter(source.parent / "adapter")
+        return engine
 
     def split(self, *names: str) -> list[Prompt]:
         """Prompts of the given splits, in file order."""

@@ -44,6 +44,8 @@ KEEP = 2
 """Checkpoints of the running stage that stay; while a new one is written there is one more."""
 SHARE = 50
 """By the clock a stage saves at most every so many times the seconds that its last save took."""
+ALONE = ("rejection", "dpo")
+"""Stages that a command of their own goes on with."""
 INEXACT = ("code", "versions", "machine")
 """Parts of what a checkpoint was made with that --inexact lets differ."""
 
@@ -147,7 +149,7 @@ class Saver(ExitStack[bool | None]):
         if self._ranks.first and step != self._saved and (last or asked or by_steps or by_time):
             self._save(step, state())
         if asked:
-            path, command = self._run / RECIPE, "dpo" if self._stage == "dpo" else "run"
+            path, command = self._run / RECIPE, self._stage if self._stage in ALONE else "run"
             raise Interrupted(asked, f"{self._stage} is saved; go on with `plaudit {command} {path} --resume`")
 
     def _save(self, step: int, state: State) -> None:

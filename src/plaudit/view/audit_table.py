@@ -20,7 +20,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     for name in names:
         table.add_row(name, *(column.get(name, "") for column in columns))
     console.print(table)
-    console.print(words("audit.txt.j2", "found", report), soft_wrap=True)
+    console.print(words("terminal/audit.txt.j2", "found", report), soft_wrap=True)
 
 
 def _column(file: Mapping[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from plaudit.run.folder import (
     read_recipe,
     stages_beside,
 )
-from plaudit.run.metrics import read_metrics
+from plaudit.run.metrics import last_rows
 
 _COUNTED = {"ppo": ("update", "updates"), "sft": ("step", None), "reward": ("step", None)}
 """What the stages' metrics count, and the key of the recipe that says how many there will be."""
@@ -38,24 +38,31 @@ def runs_in(folders: Iterable[Path]) -> list[Path]:
     return found
 
 
-def status_of(folder: Path) -> dict[str, Any]:
-    """One run; `state` is finished, going on or stopped."""
-    recipe, ended = read_recipe(folder), finished_stages(folder)
-    sources = recipe["ppo"]["rewards"]
+def progress_of(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """How far one run is, from a few small files; `state` is finished, going on or stopped."""
+    ended = finished_stages(folder)
+    # A recipe may say less than ours do: that of an older version, or one written by hand.
+    sources = recipe.get("ppo", {}).get("rewards", ())
     needed = needed_stages(
-        not sources or any(source["trained"] for source in sources), stages_beside(recipe.get("baselines", ()))
+        not sources or any(source.get("trained") for source in sources), stages_beside(recipe.get("baselines", ()))
     )
     now = next((stage for stage in needed if stage not in ended), None)
-    state = "finished" if now is None else "going on" if is_locked(folder) else "stopped"
-    rounds = rounds_of(folder)[1:]
-    files = [file for file in folder.rglob("*") if file.is_file() and not {*file.parents} & {*rounds}]
-    found: dict[str, Any] = {
-        "run": str(folder),
-        "state": state,
+    return {
+        "state": "finished" if now is None else "going on" if is_locked(folder) else "stopped",
         "ended": [stage for stage in needed if stage in ended],
         "now": now,
         "progress": _progress(folder, now, recipe) if now else "",
         "minutes": sum(entry["seconds"] for entry in ended.values()) / 60,
+    }
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """One run: how far it is, what it takes of the disk, and what came out."""
+    rounds = rounds_of(folder)[1:]
+    files = [file for file in folder.rglob("*") if file.is_file() and not {*file.parents} & {*rounds}]
+    found: dict[str, Any] = {
+        "run": str(folder),
+        **progress_of(folder, read_recipe(folder)),
         "bytes": sum(file.stat().st_size for file in files),
         "changed": max(file.stat().st_mtime for file in files),
     }
@@ -64,11 +71,11 @@ def status_of(folder: Path) -> dict[str, Any]:
 
 
 def _progress(folder: Path, stage: str, recipe: Mapping[str, Any]) -> str:
-    path = folder / stage / "metrics.jsonl"
-    if stage not in _COUNTED or not path.is_file() or not (rows := read_metrics(path)):
+    if stage not in _COUNTED or not (rows := last_rows(folder / stage / "metrics.jsonl", 1)):
         return ""
-    counted, total = _COUNTED[stage]
-    return f"{counted} {rows[-1][counted]}" + (f" of {recipe[stage][total]}" if total else "")
+    counted, key = _COUNTED[stage]
+    total = recipe.get(stage, {}).get(key)
+    return f"{counted} {rows[0][counted]}" + (f" of {total}" if total else "")
 
 
 def _result(summary: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Comparisons of Label Studio and of summaries: who won, with the prompt that they were about."""
+"""Comparisons of Label Studio, of OpenAI and of summaries: who won, with the prompt that they were about."""
 
 import json
 from pathlib import Path
@@ -70,3 +70,25 @@ def test_a_comparison_of_summaries(tmp_path: Path) -> None:
     assert (post.ranks, post.annotator, post.prompt.split) == ((2, 1), "w9", "validation")
     assert (news.prompt.messages[0].content, news.ranks) == ("Article: Long.\n\nTL;DR:", (1, 2))
     assert news.prompt.split == "train"
+
+
+def outputs(**asked: Any) -> dict[str, Any]:
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Rain?"}]
+    said = [[{"role": "assistant", "content": text}] for text in ("Yes, take a coat.", "Yes.")]
+    both = {"preferred_output": said[0], "non_preferred_output": said[1]}
+    return {"input": {"messages": messages, "tools": [], "parallel_tool_calls": True, **asked}, **both}
+
+
+def test_preferred_and_non_preferred_outputs_are_pairs(tmp_path: Path) -> None:
+    (ranking,) = read_rankings(written(tmp_path / "openai.jsonl", outputs()))
+    assert [(message.role, message.content) for message in ranking.prompt.messages] == [
+        ("system", "Be kind."),
+        ("user", "Rain?"),
+    ]
+    assert ([reply.text for reply in ranking.replies], ranking.ranks) == (["Yes, take a coat.", "Yes."], (1, 2))
+    for asked, says in (
+        ({"messages": "Rain?"}, "no object with 'messages'"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+    ):
+        with pytest.raises(UserError, match=says):
+            read_rankings(written(tmp_path / "bad.jsonl", outputs(**asked)))

@@ -47,6 +47,7 @@ CALL = [{"type": "function", "function": {"name": "look_up", "arguments": {}}}]
         ),
         ({"prompt": [{**SAID, "images": ["a.png"]}]}, "images"),
         ({"prompt": "Hi", "tools": [{"type": "function"}]}, "tools"),
+        ({"prompt": "Hi", "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
     ],
 )
 def test_what_a_message_says_beside_its_text_is_not_lost(row: dict[str, Any], key: str, tmp_path: Path) -> None:

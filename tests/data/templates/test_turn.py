@@ -146,6 +146,9 @@ def test_a_reply_that_the_template_would_cut_is_named(tokenizer_of: Make) -> Non
     [
         (written("{{ '<|im_start|>assistant\n' + m.content }}", START), "no special token ends the turn"),
         (written("{{ m.content | upper + '<|im_end|>' }}", ""), "it changes the reply"),
+        (written("{{ m.content[:200] + '<|im_end|>' }}", ""), "it changes the reply: 'Zebras"),
+        (written("{{ m.content.replace('&', 'and') + '<|im_end|>' }}", ""), "it changes the reply: 'Zebras"),
+        (written("{{ m.content.split() | join(' ') + '<|im_end|>' }}", ""), "it changes white space in a reply"),
         (
             written("{{ m.content | length ~ ':' ~ m.content ~ '<|im_end|>' }}", ""),
             "differs from reply to reply",

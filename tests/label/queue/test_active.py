@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from plaudit.label.queue.active import chosen, distinct, doubt, priority, worth
+from plaudit.label.queue.active import distinct, doubt, priority, worth
 
 
 def entropy(p: float) -> float:
@@ -51,11 +51,10 @@ def test_worth_by_hand() -> None:
     assert worth(SCORES, "unsure").tolist() == doubt(SCORES).tolist()
 
 
-def test_the_replies_whose_labels_are_worth_most_are_chosen() -> None:
-    assert chosen([[0.0], [5.0], [-2.0], [1.0]], 2, "max_min") == [1, 2]
-    assert chosen([[0.0], [5.0], [-2.0], [1.0]], 2, "unsure") == [0, 3]
-    assert chosen(SCORES, 2, "delta_ucb") == [0, 2]
-    assert chosen(SCORES, 3, "delta_ucb") == [0, 1, 2]
+def test_the_pair_that_is_worth_most() -> None:
+    """Of replies 0 to 3 in the order (0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)."""
+    assert worth([[0.0], [5.0], [-2.0], [1.0]], "max_min").argmax() == 3
+    assert worth([[0.0], [5.0], [-2.0], [1.0]], "unsure").argmax() == 2
 
 
 def test_items_of_large_gaps_or_in_a_drawn_order() -> None:

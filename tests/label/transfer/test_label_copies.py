@@ -15,7 +15,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from annotators import join, label_next
 from label_kit import draft
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, insert, select, text
 
 from plaudit.errors import UserError
 from plaudit.label.db import schema, writer
@@ -23,8 +23,10 @@ from plaudit.label.db.database import connect, open_project, snapshot, writing
 from plaudit.label.db.ledger import read
 from plaudit.label.db.writer import Writer
 from plaudit.label.queue import leases
+from plaudit.label.queue.allowances import set_allowance
 from plaudit.label.queue.items import add_items
 from plaudit.label.transfer.copies import backup, ledger_hash, move, restore
+from plaudit.label.web.text.pictures import keep
 
 
 def judge(shown: list[str]) -> dict[str, Any]:
@@ -45,6 +47,11 @@ def labelled(path: Path, count: int, name: str = "ann") -> Engine:
 def full(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "labels.sqlite"
     engine = labelled(path, 4)
+    with writing(engine) as connection:  # a row in every table that a copy could forget
+        set_allowance(connection, 1, quota=50, fields={"secret-kind": None})
+        keep(connection, b"GIF89a and more")
+        row = {"name": "secret-file.jsonl", "digest": "0" * 64, "gold": False, "items": 4, "created": 1.5}
+        connection.execute(insert(schema.batch).values(row))
     yield path
     engine.dispose()
 

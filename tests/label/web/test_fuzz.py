@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from label_kit import World, draft, written
 
 from plaudit.label.queue.items import add_items
-from plaudit.label.web import aside
+from plaudit.label.web.shared import aside
 
 EXAMPLES = 12
 SIGNED_OUT = {"/logout"}  # would end the session that the others are sent with

@@ -1,11 +1,13 @@
 """Who may do what: every endpoint against nobody, against the wrong person, without the token, from another site."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
-from fastapi.routing import APIRoute
 from label_kit import PASSWORD, World, cookie_of, draft, form_token
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
@@ -19,7 +21,9 @@ from plaudit.label.queue import leases
 from plaudit.label.queue.items import add_items
 from plaudit.label.web import routes_admin, routes_annotator, routes_pages
 from plaudit.label.web.app import create_app
-from plaudit.label.web.gate import MOST_BYTES
+from plaudit.label.web.entrance import routes as entrance
+from plaudit.label.web.entrance import several, sign_in
+from plaudit.label.web.shared.gate import MOST_BYTES
 
 ANSWER = {"client_id": "client-id-1", "lease": "x", "positions": {"ranks": [1]}}
 POSTS = {
@@ -29,10 +33,14 @@ POSTS = {
     "/api/release": {"lease": "x"},
     "/api/admin/invite": {"name": "mallory", "role": "admin"},
     "/api/admin/person/1": {"active": False},
+    "/api/admin/picture": {"data": "R0lGODdh"},
+    "/api/admin/invites": {"csv": "name\nmallory"},
     "/api/take-back": {"lease": "x"},
     "/api/password": {"old": "x", "new": "long enough by far"},
     "/api/admin/person/1/ask-others": None,
     "/api/admin/person/1/offer-again": None,
+    "/api/admin/person/1/merge": {"into": 2},
+    "/api/admin/answer/1": {"do": "ask others"},
     "/api/admin/item/1": {"do": "withdraw"},
     "/api/admin/project": {"overlap": 9},
     "/logout": None,
@@ -45,15 +53,28 @@ GETS = (
     "/api/admin/dashboard",
     "/api/admin/export",
     "/api/admin/log",
+    "/api/admin/items",
+    "/picture/x",
 )
-OPEN = {"/login", "/invite/{token}", "/healthz", "/", "/history", "/admin"}
+OPEN = {
+    "/login",
+    "/invite/{token}",
+    "/join/{token}",
+    "/healthz",
+    "/",
+    "/history",
+    "/admin",
+    "/sign-in",
+    "/sign-in/back",
+}
 
 
 def test_every_route_is_in_these_tests(small_world: World) -> None:
     """A new route must be put to the tests below, or be named here as one that anybody may ask for."""
-    parts = (routes_admin, routes_annotator, routes_pages)
-    found = {route.path for part in parts for route in part.router.routes if isinstance(route, APIRoute)}
-    known = {path.replace("item/1", "item/{which}").replace("/1", "/{who}") for path in POSTS} | set(GETS) | OPEN
+    parts = [part.router for part in (routes_admin, routes_annotator, routes_pages, entrance, several, sign_in)]
+    found = {route.path for part in (*parts, entrance.login_routes) for route in part.routes}
+    names = {"item/1": "item/{which}", "answer/1": "answer/{seq}", "/1": "/{who}", "/picture/x": "/picture/{identity}"}
+    known = {reduce(lambda path, pair: path.replace(*pair), names.items(), path) for path in (*POSTS, *GETS)} | OPEN
     assert found <= known and len(found) >= 17
 
 
@@ -369,7 +390,39 @@ def test_behind_https_cookies_are_secure(tmp_path: Any) -> None:
     browser = TestClient(app, base_url="https://label.example.org")
     answer = browser.get("/login")
     assert "Secure" in answer.headers["set-cookie"] and "max-age" in answer.headers["strict-transport-security"]
-    app.state.service.writer.close()
+    app.state.service.close()
+
+
+@pytest.mark.parametrize("stripped", [True, False], ids=["the proxy takes it off", "the proxy hands it on"])
+def test_below_a_path_every_address_and_cookie_stays_below_it(tmp_path: Any, stripped: bool) -> None:
+    engine = open_project(tmp_path / "labels.sqlite")
+    app = create_app(engine, url="https://example.org/label/")
+    world = World(app, engine)
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"].removeprefix("/label") if stripped else scope["path"]
+        await app({**scope, "path": path}, receive, send)
+
+    browser = TestClient(proxy, base_url="https://example.org", follow_redirects=False)
+    assert browser.get("/label/").headers["location"] == "/label/login"
+    for path, status in (("login", 200), (f"invite/{world.invite('bo')}", 200), ("invite/used", 404), ("join/x", 404)):
+        path = f"/label/{path}"
+        answer = browser.get(path)
+        assert answer.status_code == status and "Path=/label;" in answer.headers["set-cookie"] + ";"
+        addresses = re.findall(r'(?:href|src|action)="([^"#]+)"', answer.text)
+        assert len(addresses) > 2
+        for address in addresses:
+            assert urljoin(f"https://example.org{path}", address).startswith("https://example.org/label/")
+    world.join("ann")
+    sent = {"name": "ann", "password": PASSWORD, "csrf": form_token(browser.get("/label/login").text)}
+    welcome = browser.post("/label/login", data=sent, headers={"Origin": "https://example.org"})
+    assert (welcome.status_code, welcome.headers["location"]) == (303, "/label/")
+    assert browser.get("/label/api/me").json()["name"] == "ann"
+    assert browser.get("/label/static/label.js").status_code == 200
+    if not stripped:
+        assert browser.get("/label").headers["location"] == "/label/"
+        assert browser.get("/labels").status_code == 404
+    app.state.service.close()
 
 
 @pytest.mark.parametrize(
@@ -432,7 +485,7 @@ def test_a_server_on_this_machine_answers_to_its_own_names_only(small_world: Wor
     app = create_app(small_world.engine, url="http://127.0.0.1:8080", hosts=("127.0.0.1", "localhost", "::1"))
     for host, status in (("127.0.0.1:8080", 200), ("localhost", 200), ("[::1]:8080", 200), ("evil.example", 400)):
         assert TestClient(app).get("/login", headers={"Host": host}).status_code == status
-    app.state.service.writer.close()
+    app.state.service.close()
 
 
 def test_a_database_that_is_away_is_503_and_comes_back(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:

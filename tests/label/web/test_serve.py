@@ -1,5 +1,6 @@
 """The service as a process: what it loads and takes, what it prints, and its commands."""
 
+import contextlib
 import json
 import os
 import re
@@ -149,7 +150,7 @@ def test_nobody_serves_in_the_clear_unwarned() -> None:
     assert Place("0.0.0.0", url="https://label.example").warning() is None
 
 
-@pytest.mark.parametrize("url", ["label.example", "ftp://label.example", "https://", "https://h/path"])
+@pytest.mark.parametrize("url", ["label.example", "ftp://label.example", "https://", "https://h/path?query"])
 def test_an_address_of_the_browsers_that_is_none(url: str) -> None:
     with pytest.raises(UserError, match="--url"):
         listen(Place(url=url))
@@ -277,6 +278,22 @@ def test_a_run_that_waits_for_its_people_is_served_as_it_is(
     assert plaudit("label", "serve", str(run), *anywhere, "--lease-minutes", "5").code == 0
     with snapshot(connect(default_database(run))) as connection:
         assert ledger.project(connection).lease_minutes == 5 and len(list(ledger.items(connection))) == 20
+
+
+def test_a_project_is_called_after_its_file_and_never_after_us(
+    tmp_path: Path, plaudit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plaudit.label.web.serve.listen", contextlib.nullcontext)
+    monkeypatch.setattr("plaudit.label.web.serve.serve", lambda *_: None)
+    monkeypatch.setattr("plaudit.label.web.shared.aside.add", lambda *_: None)
+    file = rankings(tmp_path / "kind replies.jsonl", 1)
+    for given, database, expected in (([str(file)], "a", "kind replies"), ([], "b", "Labels")):
+        where = str(tmp_path / f"{database}.sqlite")
+        assert plaudit("label", "serve", *given, "--database", where).code == 0
+        with snapshot(connect(where)) as connection:
+            assert ledger.project(connection).name == expected
+    refused = plaudit("label", "serve", "--database", str(tmp_path / "c.sqlite"), "--language", "xx")
+    assert refused.code == 2 and "write browser, de, en" in refused.err
 
 
 def test_a_bad_row_puts_nothing_in(tmp_path: Path, plaudit: Any) -> None:

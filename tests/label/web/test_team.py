@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from label_kit import PASSWORD, World, cookie_of, draft, form_token
+from label_kit import PASSWORD, World, cookie_of, draft, form_token, free_of
 
 from plaudit.label.db import ledger
 from plaudit.label.db.database import open_project, snapshot
@@ -93,6 +93,63 @@ def test_what_an_admin_does_to_people_and_items_is_done_and_written_down(small_w
     assert done == ["another opinion", "put back", "withdraw", "offer again", "ask others"]
 
 
+def ids(boss: Any) -> dict[str, int]:
+    return {row["name"]: row["id"] for row in boss.get("/api/admin/people").json()["people"]}
+
+
+def test_people_are_renamed_and_get_another_role(small_world: World) -> None:
+    boss, ann = small_world.join("boss", "admin"), small_world.join("ann")
+    who = ids(boss)
+    assert boss.post(f"/api/admin/person/{who['ann']}", {"name": " Anne  Lee "}).status_code == 200
+    assert ann.get("/api/me").json()["name"] == "Anne Lee"  # still signed in
+    assert (login(small_world, "ann").status_code, login(small_world, "anne lee").status_code) == (401, 303)
+    for name, word in (("BOSS", "there already"), ("a/b", "letters")):
+        refused = boss.post(f"/api/admin/person/{who['ann']}", {"name": name})
+        assert refused.status_code == 422 and word in refused.text
+    assert ann.get("/api/admin/log").status_code == 403
+    assert boss.post(f"/api/admin/person/{who['boss']}", {"role": "annotator"}).status_code == 422
+    assert boss.post(f"/api/admin/person/{who['ann']}", {"role": "admin"}).status_code == 200
+    log = ann.get("/api/admin/log").json()["log"]
+    assert [row["detail"] for row in log] == [
+        {"person": who["ann"], "role": "admin"},
+        {"person": who["ann"], "name": " Anne  Lee "},
+    ]
+    assert boss.post("/api/admin/person/99", {"role": "admin"}).status_code == 404
+
+
+def test_two_accounts_of_one_person_become_one_and_nobody_has_two_voices(world: World) -> None:
+    add_items(world.engine, [draft(number, overlap=2) for number in range(3)])
+    boss, ann, ann2 = world.join("boss", "admin"), world.join("ann"), world.join("ann at home")
+    for who, count in ((ann, 1), (ann2, 2)):  # the first item is answered by both
+        for _ in range(count):
+            who.submit(who.claim()["lease"], reason=who.me["name"])
+    held = ann2.claim()["lease"]
+    who = ids(boss)
+    path = f"/api/admin/person/{who['ann at home']}/merge"
+    assert boss.post(path, {"into": who["ann at home"]}).status_code == 422
+    assert boss.post(path, {"into": 99}).status_code == 422
+    with snapshot(world.engine) as connection:
+        before = [row.seq for row in ledger.labels(connection)]
+    assert boss.post(path, {"into": who["ann"]}).json() == {"items": 2}  # one answered, one that was held
+    assert ann2.get("/api/me").status_code == 401 and ann2.claim() is None
+    with snapshot(world.engine) as connection:
+        rows = list(ledger.labels(connection))
+    assert [row.seq for row in rows] == before  # the ledger is what it was
+    assert [(row.person, row.aside) for row in rows] == [
+        (who["ann"], False),
+        (who["ann at home"], True),
+        (who["ann"], False),
+    ]
+    assert free_of(world.engine) == [1, 1, 2]
+    own = ann.get("/api/history").json()["labels"]
+    assert [row["positions"]["reason"] for row in own] == ["ann at home", "ann"]
+    correction = {"client_id": "client-10", "seq": own[0]["seq"], "positions": {"ranks": [4, 3, 2, 1]}}
+    assert ann.post("/api/correct", correction).status_code == 200
+    assert ann.claim()["lease"] == held or ann.claim() is not None  # the third item is still to be had
+    found = boss.get(f"/api/admin/items?person={who['ann']}").json()["items"]
+    assert len(found) == 2 and {one["name"] for one in found[1]["answers"]} == {"ann"}
+
+
 # --- names and passwords ---
 
 
@@ -135,7 +192,7 @@ def test_two_projects_on_one_host_have_sessions_of_their_own(small_world: World,
 
     other = World(create_app(open_project(tmp_path / "other.sqlite"), url="http://127.0.0.1:8081"), None)  # type: ignore[arg-type]
     assert cookie_of(small_world) != cookie_of(other)
-    other.app.state.service.writer.close()
+    other.app.state.service.close()
 
 
 def test_behind_a_proxy_without_url_the_refusal_names_it(small_world: World) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import tiny_rows, write_lines
+from conftest import CHATML, tiny_rows, write_lines
 from plaudit.data.table import DemonstrationTable
 from plaudit.records import Demonstration, Message, Prompt
 from plaudit.stages.before import estimate
@@ -64,11 +64,26 @@ def test_everything_that_is_wrong_at_once(recipe: Path, plaudit: Plaudit) -> Non
     for said in (
         "no prompt has split 'test'",
         "7 bad rows, the first:",
-        "field 'completion' must be a non-empty string, found '' (and in 6 more rows)",
+        "field 'completion' must be a non-empty string, found ''; write one or delete the row (and in 6 more rows)",
         "the folder has no config.json",
         "reward.soft_labels=true needs votes",
     ):
         assert sum(said in line for line in errors) == 1, said
+
+
+def test_a_role_that_the_template_refuses_hides_no_other_mistake(recipe: Path, plaudit: Plaudit) -> None:
+    """Rows of that role have no length to count."""
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role.') }}{% endif %}" + CHATML
+    (recipe.parent / "plain.jinja").write_text(refuses, encoding="utf-8")
+    values = yaml.safe_load(recipe.read_text())
+    values["data"] |= {"chat_template": str(recipe.parent / "plain.jinja")}
+    recipe.write_text(yaml.safe_dump(values | {"reward": {"soft_labels": True}}))
+    prompts, _ = tiny_rows()
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tea?"}]
+    write_lines(recipe.parent / "prompts.jsonl", [*prompts, {"id": "tea", "split": "test", "prompt": asked}])
+    done = plaudit("check", "--quick", recipe)
+    assert done.code == 2
+    assert "row 'tea': " in done.err and "reward.soft_labels=true needs votes" in done.err
 
 
 def test_a_missing_file_hides_no_other_mistake(recipe: Path, plaudit: Plaudit) -> None:

@@ -2,6 +2,8 @@
 
 - Label Studio: the JSON export of a project with a Pairwise tag: a task's `data` with two answers, and `annotations`,
   each of which selected left or right (labelstud.io, "Pairwise", "Export annotations").
+- OpenAI's files for preference tuning: `input` with its messages, `preferred_output` and `non_preferred_output`
+  (platform.openai.com, "Direct preference optimization").
 - Comparisons of summaries: `info`, two `summaries` and a `choice`, as Stiennon et al. 2020 ("Learning to summarize from
   human feedback", arXiv:2009.01325) published them; the prompt is laid out as in their table of query formats.
 """
@@ -17,11 +19,14 @@ _SIDES = {"left": 0, "right": 1}
 
 
 def chosen_between(place: str, row: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """A task of Label Studio as a row of format votes, a comparison of summaries as one of format rankings; any other
-    row as it is."""
+    """A task of Label Studio as a row of format votes, OpenAI's outputs as one of format pairs, a comparison of
+    summaries as one of format rankings; any other row as it is."""
     if {"data", "annotations"} <= row.keys():
         say("tasks of Label Studio, a vote for each annotation")
         return _label_studio(place, row)
+    if {"input", "preferred_output", "non_preferred_output"} <= row.keys():
+        say("OpenAI's preferred and non-preferred outputs")
+        return _outputs(place, row)
     if {"info", "summaries", "choice"} <= row.keys():
         say("comparisons of summaries")
         return _summaries(place, row)
@@ -49,6 +54,23 @@ def _label_studio(place: str, row: dict[str, Any]) -> dict[str, Any]:
     both = (duel.first, duel.second)
     responses = [{"text": data[key], "votes": count} for key, count in zip(both, votes, strict=True)]
     return {**{key: value for key, value in data.items() if key not in both}, "responses": responses}
+
+
+def _outputs(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    asked = row["input"]
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
+        raise UserError(f"{place}: field 'input' is no object with 'messages', found {shown(asked)}")
+    tools = {"tools": asked["tools"]} if asked.get("tools") else {}
+    rest = {
+        key: value for key, value in row.items() if key not in ("input", "preferred_output", "non_preferred_output")
+    }
+    return {
+        **rest,
+        **tools,
+        "prompt": asked["messages"],
+        "chosen": row["preferred_output"],
+        "rejected": row["non_preferred_output"],
+    }
 
 
 def _summaries(place: str, row: dict[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from pathlib import Path
 from plaudit.data.formats.columns import OURS, Columns
 from plaudit.data.formats.json_rows import array_rows, json_lines, object_rows
 from plaudit.data.formats.rows import DAMAGE, HUB, Row, first_bytes, is_hub, is_utf16, open_bytes
+from plaudit.data.formats.signatures import refuse_other_kinds
 from plaudit.data.formats.spreadsheet import SHEETS, excel_rows, refuse_sheet
 from plaudit.data.formats.table_rows import csv_rows, dataset_rows, delimiter_of, parquet_rows, prompt_lines
 from plaudit.data.formats.thumbs import LIBRECHAT, librechat_rows
 from plaudit.errors import UserError, no_file
 
 _LINES = (".jsonl", ".ndjson")
+_JSON = (*_LINES, ".json")
 
 
 def rows(source: str | Path, columns: Columns | None = None) -> Iterator[Row]:
@@ -40,6 +42,7 @@ def rows(source: str | Path, columns: Columns | None = None) -> Iterator[Row]:
     elif suffix == ".parquet":
         yield from map(columns.renamed, parquet_rows(path))
         return
+    refuse_other_kinds(path)
     if is_utf16(first_bytes(path, 2)):
         columns.said.append("UTF-16")
     if suffix in (".csv", ".tsv"):
@@ -47,6 +50,11 @@ def rows(source: str | Path, columns: Columns | None = None) -> Iterator[Row]:
     elif suffix == ".txt" and not _start(path).startswith((b"{", b"[")):
         yield from _text_rows(path, columns)
     else:
+        if suffix not in _JSON and (start := _start(path)) and not start.startswith((b"{", b"[")):
+            raise UserError(
+                f"{path}: a {suffix or 'nameless'} file is not read; rows stand in .csv, .tsv, .xlsx, .jsonl, .json or "
+                ".parquet, prompts alone in .txt, a prompt a line"
+            )
         yield from map(columns.renamed, _json_rows(path, suffix, columns))
 
 

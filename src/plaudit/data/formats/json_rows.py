@@ -59,6 +59,10 @@ def json_object(place: str, raw: bytes, ended: bool = True) -> dict[str, Any]:
         row = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         cut = "" if ended else "; the file ends in the middle of this line, so it was cut: fetch it again"
+        if error.msg == "Extra data" and text[error.pos] == "{":
+            cut = "; two objects stand on one line: begin a line for each"
+        elif text.startswith("{'"):
+            cut = "; so Python prints a dict: write it with json.dumps"
         raise UserError(
             f"{place}: not valid JSON at column {error.colno}: {error.msg} in {shown(text[:60])}{cut}"
         ) from error

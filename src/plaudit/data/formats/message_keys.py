@@ -21,8 +21,8 @@ _READ = {
     **dict.fromkeys(("rankings", "votes", "strength", "winner"), ("prompt",)),
 }
 """The fields that hold messages, by format."""
-TOOLS = ("tools", "functions")
-"""Keys of a row that say what the model may call."""
+TOOLS = ("tools", "functions", "documents", "chat_template_kwargs")
+"""Keys of a row that change what a template writes: what the model may call, what it may quote, variables."""
 _WAYS = "take it out, set data.on_bad_row=quarantine, or name it in data.ignore_message_keys"
 
 

@@ -18,6 +18,12 @@ from plaudit.records import Completion, Demonstration, Labelled, Message, Prompt
 T = TypeVar("T")
 ROLES = ("system", "user", "assistant")
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_ROLE_FIX = {
+    "developer": "; write 'system' for a developer's message",
+    **dict.fromkeys(
+        ("tool", "function"), "; what tools said is not learned: write it into a message, or delete the row"
+    ),
+}
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _NOT_TEXT = re.compile("[\ud800-\udfff]")
 
@@ -29,7 +35,9 @@ def text_of(place: str, row: dict[str, Any], field: str, default: str | None = N
     """A string that is not blank and that UTF-8 can hold."""
     value = row.get(field, default)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place}: field {field!r} must be a non-empty string, found {shown(value)}")
+        raise UserError(
+            f"{place}: field {field!r} must be a non-empty string, found {shown(value)}; write one or delete the row"
+        )
     return _clean(place, field, value)
 
 
@@ -57,11 +65,7 @@ def conversation(place: str, field: str, value: Any, ends: str) -> tuple[Message
         if not isinstance(item, dict) or item.get("role") not in ROLES:
             raise UserError(
                 f"{place}: field {field!r}: a message needs a role out of {', '.join(ROLES)}, found {shown(item)}"
-                + (
-                    "; write 'system' for a developer's message"
-                    if isinstance(item, dict) and item.get("role") == "developer"
-                    else ""
-                )
+                + (_ROLE_FIX.get(str(item.get("role")), "") if isinstance(item, dict) else "")
             )
         messages.append(Message(item["role"], text_of(place, content_of(place, item), "content")))
     return _in_turn(place, field, messages, ends)
@@ -313,16 +317,29 @@ def _winner(place: str, number: int, row: dict[str, Any]) -> Ranking:
     return _rankings(place, number, compared(place, row))
 
 
+# What the true and false of spreadsheets are called in other languages is what such a program writes into a CSV.
+_LIKED = {"true", "1", "1.0", "yes", "👍"} | {
+    "wahr",
+    "vrai",
+    "vero",
+    "verdadero",
+    "verdadeiro",
+    "waar",
+    "prawda",
+    "истина",
+}
+_NOT_LIKED = {"false", "0", "0.0", "no", "👎", "falsch", "faux", "falso", "onwaar", "fałsz", "ложь"}
+
+
 def _unpaired(place: str, number: int, row: dict[str, Any]) -> Labelled:
-    labels = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    said = str(row.get("label")).lower()
-    if said not in labels:
+    said = str(row.get("label")).strip().lower()
+    if said not in _LIKED | _NOT_LIKED:
         raise UserError(
-            f"{place}: field 'label' must be true or false, found {shown(row.get('label'))}; where it is no judgement, "
-            "name the format (prompt-completion) to ignore it"
+            f"{place}: field 'label' must be true or false (or 1 and 0, yes and no, 👍 and 👎), found "
+            f"{shown(row.get('label'))}; where it is no judgement, name the format (prompt-completion) to ignore it"
         )
     made = _prompt_completion(place, number, row)
-    return Labelled(made.prompt, made.completion, labels[said])
+    return Labelled(made.prompt, made.completion, said in _LIKED)
 
 
 def _earlier(place: str, history: Any) -> tuple[Message, ...]:
@@ -370,11 +387,11 @@ def record_of(format: str, place: str, number: int, row: dict[str, Any]) -> Reco
     record = PARSERS[format](place, number, row)
     if row.get("history"):
         record = _after_history(place, record, row["history"])
-    if not isinstance(record, Ranking | Labelled):
+    if isinstance(record, Prompt):
         return record
     if row.get("annotator") is not None:
         record = replace(record, annotator=text_of(place, row, "annotator"))
-    if isinstance(record, Labelled):
+    if not isinstance(record, Ranking):
         return record
     if row.get("strength") is not None:
         record = replace(record, strength=_number(place, row, "strength"))

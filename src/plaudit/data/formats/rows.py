@@ -113,7 +113,7 @@ def lines(path: Path) -> Iterator[bytes | Row]:
             yield Row(f"{path}:{number + 1}", number + 1, None, problem, b"")
             return
     if number == 0:
-        raise UserError(f"{path}: the file is empty; it needs one JSON object a line")
+        raise UserError(f"{path}: the file is empty; it needs a row an example, and in a table a header above them")
 
 
 def text_of(place: str, raw: bytes) -> str:

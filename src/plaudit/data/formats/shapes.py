@@ -189,8 +189,9 @@ def shaped(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
     row = {key: value for key, value in row.items() if value is not None or key not in _OPTIONAL}
     if None in row.values() and fits(bare := {k: v for k, v in row.items() if v is not None}) not in ([], ["prompts"]):
         row = bare
-    if isinstance(row.get("id"), (int, float)) and not isinstance(row["id"], bool):
-        row["id"] = str(row["id"])
+    for name in ("id", "annotator"):  # people are numbered as rows are
+        if isinstance(row.get(name), (int, float)) and not isinstance(row[name], bool):
+            row[name] = str(row[name])
     if "items" in row and "conversations" not in row and isinstance(row["items"], list):
         row["conversations"] = row.pop("items")
         say("'items' read as 'conversations'")

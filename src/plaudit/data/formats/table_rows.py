@@ -21,7 +21,12 @@ _NUMBER_COLUMNS = ("preference_strength",)
 _OPTIONAL = ("id", "kind", "split", "system", "input")
 
 
-_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_NOT_CSV = {
+    "new-line character seen": "its lines end in CR alone, as on old Macs; save it once more, as CSV UTF-8",
+    "unexpected end of data": "a quotation mark is opened here and never closed; close it, or double one that is text",
+}
+"""What Python's reader says, and what a person can do about it."""
 Line = tuple[str, list[str], bytes, str | None]
 """Place, cells, how it stands in the file, and what is wrong with it."""
 
@@ -30,7 +35,7 @@ def delimiter_of(path: Path, usual: str) -> str:
     """What separates the columns of the header: `usual`, unless another one gives more of them, or Excel's own first
     line `sep=;` names it."""
     first = next((line for line in lines(path) if isinstance(line, bytes)), b"").decode("utf-8", "replace")
-    if named := re.match(r"sep=([,;\t])\s*\Z", first):
+    if named := re.match(r"sep=([,;\t|])\s*\Z", first):
         return named[1]
     outside = re.sub('"[^"]*"', "", first)
     return max((usual, *_DELIMITERS), key=outside.count)  # the first of equals
@@ -72,9 +77,10 @@ def _csv_lines(path: Path, delimiter: str, broken: list[Row]) -> Iterator[Line]:
         except StopIteration:
             return
         except csv.Error as error:
-            problem = f"{place}: not valid CSV: {error}; quote the field and double the quotes inside it"
+            known = next((text for said, text in _NOT_CSV.items() if str(error).startswith(said)), None)
+            problem = f"{place}: not valid CSV: {known or f'{error}; quote the field and double the quotes inside it'}"
         raw = b"".join(taken)
-        if problem is not None or reader.line_num != 1 or not re.match(rb"sep=[,;\t]\s*\Z", raw):
+        if problem is not None or reader.line_num != 1 or not re.match(rb"sep=[,;\t|]\s*\Z", raw):
             yield place, cells, raw, problem
 
 
@@ -104,7 +110,10 @@ def _header(place: str, cells: list[str], raw: bytes, problem: str | None, colum
     names = _trimmed(cells, 0)
     _check_cells(place, names, names, raw)
     if len(set(names)) != len(names) or not all(name.strip() for name in names):
-        raise UserError(f"{place}: the header has an empty name or one that stands twice: {shown(cells)}")
+        raise UserError(
+            f"{place}: the header has an empty name or one that stands twice: {shown(cells)}; name each column once "
+            "(answer_a and answer_b, say), and delete what stands above the header"
+        )
     return columns.names(place, tuple(names))
 
 
@@ -120,7 +129,9 @@ def _check_cells(place: str, header: Sequence[str], cells: Sequence[str], raw: b
     if not text_of(place, raw).strip():
         raise UserError(f"{place}: the line is empty; delete it or put one row there")
     if len(cells) != len(header):
-        raise UserError(f"{place}: {len(cells)} fields where the header names {len(header)}: {shown(cells)}")
+        more = "put a text with a comma into quotation marks" if len(cells) > len(header) else "fill in what is missing"
+        more = "delete what stands above the header" if len(header) == 1 < len(cells) else more
+        raise UserError(f"{place}: {len(cells)} fields where the header names {len(header)}: {shown(cells)}; {more}")
 
 
 def _typed_cells(place: str, header: Sequence[str], cells: Sequence[str], raw: bytes) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from plaudit.records import Message
 Render = Callable[[Sequence[Message], bool], str]
 """(messages, whether the generation prompt follows) -> text."""
 ASKED = (Message("user", "Hello there."),)
-REPLIES = ("Hi.", "Zebras, 7 of 9")
-_SPACED = "\n \nHi.\n \n"
+REPLIES = ("Hi.", 'Zebras & <i>gnus</i>, 7 of "9": ' + "and so on, " * 40 + "so it's done")
+"""A short one, and one that is long and has what a template may escape, cut or put in other words."""
+_SPACED = "\n \nHi.\n\n  Yo.\n \n"
 _STRIPS: tuple[Callable[[str], str], ...] = (
     lambda text: text,
     str.strip,
@@ -52,8 +53,9 @@ def turn_of(name: str, render: Render, special: set[str]) -> Turn:
         raise _refused(name, f"it writes the prompt otherwise once a reply follows it ({extra[:60]!r} is gone)")
     parts = [written[text][len(start) :].partition(text) for text in REPLIES]
     leads = {lead for lead, _, _ in parts}
-    if not all(found for _, found, _ in parts):
-        raise _refused(name, f"it changes the reply: {REPLIES[0]!r} became {written[REPLIES[0]][len(start) :]!r}")
+    if changed := [text for text, (_, found, _) in zip(REPLIES, parts, strict=True) if not found]:
+        became = written[changed[0]][len(start) :]
+        raise _refused(name, f"it changes the reply: {changed[0][:60]!r} became {became[:60]!r}")
     if len(leads) > 1:
         raise _refused(name, f"what it writes before a reply differs from reply to reply: {sorted(leads)}")
     lead = leads.pop()

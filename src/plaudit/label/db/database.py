@@ -14,10 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -118,17 +114,31 @@ def open_as_it_is(database: str | Path) -> Engine:
     shown = str(database) if "://" not in str(database) else engine.url.render_as_string(hide_password=True)
     try:
         with snapshot(engine) as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
+            current = _revision(connection)
     except DBAPIError as error:
         raise UserError(f"{shown}: cannot be opened as a database: {error.orig}") from error
     if current is None:
         fix = "the .sqlite alone, copied while it is served, misses what is in its -wal: use `plaudit label backup`"
         raise UserError(f"{shown}: holds no label database; {fix}")
-    head = ScriptDirectory.from_config(_config()).get_current_head()
+    head = max(_revisions())
     if current != head:
         fix = "`plaudit label serve` brings it up to date and keeps a copy of it as it is"
         raise UserError(f"{shown}: its schema is {current!r}, this Plaudit's is {head!r}; {fix}")
     return engine
+
+
+def _revision(connection: Connection) -> str | None:
+    """Of which schema the database is; None where it has none."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return None if found is None else str(found)
+
+
+def _revisions() -> set[str]:
+    """Every schema that there was: those of the migrations, by the names of their files."""
+    versions = files("plaudit.label.db") / "migrations" / "versions"
+    return {file.name[1:5] for file in versions.iterdir() if file.name.startswith("v")}
 
 
 def copy_file(path: Path, to: Path) -> None:
@@ -144,16 +154,10 @@ def _keep_copy(engine: Engine) -> None:
     if engine.dialect.name != "sqlite" or not engine.url.database:
         return
     with snapshot(engine) as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
+        current = _revision(connection)
     kept = Path(f"{engine.url.database}.before-{current}")
-    if current not in (None, ScriptDirectory.from_config(_config()).get_current_head()) and not kept.exists():
+    if current not in (None, max(_revisions())) and not kept.exists():
         copy_file(Path(engine.url.database), kept)
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(files("plaudit.label.db") / "migrations"))
-    return config
 
 
 def migrate(engine: Engine) -> None:
@@ -178,17 +182,21 @@ def migrate(engine: Engine) -> None:
 def _migrate(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})")
-    config = _config()
+    # Only here: loading it takes longer than reading the numbers of a large database.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(files("plaudit.label.db") / "migrations"))
     config.attributes["connection"] = connection
-    current, name = MigrationContext.configure(connection).get_current_revision(), connection.engine.url.database
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    current, name = _revision(connection), connection.engine.url.database
     if current is None:
         if inspect(connection).get_table_names():
             raise UserError(f"{name}: holds tables that are not ours; name an empty database")
         metadata.create_all(connection)
         command.stamp(config, "head")
         return
-    if current not in known:
+    if current not in _revisions():
         raise UserError(f"{name}: its schema {current!r} is newer than this Plaudit; upgrade Plaudit")
     command.upgrade(config, "head")
     if connection.dialect.name == "sqlite":

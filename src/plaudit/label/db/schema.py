@@ -51,11 +51,19 @@ project = sa.Table(
     sa.Column("version", sa.Integer, nullable=False, server_default="1"),
     sa.Column("guidelines_version", sa.Integer, nullable=False, server_default="1"),
     sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("webhook", sa.Text),
+    sa.Column("crowd_token", sa.String(64)),
+    sa.Column("crowd_quota", sa.Integer),
+    sa.Column("crowd_code", sa.Text),
+    sa.Column("language", sa.String(16), nullable=False, server_default="browser"),
 )
 """One row. `secret` signs the tokens of the login form; `url` is how browsers reached the server that was started last,
 null before the first. `plain_text`: texts are shown as their characters until somebody asks for them formatted.
 `version` counts the changes of the settings, `guidelines_version` those of the guidelines; `paused`: nobody is given an
-item."""
+item; `webhook`: who is told when a batch is done.
+`crowd_token` is the hash of that of the link by which anybody may come in, null for none; `crowd_quota` is of each of
+them, `crowd_code` what they are told at the end.
+`language` is that of the annotators' pages, "browser" for each browser's own."""
 
 person = sa.Table(
     "person",
@@ -66,7 +74,21 @@ person = sa.Table(
     sa.Column("password_hash", sa.Text),
     sa.Column("active", sa.Boolean, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("quota", sa.Integer),
+    sa.Column("crowd", sa.Boolean, nullable=False, server_default=sa.false()),
 )
+"""Somebody who is `paused` keeps what they hold and is given nothing more; `quota` is the most labels they give;
+`crowd`: they came by the link for everybody."""
+
+person_field = sa.Table(
+    "person_field",
+    metadata,
+    sa.Column("person", sa.ForeignKey("person.id"), primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("quota", sa.Integer),
+)
+"""The kinds of prompts that somebody is given, each up to a quota of its own; who has no row here is given all."""
 
 invite = sa.Table(
     "invite",
@@ -79,6 +101,16 @@ invite = sa.Table(
     sa.Column("expires", sa.Float, nullable=False),
     sa.Column("used", sa.Float),
 )
+
+identity = sa.Table(
+    "identity",
+    metadata,
+    sa.Column("issuer", sa.Text, primary_key=True),
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("person", sa.ForeignKey("person.id"), nullable=False, index=True),
+    sa.Column("created", sa.Float, nullable=False),
+)
+"""Who of the people somebody is whom an OpenID Connect provider knows."""
 
 session = sa.Table(
     "session",
@@ -118,11 +150,39 @@ item = sa.Table(
     sa.Column("source_file", sa.Text, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("withdrawn", sa.Boolean, nullable=False, server_default=sa.false()),
+    # No reference: PostgreSQL walks the index below in its order for a value, and not for "is null".
+    sa.Column("assigned", sa.BigInteger, nullable=False, server_default="0"),
 )
-"""`free` is the number of slots that nobody holds or has filled; 0 for gold items, which are outside the overlap, and
-for items that an admin has `withdrawn`: those are served no more, and their labels do not count."""
-_partial("item_waiting", "free > 0", item.c.priority.desc(), item.c.number, unique=False)
+"""`assigned`: the one person whom the item is for, 0 for anybody. `free` is the number of slots that nobody holds or
+has filled; 0 for gold items, which are outside the overlap, and for items that an admin has `withdrawn`: those are
+served no more, and their labels do not count."""
+WAITING = item.c.free > sa.literal_column("0")
+"""In the very words of the index, by which databases see that it will do."""
+_next = (item.c.priority.desc(), item.c.number, item.c.free)
+_partial("item_waiting", "free > 0", item.c.assigned, *_next, unique=False)
+_partial("item_waiting_of_file", "free > 0", item.c.source_file, unique=False)
+_partial("item_waiting_of_kind", "free > 0", item.c.assigned, item.c.kind, *_next, unique=False)
 _partial("item_gold", "gold IS NOT NULL", item.c.number, unique=False)
+# Progress is counted from this alone, however long the texts are. The overlap comes first because nobody looks for it:
+# SQLite would take an index that begins with the task for the next item's, and sort.
+sa.Index("item_counted", *item.c["overlap", "task", "withdrawn"])
+
+batch = sa.Table(
+    "batch",
+    metadata,
+    sa.Column("id", _number, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("digest", sa.String(64), index=True),
+    sa.Column("task", sa.String(16)),
+    sa.Column("gold", sa.Boolean, nullable=False),
+    sa.Column("items", sa.Integer, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("told", sa.Float),
+)
+"""Files whose items are all in: by the SHA-256 of their bytes (null for what is no single file), so that starting again
+with the same file need not read it. `name` is the `source_file` of its items; `task` is what was asked for, if
+anything was; `items` counts those that were there already, too; `told`: when the webhook
+was told that they are done, or given up."""
 
 lease = sa.Table(
     "lease",
@@ -144,6 +204,7 @@ lease = sa.Table(
 """`slot` is null outside the overlap (consistency checks, gold items, what could not be judged); `late`: answered when
 it no longer held; `guidelines`: the version that held when it was given out; `aside`: an admin had others asked
 instead, and its labels do not count."""
+LIVE = lease.c.state.in_(("open", "done"))
 _LIVE = "state IN ('open', 'done')"
 _partial("lease_slot", f"slot IS NOT NULL AND {_LIVE}", lease.c.item, lease.c.slot)
 _partial("lease_once", f"purpose <> 'consistency' AND {_LIVE}", lease.c.item, lease.c.person)
@@ -188,6 +249,16 @@ conflict = sa.Table(
 )
 """A second body for a client id that the ledger has already."""
 
+
+picture = sa.Table(
+    "picture",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("type", sa.String(16), nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+)
+"""Pictures of guidelines, by the hash of their bytes."""
 
 admin_log = sa.Table(
     "admin_log",

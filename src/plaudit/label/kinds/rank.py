@@ -3,9 +3,9 @@
 to one prompt: people say blindly which is better."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import Any
 
@@ -17,11 +17,12 @@ from plaudit.records import Completion, Preference, Ranking, preferences_of
 
 VERDICTS = ("all_bad", "cannot_judge")
 STRENGTHS = (1, 2, 3)
-Verdicts = dict[tuple[int, int], int]
+Verdicts = Mapping[tuple[int, int], int]
 """(i, j) with i < j -> 1: reply i is better, −1: reply j is, 0: a tie."""
 
 
-def verdicts_of(ranks: Sequence[int]) -> Verdicts:
+@lru_cache(maxsize=4096)  # there are few orders of few replies, and every measure asks for those of every label
+def verdicts_of(ranks: tuple[int, ...]) -> Verdicts:
     """What ranks (1 is best) say of every pair of replies."""
     return {(i, j): (ranks[i] < ranks[j]) - (ranks[i] > ranks[j]) for i, j in combinations(range(len(ranks)), 2)}
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Format = Literal["rankings", "comparisons", "pairs", "hh", "demonstrations", "ledger"]
-"""Formats of an export; `ledger` is of every kind."""
+Format = Literal["rankings", "comparisons", "pairs", "hh", "demonstrations", "table", "ledger"]
+"""Formats of an export; `table` and `ledger` are of every kind."""
 Aggregate = Literal["mean", "reliability"]
 """How the rankings of several people become one."""
 MOST_REASON = 5_000

@@ -29,14 +29,19 @@ def share_of(values: Iterable[tuple[float, Hashable]]) -> Share | None:
     rows = list(values)
     if not rows:
         return None
-    means: dict[Hashable, list[float]] = defaultdict(list)
-    for value, cluster in rows:
-        means[cluster].append(value)
-    all_low, all_high = confidence_sequence([float(np.mean(own)) for own in means.values()])
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(cluster for _, cluster in rows))}
-    low, high = wilson_interval([value for value, _ in rows], [number[cluster] for _, cluster in rows])
-    share = float(np.mean([value for value, _ in rows]))
-    return {"share": share, "low": low, "high": high, "n": len(rows), "all_low": all_low, "all_high": all_high}
+    number: dict[Hashable, int] = {}
+    index = [number.setdefault(cluster, len(number)) for _, cluster in rows]
+    said = np.array([value for value, _ in rows])
+    all_low, all_high = confidence_sequence(np.bincount(index, said) / np.bincount(index))
+    low, high = wilson_interval(said, index)
+    return {
+        "share": float(said.mean()),
+        "low": low,
+        "high": high,
+        "n": len(rows),
+        "all_low": all_low,
+        "all_high": all_high,
+    }
 
 
 def asked(labels: Sequence[Label]) -> list[Label]:

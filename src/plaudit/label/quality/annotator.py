@@ -28,9 +28,16 @@ def person_quality(
     reliable = reliabilities(strict(judged))
     doubtful = {row["item"] for row in doubtful_gold(items, labels)}
     trusted = {identity: item for identity, item in items.items() if identity not in doubtful}
+    by_person: dict[int, list[Label]] = defaultdict(list)
+    for label in labels:
+        by_person[label.person].append(label)
+    shared: dict[int, dict[Pair, Mapping[int, int]]] = defaultdict(dict)
+    for pair, given in judged.items():
+        for who in given if len(given) > 1 else ():
+            shared[who][pair] = given
     measured = {}
     for who in people:
-        own = [label for label in labels if label.person == who]
+        own, beside = by_person[who], shared[who]
         measured[who] = {
             **pace(items, own),
             **habits(own),
@@ -39,8 +46,8 @@ def person_quality(
             "longer_wins": longer_wins(items, own),
             "gold": gold_accuracy(trusted, [label for label in own if label.item not in doubtful]),
             "self": consistency(own),
-            "others": with_others(judged, who),
-            "others_but_one": with_others(judged, who, without=furthest(judged, who)),
+            "others": with_others(beside, who),
+            "others_but_one": with_others(beside, who, without=furthest(beside, who)),
             "reliability": reliable.get(who),
         }
     return measured

@@ -93,18 +93,21 @@ def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, 
     for label in normal:
         if label.verdict != "cannot_judge":  # somebody else is asked instead
             given[label.item].add(label.person)
-    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)  # task -> (labels that count, labels wanted) an item
+    # task -> (labels that count of an item, labels wanted of it, how many such items)
+    counts: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for item in ledger.items:
         if item.gold is None:  # gold items are served besides and are no work to be done
             wanted = item.overlap or ledger.overlap
-            counts[item.task].append((min(len(given[item.id]), wanted), wanted))
+            counts[item.task].append((min(len(given[item.id]), wanted), wanted, 1))
+    for task, overlap, n in ledger.untouched:
+        counts[task].append((0, overlap or ledger.overlap, n))
     tasks: list[dict[str, Any]] = [
         {
             "task": task,
-            "items": len(own),
-            "wanted": sum(wanted for _, wanted in own),
-            "given": sum(had for had, _ in own),
-            "done": sum(had == wanted for had, wanted in own),
+            "items": sum(n for _, _, n in own),
+            "wanted": sum(wanted * n for _, wanted, n in own),
+            "given": sum(had * n for had, _, n in own),
+            "done": sum((had == wanted) * n for had, wanted, n in own),
         }
         for task, own in sorted(counts.items())
     ]

@@ -3,6 +3,7 @@
 Left out: difficulty of items (GLAD), and answers that depend on who wrote the reply.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ def dawid_skene(
     annotators: ArrayLike,
     answers: ArrayLike,
     *,
+    counts: ArrayLike = 1.0,
     right: float = 0.0,
     wrong: float = 0.0,
     steps: int = 500,
@@ -44,25 +46,30 @@ def dawid_skene(
 
     Dawid and Skene 1979 (Applied Statistics 28, 20-28), started as there from each unit's shares of answers. `right`
     and `wrong` are pseudo-counts on and off the diagonal (theirs: none); some of `right` keeps the class names from
-    being swapped. It ends when no probability moves by more than `tolerance`.
+    being swapped. `counts` [units] says for how many equal units each of them stands. It ends when no probability moves
+    by more than `tolerance`.
     """
     u, a, k = (np.asarray(values, dtype=np.int64) for values in (units, annotators, answers))
     assert u.shape == a.shape == k.shape and u.ndim == 1 and u.size
     U, A, C = int(u.max()) + 1, int(a.max()) + 1, int(k.max()) + 1
+    counts_U1 = np.broadcast_to(np.asarray(counts, dtype=np.float64), (U,))[:, None]
     classes_UC = np.zeros((U, C))
     np.add.at(classes_UC, (u, k), 1.0)
     classes_UC /= classes_UC.sum(axis=1, keepdims=True)
     prior_CC = np.full((C, C), wrong) + (right - wrong) * np.eye(C)
+    cell = a * C + k
     for _ in range(steps):
-        shares_C = classes_UC.mean(axis=0)
+        weighted_UC = classes_UC * counts_U1
+        shares_C = weighted_UC.sum(axis=0) / counts_U1.sum()
         counts_ACC = np.tile(prior_CC, (A, 1, 1))
-        # [annotator, answer, true class]: the same array with its last two axes swapped.
-        np.add.at(counts_ACC.transpose(0, 2, 1), (a, k), classes_UC[u])
+        for c in range(C):
+            counts_ACC[:, c] += np.bincount(cell, weighted_UC[u, c], minlength=A * C).reshape(A, C)
         totals_AC1 = counts_ACC.sum(axis=2, keepdims=True)
         confusion_ACC = np.divide(counts_ACC, totals_AC1, out=np.full_like(counts_ACC, 1 / C), where=totals_AC1 > 0)
         with np.errstate(divide="ignore"):
-            logs_UC = np.tile(np.log(shares_C), (U, 1))
-            np.add.at(logs_UC, u, np.log(confusion_ACC)[a, :, k])
+            said_ACC = np.log(confusion_ACC)
+            sums = [np.bincount(u, said_ACC[:, c][a, k], minlength=U) for c in range(C)]
+            logs_UC = np.log(shares_C) + np.stack(sums, axis=1)
         logs_UC -= logs_UC.max(axis=1, keepdims=True)
         new_UC = np.exp(logs_UC)
         new_UC /= new_UC.sum(axis=1, keepdims=True)
@@ -86,17 +93,17 @@ def reliabilities(judged: Mapping[Hashable, Mapping[int, int]]) -> dict[int, flo
     if len(names) < LEAST_ANNOTATORS:
         return {}
     number = {name: i for i, name in enumerate(names)}
-    rows = [
-        (2 * u + side, number[name], int((sign > 0) == (side == 0)))
-        for u, given in enumerate(several)
-        for name, sign in given.items()
-        for side in (0, 1)
-    ]
-    table = np.array(rows, dtype=np.int64)
-    fitted = dawid_skene(
-        table[:, 0], table[:, 1], table[:, 2], right=PRIOR_RIGHT, wrong=PRIOR_WRONG, steps=200, tolerance=1e-6
+    # Few people give few different sets of answers, of however many pairs.
+    kinds = Counter(
+        tuple(sorted((number[name], int(sign == side)) for name, sign in given.items()))
+        for given in several
+        for side in (1, -1)
     )
-    pairs = np.bincount(table[:, 1], minlength=len(names)) // 2
+    rows = [(u, who, answer) for u, kind in enumerate(kinds) for who, answer in kind]
+    u, who, answer = np.array(rows, dtype=np.int64).T
+    counts = np.array(list(kinds.values()))
+    fitted = dawid_skene(u, who, answer, counts=counts, right=PRIOR_RIGHT, wrong=PRIOR_WRONG, steps=200, tolerance=1e-6)
+    pairs = np.bincount(who, counts[u], minlength=len(names)) // 2
     diagonals = fitted.confusion_ACC.diagonal(axis1=1, axis2=2).mean(axis=1)
     return {name: float(diagonals[i]) for i, name in enumerate(names) if pairs[i] >= LEAST_PAIRS}
 

@@ -21,7 +21,9 @@ PRIOR = 0.5
 _DRAWS, _AT_ONCE = 1000, 50
 
 
-def bradley_terry(wins_DSS: np.ndarray, *, prior: float = PRIOR, steps: int = 2000) -> np.ndarray:
+def bradley_terry(
+    wins_DSS: np.ndarray, *, prior: float = PRIOR, steps: int = 2000, tolerance: float = 1e-9
+) -> np.ndarray:
     """Strengths [D, S], log worths with mean 0, from D tables of wins [D, S, S]; [d, i, j]: how often i beat j.
 
         P(i beats j) = σ(s_i − s_j);   worth_i ← wins_i / Σ_j n_ij / (worth_i + worth_j)   until it stands still
@@ -42,7 +44,7 @@ def bradley_terry(wins_DSS: np.ndarray, *, prior: float = PRIOR, steps: int = 20
         new_DS = new_DS if prior else new_DS / np.exp(np.log(new_DS).mean(axis=1, keepdims=True))
         moved = float(np.abs(np.log(new_DS / worth_DS)).max())
         worth_DS = new_DS
-        if moved < 1e-9:
+        if moved < tolerance:
             break
     strength_DS = np.log(worth_DS)
     return strength_DS - strength_DS.mean(axis=1, keepdims=True)
@@ -83,12 +85,13 @@ def _drawn(wins_ISS: np.ndarray) -> np.ndarray:
     """Strengths [draws, S] of as many items drawn with replacement, a few draws at a time to hold little memory."""
     rng = np.random.default_rng(0)
     I, S, _ = wins_ISS.shape
-    flat_IX = wins_ISS.reshape(I, S * S)
+    # Items that say the same are drawn as one kind, as often as there are such items.
+    kinds_KX, counts_K = np.unique(wins_ISS.reshape(I, S * S), axis=0, return_counts=True)
     parts = []
     for _ in range(_DRAWS // _AT_ONCE):
-        counts_DI = rng.multinomial(I, np.full(I, 1 / I), size=_AT_ONCE).astype(np.float64)
-        parts.append(bradley_terry((counts_DI @ flat_IX).reshape(-1, S, S)))
-    return np.concatenate(parts)
+        drawn_DK = rng.multinomial(I, counts_K / I, size=_AT_ONCE).astype(np.float64)
+        parts.append(drawn_DK @ kinds_KX)
+    return bradley_terry(np.concatenate(parts).reshape(-1, S, S), tolerance=1e-6)  # an interval's ends say no more
 
 
 def _meetings(items: Sequence[ItemRow], labels: Sequence[Label]) -> Iterator[tuple[ItemRow, str, str, float]]:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from plaudit.data.audit.near import THRESHOLD
 
 PairRule = Literal["unsure", "max_min", "delta_ucb"]
-"""By which two of several replies are chosen."""
+"""What makes a pair of replies worth a label."""
 By = Literal["unsure", "length", "max_min", "delta_ucb", "random"]
 
 
@@ -60,21 +60,6 @@ def worth(scores_KM: ArrayLike, by: PairRule) -> np.ndarray:
             return np.abs(found.mean(axis=1))
         case "delta_ucb":
             return np.abs(found.mean(axis=1)) + found.std(axis=1)
-
-
-def chosen(scores_KM: ArrayLike, count: int, by: PairRule) -> list[int]:
-    """`count` of K replies, in order: the pair that is worth most, then again and again the reply whose pairs with
-    those that are chosen are worth most together. Of equals the first."""
-    replies = len(np.asarray(scores_KM))
-    each = worth(scores_KM, by)
-    of_pair = np.zeros((replies, replies))
-    for (i, j), value in zip(combinations(range(replies), 2), each, strict=True):
-        of_pair[i, j] = of_pair[j, i] = value
-    found = list(divmod(int(of_pair.argmax()), replies))
-    while len(found) < min(count, replies):
-        rest = [i for i in range(replies) if i not in found]
-        found.append(max(rest, key=lambda i: of_pair[i, found].sum()))
-    return sorted(found)
 
 
 def priority(scores_KM: ArrayLike, texts: Sequence[str], by: By = "unsure") -> float:

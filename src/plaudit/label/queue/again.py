@@ -3,10 +3,10 @@ items taken out. Each function is one job inside a transaction of `Writer`."""
 
 import time
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
-from plaudit.label.db.schema import item, lease, project
-from plaudit.label.queue.leases import HELD, LIVE, SLOTS, WANTED, NotYours, end_open, recount
+from plaudit.label.db.schema import LIVE, item, label, lease, project
+from plaudit.label.queue.leases import HELD, SLOTS, WANTED, NotYours, end_open, recount
 
 
 def take_back(connection: Connection, me: int, which: str) -> bool:
@@ -43,12 +43,21 @@ def offer_again(connection: Connection, who: int | None = None) -> int:
 
 def ask_others(connection: Connection, who: int) -> int:
     """All that this person answered is asked of others instead; their labels stay, and do not count. How many items."""
-    answered = (lease.c.person == who, LIVE, lease.c.purpose == "normal", ~lease.c.aside)
     end_open(connection, who)
+    return _set_aside(connection, lease.c.person == who)
+
+
+def ask_instead(connection: Connection, seq: int) -> bool:
+    """The same for one answer; False when it is no answer that was asked for as usual, or is set aside already."""
+    return _set_aside(connection, lease.c.id == select(label.c.lease).where(label.c.seq == seq).scalar_subquery()) == 1
+
+
+def _set_aside(connection: Connection, which: ColumnElement[bool]) -> int:
+    answered = (which, LIVE, lease.c.purpose == "normal", ~lease.c.aside)
     items = connection.execute(select(lease.c.item).where(*answered)).scalars().all()
     connection.execute(update(lease).where(*answered).values(slot=None, aside=True))
-    for which in items:
-        recount(connection, which)
+    for item_of in items:
+        recount(connection, item_of)
     return len(items)
 
 

@@ -13,7 +13,8 @@ An item's id is a hash of what it says, so importing a file twice changes nothin
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sqlalchemy import Connection, Engine, bindparam, func, insert, select, upda
 
 from plaudit.data.files import read_rows
 from plaudit.data.formats.reader import Reader, prompt_of, replies_of
-from plaudit.data.hashes import sha256_json
+from plaudit.data.hashes import sha256, sha256_json
 from plaudit.errors import UserError
 from plaudit.label.db import schema
 from plaudit.label.db.database import writing
@@ -36,7 +37,8 @@ _AT_ONCE = 200
 class Draft:
     """An item that is not in the database yet. `sources[k]` says who wrote reply k; `gold` are known ranks, 1 is best.
 
-    A `write` item has one reply, the text to start from, or none. `overlap` None is the project's.
+    A `write` item has one reply, the text to start from, or none. `overlap` None is the project's. `assigned` is the
+    one person whom it is for, 0 for anybody.
     """
 
     task: str
@@ -47,12 +49,13 @@ class Draft:
     priority: float = 0.0
     overlap: int | None = None
     source_file: str = ""
+    assigned: int = 0
 
     def __post_init__(self) -> None:
         assert self.task in schema.TASKS and len(self.replies) == len(self.sources)
         assert self.gold is None or len(self.gold) == len(self.replies)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """24 hex digits of the hash of task, prompt, replies, sources and gold."""
         said = [self.task, messages_as_json(self.prompt.messages), self._replies(), self.gold]
@@ -78,6 +81,7 @@ class Draft:
             "free": 0 if self.gold is not None else self.overlap or overlap,
             "source_file": self.source_file,
             "created": now,
+            "assigned": self.assigned,
         }
 
 
@@ -121,6 +125,29 @@ def add_items(engine: Engine, drafts: Iterable[Draft]) -> tuple[int, int]:
             new = _insert(connection, block)
         added, known = added + new, known + len(block) - new
     return added, known
+
+
+def add_file(
+    engine: Engine, file: Path, *, task: str | None = None, gold: bool = False, assigned: int = 0
+) -> tuple[int, int]:
+    """Put a file's items in, all of them or, where a row is bad, none: see `add_items`. A file whose very bytes were
+    added as the same task before is not read again. With `assigned` they are for this person and nobody else."""
+    batch, digest = schema.batch, sha256(file) if file.is_file() else None
+    same = (batch.c.digest == digest, batch.c.gold == gold, batch.c.task.is_not_distinct_from(task))
+    with engine.connect() as connection:
+        known = connection.execute(select(batch.c["items"]).where(*same)).scalar()
+    if known is not None:
+        return 0, known
+    for _ in drafts(file, task=task, gold=gold):
+        continue  # a bad row stops here, before anything is in the database
+    made = drafts(file, task=task, gold=gold)
+    if assigned:
+        made = (replace(draft, assigned=assigned, overlap=1) for draft in made)
+    added, there = add_items(engine, made)
+    row = {"name": file.name, "digest": digest, "task": task, "gold": gold, "items": added + there}
+    with writing(engine) as connection:
+        connection.execute(insert(batch).values(**row, created=time.time()))
+    return added, there
 
 
 def _insert(connection: Connection, block: list[Draft]) -> int:
@@ -189,7 +216,7 @@ def rank_draft(
     return [Draft("rank", prompt, kept, sources, priority=priority, overlap=overlap, source_file=origin)]
 
 
-def compared(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Draft], int]:
+def compared(folder: Path, prompts: Sequence[Prompt], overlap: int | None = None) -> tuple[list[Draft], int]:
     """SFT against PPO on the held-out prompts: an item of the task `compare` for each pair of replies that the
     evaluation sampled, and how many pairs say the same and need nobody. `prompts` are the run's."""
     path = folder / "evaluate" / "replies.jsonl"
@@ -204,5 +231,5 @@ def compared(folder: Path, prompts: Sequence[Prompt]) -> tuple[list[Draft], int]
             raise UserError(f"{place}: prompt {row['id']!r} is not in the run's prompts any more; evaluate again")
         replies = tuple(Completion(row[name]["text"], row[name]["finished"]) for name in sources)
         if replies[0].text != replies[1].text:
-            drafts.append(Draft("compare", by_id[row["id"]], replies, sources, source_file="evaluate"))
+            drafts.append(Draft("compare", by_id[row["id"]], replies, sources, overlap=overlap, source_file="evaluate"))
     return drafts, len(rows) - len(drafts)

@@ -20,15 +20,15 @@ from sqlalchemy import Connection, Row, Select, and_, bindparam, case, exists, f
 
 from plaudit.data.hashes import sha256_text
 from plaudit.label.db.database import Raced
-from plaudit.label.db.schema import conflict, item, label, lease, project
+from plaudit.label.db.schema import LIVE, WAITING, conflict, item, label, lease, person, person_field, project
 from plaudit.label.kinds import body_of
 from plaudit.label.kinds.shared import BadAnswer, canonical
+from plaudit.label.queue.allowances import Allowance, allowances
 from plaudit.label.queue.settings import once_offered
 
 _draw = random.SystemRandom()
 _SWEPT_AT_ONCE = 50
 CHECKED_AFTER = 5
-LIVE = lease.c.state.in_(("open", "done"))
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,29 @@ class Conflict:
 
 # --- statements, built once ---
 
-_Queries = tuple[Select[Any], Select[Any]]
+_Queries = dict[tuple[bool, bool], Select[Any]]
+"""The query for items of any task or of one, and of any kind of prompt or of some."""
 
 
 def _any_or_task(query: Select[Any]) -> _Queries:
-    """The query for items of any task, and for one."""
-    return query, query.where(item.c.task == bindparam("task"))
+    of_task = query.where(item.c.task == bindparam("task"))
+    of_kinds = item.c.kind.in_(bindparam("kinds", expanding=True))
+    both = {(False, False): query, (True, False): of_task}
+    return both | {(False, True): query.where(of_kinds), (True, True): of_task.where(of_kinds)}
 
 
 _THIS_ITEM, _THIS_LEASE = item.c.id == bindparam("which"), lease.c.id == bindparam("which")
 _MINE, HELD = lease.c.person == bindparam("me"), lease.c.state == "open"
 
 _EARLIEST = select(func.min(lease.c.expires_at)).where(HELD).scalar_subquery().label("earliest")
+_me = select(person.c.paused).where(person.c.id == bindparam("me")).scalar_subquery()
+_has_quota = exists().where(person.c.id == bindparam("me"), person.c.quota.is_not(None))
+_LIMITED = or_(_has_quota, exists().where(person_field.c.person == bindparam("me")))
 _SETTINGS = select(
     *project.c["overlap", "lease_minutes", "consistency_rate", "gold_rate", "version", "guidelines_version", "paused"],
     _EARLIEST,
+    _me.label("resting"),
+    _LIMITED.label("limited"),
 )
 _STALE = (
     select(lease.c.id, lease.c.item, lease.c.slot)
@@ -108,7 +116,7 @@ def _at_least_0(number: Any) -> Any:
 _LOCK_ITEM = select(item.c.id).where(_THIS_ITEM).with_for_update()
 WANTED = func.coalesce(item.c.overlap, select(project.c.overlap).scalar_subquery())
 _RECOUNT = update(item).where(_THIS_ITEM).values(free=case((item.c.withdrawn, 0), else_=_at_least_0(WANTED - _TAKEN)))
-_SHOWN = item.c["id", "prompt", "replies", "task", "overlap"]
+_SHOWN = item.c["id", "prompt", "replies", "task", "overlap", "priority", "number"]
 _OPEN = _any_or_task(
     select(lease, item.c.prompt, item.c.replies)
     .join(item, item.c.id == lease.c.item)
@@ -122,7 +130,12 @@ BACK = and_(lease.c.state == "expired", ~lease.c.late)
 """Leases that ran out without an answer: their item may come again."""
 HAD = exists().where(lease.c.item == item.c.id, _MINE, ~BACK)
 """What this person had, but for what may come again."""
-_WAITING = select(*_SHOWN).where(item.c.free > 0, ~HAD).order_by(item.c.priority.desc(), item.c.number).limit(1)
+_WAITING = (
+    select(*_SHOWN)
+    .where(WAITING, item.c.assigned == bindparam("to"), ~HAD)
+    .order_by(item.c.priority.desc(), item.c.number)
+    .limit(1)
+)
 _NEXT = _any_or_task(_WAITING.with_for_update(of=item, skip_locked=True))
 _NEXT_OF_ALL = _any_or_task(_WAITING.with_for_update(of=item))
 _GOLD = _any_or_task(
@@ -166,7 +179,7 @@ _KNOWN = (
 _ADD = insert(label).returning(label.c.seq)
 _ANSWERED = update(lease).where(_THIS_LEASE).values(state=bindparam("to"), late=bindparam("is_late"))
 _GIVEN_SLOT = update(lease).where(_THIS_LEASE).values(slot=bindparam("number"))
-_LEASE_OF = select(label.c.lease).where(label.c.seq == bindparam("number"), label.c.person == bindparam("me"))
+_LEASE_OF = select(lease.c.id).join(label, label.c.lease == lease.c.id).where(label.c.seq == bindparam("number"), _MINE)
 
 
 # --- claim and release ---
@@ -176,12 +189,12 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
     """The next item for person `me` (of `task`, if not None); the one they hold already, if they hold one; None when
     nothing is left. `now` is the server's clock unless a test says otherwise."""
     now = time.time() if now is None else now
-    settings = connection.execute(_SETTINGS).one()
+    settings = connection.execute(_SETTINGS, {"me": me}).one()
     if settings.earliest is not None and settings.earliest < now:
         # End the leases of others that ran out, and give their slots back.
         for stale in connection.execute(_STALE, {"now": now, "me": me}).all():
             _end(connection, stale, "expired")
-    held = _first(connection, _OPEN, me, task)
+    held = _first(connection, _OPEN, me, task, None)
     if held is not None:
         expires = held.expires_at
         if expires < now:
@@ -189,7 +202,9 @@ def claim(connection: Connection, me: int, task: str | None = None, now: float |
             expires = now + 60 * settings.lease_minutes
             connection.execute(_RENEW, {"which": held.id, "until": expires})
         return Claimed(held.id, held.task, held.order, expires, held.prompt, held.replies, settings.version)
-    chosen, purpose = (None, "") if settings.paused else _choose(connection, me, task, settings)
+    allowed = allowances(connection, me)[me] if settings.limited else Allowance()
+    idle = settings.paused or settings.resting or allowed.nothing
+    chosen, purpose = (None, "") if idle else _choose(connection, me, task, settings, allowed.kinds)
     if chosen is None:
         return None
     slot = _slot(connection, chosen.id, chosen.overlap or settings.overlap) if purpose == "normal" else None
@@ -224,23 +239,41 @@ def recount(connection: Connection, which: str) -> None:
     connection.execute(_RECOUNT, {"which": which})
 
 
-def _choose(connection: Connection, me: int, task: str | None, settings: Any) -> tuple[Row[Any] | None, str]:
+def _choose(
+    connection: Connection, me: int, task: str | None, settings: Any, kinds: tuple[str, ...] | None
+) -> tuple[Row[Any] | None, str]:
     """(item, purpose): by lot a gold item or a consistency check, else the first that waits."""
     lot = _draw.random()
     extra, purpose = (_GOLD, "gold") if lot < settings.gold_rate else (_AGAIN, "consistency")
     if lot < settings.gold_rate + settings.consistency_rate:
-        chosen = _first(connection, extra, me, task)
+        chosen = _first(connection, extra, me, task, kinds)
         if chosen is not None:
             return chosen, purpose
     # An item that another claim holds is skipped; when all that is left is held, wait for them.
-    chosen = _first(connection, _NEXT, me, task)
+    chosen = _waiting(connection, _NEXT, me, task, kinds)
     if chosen is None and connection.dialect.name != "sqlite":
-        chosen = _first(connection, _NEXT_OF_ALL, me, task)
+        chosen = _waiting(connection, _NEXT_OF_ALL, me, task, kinds)
     return chosen, "normal"
 
 
-def _first(connection: Connection, queries: _Queries, me: int, task: str | None) -> Row[Any] | None:
-    return connection.execute(queries[task is not None], {"me": me, "task": task}).first()
+def _waiting(
+    connection: Connection, queries: _Queries, me: int, task: str | None, kinds: tuple[str, ...] | None
+) -> Row[Any] | None:
+    """The first item that is for this person alone, else the first for anybody, of some kinds if not None."""
+    own = _first(connection, queries, me, task, None, to=me)
+    if own is not None:
+        return own
+    # Each kind by itself: an index has its items in their order, and of several kinds together none has.
+    each = [None] if kinds is None else [(kind,) for kind in kinds]
+    found = [row for kind in each if (row := _first(connection, queries, me, task, kind, to=0)) is not None]
+    return min(found, key=lambda row: (-row.priority, row.number), default=None)
+
+
+def _first(
+    connection: Connection, queries: _Queries, me: int, task: str | None, kinds: tuple[str, ...] | None, to: int = 0
+) -> Row[Any] | None:
+    query = queries[task is not None, kinds is not None]
+    return connection.execute(query, {"me": me, "task": task, "kinds": kinds, "to": to}).first()
 
 
 def _slot(connection: Connection, which: str, overlap: int) -> int:

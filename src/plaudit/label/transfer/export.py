@@ -6,11 +6,13 @@
 | comparisons | the same | compare |
 | pairs | every strict pair as prompt/chosen/rejected messages, with `annotator` | rank |
 | hh | every strict pair as two texts of "\\n\\nHuman: … \\n\\nAssistant: …" turns | rank |
-| demonstrations | prompt and completion | write |
+| demonstrations | prompt and completion, with `annotator` | write |
+| table | one label a row, for a spreadsheet: gold items, checks, late ones and those without ranks too | all |
 | ledger | every row of the ledger as it is, corrections and late ones too: an archive, not for import | all |
 
-Not exported but by `ledger`: what a later row corrects, what came in late (unless asked for), gold items and
-consistency checks, and labels without ranks. A strength is kept where there are two replies, as the format has it.
+Not exported but by `table` and `ledger`: what came in late (unless asked for), gold items and consistency checks, and
+labels without ranks; what a later row corrects, but by `ledger`. A strength is kept where there are two replies, as the
+format has it.
 What goes in is import_labels.py's business.
 """
 
@@ -28,6 +30,7 @@ from plaudit.label.kinds.rank import dense, labelled_ranking, ranking_of, rows_o
 from plaudit.label.kinds.shared import Aggregate, Format
 from plaudit.label.quality.agreement import item_agreement, judged_pairs, middle_ranks, strict
 from plaudit.label.quality.reliability import log_odds, mean_ranks, reliabilities
+from plaudit.label.transfer.table import SAID, csv_lines, label_rows, said_by
 from plaudit.records import Demonstration, Ranking
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -52,7 +55,8 @@ class Filters:
 
     `min_agreement`: only items whose labels agree at least so far (`quality.item_agreement`); an item that only one
     person labelled has no agreement and stays out. A reply that anybody gave one of `without_flags` is taken out of its
-    ranking; two must be left.
+    ranking; two must be left. `kinds` and `splits` are those of prompts; `sources`: one of the item's replies is of
+    one of them; `verdicts` are those of `said_by`.
     """
 
     annotators: tuple[str, ...] = ()
@@ -61,12 +65,18 @@ class Filters:
     min_agreement: float | None = None
     without_flags: tuple[str, ...] = ()
     late: bool = False
+    kinds: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise UserError(f"min_agreement={self.min_agreement}: a share from 0 to 1 is needed")
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise UserError("since must come before until; exchange them")
+        if unknown := [verdict for verdict in self.verdicts if verdict not in SAID]:
+            raise UserError(f"verdict {unknown[0]!r}: unknown; it is one of {', '.join(SAID)}")
 
 
 EVERYTHING = Filters()
@@ -74,13 +84,16 @@ EVERYTHING = Filters()
 
 @dataclass
 class Export:
-    """The rows, and how many were left out for which reason."""
+    """The rows, and how many were left out for which reason; `csv`: they are for a spreadsheet."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    csv: bool = False
 
     def lines(self) -> Iterator[str]:
-        """JSON lines."""
+        """JSON lines, or those of a CSV file."""
+        if self.csv:
+            return csv_lines(self.rows)
         return (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
 
@@ -94,7 +107,7 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
         raise UserError(f"format {format!r}: unknown; the formats are {', '.join(FORMATS)}")
     if aggregate is not None and aggregate not in AGGREGATES:
         raise UserError(f"aggregate {aggregate!r}: unknown; it is one of {', '.join(AGGREGATES)}")
-    if aggregate is not None and known in ("demonstrations", "ledger"):
+    if aggregate is not None and known in ("demonstrations", "table", "ledger"):
         raise UserError(f"aggregate {aggregate!r}: {format} hold no ranks that could be put together")
     if known == "ledger":
         if filters != EVERYTHING:
@@ -109,10 +122,15 @@ def export(ledger: Ledger, format: str, filters: Filters = EVERYTHING, aggregate
     flags = {*ledger.flags, *(flag for label in ledger.labels for own in label.flags for flag in own)}
     if unknown := [flag for flag in filters.without_flags if flag not in flags]:
         raise UserError(f"flag {unknown[0]!r}: not in this database; there are {', '.join(sorted(flags)) or 'none'}")
+    names = _names(ledger)
+    if known == "table":
+        out.rows = label_rows(chosen(ledger, items, filters, None, out.left_out), items, names)
+        out.csv = True
+        return out
     labels = chosen(ledger, items, filters, _KIND_OF[known].name, out.left_out)
     if known == "demonstrations":
-        written = [(items[label.item].prompt, label.text) for label in labels if label.text is not None]
-        rows = [Demonstration(prompt, text).as_json() for prompt, text in written]
+        written = [(items[label.item].prompt, label) for label in labels]
+        rows = [Demonstration(prompt, label.text or "", names[label.person]).as_json() for prompt, label in written]
     else:
         if aggregate is None:
             rankings = _rankings(ledger, items, labels)
@@ -133,45 +151,61 @@ def rankings_of(ledger: Ledger, *, only: Collection[str]) -> list[Ranking]:
 
 
 def _rankings(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label]) -> list[Ranking]:
-    names = {person.id: None if person.name.startswith(_NOT_NAMED) else person.name for person in ledger.people}
+    names = _names(ledger)
     return [labelled_ranking(items[label.item], label, names[label.person]) for label in labels]
+
+
+def _names(ledger: Ledger) -> dict[int, str | None]:
+    return {person.id: None if person.name.startswith(_NOT_NAMED) else person.name for person in ledger.people}
 
 
 # --- which labels ---
 
 
 def chosen(
-    ledger: Ledger, items: dict[str, ItemRow], filters: Filters, task: str, left_out: Counter[str]
+    ledger: Ledger, items: dict[str, ItemRow], filters: Filters, task: str | None, left_out: Counter[str]
 ) -> list[Label]:
-    """The standing labels of a task that the filters let through, by `seq`."""
+    """The standing labels of a task that can be trained on and that the filters let through, by `seq`; without a task
+    those that the filters let through."""
     known = {person.name: person.id for person in ledger.people}
     unknown = [name for name in filters.annotators if name not in known]
     if unknown:
         raise UserError(f"annotator {unknown[0]!r}: not in this database; there are {', '.join(sorted(known))}")
     wanted = {known[name] for name in filters.annotators}
-    of_task = [label for label in ledger.labels if items[label.item].task == task]
+    of_task = [label for label in ledger.labels if task in (None, items[label.item].task)]
     labels = standing(of_task)
     if len(of_task) > len(labels):
         left_out["corrected since"] = len(of_task) - len(labels)
     for label in standing(ledger.labels):
         other = items[label.item].task
-        if other != task:
+        if task not in (None, other):
             *others, last = KINDS[other].formats
             formats = f"{', '.join(others)} or {last}" if others else last
             left_out[f"of the task {other} (--format {formats})"] += 1
     agreed = item_agreement(labels) if filters.min_agreement is not None else {}
-    reasons = [(label, _why_not(label, filters, wanted, agreed)) for label in labels]
+    reasons = [
+        (
+            label,
+            (_no_training(label, filters) if task else None)
+            or _why_not(label, items[label.item], filters, wanted, agreed),
+        )
+        for label in labels
+    ]
     left_out.update(reason for _, reason in reasons if reason is not None)
     return [label for label, reason in reasons if reason is None]
 
 
-def _why_not(label: Label, filters: Filters, wanted: set[int], agreed: dict[str, float]) -> str | None:
+def _no_training(label: Label, filters: Filters) -> str | None:
     if label.purpose != "normal":
         return "gold items and consistency checks"
     if label.late and not filters.late:
         return "came in late"
     if label.ranks is None and label.text is None:
         return "without ranks"
+    return None
+
+
+def _why_not(label: Label, item: ItemRow, filters: Filters, wanted: set[int], agreed: dict[str, float]) -> str | None:
     if wanted and label.person not in wanted:
         return "of other annotators"
     before = filters.since is not None and label.created < filters.since
@@ -179,7 +213,13 @@ def _why_not(label: Label, filters: Filters, wanted: set[int], agreed: dict[str,
         return "of other dates"
     if filters.min_agreement is not None and agreed.get(label.item, -1.0) < filters.min_agreement:
         return "agreement too low or unknown"
-    return None
+    of = (
+        ("kinds", filters.kinds, {item.kind}),
+        ("splits", filters.splits, {item.split}),
+        ("sources", filters.sources, {reply.source for reply in item.replies}),
+        ("verdicts", filters.verdicts, {said_by(label)}),
+    )
+    return next((f"of other {what}" for what, asked, own in of if asked and not own & set(asked)), None)
 
 
 def moment(text: str, *, end: bool = False) -> float:

@@ -22,12 +22,12 @@ from plaudit.data.formats.reader import Reader
 from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
 from plaudit.label.db.database import writing
-from plaudit.label.db.schema import item, label, lease, person, project
+from plaudit.label.db.schema import LIVE, item, label, lease, person, project
 from plaudit.label.kinds import body_of
 from plaudit.label.kinds.rank import STRENGTHS, dense
 from plaudit.label.kinds.shared import BadAnswer, canonical
 from plaudit.label.queue.items import Draft, add_items, draft_of
-from plaudit.label.queue.leases import LIVE, SLOTS, recount
+from plaudit.label.queue.leases import SLOTS, recount
 from plaudit.label.transfer.export import unnamed
 from plaudit.records import Demonstration, Ranking
 
@@ -79,11 +79,18 @@ def import_labels(
     return Imported(new, added, len(rows) - added)
 
 
+def put_label(engine: Engine, draft: Draft, annotator: str, sent: dict[str, Any]) -> bool:
+    """One label that was given on another page, with its item; whether it is new. `sent` is in the item's order."""
+    add_items(engine, [draft])
+    with writing(engine) as connection:
+        return _put(connection, _Said("the choice", draft, annotator, sent), _person(connection, annotator))
+
+
 def _rows(source: str | Path, compare: bool, annotator: str | None) -> Iterator[_Said]:
     for row, record in Reader(source):
         if isinstance(record, Demonstration):
             draft = Draft("write", record.prompt, (), (), source_file="import")
-            yield _Said(row.place, draft, annotator, {"text": record.completion})
+            yield _Said(row.place, draft, record.annotator or annotator, {"text": record.completion})
         elif isinstance(record, Ranking):
             yield _ranking(row.place, record, compare, annotator)
         else:

@@ -7,14 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plaudit.label.queue import again, leases
 from plaudit.label.queue.leases import Conflict, Stored
+from plaudit.label.reading.search import Words
 from plaudit.label.web import views
-from plaudit.label.web.service import Refused, authorised, service_of
+from plaudit.label.web.shared.service import Refused, authorised, service_of
 
 router = APIRouter(prefix="/api")
 
 BIGGEST = 2**53 - 1
 """The largest whole number that JSON carries exactly."""
 ClientId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
+Search = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+At = Annotated[float, Query(ge=0, le=BIGGEST, allow_inf_nan=False)]
 LeaseId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -93,6 +96,13 @@ def _stored(stored: Stored | Conflict) -> dict[str, Any]:
 
 
 @router.get("/history")
-def get_history(request: Request, before: Annotated[int | None, Query(ge=1, le=BIGGEST)] = None) -> dict[str, Any]:
+def get_history(
+    request: Request,
+    before: Annotated[int | None, Query(ge=1, le=BIGGEST)] = None,
+    search: Search = "",
+    since: At | None = None,
+    until: At | None = None,
+) -> dict[str, Any]:
+    """One's own answers; days are the browser's, so times come as seconds since 1970."""
     caller = authorised(request)
-    return service_of(request).read(views.history, caller.id, before)
+    return service_of(request).read(views.history, caller.id, before, Words.of(search), since, until)

@@ -1,4 +1,4 @@
-"""What an annotator's browser gets to see: no source, no gold answer, no kind, no file, no item's id.
+"""What browsers get to see. An annotator's: no source, no gold answer, no kind, no file, no item's id.
 
 A view is made of the lease's own id, the texts as safe HTML, and the order that was drawn for it.
 """
@@ -8,17 +8,20 @@ from json import loads
 from time import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, exists, func, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, exists, func, or_, select
 
-from plaudit.label.db.schema import item, label, lease, project
+from plaudit.label.crowd import completion_code
+from plaudit.label.db.schema import WAITING, item, label, lease, person, project
 from plaudit.label.kinds import KINDS
-from plaudit.label.queue.leases import HAD, Claimed
-from plaudit.label.web.render import reply_html, text_html
-from plaudit.label.web.text.markdown import markdown_html
+from plaudit.label.queue.allowances import Allowance, allowances
+from plaudit.label.queue.leases import BACK, Claimed
+from plaudit.label.reading import items
+from plaudit.label.reading.search import NO_WORDS, Words, chunks, page
+from plaudit.label.web.shared.render import reply_html, text_html
+from plaudit.label.web.text.pictures import guidelines_html
 
 PAGE = 20
 _KEPT_LENGTH = 8_000  # characters; longer texts are rendered each time, so that the cache stays small
-_AVAILABLE = select(func.count()).select_from(item).where(item.c.free > 0, ~HAD)
 _DONE = select(func.count()).where(lease.c.person == bindparam("me"), or_(lease.c.state == "done", lease.c.late))
 _HOLDS = select(func.count()).where(lease.c.person == bindparam("me"), lease.c.state == "open")
 
@@ -64,36 +67,66 @@ def claimed_view(claimed: Claimed) -> dict[str, Any]:
 
 def me(connection: Connection, who: int) -> dict[str, Any]:
     """The person's progress, and what the page needs to know of the project."""
-    row = connection.execute(
-        select(*project.c["name", "guidelines", "flags", "plain_text", "paused", "version", "guidelines_version"])
-    ).one()
-    done, left, holds = (connection.execute(query, {"me": who}).scalar_one() for query in (_DONE, _AVAILABLE, _HOLDS))
+    row = connection.execute(select(project)).one()
+    done, holds = (connection.execute(query, {"me": who}).scalar_one() for query in (_DONE, _HOLDS))
+    own = connection.execute(select(*person.c["name", "paused", "crowd"]).where(person.c.id == who)).one()
+    left = _available(connection, who) + holds
     return {
-        "progress": {"done": done, "available": left + holds},
+        "progress": {"done": done, "available": left},
+        "completion": completion_code(row, own.name) if own.crowd and done and not left else None,
         "project": {
             "name": row.name,
-            "guidelines_html": markdown_html(row.guidelines),
+            "guidelines_html": guidelines_html(row.guidelines),
             "flags": list(row.flags),
             "plain_text": row.plain_text,
-            "paused": row.paused,
+            "paused": row.paused or own.paused,
             "settings": row.version,
             "guidelines_version": row.guidelines_version,
         },
     }
 
 
-def history(connection: Connection, who: int, before: int | None) -> dict[str, Any]:
-    """One page of a person's own answers, newest first: of each serving the one that stands."""
+def _available(connection: Connection, who: int) -> int:
+    """How many of the items that wait this person may be given."""
+    allowed = allowances(connection, who).get(who, Allowance())
+    own, others = item.c.assigned == who, [item.c.assigned == 0]
+    if allowed.kinds is not None:
+        others.append(item.c.kind.in_(allowed.kinds))
+    # What waits, less what of it they had: asking each of many items who had it would take too long.
+    had = select(func.count(lease.c.item.distinct())).join(item, item.c.id == lease.c.item)
+    had = had.where(lease.c.person == who, ~BACK, WAITING, or_(own, and_(*others)))
+    waiting = [select(func.count()).select_from(item).where(WAITING, *part) for part in ([own], others)]
+    left = sum(connection.execute(query).scalar_one() for query in waiting) - connection.execute(had).scalar_one()
+    return left if allowed.left is None else min(left, allowed.left)
+
+
+def history(
+    connection: Connection,
+    who: int,
+    before: int | None = None,
+    words: Words = NO_WORDS,
+    since: float | None = None,
+    until: float | None = None,
+) -> dict[str, Any]:
+    """One page of a person's own answers, newest first: of each serving the one that stands. Words are looked for in
+    what this person was shown and said, and nowhere else."""
     later = label.alias()
     query = (
-        select(label, lease.c.task, item.c.prompt, item.c.replies)
+        select(label, lease.c.task, item.c.prompt, item.c.replies, label.c.seq.label("key"))
         .join(lease, lease.c.id == label.c.lease)
         .join(item, item.c.id == label.c.item)
-        .where(label.c.person == who, ~exists().where(later.c.supersedes == label.c.seq))
-        .order_by(label.c.seq.desc())
-        .limit(PAGE + 1)
+        .where(lease.c.person == who, ~exists().where(later.c.supersedes == label.c.seq))
+        .where(words.maybe(lambda has: or_(has(item.c.prompt), has(item.c.replies), has(label.c.body))))
     )
-    rows = connection.execute(query if before is None else query.where(label.c.seq < before)).all()
+    if since is not None:
+        query = query.where(label.c.created >= since)
+    if until is not None:
+        query = query.where(label.c.created < until)
+    rows, more = page(
+        chunks(connection, query, label.c.seq, before, newest=True),
+        lambda chunk: [row for row in chunk if words.among(_own_texts(row))],
+        PAGE,
+    )
     shown = [
         {
             "seq": row.seq,
@@ -103,6 +136,28 @@ def history(connection: Connection, who: int, before: int | None) -> dict[str, A
             "view": view(row),
             "positions": KINDS[row.task].sent(row.order, loads(row.body)),
         }
-        for row in rows[:PAGE]
+        for row in rows
     ]
-    return {"labels": shown, "next": shown[-1]["seq"] if len(rows) > PAGE else None}
+    return {"labels": shown, "next": more}
+
+
+def _own_texts(row: Row[Any]) -> list[str]:
+    body = loads(row.body)
+    shown = [*(turn["content"] for turn in row.prompt), *(reply["text"] for reply in row.replies)]
+    return [*shown, body["reason"], body.get("text") or ""]
+
+
+# --- for admins ---
+
+
+def items_page(connection: Connection, asked: items.Asked, order: items.Order, after: int | None) -> dict[str, Any]:
+    """Items with everybody's answers, their texts as safe HTML; replies in the item's order, which nobody was shown."""
+    found = items.found(connection, asked, order, after)
+    for row in found["items"]:
+        row["prompt"] = [{"role": turn["role"], "html": _turn(turn["content"])} for turn in row["prompt"]]
+        row["replies"] = [
+            {"html": _reply(reply["text"], reply["ended"]), "source": reply["source"]} for reply in row["replies"]
+        ]
+        for answer in row["answers"]:
+            answer["text"] = None if answer["text"] is None else text_html(answer["text"])
+    return found if after is not None else found | {"offers": items.offers(connection)}

@@ -5,6 +5,7 @@ token goes into the same column; a mask and the rows' own position ids undo the 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from typing import Protocol
 
 import torch
@@ -53,12 +54,18 @@ def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple
     return tokens_BT, torch.arange(width, device=device) >= width - lengths_B[:, None]
 
 
+def cache_name(trunk: torch.nn.Module) -> str:
+    """What its forward pass calls the cache: transformers 5.24 renamed it, and takes the old name until 5.40."""
+    return "cache" if "cache" in signature(trunk.forward).parameters else "past_key_values"
+
+
 class LibraryDecoder:
     """transformers' own forward pass and cache: every causal model it knows."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.trunk = trunk_of(model)
+        self.cache_name = cache_name(self.trunk)
 
     def load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         merge_into(self.model, weights)
@@ -90,8 +97,8 @@ class LibraryDecoder:
             input_ids=tokens_BT,
             attention_mask=self.attention_BT,
             position_ids=positions_BT,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.cache_name: self.cache},
         ).last_hidden_state
         # The LM head is applied to two dimensions: on a sliced [B, 1, D] torch copies its weight B times.
         last_BD: Tensor = hidden_BTD[:, -1].contiguous()

@@ -11,69 +11,28 @@ with transformers on a probe. Every other model is decoded by transformers.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.activations import SiLUActivation
 
 from plaudit.models.kernels.attention import has_torchs_attention, hidden_states
-from plaudit.models.kernels.decoder import LibraryDecoder, left_padded
+from plaudit.models.kernels.decoder import LibraryDecoder
+from plaudit.models.kernels.fixed_rows import (
+    ROOM,
+    attends_alike,
+    attention,
+    whole_rooms,
+    whole_units,
+)
 from plaudit.models.kernels.fused import fuse
 from plaudit.models.kernels.logits import shaped
 from plaudit.models.kernels.merge import merge_into
 from plaudit.models.kernels.probe import libraries_only, relative_error
+from plaudit.models.kernels.products import Product
 from plaudit.models.kernels.trunk import trunk_of
-
-ROWS = 32
-"""The batch that weights are laid out for; others are computed too."""
-ROOM = {"cpu": 16, "cuda": 128}
-"""Columns by which the cache grows at least: empty ones cost a CPU time, and a GPU nothing beside a new recording."""
-
-
-class _Product:
-    """A linear layer of the copy: its weight as it is, or laid out for oneDNN."""
-
-    def __init__(self, linear: nn.Linear):
-        self.linear = linear
-        self.packs = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.bfloat16
-        self.packs = self.packs and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self.packed: Tensor | None = None
-        if self.packs:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
-
-    def load(self, weight: Tensor) -> None:
-        """Take over a new weight."""
-        if self.packs:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        else:
-            self.linear.weight.data.copy_(weight)
-
-    def __call__(self, x_ND: Tensor) -> Tensor:
-        if self.packed is None:
-            return nn.functional.linear(x_ND, self.linear.weight, self.linear.bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.linear.bias, "none", [], "")
-        return out
-
-    def activated(self, x_ND: Tensor, act: nn.Module) -> Tensor:
-        """act(this layer of x)."""
-        if self.packed is None or not isinstance(act, nn.SiLU | SiLUActivation):
-            activated: Tensor = act(self(x_ND))
-            return activated
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.linear.bias, "swish", [], "")
-        return out
-
-    def added_to(self, residual_ND: Tensor, x_NO: Tensor) -> Tensor:
-        """residual + this layer of x."""
-        if self.packed is not None:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-                x_NO, residual_ND, self.packed, self.linear.bias, "add"
-            )
-            return out
-        if self.linear.bias is not None:
-            residual_ND = residual_ND + self.linear.bias
-        return torch.addmm(residual_ND, x_NO, self.linear.weight.T)
 
 
 @dataclass
@@ -81,19 +40,20 @@ class _Layer:
     """The parts of one layer and its cache, [B, key heads, columns, D] each."""
 
     norm: nn.Module
-    q: _Product
-    k: _Product
-    v: _Product
+    q: Product
+    k: Product
+    v: Product
     q_norm: nn.Module | None
     k_norm: nn.Module | None
-    out: _Product
+    out: Product
     mlp_norm: nn.Module
-    gate: _Product
-    up: _Product
-    down: _Product
+    gate: Product
+    up: Product
+    down: Product
     act: nn.Module
     keys: Tensor = field(default_factory=lambda: torch.empty(0))
     values: Tensor = field(default_factory=lambda: torch.empty(0))
+    """A row's tokens stand in its first columns, whatever its neighbours hold."""
 
 
 class _Recorded:
@@ -120,13 +80,13 @@ class FusedDecoder:
         config = model.config.get_text_config()
         self.model = model
         self.trunk = trunk_of(model)
-        self.products: dict[str, _Product] = {}
+        self.products: dict[str, Product] = {}
         names = {module: name for name, module in model.named_modules()}
 
-        def product(linear: nn.Linear) -> _Product:
+        def product(linear: nn.Linear) -> Product:
             if type(linear) is not nn.Linear:
                 raise AttributeError(f"{names[linear]} is no plain linear layer")
-            return self.products.setdefault(f"{names[linear]}.weight", _Product(linear))
+            return self.products.setdefault(f"{names[linear]}.weight", Product(linear))
 
         self.layers = [_take_over(layer, product) for layer in self.trunk.layers]
         attention = self.trunk.layers[0].self_attn
@@ -138,9 +98,15 @@ class FusedDecoder:
         self.rotary: nn.Module = self.trunk.rotary_emb
         self.norm: nn.Module = self.trunk.norm
         # Its weight is often the embedding's too, so it stays as it is beside the one that is laid out.
-        self.head = _Product(model.get_output_embeddings())
+        self.head = Product(model.get_output_embeddings())
         self.freed = False
-        self.room = ROOM.get(model.device.type, ROOM["cpu"])
+        self.fixed = self.joins = model.device.type == "cpu"
+        """Whether a row's bits are its own, so that replies may take each other's place."""
+        self.room = ROOM if self.fixed else 2 * ROOM
+        self.used = 0
+        """Columns of the longest row."""
+        self.alike: bool | None = None
+        """Whether rows may attend together; None as long as nobody has looked."""
         self.records = model.device.type == "cuda"
         self.recorded: _Recorded | None = None
         fuse(self.trunk)
@@ -194,21 +160,73 @@ class FusedDecoder:
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        tokens_BT, real_BT = left_padded(prompts, self.model.device)
-        rows, width = tokens_BT.shape
-        self.columns, self.capacity = 0, 0
-        self.column_1 = torch.tensor([width], device=tokens_BT.device)  # where the next token goes
-        self.positions_B1 = real_BT.sum(dim=1, keepdim=True) - 1
-        # What a row may see of the cache, in the softmax's format: 0, or −inf before its prompt and behind its end.
-        self.mask_BS = torch.empty(rows, 0, device=tokens_BT.device)
-        self._reserve(rows, width)
-        self.mask_BS[:, :width].masked_fill_(real_BT, 0.0)
-        places = torch.arange(self.capacity, device=tokens_BT.device)
-        seen_BTS = (self.mask_BS == 0)[:, None] & (places <= places[:width, None])
-        # Padding sees itself: a row of the softmax must not be empty, and nobody reads what comes of it.
-        seen_BTS[:, places[:width], places[:width]] = True
-        self.columns = width
-        return self._forward(tokens_BT, (real_BT.cumsum(dim=1) - 1).clamp(min=0), seen_BTS, places[:width])
+        device, rows = self.model.device, len(prompts)
+        self.forget()
+        self.columns_B = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions_B1 = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self.mask_BS = torch.empty(rows, 0, device=device)
+        return self.join(torch.arange(rows, device=device), prompts)
+
+    @torch.no_grad()
+    def join(self, rows: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read prompts into these rows, whose own replies are done; a prompt that is there several times is read once.
+        Their last hidden states."""
+        self.recorded = None
+        different = list(dict.fromkeys(map(tuple, prompts)))
+        place = {prompt: number for number, prompt in enumerate(different)}
+        which = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=rows.device)
+        first = torch.tensor([next(i for i, w in enumerate(which.tolist()) if w == n) for n in range(len(different))])
+        lengths_B = torch.tensor([len(prompt) for prompt in different], device=rows.device)
+        width = int(lengths_B.max())
+        others = self.columns_B.clone()
+        others[rows] = 0
+        self.used = int(others.max())
+        self._reserve(max(width - self.used, 0))
+        self.used = max(self.used, width)
+        hidden_bD = self._read(rows[first.to(rows.device)], different, lengths_B)
+        self.columns_B[rows], self.positions_B1[rows, 0] = lengths_B[which], lengths_B[which] - 1
+        seen = torch.arange(self.mask_BS.shape[1], device=rows.device) < self.columns_B[rows, None]
+        self.mask_BS[rows] = torch.zeros(seen.shape, device=rows.device).masked_fill_(~seen, -torch.inf)
+        if len(different) < len(prompts):
+            source = rows[first.to(rows.device)][which]
+            for layer in self.layers:
+                layer.keys[rows, :, :width] = layer.keys[source, :, :width]
+                layer.values[rows, :, :width] = layer.values[source, :, :width]
+        return hidden_bD[which]
+
+    def _read(self, rows: Tensor, prompts: list[tuple[int, ...]], lengths_B: Tensor) -> Tensor:
+        """The prompts' keys and values into the rows' first columns; the hidden states of their last tokens.
+
+        On a CPU the prompts lie end to end and each attends by itself, so that nothing about one hangs on the others;
+        on a GPU, where each launch counts, all are as wide as the longest. What they are filled up with comes behind
+        them, where they do not see it.
+        """
+        widths = lengths_B.tolist()
+        if not self.fixed:
+            widths = [max(widths)] * len(widths)
+        ids = [
+            token for prompt, width in zip(prompts, widths, strict=True) for token in (*prompt, *[0] * width)[:width]
+        ]
+        positions_N = torch.cat([torch.arange(width, device=rows.device) for width in widths])
+        starts = [0, *accumulate(widths)]
+        spans = list(zip(rows.split(1), starts, widths, strict=False)) if self.fixed else [(rows, 0, widths[0])]
+
+        def attend(layer: _Layer, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
+            out_NHD = torch.zeros_like(q_NHD)
+            for part, start, width in spans:
+                place = slice(start, start + len(part) * width)
+                q, k, v = (x[place].unflatten(0, (-1, width)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
+                layer.keys[part, :, :width], layer.values[part, :, :width] = k, v
+                out_BHTD = nn.functional.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, scale=self.scale, enable_gqa=True
+                )
+                out_NHD[place] = out_BHTD.transpose(1, 2).flatten(0, 1)
+            return out_NHD.flatten(1)
+
+        x_ND = self._forward(torch.tensor(ids, device=rows.device), positions_N, attend)
+        ends = torch.tensor(starts[:-1], device=rows.device) + lengths_B - 1
+        last_BD: Tensor = self.norm(x_ND[ends])
+        return last_BD
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
@@ -216,11 +234,13 @@ class FusedDecoder:
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         self.mask_BS, self.positions_B1 = self.mask_BS[rows], self.positions_B1[rows]
+        self.columns_B = self.columns_B[rows]
+        self.used = int(self.columns_B.max())
 
     @torch.no_grad()
     def step(self, tokens_B: Tensor) -> Tensor:
-        self._reserve(len(tokens_B), 1)
-        self.columns += 1
+        self._reserve(1)
+        self.used += 1
         if self.recorded is not None:
             return self.recorded(tokens_B)
         hidden_BD = self._next(tokens_B)
@@ -233,82 +253,97 @@ class FusedDecoder:
 
     def _next(self, tokens_B: Tensor) -> Tensor:
         """A step whose every change is made in place, on the device: what a recording can repeat."""
-        self.mask_BS.index_fill_(1, self.column_1, 0.0)
+        rows = len(tokens_B)
+        self.mask_BS.scatter_(1, self.columns_B[:, None], 0.0)
         self.positions_B1 += 1
-        hidden_BD = self._forward(tokens_B[:, None], self.positions_B1, self.mask_BS[:, None], self.column_1)
-        self.column_1 += 1
-        return hidden_BD
+        widths = self._widths()
+        place_BK1D = self.columns_B.view(-1, 1, 1, 1).expand(-1, self.key_heads, 1, self.head_dim)
+
+        def attend(layer: _Layer, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
+            layer.keys.scatter_(2, place_BK1D, k_NKD[:rows, :, None])
+            layer.values.scatter_(2, place_BK1D, v_NKD[:rows, :, None])
+            q = q_NHD[:rows].unflatten(1, (self.key_heads, -1))
+            parts = [
+                attention(
+                    q[at], layer.keys[at, :, :width], layer.values[at, :, :width], self.mask_BS[at, :width], self.scale
+                )
+                for at, width in widths
+            ]
+            out_BO = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return nn.functional.pad(out_BO, (0, 0, 0, len(q_NHD) - rows))
+
+        x_ND = self._forward(tokens_B, self.positions_B1[:, 0], attend)
+        self.columns_B += 1
+        last_BD: Tensor = self.norm(x_ND)[:rows]
+        return last_BD
+
+    def _widths(self) -> list[tuple[slice, int]]:
+        """Rows that attend together, and over how many columns: all, or where that would change a row's bits each by
+        itself, over as many as it needs."""
+        if not self.fixed:
+            return [(slice(None), self.mask_BS.shape[1])]
+        if self.alike is None:
+            keys = self.layers[0].keys
+            self.alike = attends_alike(self.heads // self.key_heads, self.key_heads, self.head_dim, keys.dtype)
+        if self.alike:
+            return [(slice(None), whole_rooms(self.used))]
+        return [(slice(n, n + 1), whole_rooms(column + 1)) for n, column in enumerate(self.columns_B.tolist())]
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
-        return shaped(self.model, self.head(hidden_BD))
+        rows = len(hidden_BD)
+        more = whole_units(rows) - rows if self.fixed else 0
+        return shaped(self.model, self.head(nn.functional.pad(hidden_BD, (0, 0, 0, more)))[:rows])
 
     def forget(self) -> None:
-        self.recorded = None
+        self.recorded, self.used = None, 0
         for layer in self.layers:
-            layer.keys = layer.values = self.mask_BS = torch.empty(0)
+            layer.keys = layer.values = torch.empty(0)
+        self.mask_BS = torch.empty(0)
 
-    def _reserve(self, rows: int, columns: int) -> None:
+    def _reserve(self, columns: int) -> None:
         """Room for that many more columns, and some: attention runs over all of them, those that are empty masked."""
-        if self.columns + columns <= self.capacity:
+        rows, capacity = self.mask_BS.shape
+        if self.used + columns <= capacity:
             return
         self.recorded = None
         # Products want the cache in one piece, so it is copied as it grows: by more, the longer it is.
-        step = max(self.room, self.columns // 8)
-        more = -(-(self.columns + columns - self.capacity) // step) * step
+        step = self.room * max(1, self.used // 8 // self.room)
+        more = -(-(self.used + columns - capacity) // step) * step
         self.mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_full((rows, more), -torch.inf)], dim=1)
         for layer in self.layers:
             # Zeros, not whatever the memory holds: a masked weight is 0, and 0 · NaN would be NaN.
             empty = self.norm.get_parameter("weight").new_zeros(rows, self.key_heads, more, self.head_dim)
-            held = self.capacity > 0
-            layer.keys = torch.cat([layer.keys, empty], dim=2) if held else empty
-            layer.values = torch.cat([layer.values, empty], dim=2) if held else empty.clone()
-        self.capacity += more
+            layer.keys = torch.cat([layer.keys, empty], dim=2) if capacity else empty
+            layer.values = torch.cat([layer.values, empty], dim=2) if capacity else empty.clone()
 
-    def _forward(self, tokens_BT: Tensor, positions_BT: Tensor, mask_BTS: Tensor, columns_T: Tensor) -> Tensor:
-        """`mask_BTS`: what a prompt's tokens see, boolean; or what is added to the scores of one token, float32."""
-        x_ND = self.embed(tokens_BT).flatten(0, 1)
-        cos, sin = self.rotary(x_ND, positions_BT)
+    def _forward(self, tokens_N: Tensor, positions_N: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """The states of N tokens above the last layer, before its norm; on a CPU filled up to whole units, by token 0
+        at position 0. `attend` writes the layer's keys and values and gives the heads' outputs side by side, [N, O]."""
+        more = whole_units(len(tokens_N)) - len(tokens_N) if self.fixed else 0
+        tokens_N, positions_N = (nn.functional.pad(x_N, (0, more)) for x_N in (tokens_N, positions_N))
+        x_ND = self.embed(tokens_N)
+        cos, sin = self.rotary(x_ND, positions_N[None])
         # Each half turns with the other one, the first against the sign.
         sign = torch.ones_like(sin[0, 0])
         sign[: len(sign) // 2] = -1
-        rotation = cos.flatten(0, 1)[:, None], (sin * sign).flatten(0, 1)[:, None]
-        mask_B1TS = mask_BTS[:, None]
+        rotation = cos[0][:, None], (sin * sign)[0][:, None]
         for layer in self.layers:
-            x_ND = layer.out.added_to(x_ND, self._attend(layer, layer.norm(x_ND), rotation, mask_B1TS, columns_T))
+            q_NHD, k_NKD, v_NKD = self._turned(layer, layer.norm(x_ND), rotation)
+            x_ND = layer.out.added_to(x_ND, attend(layer, q_NHD, k_NKD, v_NKD))
             h_ND = layer.mlp_norm(x_ND)
             x_ND = layer.down.added_to(x_ND, layer.gate.activated(h_ND, layer.act).mul_(layer.up(h_ND)))
-        last_BD: Tensor = self.norm(x_ND.unflatten(0, tokens_BT.shape)[:, -1].contiguous())
-        return last_BD
+        return x_ND
 
-    def _attend(
-        self, layer: _Layer, x_ND: Tensor, rotation: tuple[Tensor, Tensor], mask_B1TS: Tensor, columns_T: Tensor
-    ) -> Tensor:
-        """Write the new columns' keys and values; the heads' outputs side by side, [N, O], before the projection."""
-        rows = len(mask_B1TS)
+    def _turned(self, layer: _Layer, x_ND: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, the first two at their positions."""
         q_NHD, k_NKD, v_NKD = (part(x_ND).unflatten(1, (-1, self.head_dim)) for part in (layer.q, layer.k, layer.v))
         if layer.q_norm is not None and layer.k_norm is not None:
             q_NHD, k_NKD = layer.q_norm(q_NHD), layer.k_norm(k_NKD)
         turned = _rotate(torch.cat([q_NHD, k_NKD], dim=1), *rotation)
-        q_NHD, k_NKD = turned.split([self.heads, self.key_heads], dim=1)
-        width = len(x_ND) // rows
-        q_BHTD, k_BKTD, v_BKTD = (x.unflatten(0, (rows, width)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
-        layer.keys.index_copy_(2, columns_T, k_BKTD)
-        layer.values.index_copy_(2, columns_T, v_BKTD)
-        if mask_B1TS.dtype == torch.bool:
-            # A prompt: the kernel that never holds its [T, S] weights. For a single token it is slower than products.
-            out_BHTD = nn.functional.scaled_dot_product_attention(
-                q_BHTD, layer.keys, layer.values, attn_mask=mask_B1TS, scale=self.scale, enable_gqa=True
-            )
-            return out_BHTD.transpose(1, 2).reshape(len(x_ND), -1)
-        # The heads that share a key are rows of one product.
-        q = q_BHTD.reshape(rows * self.key_heads, -1, self.head_dim)
-        keys, values = layer.keys.flatten(0, 1), layer.values.flatten(0, 1)
-        scores = torch.bmm(q, keys.transpose(1, 2)).unflatten(0, (rows, self.key_heads))
-        weights = torch.add(mask_B1TS, scores, alpha=self.scale).softmax(dim=-1).to(values.dtype)
-        return torch.bmm(weights.flatten(0, 1), values).view(rows, -1)
+        return *turned.split([self.heads, self.key_heads], dim=1), v_NKD
 
 
-def _take_over(layer: Any, product: Callable[[nn.Linear], _Product]) -> _Layer:
+def _take_over(layer: Any, product: Callable[[nn.Linear], Product]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     known = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
     if not {name for name, _ in attention.named_children()} <= known:

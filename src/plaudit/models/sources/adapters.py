@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from plaudit.errors import UserError
+from plaudit.models.kernels.probe import relative_error
 from plaudit.models.sources.reasons import refusing
 
 ADAPTER = "adapter_config.json"
@@ -40,14 +42,25 @@ def plain_name(name: str) -> str:
     return name.removeprefix(PEFT).replace(".modules_to_save.", ".")
 
 
-def merged(name: str, adapter: Path, model: PreTrainedModel, beside: frozenset[str] = frozenset()) -> PreTrainedModel:
-    """The adapter merged into its base, every tensor of the adapter accounted for but those `beside` it."""
+def merge(name: str, adapter: Path, model: PreTrainedModel, beside: frozenset[str] = frozenset()) -> PreTrainedModel:
+    """The adapter merged into its base, every tensor of the adapter accounted for but those `beside` it, and tried on a
+    few tokens: an adapter of one of two layers that share a weight would change both."""
     with refusing(f"{name}: its adapter does not fit its base"):
         peft = PeftModel.from_pretrained(model, str(adapter))
     wanted = {plain_name(key) for key in get_peft_model_state_dict(peft, save_embedding_layers=False)} - beside
+    # Beside an adapter of an embedding or LM head PEFT saves the layer itself.
+    every = peft.named_parameters(remove_duplicate=False)
+    layers = {plain_name(key) for key, _ in every if ".base_layer." in key}
     given = shapes_of(name, adapter).keys() - beside
-    for names, what in ((wanted - given, "is missing"), (given - wanted, "belongs to no layer of the base")):
+    for names, what in ((wanted - given, "is missing"), (given - wanted - layers, "belongs to no layer of the base")):
         if names:
             raise UserError(f"{name}: adapter tensor '{PEFT}{min(names)}' {what}")
-    with refusing(f"{name}: its adapter cannot be merged"):
-        return peft.merge_and_unload()
+    fix = "; give the whole model that it makes, or an adapter that can be merged (LoRA on linear layers)"
+    ids = torch.arange(3, 27, device=peft.device)[None]
+    with torch.no_grad(), refusing(f"{name}: its adapter cannot be merged", fix):
+        beside_base = peft.eval().get_base_model()(input_ids=ids)[0]
+        merged: PreTrainedModel = peft.merge_and_unload()
+        gap = relative_error(merged(input_ids=ids)[0], beside_base)
+        if not gap < 1e-3:
+            raise ValueError(f"merged it gives other numbers, relative error {gap:.1e}: two layers may share a weight")
+    return merged

@@ -12,14 +12,16 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from plaudit.data.formats.rows import shown
 from plaudit.errors import UserError, no_file
 from plaudit.recipes.coming.table import Entry, tables
+from plaudit.run.loggers.backends import LoggerName
 
 STAGES = {"PPOConfig": "ppo", "RewardConfig": "reward", "SFTConfig": "sft"}
 _CLASSES = {**{name: name for name in STAGES}, "PPOv2Config": "PPOConfig", "ModelConfig": "", "ScriptArguments": ""}
@@ -27,6 +29,8 @@ _CLASSES["LoraConfig"] = ""
 _WORDS = {"ppo": "PPOConfig", "rloo": "PPOConfig", "reward": "RewardConfig", "rm": "RewardConfig", "sft": "SFTConfig"}
 _SHARED = ("TrainingArguments", "ModelConfig", "ScriptArguments")
 _DATA = {"sft": "data.demonstrations", "reward": "preferences.rankings", "ppo": "data.prompts"}
+_LOADERS = {"json", "csv", "text", "parquet"}
+"""What `load_dataset` reads files by; another name is a data set of the Hub."""
 _BEFORE = {"batch_size", "mini_batch_size", "forward_batch_size"}
 _BATCH = {"per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", *_BEFORE}
 """The fields that sizes of batches are made of, in PPO before 1.0 and since."""
@@ -145,10 +149,24 @@ def _read_call(node: ast.Call, known: dict[str, Any], found: Found) -> None:
                 found.unread.append(f"{called}.{given.arg}")
     first = _literal(node.args[0], known) if node.args else []
     if called == "load_dataset" and first and isinstance(first[0], str):
-        found.fields.setdefault("", {}).setdefault("dataset_name", first[0])
+        named = _file_of(node, known) if first[0] in _LOADERS else first[0]
+        if isinstance(named, str):
+            found.fields.setdefault("", {}).setdefault("dataset_name", named)
+        else:
+            found.unread.append("load_dataset.data_files")
     causal = isinstance(node.func, ast.Attribute) and _last(node.func.value).startswith("AutoModelForCausalLM")
     if called == "from_pretrained" and causal and first and isinstance(first[0], str):
         found.fields.setdefault("", {}).setdefault("model_name_or_path", first[0])
+
+
+def _file_of(call: ast.Call, known: dict[str, Any]) -> Any:
+    """The file of `load_dataset("csv", data_files=...)`, the first or that of split train where there are several; None
+    for what is no literal."""
+    given = next((keyword.value for keyword in call.keywords if keyword.arg == "data_files"), None)
+    files = next(iter(_literal(given, known)), None) if given is not None else None
+    if isinstance(files, dict):
+        files = files.get("train")
+    return next(iter(files), None) if isinstance(files, list | tuple) else files
 
 
 def _last(node: ast.AST) -> str:
@@ -292,7 +310,7 @@ def _hub(_: Any, values: dict[str, Any]) -> str | None:
     name, config = values.get("dataset_name"), values.get("dataset_config")
     if not isinstance(name, str):
         return None
-    if Path(name).suffix in (".json", ".jsonl", ".csv", ".parquet"):
+    if Path(name).suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet"):
         return name
     return f"hub:{name}:{config}" if config else f"hub:{name}"
 
@@ -303,6 +321,13 @@ def _whole(value: Any, _: dict[str, Any]) -> int | None:
 
 def _one_of(**names: Any) -> Callable[[Any, dict[str, Any]], Any]:
     return lambda value, _: names.get(str(value).lower().removeprefix("torch."))
+
+
+def _loggers(value: Any, _: dict[str, Any]) -> list[str] | None:
+    """Those of ours that are installed: a recipe with another one would be refused."""
+    named = [str(name) for name in (value if isinstance(value, list) else [value])]
+    known = get_args(LoggerName)
+    return [name for name in known if (name in named or "all" in named) and find_spec(name)] or None
 
 
 _FORMATS = {"auto": "auto", "bfloat16": "bfloat16", "float32": "float32"}
@@ -330,6 +355,10 @@ _CONVERTED: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "use_score_scaling": _one_of(true="running"),
     "reward_model_path": lambda value, _: [{"model": value}],
     "reward_model": lambda value, _: [{"model": str(value).removeprefix("model:")}],
+    "report_to": _loggers,
+    "log_with": _loggers,
+    "load_in_8bit": _one_of(true="int8"),
+    "load_in_4bit": _one_of(true="nf4"),
     "query_dataset": lambda value, _: f"hub:{value}",
     "dataset_name": _hub,
     "dataset_config": _hub,

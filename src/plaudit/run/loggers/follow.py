@@ -21,8 +21,9 @@ from typing import Any
 from plaudit.data.files import write_json
 from plaudit.errors import UserError
 from plaudit.run.display import console
-from plaudit.run.folder import ORDER, SUMMARY, read_json
+from plaudit.run.folder import ORDER, SUMMARY, read_json, stages_after
 from plaudit.run.loggers.backends import Logger, LoggerName, Opened, opener
+from plaudit.run.metrics import is_number
 
 STATE = "loggers.json"
 EVERY_S = 1.0
@@ -85,7 +86,7 @@ class Loggers:
     def begin(self, stage: str, *, resume: bool) -> None:
         """A stage is about to begin: where it does so anew, a logger that knows rows of it, or of a later one, goes on
         in a new run."""
-        later = () if resume else ORDER[ORDER.index(stage) :]
+        later = () if resume else stages_after(stage)
         for one in self._sent:
             if not any(log.partition("/")[0] in later for log in one.rows):
                 continue
@@ -186,17 +187,16 @@ def _send_row(logger: Logger, log: str, row: Any) -> None:
         member = f"{row['member']}/" if row.get("member") else ""
         start = f"{stage}/{LOGS[name]}{member}"
         numbers = {
-            start + key: float(value) for key, value in row.items() if _number(value) and key not in (step, "member")
+            start + key: float(value) for key, value in row.items() if is_number(value) and key not in (step, "member")
         }
         logger.log(f"{stage}/{step}", row[step], numbers)
     elif name == SUMMARY:
-        found = {f"{stage}/summary/{key}": float(value) for key, value in read_json(row).items() if _number(value)}
+        found = {f"{stage}/summary/{key}": float(value) for key, value in read_json(row).items() if is_number(value)}
         logger.log(f"{stage}/end", 0, found)
     else:
         rows = [json.loads(line) for line in row.read_text(encoding="utf-8").split("\n") if line]
-        kept = [{"prompt": r["prompt"], "reply": r["text"]} | {k: v for k, v in r.items() if _number(v)} for r in rows]
+        kept = [
+            {"prompt": one["prompt"], "reply": one["text"]} | {key: one[key] for key in one if is_number(one[key])}
+            for one in rows
+        ]
         logger.replies(f"{stage}/replies", int(row.stem), kept)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

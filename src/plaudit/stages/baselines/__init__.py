@@ -1,1 +1,1 @@
-"""What else could have been done: best-of-n and DPO beside PPO, at equal KL and equal labels."""
+"""What else could have been done: best-of-n, rejection sampling and DPO beside PPO, at equal KL and equal labels."""

@@ -1,17 +1,18 @@
-"""Baselines: is PPO worth it? Best-of-n of the SFT model and DPO beside it, on the prompts and by the measures of
-evaluate, at equal KL and equal labels.
+"""Baselines: is PPO worth it? Best-of-n of the SFT model, rejection sampling and DPO beside it, on the prompts and by
+the measures of evaluate, at equal KL and equal labels.
 
     best of n:   E[value of the best by proxy of n replies], over all subsets of a pool, at KL ≤ ln n − (n − 1)/n
     a method:    mean value of its replies, at its measured KL; its difference to best-of-n at the same KL, by prompt
 
 The value is gold where there is an annotator's, else the proxy, which is what chooses the best of n.
-Leaves baselines/pool.jsonl, baselines/replies.jsonl (of DPO) and baselines/summary.json.
+Leaves baselines/pool.jsonl, baselines/replies.jsonl (of rejection sampling and DPO) and baselines/summary.json.
 
-    plaudit baselines RECIPE "baselines=[best_of_n, dpo]"
+    plaudit baselines RECIPE "baselines=[best_of_n, rejection, dpo]"
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from plaudit.run.display import progress
 from plaudit.run.folder import CHECKPOINTS, read_json
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.evaluate.config import EvaluateConfig
-from plaudit.stages.evaluate.loop import SAMPLED, Judged, judge_model, judged_before
+from plaudit.stages.evaluate.judging import SAMPLED
+from plaudit.stages.evaluate.loop import Judged, judge_model, judged_before
 from plaudit.train.run import Run
 from plaudit.train.sampling import sample_in_batches
 from plaudit.train.saving import Saver, State
@@ -39,6 +41,8 @@ SHOWN = (1, 2, 4, 8, 16, 32, 64)
 """n of the table."""
 Values = dict[str, Floats]
 """proxy and gold, [P] or [P, POOL]; gold is not there when people ranked."""
+TRAINED = ("rejection", "dpo")
+"""Methods whose policies are sampled here, by the stages that make them."""
 
 
 def compare(
@@ -48,11 +52,13 @@ def compare(
     annotator: Annotator | None,
     paid_by: Sequence[RewardSource] = (),
 ) -> dict[str, Any]:
-    """Sample the pool, judge DPO's policy as evaluate judged PPO's, put all into one table; returns the summary."""
+    """Sample the pool, judge the other policies as evaluate judged PPO's, put all into a table; returns the summary."""
     if not methods:
-        raise UserError('baselines names nothing to compare with; add "baselines=[best_of_n, dpo]", or one of them')
+        raise UserError(
+            'baselines names nothing to compare with; add "baselines=[best_of_n, rejection, dpo]", or some of them'
+        )
     test = run.split("test")
-    models = {"dpo": run.folder.require("dpo/model", "dpo")} if "dpo" in methods else {}
+    models = {name: run.folder.require(f"{name}/model", name) for name in TRAINED if name in methods}
     pool, others = _sampled(methods, models, config, run, annotator, paid_by, test)
     rows = read_metrics(run.folder.path / "evaluate/replies.jsonl")
     sft = _by_prompt({name: _column(rows, "sft", name) for name in ("proxy", "gold")}, len(test))
@@ -70,9 +76,10 @@ def compare(
         best = {n: {name: best_of_n(wide["proxy"], x, n) for name, x in wide.items()} for n in range(1, POOL + 1)}
         summary["best_of_n"] = [{"n": n, "kl": best_of_n_kl(n), **_means(best[n])} for n in SHOWN]
     summary["methods"] = {name: _method(values, kl, sft, best, measure) for name, (values, kl) in found.items()}
-    if "dpo" in found:
-        gap = found["ppo"][0][measure] - found["dpo"][0][measure]
-        summary["ppo_over_dpo"] = {"difference": float(gap.mean()), "ci": list(bootstrap_interval(gap))}
+    gaps = {name: found["ppo"][0][measure] - found[name][0][measure] for name in others}
+    summary["ppo_over"] = {
+        name: {"difference": float(gap.mean()), "ci": list(bootstrap_interval(gap))} for name, gap in gaps.items()
+    }
     _write(run, pool, others, test, config.replies)
     told = {name: f"{row[measure]:.3f} at {row['kl']:.2f} nats" for name, row in summary["methods"].items()}
     told |= {f"best of {row['n']}": f"{row[measure]:.3f} at {row['kl']:.2f}" for row in summary.get("best_of_n", ())}
@@ -115,8 +122,11 @@ def _sampled(
             done = -(-len(pooled) // SAMPLED) + 1
             advance(count=2 * len(pooled))
         state = pool.as_state() if pool else State()
-        # Evaluate's own random numbers: the replies are paired with those of SFT and PPO.
-        others = {name: judge(name, source, asked, done, state, "evaluate") for name, source in models.items()}
+        others = {}
+        for name, source in models.items():
+            # Evaluate's own random numbers: the replies are paired with those of SFT and PPO.
+            others[name] = judge(name, source, asked, done, state, "evaluate")
+            done += -(-len(asked) // SAMPLED)
     return pool, others
 
 
@@ -166,16 +176,15 @@ def _method(values: Values, kl: float, sft: Values, best: dict[int, Values], mea
 def _write(run: Run, pool: Judged | None, others: dict[str, Judged], test: list[Prompt], replies: int) -> None:
     """The replies of the pool, and of the other methods."""
     folder = run.folder.stage("baselines")
-    for name, file, judged, each in (
-        *((("pool", "pool.jsonl", pool, POOL),) if pool else ()),
-        *((method, "replies.jsonl", one, replies) for method, one in others.items()),
-    ):
-        prompts = [prompt for prompt in test for _ in range(each)]
-        gold = [None] * len(prompts) if judged.gold is None else judged.gold.tolist()
-        write_rows(
-            folder / file,
-            (
-                {"id": p.id, "model": "sft" if name == "pool" else name, **r.as_json(), "proxy": s, "gold": g}
-                for p, r, s, g in zip(prompts, judged.replies, judged.proxy.tolist(), gold, strict=True)
-            ),
-        )
+    if pool is not None:
+        write_rows(folder / "pool.jsonl", _rows("sft", pool, test, POOL))
+    if others:
+        each = (_rows(name, judged, test, replies) for name, judged in others.items())
+        write_rows(folder / "replies.jsonl", chain.from_iterable(each))
+
+
+def _rows(model: str, judged: Judged, test: list[Prompt], each: int) -> Iterator[dict[str, Any]]:
+    prompts = [prompt for prompt in test for _ in range(each)]
+    gold = [None] * len(prompts) if judged.gold is None else judged.gold.tolist()
+    for p, reply, proxy, value in zip(prompts, judged.replies, judged.proxy.tolist(), gold, strict=True):
+        yield {"id": p.id, "model": model, **reply.as_json(), "proxy": proxy, "gold": value}

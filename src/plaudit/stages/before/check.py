@@ -46,12 +46,12 @@ def check(recipe: Recipe, *, estimate: bool = True) -> list[str]:
         return mistakes.found
     with mistakes:
         _check_fit(recipe, found, data)
-    lengths = lengths_of(found.chat, data)
-    _print_rows(recipe, data, lengths)
-    if said := cut_short(recipe, lengths):
-        console.print(f"Warning: {said}", soft_wrap=True)
-    if estimate and not mistakes.found:
-        with mistakes:
+    with mistakes:
+        lengths = lengths_of(found.chat, data)
+        _print_rows(recipe, data, lengths)
+        if said := cut_short(recipe, lengths):
+            console.print(f"Warning: {said}", soft_wrap=True)
+        if estimate and not mistakes.found:
             _print_estimate(recipe, found, data, lengths)
     if ended := finished_stages(recipe.run_folder):
         console.print(f"{recipe.run_folder} holds this run already: {', '.join(ended)} ended", soft_wrap=True)

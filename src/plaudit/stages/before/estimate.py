@@ -50,7 +50,8 @@ def measure(model: str, recipe: Recipe, machine: Machine, chat: ChatFormat, prom
     engine = InProcessEngine(copy, eos_id=-1, decoder=own)
     ids = [chat.prompt_ids(prompts[i % len(prompts)].messages) for i in range(ROWS)]
     uniforms = np.random.default_rng(0).random((ROWS, NEW), dtype=np.float32)
-    rows = min(ROWS, recipe.ppo.micro_batch_size)
+    asked = recipe.ppo.micro_batch_size
+    rows = min(ROWS, recipe.ppo.minibatch_size if asked == "auto" else asked)
 
     def passed() -> torch.Tensor:
         logprobs_BT = roles(tokens, "policy", frozenset({"logprobs"})).logprobs_BT

@@ -14,7 +14,7 @@ from plaudit.run.display import console
 from plaudit.stages.before.cards import LAUNCH, SHARE, Card, cards_of
 from plaudit.stages.before.estimate import Speed, measure, seconds_of, spoken
 from plaudit.stages.lengths import Lengths, lengths_of
-from plaudit.stages.memory import Device, Need, gigabytes, here, needs_of, that_would_fit
+from plaudit.stages.memory import Device, Need, Sums, gigabytes, here, needs_of, that_would_fit
 from plaudit.stages.recipe import Recipe
 from plaudit.stages.run_data import RunData, read_data
 
@@ -67,8 +67,7 @@ def speeds_of(recipe: Recipe, shape: Shape, lengths: Lengths, device: Device, ca
     if recipe.lora.of("ppo") is None:
         again["learnt"] += 1.0
     head = 2.0 * shape.vocabulary * shape.hidden
-    longest = max(lengths.prompts) + int(recipe.sampling.of("ppo").max_new_tokens)
-    tokens = recipe.ppo.micro_batch_tokens or recipe.ppo.micro_batch_size * longest
+    tokens = Sums(recipe, shape, lengths, device).ppo().tokens
     rows = min(recipe.ppo.batch_size, 256)
     # A decoding step reads all weights, however few rows it is for.
     read = shape.weights * device.size / card.bandwidth / rows
@@ -91,6 +90,9 @@ def _print_memory(needs: list[Need], device: Device) -> None:
             told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
             table.add_row("", f"while {phase}: {told}", f"{sum(parts.values()) / 1e9:.2f}")
         rows, at_once = need.largest(device.memory)
+        if need.step:
+            whole = " (a whole step)" if need.tokens >= need.step else ""
+            table.add_row("", f"in passes of at most {need.tokens:,} tokens{whole}", "")
         room = [f"{rows} rows of {need.longest} tokens in a pass"] if need.token else []
         room += [f"{at_once} replies sampled at once"] if need.row else []
         table.add_row("", f"at its peak; room for {', '.join(room)}", f"{need.total / 1e9:.2f}")

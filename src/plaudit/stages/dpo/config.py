@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from plaudit.config import StrictConfig
+from plaudit.config import AutoOrCount, StrictConfig
 
 
 class DPOConfig(StrictConfig):
@@ -22,8 +22,9 @@ class DPOConfig(StrictConfig):
     """Passes over the training rankings."""
     rankings_per_step: int = Field(8, ge=1)
     """Rankings in one optimiser step."""
-    rankings_per_micro_batch: int = Field(2, ge=1)
-    """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
+    rankings_per_micro_batch: AutoOrCount = "auto"
+    """Rankings in one forward and backward pass, must divide rankings_per_step; auto: as many as there is memory for.
+    Changes memory, not the result."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW; the adapter, the schedule and the law that is sampled are those of stage ppo."""
     gradient_checkpointing: bool = False
@@ -31,7 +32,8 @@ class DPOConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> "DPOConfig":
-        if self.rankings_per_step % self.rankings_per_micro_batch:
+        many = self.rankings_per_micro_batch
+        if many != "auto" and self.rankings_per_step % many:
             raise ValueError(
                 f"rankings_per_micro_batch={self.rankings_per_micro_batch} does not divide "
                 f"rankings_per_step={self.rankings_per_step}"

@@ -29,7 +29,7 @@ from plaudit.algo.preferences import dpo_loss
 from plaudit.data.chat import ChatFormat
 from plaudit.data.files import read_rankings
 from plaudit.data.hashes import sha256
-from plaudit.data.packing import by_length
+from plaudit.data.packing import cost_of
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.export import export_policy
@@ -85,7 +85,7 @@ class DPOTraining:
         rounding = None if run.lora is not None else Rounding(run.seed, "dpo/policy")
         groups = [{"params": self.model.adapter_parameters("policy"), "lr": config.learning_rate}]
         self.optimiser = MasterAdamW(groups, rounding=rounding)
-        self.micro = MicroBatches(run.folder.stage("dpo"), "dpo.rankings_per_micro_batch")
+        self.micro = MicroBatches(run, "dpo", "rankings_per_micro_batch", config.rankings_per_micro_batch)
         rankings = [r for file in files_of(run) for r in read_rankings(file)]
         learnt = [r for r in rankings if r.prompt.split == "train" and pairs_of(config, r)]
         strict = [r for r in rankings if r.prompt.split != "train" and r.pairs()]
@@ -121,9 +121,8 @@ class DPOTraining:
 
     def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         """Rankings of one forward and backward pass, of like length."""
-        cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
-        size = self.micro.rows(self.config.rankings_per_micro_batch)
-        return [[examples[i] for i in group] for group in by_length(cost, size)]
+        cost = [cost_of(e.prompt, e.replies, shared=self.model.packs) for e in examples]
+        return [[examples[i] for i in group] for group in self.micro.groups(cost, packed=False)]
 
 
 def files_of(run: Run) -> list[Path]:
@@ -259,8 +258,7 @@ def _accumulate(training: DPOTraining, examples: list[Example], where: str) -> d
                 found[name] += value / max(strict, 1)
         return found
 
-    size = training.config.rankings_per_micro_batch
-    return training.micro.fit(size, where, backward, training.model.zero_grad)
+    return training.micro.fit(where, backward, training.model.zero_grad)
 
 
 @torch.no_grad()

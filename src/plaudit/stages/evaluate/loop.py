@@ -17,32 +17,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from plaudit import rng
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.annotator import Annotator, declines
 from plaudit.data.files import write_rows
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.models.load import load_model
-from plaudit.models.roles import plain_logprobs
-from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.config import RewardSource
-from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import RewardSources
-from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.display import Step, progress
 from plaudit.run.folder import CHECKPOINTS
 from plaudit.stages.evaluate.config import EvaluateConfig
+from plaudit.stages.evaluate.judging import SAMPLED, sampled
 from plaudit.train.run import Run
 from plaudit.train.sampling import sample_in_batches
 from plaudit.train.saving import Saver, State
-
-ROWS = 32
-SAMPLED = 64
-"""Replies sampled at once."""
 
 
 @dataclass(frozen=True)
@@ -153,60 +143,24 @@ def judge_model(
     """
     chat, machine, law = run.chat(run.sft_model), run.machine, run.sampling
     model = load_model(str(source), machine.dtype, machine.device)
-    engine = InProcessEngine(model, eos_id=chat.ends, temperature=law.temperature, batch_rows=SAMPLED)
-    uniforms = rng.uniforms(run.seed, stream, 0, list(range(len(prompts))), law.max_new_tokens)
-    prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
-    ids = sampling(engine, prompt_ids, uniforms, SAMPLED)
-    engine.close()
-
-    def batch(rows: range) -> Tokens:
-        part = slice(rows.start, rows.stop)
-        return pad_right(prompt_ids[part], ids[part], chat.pad_id, machine.device)
-
-    def each(measure: Callable[[Tokens], Tensor]) -> Tensor:
-        """[B, ...] on the CPU: what `measure` says of each reply; every rank asks it about its share."""
-        found: dict[str, Tensor] = {}
-        for rows in run.ranks.share(_parts(len(ids), run.ranks.rows(ROWS, len(ids)))):
-            part = measure(batch(rows)).cpu()
-            found.setdefault("each", part.new_zeros(len(ids), *part.shape[1:]))[rows.start : rows.stop] = part
-        return run.ranks.total(found)["each"]
-
-    def logprob_sum(under: PreTrainedModel, temperature: float) -> np.ndarray:
-        """log π of each whole reply."""
-        return each(lambda tokens: plain_logprobs(under, tokens, temperature).sum(dim=1)).numpy()
-
-    own = logprob_sum(model, law.temperature)
+    passes = sampled(run, source, model, chat, prompts, sampling, stream)
+    own = passes.logprob_sum(model, law.temperature)
     del model  # before the next one is there
     reference = load_model(str(run.sft_model), machine.dtype, machine.device)
-    ref, ref_nll, paid = logprob_sum(reference, law.temperature), -logprob_sum(reference, 1.0), []
-    # From here on the reference is the reward model's base, if one pays.
-    files = trained_reward(run.folder, chat) if rewards.trained else None
-    reward = files.attach(reference, machine.dtype, machine.device) if files else None
-    contract = reward.contract if reward else None
-    raw_BM = each(reward.raw) if reward else None
-    for rows in _parts(len(ids), ROWS):
-        part = slice(rows.start, rows.stop)
-        trained_BM = None if raw_BM is None else raw_BM[part].to(machine.device)
-        scores = rewards.score(chat, prompts[part], batch(rows), "evaluation", trained_BM=trained_BM, contract=contract)
-        paid.append(scores.normalised_B.cpu().numpy())
-        advance(count=len(rows))
-    replies = [chat.completion(reply) for reply in ids]
+    ref, ref_nll = passes.logprob_sum(reference, law.temperature), -passes.logprob_sum(reference, 1.0)
+    proxy = passes.proxy(rewards, reference, advance)
+    replies = [chat.completion(reply) for reply in passes.ids]
     gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
     return Judged(
         replies=replies,
-        ids=ids,
-        proxy=np.concatenate(paid),
+        ids=passes.ids,
+        proxy=proxy,
         gold=None if gold is None else np.array(gold),
         logprob_sum=own,
         ref_logprob_sum=ref,
         ref_nll_sum=ref_nll,
-        lengths=np.array([len(reply) for reply in ids]),
+        lengths=np.array([len(reply) for reply in passes.ids]),
     )
-
-
-def _parts(count: int, rows: int) -> list[range]:
-    """The numbers up to `count`, so many at a time."""
-    return [range(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, float]:

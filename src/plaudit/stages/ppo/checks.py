@@ -4,9 +4,11 @@ import json
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from plaudit.guard import invariants
 from plaudit.models.full import FullReward
+from plaudit.models.sharded import let_go
 from plaudit.models.tokens import Tokens
 from plaudit.rollout.batch import RolloutBatch
 from plaudit.stages.ppo.trainer import Trainer
@@ -46,14 +48,15 @@ class RunChecks:
 
     def _frozen(self) -> dict[str, dict[str, str]]:
         roles, scorer = self.trainer.roles, self.trainer.scorer
-        base = dict(roles.base_tensors())
-        places = {tensor.data_ptr() for tensor in base.values()}
-        frozen = [(name, p) for name, p in roles.named_parameters() if not p.requires_grad]
+        let_go(roles)
+        # What ranks hold together is the base, one tensor of which at a time is whole here.
+        frozen = [(n, p) for n, p in roles.named_parameters() if not (p.requires_grad or isinstance(p, DTensor))]
+        places = {tensor.data_ptr() for _, tensor in roles.base_tensors()}
         reward = [(name, p) for name, p in frozen if p.data_ptr() not in places]
         apart = isinstance(scorer, FullReward) or self.trainer.run.rounds.moves_reference
         if scorer is not None and apart:
             reward += list(scorer.named_parameters())
-        pairs = (("the reference", base.items()), ("the reward model", reward))
+        pairs = (("the reference", roles.base_tensors()), ("the reward model", reward))
         return {what: invariants.fingerprint(tensors) for what, tensors in pairs}
 
     def _longest(self, batch: RolloutBatch) -> Tokens:

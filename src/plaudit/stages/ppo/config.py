@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from plaudit.algo.names import KLEstimator, MissingEos
-from plaudit.config import StrictConfig
+from plaudit.config import AutoOrCount, StrictConfig
 from plaudit.errors import UserError
 from plaudit.guard.limits import WatchConfig
 from plaudit.rewards.config import RewardSource, pays
@@ -29,8 +29,9 @@ class PPOConfig(StrictConfig):
     """How many of them answer one prompt; must divide batch_size. RLOO and GRPO compare these with each other."""
     minibatch_size: int = Field(16, ge=1)
     """Replies in one optimiser step; must divide batch_size."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Replies in one forward and backward pass; must divide minibatch_size. Changes memory, not the result."""
+    micro_batch_size: AutoOrCount = "auto"
+    """Replies in one forward and backward pass, must divide minibatch_size; auto: as many as there is memory for.
+    Changes memory, not the result."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """In its place a budget of tokens, padding included; a longer reply goes alone. Changes memory, not the result."""
     gradient_checkpointing: bool = False
@@ -86,7 +87,7 @@ class PPOConfig(StrictConfig):
     """Scores of a batch to mean 0, std 1 (whiten; the std floored at a quarter of its first value), or divided by their
     running std without a shift (running), or as they are."""
     sigmoid_centred: bool = False
-    """Each score becomes σ(score − score of the SFT model's reply to the prompt), sampled once before training."""
+    """Each score becomes 4·σ(score − score of the SFT model's reply to the prompt), sampled once before training."""
     score_clip: float = Field(5.0, gt=0)
     """Scores are held in ± this before they are whitened."""
     missing_eos: MissingEos | Literal["bootstrap"] = "subtract"
@@ -115,8 +116,24 @@ class PPOConfig(StrictConfig):
     sampling_copy: bool = True
     """Whether replies are sampled from a merged copy of the policy. Without it, through the policy itself: slower, and
     a whole model less in memory."""
+    offload_reference: bool = False
+    """Whether the reference of `lora.stages.ppo: null` lies in the CPU's memory but while it is asked: slower, and two
+    bytes a parameter less on a GPU while it samples and trains."""
     torch_compile: bool = False
     """Whether the passes over the replies are compiled (torch.compile): faster, after a slower start."""
+
+    def check_offload(self, device: str, *, full: bool) -> None:
+        """UserError where there is no reference of its own to put elsewhere, or no elsewhere."""
+        if self.offload_reference and not full:
+            raise UserError(
+                "ppo.offload_reference=true needs lora.stages.ppo=null: with an adapter the reference is the policy's "
+                "own base; leave it out"
+            )
+        if self.offload_reference and device == "cpu":
+            raise UserError(
+                "ppo.offload_reference=true puts the reference into the CPU's memory, and this run computes there; "
+                "leave it out"
+            )
 
     @property
     def has_critic(self) -> bool:
@@ -141,17 +158,10 @@ class PPOConfig(StrictConfig):
     def steps_per_update(self) -> int:
         return self.epochs * (self.batch_size // self.minibatch_size)
 
-    @property
-    def micro_batch(self) -> tuple[str, int]:
-        """The key that bounds a forward and backward pass, and its value."""
-        if self.micro_batch_tokens is not None:
-            return "ppo.micro_batch_tokens", self.micro_batch_tokens
-        return "ppo.micro_batch_size", self.micro_batch_size
-
     def check_ranks(self, count: int) -> None:
         """UserError when some of `count` processes would have nothing to do in any step."""
-        parts = self.minibatch_size // self.micro_batch_size
-        if self.micro_batch_tokens is None and parts < count:
+        size = 1 if self.micro_batch_size == "auto" else self.micro_batch_size
+        if self.micro_batch_tokens is None and (parts := self.minibatch_size // size) < count:
             raise UserError(
                 f"ppo.micro_batch_size={self.micro_batch_size} makes {parts} micro-batches of "
                 f"ppo.minibatch_size={self.minibatch_size}, and {count} processes are to share them: set "
@@ -188,7 +198,7 @@ class PPOConfig(StrictConfig):
     @model_validator(mode="after")
     def _possible(self) -> "PPOConfig":
         parts = [("replies_per_prompt", "batch_size"), ("minibatch_size", "batch_size")]
-        for part, whole in parts + [("micro_batch_size", "minibatch_size")] * (self.micro_batch_tokens is None):
+        for part, whole in parts + [("micro_batch_size", "minibatch_size")] * (self.micro_batch_size != "auto"):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{part}={getattr(self, part)} does not divide {whole}={getattr(self, whole)}")
         name, replies = self.advantages, self.replies_per_prompt
@@ -197,6 +207,10 @@ class PPOConfig(StrictConfig):
         if name in GROUPS and replies < 2:
             raise ValueError(
                 f"advantages={name} compares the replies to one prompt: replies_per_prompt={replies} must be at least 2"
+            )
+        if self.offload_reference and self.critic == "own" and self.has_critic:
+            raise ValueError(
+                "critic=own and offload_reference=true exclude each other: that critic learns on the reference"
             )
         for other, excluded in (("gradient_checkpointing", True), ("sampling_copy", False)):
             if self.torch_compile and getattr(self, other) is excluded:

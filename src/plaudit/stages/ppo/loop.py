@@ -37,7 +37,7 @@ from plaudit.stages.ppo.constraints import measure_constraints
 from plaudit.stages.ppo.looks import Keeper, Looks
 from plaudit.stages.ppo.rollout import picked, rollout, score_references
 from plaudit.stages.ppo.state import forget_later, pack, unpack
-from plaudit.stages.ppo.trainer import Trainer, sample, start_from_last
+from plaudit.stages.ppo.trainer import Trainer, sample, start_from_last, whole_again
 from plaudit.stages.ppo.update import update
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver, load_parameters
@@ -134,6 +134,7 @@ def _store(trainer: Trainer, batch: RolloutBatch, number: int) -> None:
 def _save(trainer: Trainer) -> None:
     """The last thing that is done with the roles: their base becomes the policy that is written."""
     config, run, roles = trainer.config, trainer.run, trainer.roles
+    roles = roles if run.ranks.shard == "none" else whole_again(trainer)
     trainer.engine.close()
     folder = run.folder.stage("ppo")
     adapters = roles if isinstance(roles, Roles) else roles.others

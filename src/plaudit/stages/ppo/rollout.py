@@ -18,11 +18,12 @@ from torch import Tensor
 from plaudit import rng
 from plaudit.algo import advantages as estimators
 from plaudit.algo import rewards
+from plaudit.algo.losses import sampler_weights
 from plaudit.algo.masked import masked_mean, moments_of, whiten
 from plaudit.algo.statistics import explained_variance
 from plaudit.data.files import read_rows, write_rows
 from plaudit.guard import invariants
-from plaudit.guard.sampler import check_sampler, sampler_noise
+from plaudit.guard.sampler import GAP_BOUND, SERVED_BOUND, check_sampler, sampler_noise
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.rewards.sources import Scores
@@ -34,6 +35,9 @@ from plaudit.stages.ppo.trainer import Numbers, Trainer, by_micro_batch, raw_sco
 from plaudit.train.micro_batches import batch_kept
 
 REFERENCES = "references.jsonl"
+PER_SIGMOID = 4
+"""σ has slope ¼ at a reply as good as the reference's. Four times it, a little better is worth what it was before, so
+what follows, penalties and constraints in units of the normalised score, weighs no more than without it."""
 
 
 def picked(trainer: Trainer, train: Sequence[Prompt], number: int) -> list[Prompt]:
@@ -120,7 +124,7 @@ def judge(
             old |= by_micro_batch(trainer, tokens, number, "critic")
         return scores, ref_logprobs_BT, old
 
-    return trainer.micro.fit(trainer.config.micro_batch[1], where, passes, lambda: None)
+    return trainer.micro.fit(where, passes, lambda: None)
 
 
 def _checked(
@@ -130,7 +134,15 @@ def _checked(
     is, for the log."""
     dtype, numbers = trainer.run.machine.dtype, trainer.numbers
     k1_BT = rewards.kl_estimate(policy_BT, reference_BT)
-    row = check_sampler(sampler_BT, policy_BT, reference_BT, mask_BT, dtype, numbers.sampler_noise)
+    bounds = SERVED_BOUND if trainer.run.rollout.engine == "vllm" else GAP_BOUND
+    row = check_sampler(sampler_BT, policy_BT, reference_BT, mask_BT, dtype, numbers.sampler_noise, bounds)
+    weights_BT = sampler_weights(trainer.run.rollout.sampler_correction, policy_BT, sampler_BT)
+    if weights_BT is not None:
+        cut_BT = weights_BT != (policy_BT - sampler_BT).exp()
+        row |= {
+            "sampler_weight": masked_mean(weights_BT, mask_BT).item(),
+            "sampler_weight_cut": masked_mean(cut_BT.float(), mask_BT).item(),
+        }
     invariants.check_finite("a log-probability", k1_BT.sum().item(), f"PPO update {number + 1}")
     if number == 0:
         if trainer.starts_as_reference:
@@ -151,7 +163,7 @@ def earned(
             for name, values_B in scores.by_source.items()
             if name in trainer.rewards.weights
         }
-        total_B = trainer.rewards.paid(centred)
+        total_B = PER_SIGMOID * trainer.rewards.paid(centred)
     rule = "none" if config.missing_eos == "bootstrap" else config.missing_eos
     total_B = rewards.penalise_missing_eos(total_B, finished_B, config.missing_eos_penalty, rule)
     if config.length_penalty == 0:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,20 @@ from plaudit.models.full import FullRoles
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.choose import own_decoder
 from plaudit.models.kernels.compiled import compile_layers
-from plaudit.models.load import load_model
+from plaudit.models.load import CPU, load_model
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.rounding import Rounding
+from plaudit.models.sharded import shard
 from plaudit.models.tokens import Tokens, pad_right
 from plaudit.records import Prompt
 from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches, per_token
+from plaudit.rollout.engine import Engine
 from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.rollout.stored import REPLAYED, StoredReplies
+from plaudit.rollout.vllm import policy_name
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.optimiser import MasterAdamW, schedule_of
@@ -88,14 +92,19 @@ class Trainer:
         self.roles.packs = shares
         if config.critic == "own" and reward is not None and isinstance(reward.model, Roles):
             reward.model.start_critic(reward.contract.mean[0], reward.contract.std[0])
-        self.engine = (
+        if isinstance(self.roles, Roles):
+            shard(self.roles, self.roles.bases[0], run.ranks)
+        self.engine: Engine = (
             run.engine(run.last_policy if moved else run.sft_model, self.chat)
             if own is None
             else InProcessEngine(own.model, eos_id=self.chat.ends, temperature=run.sampling.temperature, decoder=own)
         )
+        served = run.rollout.engine == "vllm"
+        self.stored = StoredReplies(run.folder.stage("ppo"), run.folder.path / REPLAYED, run.ranks) if served else None
         self.optimiser, self.schedule = _optimiser(config, run, self.roles)
         self.numbers = Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon))
-        self.micro = MicroBatches(run.folder.stage("ppo"), config.micro_batch[0], alone=run.ranks.count == 1)
+        key = "micro_batch_size" if config.micro_batch_tokens is None else "micro_batch_tokens"
+        self.micro = MicroBatches(run, "ppo", key, config.micro_batch_size, tokens=config.micro_batch_tokens)
         self.demonstrations = _demonstrations(run, self.chat) if config.ptx_coef else []
         """What PTX mixes in."""
         self.references: dict[str, dict[str, float]] = {}
@@ -129,7 +138,18 @@ def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles
         return Roles(base, trained="policy", reward=reward, critic=critic, **common)
     others = Roles(base, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
     policy = copy.deepcopy(base) if moved else run.base()[0]
-    return FullRoles(policy, base, others, **common)
+    return FullRoles(policy, base, others, away=CPU if config.offload_reference else None, **common)
+
+
+def whole_again(trainer: Trainer) -> Roles:
+    """The roles as they are, on a base that this rank has all of: read once more, where memory is cheap."""
+    run, config = trainer.run, trainer.config
+    assert isinstance(trainer.roles, Roles)
+    files = trained_reward(run.folder, trainer.chat) if trainer.rewards.trained else None
+    roles = _roles(config, replace(run, machine=replace(run.machine, device=CPU)), files.adapters if files else [])
+    assert isinstance(roles, Roles)
+    load_parameters(roles.trainable(), trainer.roles.adapter_state())
+    return roles
 
 
 @torch.no_grad()
@@ -174,12 +194,19 @@ def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) 
     """
     prompt_ids = [trainer.chat.prompt_ids(prompt.messages) for prompt in prompts]
     mine, longest = trainer.ranks.share(range(len(prompts))), trainer.run.sampling.max_new_tokens
-    uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
-    rounding = Rounding(trainer.run.seed, stream, step)
-    trainer.engine.load_weights(trainer.roles.merged_weights("policy", rounding))
-    replies = trainer.engine.generate([prompt_ids[i] for i in mine], uniforms)
-    message = json.dumps([[row, reply.ids, reply.logprobs] for row, reply in zip(mine, replies, strict=True)])
-    rows = sorted(row for text in trainer.ranks.gathered(message) for row in json.loads(text))
+    stored, policy, rows = trainer.stored, "", None
+    asked = [prompt_ids, trainer.run.seed, longest, trainer.run.sampling.temperature]
+    if stored is not None:
+        policy = policy_name(trainer.roles.adapter_parameters("policy"))
+        rows = stored.read(stream, step, policy, asked)
+    if rows is None:
+        uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
+        trainer.engine.take(trainer.roles, Rounding(trainer.run.seed, stream, step))
+        replies = trainer.engine.generate([prompt_ids[i] for i in mine], uniforms)
+        message = json.dumps([[row, reply.ids, reply.logprobs] for row, reply in zip(mine, replies, strict=True)])
+        rows = sorted(row for text in trainer.ranks.gathered(message) for row in json.loads(text))
+        if stored is not None:
+            stored.write(stream, step, policy, asked, rows)
     device = trainer.run.machine.device
     tokens = pad_right(prompt_ids, [ids for _, ids, _ in rows], trainer.chat.pad_id, device)
     finished_B = torch.tensor([ids[-1] in trainer.chat.ends for _, ids, _ in rows], device=device)
@@ -194,11 +221,8 @@ def layout(trainer: Trainer, tokens: Tokens, number: int) -> list[list[list[int]
     """
     config, lengths, prompts = trainer.config, tokens.lengths_B.tolist(), tokens.prompts
     order = rng.permutation(trainer.run.seed, "ppo/layout", number, len(lengths))
-    if config.micro_batch_tokens is not None:
-        budget = trainer.micro.rows(config.micro_batch_tokens)
-        return minibatches(lengths, prompts, order, config.minibatch_size, tokens=budget)
-    rows = trainer.micro.rows(config.micro_batch_size)
-    return minibatches(lengths, prompts, order, config.minibatch_size, rows=rows)
+    rows, budget = trainer.micro.bounds(config.minibatch_size)
+    return minibatches(lengths, prompts, order, config.minibatch_size, rows=rows, tokens=budget)
 
 
 @torch.no_grad()
@@ -209,11 +233,11 @@ def by_micro_batch(trainer: Trainer, tokens: Tokens, number: int, role: Role) ->
     """
     model, found = trainer.scorer if role == "reward" else trainer.roles, dict[str, Tensor]()
     assert model is not None
-    share = trainer.ranks.share
-    for rows in (rows for minibatch in layout(trainer, tokens, number) for rows in share(minibatch)):
+    passes = trainer.ranks.passes
+    for rows, weight in (one for minibatch in layout(trainer, tokens, number) for one in passes(minibatch)):
         output = model(tokens.rows(rows), role, trainer.needs(role))
         for name, part in vars(output).items():
-            if part is None:
+            if part is None or not weight:
                 continue
             width = tokens.tokens_BT.shape[1:] if name.endswith("_BT") else part.shape[1:]
             whole = found.setdefault(name, part.new_zeros(len(tokens.lengths_B), *width))

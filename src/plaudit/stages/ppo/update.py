@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from plaudit import rng
-from plaudit.algo.losses import kl_loss, ppo_loss
+from plaudit.algo.losses import kl_loss, ppo_loss, sampler_weights
 from plaudit.guard import invariants
 from plaudit.models.tokens import pad_examples
 from plaudit.rollout.batch import RolloutBatch, minibatches
@@ -85,7 +85,7 @@ def gradient(
         return used, *accumulate(trainer, used, new_logprobs_BT, minibatch, number, step, where)
 
     undo = partial(trainer.roles.zero_grad, set_to_none=True)
-    return trainer.micro.fit(trainer.config.micro_batch[1], where, backward, undo)
+    return trainer.micro.fit(where, backward, undo)
 
 
 def accumulate(
@@ -105,10 +105,12 @@ def accumulate(
     count = float(sum(int(batch.tokens.rows(rows).reply_lengths_B.sum()) for rows in minibatch))
     totals: dict[str, float] = {}
     ratio_gap = 0.0
-    for rows in trainer.ranks.share(minibatch):
+    for rows, weight in trainer.ranks.passes(minibatch):
         loss, terms, logprobs_BT = _loss(trainer, batch, rows, count, warming=warming)
         invariants.check_finite("the loss", terms["loss"], where)
-        loss.backward()
+        (weight * loss).backward()
+        if not weight:
+            continue
         place = (rows, slice(logprobs_BT.shape[1]))
         new_logprobs_BT[place] = logprobs_BT
         ratio_gap = max(ratio_gap, ((logprobs_BT - batch.old_logprobs_BT[place]).exp() - 1).abs().max().item())
@@ -136,6 +138,9 @@ def _loss(
     if config.critic == "own":
         values_BT = roles(tokens, "critic", frozenset({"values"})).values_BT
     old_logprobs_BT, advantages_BT = batch.old_logprobs_BT[place], batch.advantages_BT[place]
+    weights_BT = sampler_weights(
+        trainer.run.rollout.sampler_correction, old_logprobs_BT, batch.sampler_logprobs_BT[place]
+    )
     terms = ppo_loss(
         logprobs_BT=output.logprobs_BT,
         old_logprobs_BT=old_logprobs_BT,
@@ -153,6 +158,7 @@ def _loss(
         value_clip=config.value_clip,
         value_coef=config.value_coef,
         entropy_coef=0.0 if warming else config.entropy_coef,
+        weights_BT=weights_BT,
     )
     loss, logged = terms.loss, {name: value.item() for name, value in vars(terms).items()}
     if config.kl_penalty == "loss" and not warming:
@@ -162,6 +168,7 @@ def _loss(
             ref_logprobs_BT=batch.ref_logprobs_BT[place],
             mask_BT=tokens.mask_BT,
             count=count,
+            weights_BT=weights_BT,
         )
         loss = loss + trainer.numbers.controller.coef * kl
         logged |= {"loss": loss.item(), "kl_loss": kl.item()}
@@ -178,12 +185,12 @@ def _mix_in_demonstrations(trainer: Trainer, step: int, where: str) -> float:
     chosen = [trainer.demonstrations[place] for place in places]
     count, total = sum(example.targets for example in chosen), 0.0
     lengths = [len(example.ids) for example in chosen]
-    rows, tokens = (None, config.micro_batch_tokens) if config.micro_batch_tokens else (config.micro_batch_size, None)
+    rows, tokens = trainer.micro.bounds(len(chosen))
     (parts,) = minibatches(lengths, places, range(len(chosen)), len(chosen), rows=rows, tokens=tokens)
-    for part in trainer.ranks.share(parts):
+    for part, weight in trainer.ranks.passes(parts):
         examples = pad_examples([chosen[i] for i in part], trainer.chat.pad_id, device)
         loss = trainer.roles(examples, "policy", frozenset({"loss"})).loss / count
         invariants.check_finite("the PTX loss", loss.item(), where)
-        (config.ptx_coef * loss).backward()
-        total += loss.item()
+        (weight * config.ptx_coef * loss).backward()
+        total += weight * loss.item()
     return total

@@ -35,7 +35,7 @@ class PreferencesConfig(StrictConfig):
     replies: int = Field(4, ge=2)
     """K: replies a prompt, ranked against each other."""
     noise: float = Field(0.1, ge=0)
-    """Std of the Gaussian noise the simulated annotator adds to its utility, which lies in [−2, 1]."""
+    """Std of the Gaussian noise the simulated annotator adds to its utility, which lies in [−3, 1]."""
     tie_margin: float = Field(0.1, ge=0)
     """The simulated annotator gives replies within this of the best of their group its rank."""
 

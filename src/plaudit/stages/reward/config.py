@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from plaudit.config import StrictConfig
+from plaudit.config import AutoOrCount, StrictConfig
 
 
 class RewardConfig(StrictConfig):
@@ -30,8 +30,9 @@ class RewardConfig(StrictConfig):
     """Passes over the training rankings and labels; more than one over-fits quickly."""
     rankings_per_step: int = Field(8, ge=1)
     """Rankings, and labels, in one optimiser step."""
-    rankings_per_micro_batch: int = Field(2, ge=1)
-    """Rankings in one forward and backward pass; must divide rankings_per_step. Changes memory, not the result."""
+    rankings_per_micro_batch: AutoOrCount = "auto"
+    """Rankings in one forward and backward pass, must divide rankings_per_step; auto: as many as there is memory for.
+    Changes memory, not the result."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, one more forward pass."""
     learning_rate: float = Field(5e-4, gt=0)
@@ -61,7 +62,8 @@ class RewardConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _no_dead_option(self) -> "RewardConfig":
-        if self.rankings_per_step % self.rankings_per_micro_batch:
+        many = self.rankings_per_micro_batch
+        if many != "auto" and self.rankings_per_step % many:
             raise ValueError(
                 f"rankings_per_micro_batch={self.rankings_per_micro_batch} does not divide "
                 f"rankings_per_step={self.rankings_per_step}"

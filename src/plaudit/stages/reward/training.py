@@ -24,7 +24,7 @@ from plaudit.algo.preferences import (
     vote_targets,
 )
 from plaudit.data.chat import ChatFormat
-from plaudit.data.packing import balanced, by_length
+from plaudit.data.packing import cost_of
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite
 from plaudit.models.full import FullReward, raw_scores
@@ -148,8 +148,7 @@ class RewardTraining:
         self._biases = starting_biases(self._places, learnt[1])
         """Of the labels' annotators: where each member begins."""
         self.held_out = self._encoded(self._some(test[0]), self._some(test[1]))
-        alone = run.ranks.count == 1
-        self.micro = MicroBatches(run.folder.stage("reward"), "reward.rankings_per_micro_batch", alone=alone)
+        self.micro = MicroBatches(run, "reward", "rankings_per_micro_batch", config.rankings_per_micro_batch)
         self.layout, self.train = prepare_attention(base), self._encoded(*learnt)
         self.log_nus: list[float] = []
         """log ν of the ties of every member that is trained; 0 unless the loss is davidson."""
@@ -173,9 +172,8 @@ class RewardTraining:
     def micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         """Examples of each forward and backward pass of this rank: of like cost when packed, of like length when
         padded."""
-        cost = [len(e.prompt) + sum(map(len, e.replies)) for e in examples]
-        size = self.ranks.rows(self.micro.rows(self.config.rankings_per_micro_batch), len(cost))
-        groups = balanced(cost, size) if self.layout.packs else by_length(cost, size)
+        cost = [cost_of(e.prompt, e.replies, shared=self.layout.kind == "shared") for e in examples]
+        groups = self.micro.groups(cost, packed=self.layout.packs)
         return [[examples[i] for i in group] for group in self.ranks.share(groups)]
 
     def scores(self, examples: Sequence[Example], member: int) -> Tensor:
@@ -334,7 +332,7 @@ def _accumulate(
         training.model.zero_grad()
         own.zero_grad()
 
-    mine = training.micro.fit(training.config.rankings_per_micro_batch, where, backward, undo)
+    mine = training.micro.fit(where, backward, undo)
     loss, right, pairs = training.ranks.sums(*mine)
     return loss, right / pairs if pairs else 0.5  # a step of ties only
 

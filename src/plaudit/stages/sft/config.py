@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from plaudit.config import StrictConfig
+from plaudit.config import AutoOrCount, StrictConfig
 from plaudit.data.examples import Learn, TooLong
 
 
@@ -44,8 +44,9 @@ class SFTConfig(StrictConfig):
     """Optimiser steps after which training ends, whatever epochs says; null is no limit."""
     batch_size: int = Field(16, ge=1)
     """Demonstrations in one optimiser step."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Demonstrations in one forward and backward pass; must divide batch_size. Changes memory, not the result."""
+    micro_batch_size: AutoOrCount = "auto"
+    """Demonstrations in one forward and backward pass, must divide batch_size; auto: as many as there is memory for.
+    Changes memory, not the result."""
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(0.0, ge=0)
@@ -67,6 +68,6 @@ class SFTConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> "SFTConfig":
-        if self.batch_size % self.micro_batch_size:
+        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}")
         return self

@@ -24,17 +24,18 @@ from plaudit import rng
 from plaudit.data.chat import ChatFormat
 from plaudit.data.examples import Encoder, Source, Step, held_out_rows, training_steps
 from plaudit.data.mixture import Share, counts
-from plaudit.data.packing import Example, balanced, by_length
+from plaudit.data.packing import Example
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
 from plaudit.guard.invariants import check_finite, check_unchanged, fingerprint, joint_fingerprint
 from plaudit.models.export import merged_in_place
 from plaudit.models.full import FullPolicy
 from plaudit.models.kernels.attention import prepare_attention
-from plaudit.models.load import ids_in, load_model, save_model
+from plaudit.models.load import CPU, ids_in, load_model, save_model
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
+from plaudit.models.sharded import shard
 from plaudit.models.tokens import Batch, pack_examples, pad_examples
 from plaudit.records import Demonstration, messages_as_json
 from plaudit.run.display import progress
@@ -47,6 +48,8 @@ from plaudit.train.saving import Saver, State, load_parameters, within
 
 EVALUATE_ON = 1000
 """Held-out demonstrations in a held-out loss at most; of more, a seeded choice: enough to see it move."""
+TITLES = {"sft": "SFT", "rejection": "Rejection sampling"}
+"""Stages that learn demonstrations, as they are called."""
 Sources = list[tuple[str, DemonstrationTable]]
 """(name, rows of every split) of each source of the mixture."""
 
@@ -80,10 +83,18 @@ class SFTTraining:
     """What the loop holds."""
 
     def __init__(
-        self, config: SFTConfig, run: Run, chat: ChatFormat, held_out: list[Example], prompts: list[Demonstration]
+        self,
+        config: SFTConfig,
+        run: Run,
+        encoder: Encoder,
+        held_out: list[Example],
+        prompts: list[Demonstration],
+        stage: str,
     ):
-        """On the run's model; the first of the held-out `prompts` are those that are answered at every evaluation."""
-        full, machine = run.lora is None, run.machine
+        """On the run's model, for the stage of this name; the first of the held-out `prompts` are those that are
+        answered at every evaluation."""
+        full, machine, chat = run.lora is None, run.machine, encoder.chat
+        self.stage, self.title, self.encoder = stage, TITLES[stage], encoder
         base = load_model(run.model, torch.float32 if full else machine.dtype, machine.device, run.quantise)
         layout = prepare_attention(base)
         self.config, self.run, self.chat, self.held_out = config, run, chat, held_out
@@ -95,27 +106,32 @@ class SFTTraining:
         self.model: Roles | FullPolicy = (
             FullPolicy(base, machine.dtype) if full else Roles(base, trained="policy", lora=run.lora, seed=run.seed)
         )
+        self.frozen = fingerprint(self.model.base_tensors()) if isinstance(self.model, Roles) else {}
         if config.gradient_checkpointing:
             recompute_activations(base)
+        if isinstance(self.model, Roles):
+            shard(self.model, base, run.ranks)
         self.prompts = prompts[: config.samples]
         self.engine = run.engine(run.model, chat) if config.samples and run.ranks.first else None
-        self.micro = MicroBatches(run.folder.stage("sft"), "sft.micro_batch_size", alone=run.ranks.count == 1)
+        self.micro = MicroBatches(run, stage, "sft.micro_batch_size", config.micro_batch_size)
         self.best: dict[str, Tensor] = {}
         self.evaluations: list[dict[str, Any]] = []
         self.without_gain = 0
         """Evaluations in a row without a lower held-out loss."""
         self.seconds = 0.0
+        self.trainable_parameters = sum(parameter.numel() for parameter in _learning(self.model).values())
 
-    def batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """This rank's share of the micro-batches of some examples: packed rows, or padded rows of like length."""
-        ranks, lengths = self.run.ranks, [len(example.ids) for example in examples]
-        size = ranks.rows(self.micro.rows(self.config.micro_batch_size), len(lengths))
-        groups = balanced(lengths, size) if self.packed else by_length(lengths, size)
-        device = self.run.machine.device
-        chosen = [[examples[i] for i in group] for group in ranks.share(groups)]
-        if self.packed:
-            return [pack_examples(group, device, share=self.shares) for group in chosen]
-        return [pad_examples(group, self.chat.pad_id, device) for group in chosen]
+    def batches(self, examples: Sequence[Example]) -> list[tuple[Batch, float]]:
+        """This rank's passes over some examples, each with its weight: packed rows, or padded rows of like length."""
+        groups = self.micro.groups([len(example.ids) for example in examples], packed=self.packed)
+        device, pad_id = self.run.machine.device, self.chat.pad_id
+        found = []
+        for group, weight in self.run.ranks.passes(groups):
+            chosen = [examples[i] for i in group]
+            packed = self.packed
+            batch = pack_examples(chosen, device, share=self.shares) if packed else pad_examples(chosen, pad_id, device)
+            found.append((batch, weight))
+        return found
 
     def loss(self, batch: Batch) -> Tensor:
         """−Σ log π(a_t) over the batch's completion tokens."""
@@ -126,9 +142,22 @@ class SFTTraining:
 
 def train(config: SFTConfig, run: Run) -> dict[str, Any]:
     """Train, keep the best, merge, save; returns the summary."""
-    chat = run.chat(run.model)
+    training, steps = begin(config, run)
+    with Saver.open(run, "sft", {"base": joint_fingerprint(training.frozen)}) as saver:
+        done = optimise(training, steps, saver)
+    keep_best(training)
+    if run.ranks.first:
+        _save(training, run.folder.stage("sft"))
+    summary = summary_of(training, steps, done)
+    return run.finish(
+        "sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(summary["kinds"])
+    )
+
+
+def begin(config: SFTConfig, run: Run, stage: str = "sft") -> tuple[SFTTraining, list[Step]]:
+    """What the loop of a stage holds, and its optimiser steps in order."""
     found = sources_of(config, run.demonstrations, run.mixed)
-    encoder = Encoder(chat, config.max_length, config.too_long, config.learn)
+    encoder = Encoder(run.chat(run.model), config.max_length, config.too_long, config.learn)
     steps = training_steps(
         _train_sources(config, found),
         encoder,
@@ -141,46 +170,48 @@ def train(config: SFTConfig, run: Run) -> dict[str, Any]:
     held_out = [example for row in chosen if (example := encoder.encode(row)) is not None]
     if not held_out:
         raise UserError(f"every held-out demonstration is longer than sft.max_length={config.max_length}; raise it")
-    training = SFTTraining(config, run, chat, held_out, chosen)
-    frozen = fingerprint(training.model.base_tensors()) if isinstance(training.model, Roles) else {}
-    trainable = _learning(training.model)
-    folder = run.folder.stage("sft")
-    with Saver.open(run, "sft", {"base": joint_fingerprint(frozen)}) as saver:
-        done = optimise(training, steps, saver)
-    if isinstance(training.model, Roles):
-        check_unchanged("the frozen base", frozen, fingerprint(training.model.base_tensors()))
-    load_parameters(training.model.trainable(), training.best)
-    if run.ranks.first:
-        _save(training, folder)
+    return SFTTraining(config, run, encoder, held_out, chosen, stage), steps
 
+
+def keep_best(training: SFTTraining) -> None:
+    """Put the weights with the lowest held-out loss in place; the base must be what it was."""
+    if isinstance(training.model, Roles):
+        check_unchanged("the frozen base", training.frozen, fingerprint(training.model.base_tensors()))
+    load_parameters(training.model.trainable(), training.best)
+    if training.engine is not None:
+        training.engine.close()
+
+
+def summary_of(training: SFTTraining, steps: list[Step], done: int) -> dict[str, Any]:
+    """What `done` of the steps came to."""
     kept = min(training.evaluations[1:], key=lambda row: row["eval_loss"])
     kinds = _by_kind(steps[:done], training.evaluations[0], kept)
     epoch = next((i for i, step in enumerate(steps, start=1) if step.ends_epoch), len(steps))
-    summary = {
+    return {
         "demonstrations_train": sum(len(step.examples) for step in steps[:epoch]),
-        "demonstrations_held_out": len(held_out),
-        "dropped": encoder.dropped,
-        "truncated": encoder.truncated,
+        "demonstrations_held_out": len(training.held_out),
+        "dropped": training.encoder.dropped,
+        "truncated": training.encoder.truncated,
         "layout": training.layout,
-        "chat_template": chat.origin,
+        "chat_template": training.chat.origin,
         "eval_loss_before": training.evaluations[0]["eval_loss"],
         "eval_loss_after": kept["eval_loss"],
         "kept_step": kept["step"],
-        "trainable_parameters": sum(parameter.numel() for parameter in trainable.values()),
+        "trainable_parameters": training.trainable_parameters,
         "steps": done,
         "tokens": sum(part["tokens"] for part in kinds.values()),
         "tokens_per_second": sum(part["tokens"] for part in kinds.values()) / training.seconds,
         "kinds": kinds,
     }
-    return run.finish("sft", "SFT", summary, [name for name in summary if name != "kinds"], _kind_rows(kinds))
 
 
 def _learning(model: Roles | FullPolicy) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.trainable().items() if "value_head" not in name}
 
 
-def optimise(training: SFTTraining, steps: list[Step], saver: Saver) -> int:
-    """The loop; returns the optimiser steps that were done."""
+def optimise(training: SFTTraining, steps: list[Step], saver: Saver, first: int = 0) -> int:
+    """The loop; returns the optimiser steps that were done. A checkpoint counts them after `first` steps of the stage
+    in which something else was done."""
     config = training.config
     learning = _learning(training.model).values()
     parts = {config.weight_decay: [p for p in learning if p.dim() >= 2]}
@@ -190,18 +221,18 @@ def optimise(training: SFTTraining, steps: list[Step], saver: Saver) -> int:
     )
     schedule = schedule_of(optimiser, len(steps), training.run.optimiser.warmup_steps, training.run.optimiser.schedule)
     metrics, samples = saver.log("metrics.jsonl"), saver.log("samples.jsonl")
-    number = saver.step
-    with progress("SFT", len(steps), "step") as advance:
-        if saver.state is None:
+    number = max(0, saver.step - first)
+    with progress(training.title, len(steps), "step") as advance:
+        if saver.state is None or not number:
             metrics.log(step=0, **_evaluate(training, 0, samples))
         else:
             _unpack(training, optimiser, schedule, saver.state)
             advance(count=number)
         while number < len(steps) and not _out_of_patience(training):
             step, number = steps[number], number + 1
-            where = f"SFT step {number}"
+            where = f"{training.title} step {number}"
             started = time.perf_counter()
-            with batch_kept(training.run.folder.stage("sft"), where, partial(_as_rows, training, step.examples)):
+            with batch_kept(metrics.path.parent, where, partial(_as_rows, training, step.examples)):
                 loss = _accumulate(training, step.examples, where)
                 row: dict[str, Any] = {"loss": loss, "learning_rate": schedule.get_last_lr()[0]}
                 row["tokens"] = sum(len(example.ids) for example in step.examples)
@@ -213,7 +244,7 @@ def optimise(training: SFTTraining, steps: list[Step], saver: Saver) -> int:
             metrics.log(step=number, **row)
             advance(f"loss {loss:.3f}")
             last = number == len(steps) or _out_of_patience(training)
-            saver.checkpoint(number, lambda: _pack(training, optimiser, schedule), last=last)
+            saver.checkpoint(first + number, lambda: _pack(training, optimiser, schedule), last=last)
     return number
 
 
@@ -249,14 +280,14 @@ def _accumulate(training: SFTTraining, examples: list[Example], where: str) -> f
 
     def backward() -> float:
         total = 0.0
-        for batch in training.batches(examples):
-            loss = training.loss(batch) / count
+        for batch, weight in training.batches(examples):
+            loss = weight * training.loss(batch) / count
             check_finite("the loss", loss.item(), where)
             loss.backward()
             total += loss.item()
         return total
 
-    mine = training.micro.fit(training.config.micro_batch_size, where, backward, training.model.zero_grad)
+    mine = training.micro.fit(where, backward, training.model.zero_grad)
     ranks.add_gradients(_learning(training.model).values())
     return ranks.sums(mine)[0]
 
@@ -275,7 +306,8 @@ def _evaluate(training: SFTTraining, step: int, samples: Metrics) -> dict[str, A
     totals: dict[str, tuple[float, int]] = {}
     for kind in sorted({example.kind for example in training.held_out}):
         examples = [example for example in training.held_out if example.kind == kind]
-        (nats,) = training.run.ranks.sums(sum(training.loss(batch).item() for batch in training.batches(examples)))
+        mine = sum(weight * training.loss(batch).item() for batch, weight in training.batches(examples))
+        (nats,) = training.run.ranks.sums(mine)
         totals[kind] = (nats, sum(example.targets for example in examples))
     loss = sum(nats for nats, _ in totals.values()) / sum(count for _, count in totals.values())
     row = {"eval_loss": loss, "eval_loss_by_kind": {kind: nats / count for kind, (nats, count) in totals.items()}}
@@ -298,7 +330,7 @@ def _sample(training: SFTTraining, step: int, samples: Metrics) -> None:
         training.run.seed, "sft/samples", 0, list(range(len(ids))), training.run.sampling.max_new_tokens
     )
     rounding = Rounding(training.run.seed, "sft/samples")
-    training.engine.load_weights(training.model.merged_weights("policy", rounding))
+    training.engine.take(training.model, rounding)
     for row, sampled in zip(training.prompts, training.engine.generate(ids, uniforms), strict=True):
         prompt, reply = messages_as_json(row.prompt.messages), training.chat.completion(sampled.ids)
         samples.log(step=step, id=row.prompt.id, kind=row.prompt.kind, prompt=prompt, **reply.as_json())
@@ -306,10 +338,14 @@ def _sample(training: SFTTraining, step: int, samples: Metrics) -> None:
 
 def _save(training: SFTTraining, folder: Path) -> None:
     run, model = training.run, training.model
+    if isinstance(model, Roles) and run.ranks.shard != "none":
+        # The base once more, whole, where memory is cheap: the ranks that hold the rest of this one do not save.
+        base = load_model(run.model, run.machine.dtype, CPU)
+        learnt = model.adapter_state()
+        model = Roles(base, trained="policy", lora=run.lora, seed=run.seed)
+        load_parameters(model.trainable(), learnt)
     if isinstance(model, Roles):
         model.save_adapter(folder / "adapter")
-    if training.engine is not None:
-        training.engine.close()
     merged = merged_in_place(model, run.model, run.machine.dtype, Rounding(run.seed, "sft/model"))
     _save_model(merged, training.chat, folder)
 

@@ -64,7 +64,7 @@ def label_alarms(card: Card) -> list[Alarm]:
 
 def _alarm(kind: str, level: str, card: Card, evidence: Card, *facts: Any, macro: str = "") -> Alarm:
     """`facts` are what the macro of the words, by default that of the kind's name, asks for beside the card."""
-    says, do = words("alarms.txt.j2", macro or kind.replace(" ", "_"), card, *facts).split("\n")
+    says, do = words("card/alarms.txt.j2", macro or kind.replace(" ", "_"), card, *facts).split("\n")
     return {"kind": kind, "level": level, "says": says, "do": do, "evidence": dict(evidence)}
 
 

@@ -33,7 +33,7 @@ def card_plots(card: Card) -> list[Plot]:
 
 def card_page(card: Card) -> str:
     """A report card, with its model and data, as a page of its own: one file without scripts or anything fetched."""
-    return render_page("card.html.j2", parts=PARTS, card=card, plots=card_plots(card), open_mistakes=True)
+    return render_page("card/card.html.j2", parts=PARTS, card=card, plots=card_plots(card), open_mistakes=True)
 
 
 def _beside(card: Card) -> Plot:

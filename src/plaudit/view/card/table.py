@@ -27,13 +27,13 @@ def print_card(card: Mapping[str, Any], to: Console = console) -> None:
             table.add_row(*row)
         table.add_section()
     to.print(table)
-    to.print(words("card.txt.j2", "numbers", card), soft_wrap=True)
+    to.print(words("card/card.txt.j2", "numbers", card), soft_wrap=True)
     print_alarms(card, to)
 
 
 def print_alarms(card: Mapping[str, Any], to: Console = console) -> None:
     """Every alarm and warning, with what to do about it; a line that there is none."""
-    to.print(words("card.txt.j2", "alarms", card), soft_wrap=True)
+    to.print(words("card/card.txt.j2", "alarms", card), soft_wrap=True)
 
 
 def _sections(card: Mapping[str, Any]) -> Iterator[list[tuple[str, ...]]]:

@@ -14,13 +14,13 @@ def print_inspection(found: Inspection, to: Console = console) -> None:
     """The numbers behind the page, as far as a terminal is wide enough."""
     update = f"update {found.update} (of {found.updates[0]} to {found.updates[1]})"
     to.print(f"{found.run}: {update}, reply {found.sample} of {found.samples}", style="bold", soft_wrap=True)
-    to.print(words("inspect.txt.j2", "above", found), soft_wrap=True)
+    to.print(words("terminal/inspect.txt.j2", "above", found), soft_wrap=True)
     if not found.has_new:
         before = "this is how the update looked before its first step"
         said = f"The log-probabilities after the update's steps are not stored, so r is 1: {before}."
         to.print(said, soft_wrap=True, style="yellow")
     to.print(_table(found))
-    to.print(words("inspect.txt.j2", "below", found), soft_wrap=True)
+    to.print(words("terminal/inspect.txt.j2", "below", found), soft_wrap=True)
 
 
 def _table(found: Inspection) -> Table:

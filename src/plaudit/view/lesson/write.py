@@ -10,11 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from plaudit.errors import UserError
-from plaudit.models.load import load_tokenizer, quiet_libraries
+from plaudit.models.load import load_chat, quiet_libraries
 from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.run.folder import read_recipe
 from plaudit.view.inspect.tokens import token_text
-from plaudit.view.page import render_page
+from plaudit.view.page import embedded, render_page
 
 PARTS = Path(__file__).parent / "parts"
 REPLIES, LONGEST = 6, 40
@@ -28,12 +28,12 @@ def lesson_page(run: Path | None = None) -> str:
     data = {"replies": replies, "broken": broken, "questions": _shipped("questions.json")}
     return render_page(
         "lesson.html.j2",
-        source="with numbers made up for this page" if run is None else f"of the run {read_recipe(run)['name']}",
+        source="of a demo run, of its last update" if run is None else f"of the run {read_recipe(run)['name']}",
         broken_updates=broken["updates"],
         css=Markup(_text("lesson.css")),
         maths=Markup(_text("maths.js")),
         script=Markup(_text("lesson.js")),
-        data=Markup(_embedded(data)),
+        data=Markup(embedded(data)),
     )
 
 
@@ -46,7 +46,7 @@ def replies_of(run: Path) -> list[dict[str, Any]]:
     if "values_BT" not in tensors:
         raise UserError(f"{run} has no critic (ppo.advantages): the lesson is about one that has; leave --run out")
     quiet_libraries()
-    tokenizer = load_tokenizer(str(run / "sft/model"))
+    chat = load_chat(str(run / "sft/model"), read_recipe(run)["data"]["system"])
     found: list[dict[str, Any]] = []
     for row in range(len(tensors["lengths_B"])):
         start, end = int(tensors["prompt_lengths_B"][row]), int(tensors["lengths_B"][row])
@@ -56,8 +56,8 @@ def replies_of(run: Path) -> list[dict[str, Any]]:
         numbers = {name: tensors[f"{name}_BT"][row, columns].tolist() for name in ("kl", "values")}
         found.append(
             {
-                "prompt": tokenizer.decode(ids[:start], skip_special_tokens=True).strip(),
-                "tokens": [token_text(tokenizer, token).replace("·", " ") for token in ids[start:]],
+                "prompt": chat.asked(ids[:start]),
+                "tokens": [token_text(chat.tokenizer, token).replace("·", " ") for token in ids[start:]],
                 "score": tensors["scores_B"][row].item(),
                 **{name: [round(value, 6) for value in values] for name, values in numbers.items()},
             }
@@ -65,12 +65,6 @@ def replies_of(run: Path) -> list[dict[str, Any]]:
     if not found:
         raise UserError(f"{run}: every reply of update {max(files)} is longer than {LONGEST} tokens; leave --run out")
     return found
-
-
-def _embedded(data: Any) -> str:
-    """JSON inside a script element: no text can end the element, or begin a comment or another one."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _shipped(name: str) -> Any:

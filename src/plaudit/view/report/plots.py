@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from plaudit.guard.limits import KL_BUDGET
+from plaudit.view.names import name_of
 from plaudit.view.plots import (
     INK,
     MUTED,
@@ -157,7 +158,7 @@ def _policy_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_
     first = validation[0]
     kept = next(row for row in validation if row["update"] == kept_update)
 
-    def panel(name: str, title: str, y_label: str, limit: tuple[str, float] | None = None, note: str = "") -> Plot:
+    def panel(name: str, title: str, limit: tuple[str, float] | None = None, note: str = "") -> Plot:
         def paint(axes: Axes) -> None:
             if name != "kl":  # that of the SFT model is 0
                 axes.axhline(first[name], color=SFT, linestyle=":", linewidth=1.3)
@@ -173,7 +174,7 @@ def _policy_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_
         keys = [("thin", "ppo", "training prompts"), ("dot", "ppo", "validation prompts"), ("ring", "ink", "kept")]
         keys += [("dash", "sft", "SFT")] if name != "kl" else []
         keys += [("dash", "muted", limit[0])] if limit is not None else []
-        return draw(f"ppo-{name}", title, "updates done", y_label, paint, keys, note)
+        return draw(f"ppo-{name}", title, "updates done", _named(name), paint, keys, note)
 
     def moved(name: str, show: Callable[[float], str] = number) -> str:
         return change(first[name], kept[name], show)
@@ -185,11 +186,11 @@ def _policy_plots(updates: Rows, validation: Rows, config: dict[str, Any], kept_
     penalty = "A reply that never ended has its penalty subtracted."
     budget = config["kl_budget"] or KL_BUDGET
     return [
-        panel("score", score, "score (std of SFT replies)", note=penalty),
-        panel("kl", kl, "KL (nats a reply)", ("KL budget", budget)),
-        panel("length", length, "length (tokens)", ("limit", config["max_new_tokens"])),
-        panel("eos", f"The EOS rate {moved('eos', percent)}", "EOS rate (% of replies)"),
-        panel("entropy", entropy, "entropy (nats a token)"),
+        panel("score", score, note=penalty),
+        panel("kl", kl, ("KL budget", budget)),
+        panel("length", length, ("limit", config["max_new_tokens"])),
+        panel("eos", f"The EOS rate {moved('eos', percent)}"),
+        panel("entropy", entropy),
     ]
 
 
@@ -199,7 +200,6 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
     def panel(
         name: str,
         title: str,
-        y_label: str,
         also: Callable[[Axes], None] = whole_steps,
         keys: Sequence[Key] = (),
         note: str = "",
@@ -209,7 +209,7 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
             also(axes)
             whole_steps(axes)
 
-        return draw(f"ppo-{name}", title, "update", y_label, paint, keys, note)
+        return draw(f"ppo-{name}", title, "update", _named(name), paint, keys, note)
 
     def from_minus_one(axes: Axes) -> None:
         axes.axhline(0, color=MUTED, linestyle="--", linewidth=1)
@@ -222,10 +222,10 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
 
     clipped = percent(float(np.mean(column(updates, "clip_fraction"))))
     title = f"Clip fraction: on average {clipped} of the ratios left 1 ± {config['clip_range']:g}"
-    plots = [panel("clip_fraction", title, "clip fraction (% of tokens)", lambda axes: in_percent(axes.yaxis))]
+    plots = [panel("clip_fraction", title, lambda axes: in_percent(axes.yaxis))]
     moved_by = number(float(np.mean(column(updates, "approx_kl"))), 4)
     title = f"Within one update the policy moved {moved_by} nats a token on average"
-    plots.append(panel("approx_kl", title, "approximate KL (nats a token)"))
+    plots.append(panel("approx_kl", title))
     if "explained_variance" not in updates[0]:  # an estimator without a critic
         return plots
     explained, value_loss = column(updates, "explained_variance"), column(updates, "l_vf")
@@ -233,11 +233,15 @@ def _update_plots(updates: Rows, config: dict[str, Any]) -> list[Plot]:
     below = sum(item < -1 for item in explained)
     note = f"{below} of {len(explained)} updates lie below −1 and are not shown." if below else ""
     keys = [("dash", "muted", "a constant guess")]
-    y_label = "explained variance (1 is perfect)"
-    plots.append(panel("explained_variance", title, y_label, from_minus_one, keys, note))
+    plots.append(panel("explained_variance", title, from_minus_one, keys, note))
     wide = min(value_loss) > 0 and max(value_loss) > 20 * min(value_loss)
     title = f"The value loss {change(value_loss[0], value_loss[-1])}"
-    return [*plots, panel("l_vf", title, "value loss (squared return)", logarithmic if wide else whole_steps)]
+    return [*plots, panel("l_vf", title, logarithmic if wide else whole_steps)]
+
+
+def _named(name: str) -> str:
+    """Of shares the axes are in percent."""
+    return name_of(name).replace("(share of", "(% of")
 
 
 def score_plots(replies: Rows) -> list[Plot]:

@@ -35,7 +35,7 @@ from plaudit.train.run import Run
 from plaudit.view.card.plots import card_plots
 from plaudit.view.card.table import PARTS
 from plaudit.view.page import render_page, words
-from plaudit.view.report.baselines import baselines_plot, verdicts
+from plaudit.view.report.baselines import NAMES, baselines_plot, verdicts
 from plaudit.view.report.care import raised_alarms
 from plaudit.view.report.plots import kind_plot, ppo_plots, reward_plots, score_plots, sft_plot
 from plaudit.view.report.rounds import print_rounds, rounds_table
@@ -56,7 +56,7 @@ def write_report(run: Run) -> dict[str, Any]:
     write_text(folder / REPORT, page)
     recipe = read_recipe(folder)
     stage_table(f"Run {recipe['name']}: SFT -> PPO on held-out prompts", closing_rows(summary))
-    console.print(plain(words("words.html.j2", "verdict", summary)), style="bold", soft_wrap=True)
+    console.print(plain(words("report/words.html.j2", "verdict", summary)), style="bold", soft_wrap=True)
     for line in verdicts(summary["baselines"]) if "baselines" in summary else ():
         console.print(plain(line), soft_wrap=True)
     if "rounds" in summary:
@@ -200,7 +200,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         card, labels = (read_json(path) if path.is_file() else None for path in cards)
         learning += reward_plots(read_metrics(folder / "reward/metrics.jsonl"), summary["reward"])
     return render_page(
-        "report.html.j2",
+        "report/report.html.j2",
         parts=PARTS,
         recipe=recipe,
         temperature=stage_settings(recipe, "evaluate")["temperature"],
@@ -227,6 +227,7 @@ def render(run: Run, summary: dict[str, Any]) -> str:
         learning_plots=learning,
         ppo_plots=ppo_plots(updates, looks, stage_settings(recipe, "ppo"), summary["ppo"]["kept_update"]),
         score_plots=score_plots(replies) + ([kind_plot(kinds)] if kinds else []),
+        method_names=NAMES,
         baselines=verdicts(summary["baselines"]) if "baselines" in summary else [],
         baseline_plots=[baselines_plot(summary["baselines"])] if "baselines" in summary else [],
         card=card,

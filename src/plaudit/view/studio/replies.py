@@ -1,12 +1,11 @@
-"""Replies of a run as rows for a table, and one of them token by token.
+"""Replies of a run as rows for a table.
 
 A stored rollout is a file an update, so an update is read when it is asked for and its rows are kept; numbers of every
 update come from one tensor of each file. Texts are decoded when somebody looks or searches.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from plaudit.algo.masked import masked_mean
-from plaudit.algo.statistics import explained_variance
+from plaudit.data.chat import ChatFormat
 from plaudit.errors import UserError
-from plaudit.models.load import load_tokenizer, quiet_libraries
+from plaudit.models.load import load_chat, quiet_libraries
 from plaudit.rollout.stored import read_rollout, stored_rollouts
+from plaudit.run.folder import read_recipe
 from plaudit.run.metrics import read_metrics
-from plaudit.view.inspect.tokens import inspect_run
 
 SORTS = ("score", "kl", "length", "advantage", "critic_error", "disagreement", "gold", "update")
 MOST = 200
@@ -53,8 +51,10 @@ class Replies:
             self.kept[key] = read(update, files[update])
         return self.kept[key]
 
-    def table(self, source: str, updates: list[int], search: str, sort: str, down: bool) -> dict[str, Any]:
-        """At most MOST replies of the updates that hold the searched text, sorted."""
+    def table(
+        self, source: str, updates: list[int], search: str, sort: str, down: bool, most: int = MOST
+    ) -> dict[str, Any]:
+        """At most `most` replies of the updates that hold the searched text, sorted."""
         if sort not in SORTS:
             raise UserError(f"sort {sort!r}: sort by one of {', '.join(SORTS)}")
         wanted = search.casefold()
@@ -62,11 +62,24 @@ class Replies:
         there = [row for row in found if row.get(sort) is not None]
         there.sort(key=lambda row: (row[sort], -row["update"], -row["sample"]), reverse=down)
         without = [row for row in found if row.get(sort) is None]
-        return {"rows": (there + without)[:MOST], "count": len(found)}
+        return {"rows": (there + without)[:most], "count": len(found)}
 
-    def same_prompt(self, prompt: str) -> list[dict[str, Any]]:
-        """The replies to one validation prompt, over all looks."""
-        return [row for update in self._looks() for row in self.rows("validation", update) if row["prompt"] == prompt]
+    def same_prompt(self, source: str, update: int, sample: int) -> list[dict[str, Any]]:
+        """The replies to the prompt of a reply over all updates, in their order: old beside new."""
+        row = self.row(source, update, sample)
+        if source == "validation":
+            looks = (self.rows(source, look) for look in self._looks())
+            return [one for rows in looks for one in rows if one["prompt"] == row["prompt"]]
+        files = stored_rollouts(self.folder)
+        ids = prompt_ids(files[update], sample)
+        return [self.rows(source, other)[place] for other, file in files.items() for place in _asked(file, ids)]
+
+    def row(self, source: str, update: int, sample: int) -> dict[str, Any]:
+        """One reply, its number from 1; UserError where there is none."""
+        rows = self.rows(source, update)
+        if not 1 <= sample <= len(rows):
+            raise UserError(f"update {update}: no reply {sample} is there; choose one of the table")
+        return rows[sample - 1]
 
     def histogram(self) -> dict[str, Any]:
         """How many replies of each update have which score, of the scores that PPO used."""
@@ -85,45 +98,33 @@ class Replies:
             counts.append(bins)
         return {"updates": list(scores), "low": low, "high": high, "counts": counts}
 
-    def tokens(self, update: int, sample: int) -> dict[str, Any]:
-        """One reply token by token, as `plaudit inspect` has it, with the sums over its tokens and those of its update
-        beside what the log says of that update."""
-        found = asdict(inspect_run(self.folder, update, sample))
-        tensors = read_rollout(stored_rollouts(self.folder)[update])
-        log = self.folder / "ppo/metrics.jsonl"
-        logged = next((row for row in read_metrics(log) if row["update"] == update), {}) if log.is_file() else {}
-        sums = sums_of(tensors)
-        found["sums"] = {name: {"here": here, "logged": logged.get(name)} for name, here in sums.items()}
-        return found
+    def chat(self) -> ChatFormat:
+        quiet_libraries()
+        return load_chat(str(self.folder / "sft/model"), read_recipe(self.folder)["data"]["system"])
 
     def _looks(self) -> dict[int, Path]:
         return {int(file.stem): file for file in sorted((self.folder / "ppo/validation").glob("*.jsonl"))}
 
     def _of_rollout(self, update: int, file: Path) -> list[dict[str, Any]]:
         tensors = read_rollout(file)
-        decode = self._decoder()
+        chat = self.chat()
         starts, ends = tensors["prompt_lengths_B"].tolist(), tensors["lengths_B"].tolist()
         ids = tensors["tokens_BT"].tolist()
-        prompts = decode([row[:start] for row, start in zip(ids, starts, strict=True)])
-        texts = decode([row[start:end] for row, start, end in zip(ids, starts, ends, strict=True)])
+        said = [row[start:end] for row, start, end in zip(ids, starts, ends, strict=True)]
+        texts = chat.tokenizer.batch_decode(said, skip_special_tokens=True)
         columns = {name: values.tolist() for name, values in per_reply(tensors).items()}
         return [
             {
                 "source": "rollout",
                 "update": update,
                 "sample": row + 1,
-                "prompt": prompts[row].strip(),
+                "prompt": chat.asked(ids[row][: starts[row]]),
                 "reply": texts[row],
                 "finished": bool(tensors["finished_B"][row]),
                 **{name: values[row] for name, values in columns.items()},
             }
             for row in range(len(texts))
         ]
-
-    def _decoder(self) -> Callable[[list[list[int]]], list[str]]:
-        quiet_libraries()
-        tokenizer = load_tokenizer(str(self.folder / "sft/model"))
-        return lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
 def _of_look(update: int, file: Path) -> list[dict[str, Any]]:
@@ -155,26 +156,22 @@ def per_reply(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def sums_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """What the log says of an update, from its tokens: every one of these is a row's entry of the same name."""
-    mask_BT = tensors["mask_BT"]
-    k1_BT = torch.where(mask_BT, tensors["old_logprobs_BT"] - tensors["ref_logprobs_BT"], 0.0)
-    gap_BT = (tensors["sampler_logprobs_BT"] - tensors["old_logprobs_BT"]).abs()
-    found = {
-        "kl": k1_BT.sum(dim=1).mean().item(),
-        "kl_per_token": masked_mean(k1_BT, mask_BT).item(),
-        "entropy": masked_mean(tensors["old_entropy_BT"], mask_BT).item(),
-        "length": mask_BT.sum(dim=1).float().mean().item(),
-        "eos": tensors["finished_B"].float().mean().item(),
-        "sampler_gap_mean": masked_mean(gap_BT, mask_BT).item(),
-    }
-    if "values_BT" in tensors and "returns_BT" in tensors:
-        found["explained_variance"] = explained_variance(tensors["values_BT"][mask_BT], tensors["returns_BT"][mask_BT])
-    return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
 def _holds(row: Mapping[str, Any], wanted: str) -> bool:
     return not wanted or wanted in row["prompt"].casefold() or wanted in row["reply"].casefold()
+
+
+def prompt_ids(file: Path, sample: int) -> list[int]:
+    """The tokens of the prompt of a stored reply, its number from 1."""
+    return _tensor(file, "tokens_BT")[sample - 1, : int(_tensor(file, "prompt_lengths_B")[sample - 1])].tolist()
+
+
+def _asked(file: Path, ids: list[int]) -> list[int]:
+    """The rows of a stored rollout whose prompt has these tokens."""
+    tokens_BT, lengths_B = _tensor(file, "tokens_BT"), _tensor(file, "prompt_lengths_B")
+    same_B = lengths_B == len(ids)
+    if tokens_BT.shape[1] < len(ids) or not same_B.any():
+        return []
+    return (same_B & (tokens_BT[:, : len(ids)] == torch.tensor(ids)).all(dim=1)).nonzero()[:, 0].tolist()
 
 
 def _tensor(file: Path, name: str) -> Tensor:

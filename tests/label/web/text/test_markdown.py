@@ -75,6 +75,12 @@ def test_letters_and_brackets_stay_whatever_the_marks(text: str) -> None:
     assert re.sub(r"[*_\\\s]", "", characters) == kept
 
 
+def test_a_link_around_nothing_stays_as_it_was_written() -> None:
+    for text in ("[]()", "[](https://example.org)", "a [ ](x) b"):
+        assert text in markdown_html(text) and "<a" not in markdown_html(text)
+    assert 'href="https://example.org"' in markdown_html("[here](https://example.org) and <https://example.org>")
+
+
 def test_every_block_has_its_own_direction_and_code_has_none() -> None:
     found = markdown_html("سلام\n\nHello\n\n- سلام\n\n```\nx = 1\n```")
     assert found.count('dir="auto"') == 3 and "<pre><code>" in found

@@ -29,6 +29,7 @@ from markdown_it.rules_inline.state_inline import Delimiter
 from markdown_it.token import Token
 
 from plaudit.label.web.text.code import CLASSES, coloured
+from plaudit.label.web.text.wording import note
 
 LONGEST_MARKDOWN = 50_000
 """Characters: a longer text is shown as it is. Markdown's worst cases grow faster than the text does."""
@@ -41,7 +42,7 @@ TAGS = frozenset(
 )
 SCHEMES = frozenset({"http", "https", "mailto"})
 HEADING_SHIFT = 3  # a reply's own "# Title" stands below the page's headings, or it would upset their order
-_BLOCKS = ("p", "h4", "h5", "h6", "li", "blockquote", "th", "td")
+_BLOCKS = ("p", "h2", "h3", "h4", "h5", "h6", "li", "blockquote", "th", "td")
 _ATTRIBUTES = {"*": set[str](), "a": {"href"}, "ol": {"start"}, "li": {"value"}}
 _MATHS = re.compile(
     r"\\\((?P<a>.{1,2000}?)\\\)|\\\[(?P<b>.{1,2000}?)\\\]|\$\$(?P<c>[^$]{1,2000})\$\$"
@@ -58,14 +59,15 @@ _MARKS = frozenset("*_`~#>|-+.!")
 _BLANK = "\u00a0"
 
 
-def markdown_html(text: str) -> str:
-    """`text` as HTML: raw HTML in it stays text, pictures become words, links are http(s) or mail."""
+def markdown_html(text: str, shift: int = HEADING_SHIFT) -> str:
+    """`text` as HTML: raw HTML in it stays text, pictures become words, links are http(s) or mail. `shift`: how far its
+    headings stand below the page's."""
     if len(text) > LONGEST_MARKDOWN:
         return f'<pre class="plain">{escape(text)}</pre>'
     tokens = _reader().parse(text)
     for token in tokens:
         if token.type in {"heading_open", "heading_close"}:
-            token.tag = f"h{min(6, int(token.tag[1]) + HEADING_SHIFT)}"
+            token.tag = f"h{min(6, int(token.tag[1]) + shift)}"
         if token.nesting == 1 and token.tag in _BLOCKS:
             token.attrSet("dir", "auto")  # a Persian paragraph in an English reply runs its own way
         if token.type == "list_item_open" and token.info:
@@ -77,7 +79,7 @@ def markdown_html(text: str) -> str:
         html,
         tags=set(TAGS),
         attributes=_ATTRIBUTES,  # "*" is empty: lang and title would be let through
-        tag_attribute_values={tag: {"dir": {"auto"}} for tag in _BLOCKS},
+        tag_attribute_values={tag: {"dir": {"auto"}} for tag in _BLOCKS} | {"span": {"data-say": {"text.picture"}}},
         allowed_classes={
             "code": {"maths", "display"},
             "pre": {"plain"},
@@ -104,6 +106,7 @@ def _reader() -> MarkdownIt:
     reader.inline.ruler.at("newline", _line_break)
     reader.inline.ruler.at("emphasis", _emphasis)
     reader.core.ruler.before("inline", "indents", _indents)
+    reader.core.ruler.push("empty links", _empty_links)
     reader.core.ruler.push("blanks", _blanks)
     return reader
 
@@ -242,9 +245,25 @@ def _blanks(state: StateCore) -> None:
             token.content = re.sub("  +", lambda run: " " + _BLANK * (len(run[0]) - 1), token.content)
 
 
+def _empty_links(state: StateCore) -> None:
+    """A link around nothing would be nothing on the page: it stays as it was written."""
+    for inline in state.tokens:
+        children = inline.children or []
+        for at, token in enumerate(children):
+            if token.type != "link_open" or token.markup == "autolink":
+                continue
+            end = next(k for k in range(at + 1, len(children)) if children[k].type == "link_close")
+            inside = children[at + 1 : end]
+            if not any(one.type != "text" or one.content.strip() for one in inside):
+                written = Token("text", "", 0)
+                written.content = f"[{''.join(one.content for one in inside)}]({token.attrs.get('href', '')})"
+                children[at : end + 1] = [written, *(Token("text", "", 0) for _ in range(end - at))]
+
+
 def _picture_in_words(
     renderer: RendererProtocol, tokens: Sequence[Token], index: int, options: Any, environment: Any
 ) -> str:
     """A picture is never fetched: its address would tell another server who is reading, and when."""
     token = tokens[index]
-    return f"<em>[picture, not loaded: {escape(token.content)} {escape(str(token.attrs.get('src', '')))}]</em>"
+    said = f"{note('text.picture')}: {escape(token.content)} {escape(str(token.attrs.get('src', '')))}"
+    return f"<em>[{said}]</em>"

@@ -72,7 +72,7 @@ function plot(id, { curves = [], marks = [], lines = [], x, y, xlabel, ylabel })
 /** Bars around zero, one a token. */
 function bars(id, values, names, label) {
   const most = Math.max(1e-9, ...values.map(Math.abs));
-  $(id).replaceChildren(el("div", { class: "bars", role: "img", "aria-label": `${label}: ${values.map((v) => text(v, 2)).join(", ")}` }, ...values.map((value, t) => {
+  $(id).replaceChildren(el("div", { class: values.length > 8 ? "bars many" : "bars", role: "img", "aria-label": `${label}: ${values.map((v) => text(v, 2)).join(", ")}` }, ...values.map((value, t) => {
     const bar = el("span", { class: value < 0 ? "bar neg" : "bar pos" });
     bar.style.height = `${(48 * Math.abs(value)) / most}%`;
     return el("span", { class: "column", title: `${names[t]}: ${text(value, 4)}` }, el("span", { class: "field" }, bar), el("span", { class: "name" }, names[t]));
@@ -195,7 +195,7 @@ function drawBroken() {
   const run = data.broken.runs[broken], right = data.broken.runs.right;
   const points = (one) => one.update.map((u, i) => [u, one[metric][i]]);
   plot("break-plot", { curves: [{ points: points(right), kind: "thin" }, ...(broken === "right" ? [] : [{ points: points(run), kind: "hot" }])], xlabel: "update", ylabel: metric });
-  const told = run.doctor.map((one) => el("li", {}, el("strong", {}, `${one.level}: ${one.name}`), `. ${one.says}. To do: ${one.change}.`));
+  const told = run.doctor.map((one) => el("li", {}, el("strong", {}, `${one.level}: ${one.name}`), `: ${one.says}. To do: ${one.change}.`));
   $("break-doctor").replaceChildren(run.stopped ? el("p", {}, `The run stopped itself: ${run.stopped}`) : "", told.length ? el("ul", {}, ...told) : el("p", {}, "plaudit doctor: nothing found."));
   for (const button of document.querySelectorAll("[data-broken]")) button.setAttribute("aria-pressed", button.dataset.broken === broken);
   for (const button of document.querySelectorAll("[data-metric]")) button.setAttribute("aria-pressed", button.dataset.metric === metric);
@@ -213,7 +213,7 @@ data.questions.forEach(({ ask, answers, right, why }, number) => {
       said.textContent = `${index === right ? "Right." : "Not quite."} ${why}`;
       said.className = index === right ? "why good" : "why bad";
     });
-    return el("label", {}, input, ` ${answer}`);
+    return el("label", {}, input, answer);
   }), said);
   $("questions").append(box);
 });

@@ -12,23 +12,26 @@ export const colour = (name) => getComputedStyle(document.documentElement).getPr
 const digits = (value) => (value === 0 || Math.abs(value) >= 0.01 ? decimal(value, 3) : value.toExponential(1).replace("-", "−"));
 
 /**
- * A chart. `series` are { label, x, y } of the same or other x; `range` the healthy one; `pins` [{ update, name }];
- * `choose(x)` is called for a point that was clicked, or chosen with Enter.
+ * A chart. `series` are { label, x, y } of the same or other x; `range` the healthy one; `choose(x)` is called for a
+ * point that was clicked, or chosen with Enter, `peek(x)` for the one under the cursor and with null when it has left.
  */
-export function chart({ title, counted, series, range = null, pins = [], choose = null, points = false, keys = false }) {
+export function chart({ title, counted, series, range = null, choose = null, peek = null, points = false, keys = false }) {
   const said = el("output", {}, "");
   const box = el("div", { class: "plot" });
-  const marks = pins.length ? el("p", { class: "pins" }, pins.map((pin) => `▲ ${counted} ${pin.update}: ${pin.name}`).join(" · ")) : null;
+  const marks = el("p", { class: "pins" });
   const node = el("figure", { class: "chart card", tabindex: "0", "aria-label": `${title}. Arrow keys move over the ${counted}s${choose ? ", Enter shows the replies" : ""}.` },
     el("figcaption", {}, title, said), keys ? el("p", { class: "legend" }, ...series.map((one, index) => el("span", { class: `c${index + 1}` }, el("i"), one.label))) : null, box, marks);
   let plot = null;
+  let pins = [];
   let data = joined(series);
   const last = () => {
     const values = series.map((one) => one.y.findLast((y) => y !== null)).filter((y) => y !== undefined);
     said.textContent = values.map(digits).join(" / ");
   };
   const pointAt = (index) => {
-    if (index === null || index === undefined || !(index in data[0])) return last();
+    const there = index !== null && index !== undefined && index in data[0];
+    peek?.(there ? data[0][index] : null);
+    if (!there) return last();
     const values = data.slice(1).map((row) => row[index]).filter((y) => y !== null && y !== undefined);
     said.textContent = `${counted} ${Number.isInteger(data[0][index]) ? data[0][index] : digits(data[0][index])}: ${values.map(digits).join(" / ")}`;
   };
@@ -44,7 +47,7 @@ export function chart({ title, counted, series, range = null, pins = [], choose 
       scales: { x: { time: false } },
       axes: [{ ...axis, size: 26 }, { ...axis, size: 46, values: (_, ticks) => ticks.map(short) }],
       series: [{}, ...series.map((one, index) => ({ label: one.label, stroke: colour(COLOURS[index % COLOURS.length]), width: 2, spanGaps: true, points: { show: points || one.x.length < 3 } }))],
-      hooks: { drawClear: [(u) => shade(u, range)], draw: [(u) => pin(u, pins)], setCursor: [(u) => pointAt(u.cursor.idx)] },
+      hooks: { drawClear: [(u) => shade(u, range)], draw: [(u) => stand(u, pins)], setCursor: [(u) => pointAt(u.cursor.idx)] },
     };
   };
   node.addEventListener("keydown", (event) => {
@@ -70,6 +73,12 @@ export function chart({ title, counted, series, range = null, pins = [], choose 
       data = joined(series);
       plot?.setData(data);
       last();
+    },
+    /** Findings to be pinned to the update at which they began: [{ update, name }]. */
+    pin(next) {
+      pins = next;
+      marks.textContent = pins.map((one) => `▲ ${counted} ${one.update}: ${one.name}`).join(" · ");
+      plot?.redraw();
     },
     end() {
       seen.disconnect();
@@ -98,7 +107,7 @@ function shade(u, range) {
   u.ctx.restore();
 }
 
-function pin(u, pins) {
+function stand(u, pins) {
   const { top, height } = u.bbox;
   u.ctx.save();
   u.ctx.strokeStyle = u.ctx.fillStyle = colour("--warn");

@@ -1,47 +1,69 @@
-// One reply, a column a token: what PPO saw of each token and what it made of it. It is `plaudit inspect` on a page.
+// One reply, a column a token: what PPO saw of each token and what it made of it. The studio shows it with its filters;
+// `plaudit inspect --html` writes it as a page of its own (alone.py), so nothing above `magnify` may ask a server.
 
 import { el } from "./shared/dom.js";
 import { decimal } from "./shared/numbers.js";
 
-// What a token's row of numbers is called, by the glossary; null where the reply has none.
+// What a token's row of numbers is called, by the glossary; a row that no token has is left out.
 const ROWS = {
-  old_logprob: "log π_old", new_logprob: "log π", ref_logprob: "log π_ref", ratio: "ratio r", side: "side of the clip", kl: "KL", value: "value V",
-  reward: "reward R", advantage: "advantage Â", critic_error: "return − value", l_clip: "L_CLIP",
+  old_logprob: "log π_old", new_logprob: "log π", ref_logprob: "log π_ref", ratio: "ratio r", side: "side of the clip", kl: "KL", reward: "reward R",
+  value: "value V", return: "return", critic_error: "return − value", advantage: "advantage Â", unclipped: "r·Â", clipped: "clip(r)·Â", l_clip: "L_CLIP",
 };
 const SUMMED = { kl: "sum", reward: "sum", l_clip: "mean" };
+const MEANINGS = [
+  ["log π_old, log π, log π_ref", "log-probability of the token when it was sampled, in the last pass in which it was trained, and under the reference"],
+  ["ratio r", "exp(log π − log π_old): 1 when the update begins; above 1 the token has become more likely"],
+  ["KL", "the estimate of the KL from the reference at this token; β times it is the penalty in R"],
+  ["reward R, value V", "the reward of the token, the score on the last one; and what the critic expected from here on"],
+  ["return − value", "the critic's error: the advantage before it was brought to mean 0 and std 1 over the update, where it was"],
+  ["advantage Â", "how much better it went than expected, as it was trained on: above 0 the token is made more likely"],
+  ["side of the clip", "where r fell. Above with Â > 0, or below with Â < 0, the clip cuts the gradient: the token has moved far enough"],
+];
 
-export async function microscope({ view, run, rest, query, get }) {
-  const base = `/api/runs/${encodeURIComponent(run)}`;
-  const there = (await get(`${base}/updates`)).rollout;
-  if (!there.length) return view.append(el("h1", {}, "Tokens"), el("p", { class: "aside" }, "No rollout is stored yet."));
-  const update = Number(rest[1] ?? there.at(-1));
-  const sample = Number(rest[2] ?? 1);
-  const found = await get(`${base}/tokens/${update}/${sample}`);
-  // Before whitening, which is return − value.
-  for (const row of found.rows) row.critic_error = row.raw_advantage;
-  const by = query.get("by") in ROWS ? query.get("by") : "advantage";
-  const token = Number(query.get("token") ?? 0);
-  const to = (u, s, more = {}) => `#/run/${encodeURIComponent(run)}/token/${u}/${s}?${new URLSearchParams({ by, ...more })}`;
-  const names = Object.keys(ROWS).filter((name) => found.rows.some((row) => row[name] !== null && row[name] !== undefined));
-  const choose = el("select", { onchange: () => (location.hash = to(update, sample, { by: choose.value, token })) },
-    ...names.filter((name) => name !== "side").map((name) => el("option", { value: name, selected: name === by }, ROWS[name])));
-  const number = (label, value, low, high, changed) => {
-    const input = el("input", { type: "number", min: low, max: high, value, onchange: () => changed(Math.min(high, Math.max(low, Number(input.value)))) });
-    return el("label", {}, label, input);
-  };
-  view.append(
-    el("h1", {}, `Update ${update}, reply ${sample}`, el("small", {}, `${run} · sampled ${found.sampler}`)),
-    el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
-      number(`Update, ${there[0]} to ${there.at(-1)}`, update, there[0], there.at(-1), (u) => (location.hash = to(u, sample))),
-      number(`Reply, 1 to ${found.samples}`, sample, 1, found.samples, (s) => (location.hash = to(update, s))),
-      el("label", {}, "Colour by", choose)),
+/** Draw a reply into `view`. `above` are nodes under the heading, `onby` hears by which row the tokens are coloured. */
+export function magnify(view, found, { by, token, above = [], onby = () => {} }) {
+  for (const row of found.rows) {
+    row.critic_error = row.raw_advantage;
+    row.return = row.raw_advantage === null ? null : row.raw_advantage + row.value;
+  }
+  const names = Object.keys(ROWS).filter((name) => found.rows.some((row) => row[name] !== null));
+  const chosen = names.includes(by) && by !== "side" ? by : "advantage";
+  const again = (to) => (onby(to), magnify(view, found, { by: to, token: marked(view), above, onby }));
+  const choose = el("select", { onchange: () => again(choose.value) },
+    ...names.filter((name) => name !== "side").map((name) => el("option", { value: name, selected: name === chosen }, ROWS[name])));
+  view.replaceChildren(
+    el("h1", {}, `Update ${found.update}, reply ${found.sample}`, el("small", {}, `${found.run} · ${facts(found)}`)),
+    el("form", { class: "filters", onsubmit: (event) => event.preventDefault() }, ...above, el("label", {}, "Colour by", choose)),
+    numbers(found),
+    found.has_new ? "" : el("p", { class: "notice" }, "The log-probabilities after the update's steps are not stored: this is how it looked before its first step, every ratio 1."),
     el("p", { class: "prompt", dir: "auto" }, found.prompt.trim()),
-    text(found, by, token), grid(found, names, token), sums(found));
-  if (!found.has_new) view.append(el("p", { class: "aside" }, "The log-probabilities after the update's steps are not stored: this is how it looked before its first step."));
-  mark(view, token, false);
+    text(view, found, chosen),
+    grid(found, names),
+    el("section", { class: "hand" }),
+    sums(found),
+    el("details", { class: "card" }, el("summary", {}, "How to read it"), el("dl", {}, ...MEANINGS.flatMap(([name, says]) => [el("dt", {}, name), el("dd", {}, says)]))));
+  mark(view, found, found.rows.some((row) => row.number === token) ? token : found.telling);
 }
 
-function text(found, by, token) {
+const signed = (value, digits = 4) => (value < 0 ? `(${decimal(value, digits)})` : decimal(value, digits));
+
+function facts(found) {
+  const [low, high] = found.clip;
+  const dual = found.dual_clip === null ? "" : `, dual clip ${found.dual_clip}`;
+  return `γ ${found.gamma}, λ ${found.lam}, clip range ${+low.toPrecision(4)} to ${+high.toPrecision(4)}${dual}; sampled ${found.sampler.replaceAll("-", "−")}`;
+}
+
+function numbers(found) {
+  const count = (test) => found.rows.filter(test).length;
+  const one = (label, value, more) => el("span", {}, `${label} `, el("b", {}, value), ` ${more}`);
+  return el("p", { class: "numbers" },
+    one("score that PPO used", decimal(found.score), `(raw ${found.raw_scores.map((score) => decimal(score)).join(", ")})`),
+    one("KL", decimal(found.kl), `nats over ${found.rows.length} tokens`),
+    one("mean L_CLIP", decimal(found.mean_l_clip, 3), `(adds ${decimal(found.share, 5)} to the update's)`),
+    one("cut by the clip", String(count((row) => row.cut)), `of ${count((row) => row.side !== "inside")} that left the range`));
+}
+
+function text(view, found, by) {
   const values = found.rows.map((row) => row[by] ?? 0);
   const centre = by === "ratio" ? 1 : 0;
   const most = Math.max(...values.map((value) => Math.abs(value - centre))) || 1;
@@ -49,15 +71,15 @@ function text(found, by, token) {
   found.rows.forEach((row, index) => {
     const value = values[index] - centre;
     const node = el("button", { type: "button", class: `tok ${value > 0 ? "pos" : value < 0 ? "neg" : ""}${row.cut ? " cut" : ""}`, "data-token": row.number,
-      title: `${by} ${decimal(row[by], 3)}`, onclick: () => mark(box.closest("#view"), row.number, true) }, row.text.replaceAll("·", " ").replaceAll("⏎", "⏎\n"));
-    node.style.setProperty("--strength", `${Math.round(8 + (52 * Math.abs(value)) / most)}%`);
+      title: `${ROWS[by]} ${decimal(row[by], 3)}`, onclick: () => mark(view, found, row.number) }, row.text.replaceAll("·", " ").replaceAll("⏎", "⏎\n"));
+    node.style.setProperty("--strength", `${Math.round(8 + (32 * Math.abs(value)) / most)}%`);
     box.append(node);
   });
   if (!found.finished) box.append(el("span", { class: "aside" }, " ✂ cut by the length limit"));
   return box;
 }
 
-function grid(found, names, token) {
+function grid(found, names) {
   const cell = (row, name) => (name === "side" ? `${row.side}${row.cut ? ", cut" : ""}` : decimal(row[name], 3));
   const head = el("tr", {}, el("th", { scope: "row" }, "token"), ...found.rows.map((row) => el("th", { scope: "col", "data-token": row.number, title: `token ${row.number}` }, row.text)), el("th", { scope: "col" }, "reply"));
   const rows = names.map((name) => {
@@ -66,22 +88,45 @@ function grid(found, names, token) {
     return el("tr", {}, el("th", { scope: "row" }, ROWS[name]), ...found.rows.map((row) => el("td", { class: "num", "data-token": row.number }, cell(row, name))),
       el("td", { class: "num" }, whole === undefined ? "" : `${SUMMED[name]} ${decimal(whole, 3)}`));
   });
-  return el("div", { class: "card wide", tabindex: "0", role: "region", "aria-label": "Token by token" }, el("table", { class: "micro" }, el("thead", {}, head), el("tbody", {}, ...rows)));
+  return wide("Token by token", el("table", { class: "micro" }, el("thead", {}, head), el("tbody", {}, ...rows)));
+}
+
+/** A table that may be wider than the page: it scrolls by itself, by keys too. */
+const wide = (label, table) => el("div", { class: "card wide", tabindex: "0", role: "region", "aria-label": label }, table);
+
+/** The marked token, worked by hand with its own numbers. */
+function hand(found, row) {
+  const [low, high] = found.clip;
+  const lines = [
+    ["ratio r", `exp(log π − log π_old) = exp(${decimal(row.new_logprob, 4)} − ${signed(row.old_logprob)})`, row.ratio],
+    ["r·Â", `${decimal(row.ratio, 4)} · ${signed(row.advantage)}`, row.unclipped],
+    ["clip(r)·Â", `clip(r, ${+low.toPrecision(4)}, ${+high.toPrecision(4)}) · ${signed(row.advantage)}`, row.clipped],
+    ["L_CLIP", `the smaller of both${found.dual_clip === null ? "" : `, for Â < 0 at least ${found.dual_clip}·Â`}`, row.l_clip],
+  ];
+  if (row.raw_advantage !== null) lines.unshift(["return − value", `${decimal(row.return, 4)} − ${signed(row.value)}`, row.raw_advantage]);
+  return [el("h2", {}, `Token ${row.number} by hand: ${row.text}`), wide("By hand", el("table", { class: "micro" }, el("tbody", {},
+    ...lines.map(([name, how, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, how), el("td", { class: "num" }, decimal(value, 4)))))))];
 }
 
 /** What the log says of this update, computed once more from all its tokens. */
 function sums(found) {
-  const rows = Object.entries(found.sums).map(([name, { here, logged }]) => {
-    const same = logged !== null && logged !== undefined && Math.abs(here - logged) <= 1e-5 * Math.max(1, Math.abs(logged));
-    return el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "num" }, decimal(here, 6)), el("td", { class: "num" }, decimal(logged, 6)),
-      el("td", { class: same ? "same" : "differs" }, logged === null || logged === undefined ? "not logged" : same ? "the same" : "differs"));
+  const rows = Object.values(found.sums).map(({ called, here, logged }) => {
+    const there = logged !== null && logged !== undefined;
+    const same = there && Math.abs(here - logged) <= 1e-5 * Math.max(1, Math.abs(logged));
+    return el("tr", {}, el("th", { scope: "row" }, called), el("td", { class: "num" }, decimal(here, 6)), el("td", { class: "num" }, decimal(logged, 6)),
+      el("td", { class: same ? "same" : "differs" }, there ? (same ? "the same" : "differs") : "not logged"));
   });
-  return el("section", {}, el("h2", {}, `All ${found.samples} replies of update ${found.update}`), el("div", { class: "card wide" }, el("table", { class: "micro" },
-    el("thead", {}, el("tr", {}, ...["", "from the tokens", "in the log", ""].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, ...rows))));
+  return el("section", {}, el("h2", {}, `All ${found.samples} replies of update ${found.update}`), wide("The sums of the update", el("table", { class: "micro sums" },
+    el("thead", {}, el("tr", {}, ...["", "from the tokens", "in the log", ""].map((name) => el(name ? "th" : "td", name ? { scope: "col" } : {}, name)))), el("tbody", {}, ...rows))));
 }
 
-function mark(view, token, focus) {
+const marked = (view) => Number(view.querySelector("th[data-token][aria-current]")?.dataset.token);
+
+function mark(view, found, token) {
   for (const old of view.querySelectorAll("[data-token][aria-current]")) old.removeAttribute("aria-current");
   for (const node of view.querySelectorAll(`[data-token="${token}"]`)) node.setAttribute("aria-current", "true");
-  view.querySelector(`th[data-token="${token}"]`)?.scrollIntoView({ inline: "center", block: focus ? "nearest" : "nearest" });
+  view.querySelector(".hand").replaceChildren(...hand(found, found.rows.find((row) => row.number === token)));
+  const column = view.querySelector(`th[data-token="${token}"]`);
+  const box = column.closest(".wide");
+  box.scrollLeft = column.offsetLeft - box.clientWidth / 2;
 }

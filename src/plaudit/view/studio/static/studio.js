@@ -1,13 +1,19 @@
 // The studio's page: which view the address names, and what all views share.
 
 import { el, notice, clearNotice } from "./shared/dom.js";
-import { ask } from "./shared/server.js";
-import { overview } from "./overview.js";
-import { curves } from "./curves.js";
-import { replies } from "./replies.js";
-import { microscope } from "./microscope.js";
+import { ask, remember } from "./shared/server.js";
+import { arena } from "./views/arena.js";
+import { curves } from "./views/curves.js";
+import { overview } from "./views/overview.js";
+import { replies } from "./views/replies.js";
+import { tokens } from "./views/tokens.js";
 
+const VIEWS = { curves, replies, token: tokens, arena };
+const NAMES = { curves: "Curves", replies: "Replies", token: "Tokens", arena: "Arena" };
+const GET_MS = 120_000;
+const POST_MS = 1_000_000; // models may have to be loaded
 let leave = () => {};
+let labels = false;
 
 /** What a view gets: where it draws, what the address says, the server, and a way to say what must end with it. */
 async function show() {
@@ -15,18 +21,19 @@ async function show() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   const [kind, run, ...rest] = path.split("/").map(decodeURIComponent);
   const ends = [];
-  leave = () => ends.forEach((end) => end());
+  let left = false;
+  leave = () => {
+    left = true;
+    ends.forEach((end) => end());
+  };
   const view = document.createElement("div");
-  const place = { view, run, rest, query: new URLSearchParams(query), get, onleave: (end) => ends.push(end) };
+  const place = { view, run, rest, query: new URLSearchParams(query), get, post, labels, onleave: (end) => (left ? end() : ends.push(end)) };
   clearNotice();
   places(kind === "run" ? run : "", rest[0] ?? "curves");
   document.title = `${run ? `${run} · ` : ""}Studio · Plaudit`;
   document.getElementById("view").replaceChildren(view);
   try {
-    if (kind !== "run") await overview(place);
-    else if (rest[0] === "replies") await replies(place);
-    else if (rest[0] === "token") await microscope(place);
-    else await curves(place);
+    await (kind === "run" ? VIEWS[rest[0]] ?? curves : overview)(place);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     view.replaceChildren();
@@ -42,18 +49,28 @@ class Refusal extends Error {
 }
 
 async function get(path) {
-  const answer = await ask(path, undefined, 120_000);
-  if (answer.status !== 200) throw new Refusal(answer.data);
-  return answer.data;
+  return answered(await ask(path, undefined, GET_MS));
+}
+
+async function post(path, body) {
+  return answered(await ask(path, body, POST_MS));
+}
+
+function answered({ status, data }) {
+  if (status !== 200) throw new Refusal(data);
+  return data;
 }
 
 function places(run, now) {
   const base = `#/run/${encodeURIComponent(run)}`;
   const one = (href, label, here) => el("a", { href, "aria-current": here ? "page" : null }, label);
-  const within = run && !run.includes(",") ? [one(`${base}/replies`, "Replies", now === "replies"), one(`${base}/token`, "Tokens", now === "token")] : [];
-  document.getElementById("places").replaceChildren(one("#/", "Runs", !run), ...(run ? [one(base, "Curves", now === "curves")] : []), ...within);
+  const kinds = !run ? [] : run.includes(",") ? ["curves"] : Object.keys(VIEWS);
+  document.getElementById("places").replaceChildren(one("#/", "Runs", !run), ...kinds.map((kind) => one(kind === "curves" ? base : `${base}/${kind}`, NAMES[kind], now === kind)));
 }
 
 addEventListener("hashchange", show);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+const me = await get("/api/me").catch(() => ({}));
+remember({ csrf: me.csrf ?? "", name: "" });
+labels = me.labels ?? false;
 show();

@@ -1,5 +1,6 @@
 // The admin's page: what the labels say so far, who gave them, and the project's switches.
 
+import { enterItems, itemsRoom } from "./admin/items.js";
 import { bars } from "./charts.js";
 import { button, el, notice } from "./dom.js";
 import { decimal, inUtc, percent, shareInWords, whole } from "./numbers.js";
@@ -13,6 +14,7 @@ const NO_LABELS = { labels: 0, week: 0, late: 0, corrected: 0, skipped: 0, last:
 const place = document.getElementById("dashboard");
 const numbers = el("div", {});
 let me = null;
+let people = [];
 
 async function start() {
   me = await whoIsThere();
@@ -20,7 +22,7 @@ async function start() {
   const [data, settings] = [await numbersNow(), await fetched("/api/admin/project")];
   if (!data || !settings) return;
   const logged = el("div", {});
-  place.replaceChildren(roomLinks(), numbers,
+  place.replaceChildren(roomLinks(), numbers, itemsRoom(),
     el("div", { class: "panels" }, panel("people", "Invite somebody", invitePanel()),
       panel("export", "Export", exportPanel(data.people, settings.flags)), panel("settings", "Project", settingsPanel(settings))),
     room("settings", "What admins did", logged));
@@ -33,7 +35,7 @@ async function start() {
 
 // --- rooms: one page, of which one part is shown; each has an address of its own ---
 
-const ROOMS = { progress: "Progress", people: "People", quality: "Quality", sources: "Sources", settings: "Settings", export: "Export" };
+const ROOMS = { progress: "Progress", people: "People", quality: "Quality", items: "Items", sources: "Sources", settings: "Settings", export: "Export" };
 
 function roomLinks() {
   return el("nav", { class: "rooms", "aria-label": "Parts of the dashboard" }, ...Object.entries(ROOMS).map(([name, label]) => el("a", { href: `#${name}` }, label)));
@@ -41,12 +43,14 @@ function roomLinks() {
 
 /** Show the part that the address names. */
 function enter() {
-  const name = location.hash.slice(1) in ROOMS ? location.hash.slice(1) : "progress";
+  const [asked, query = ""] = location.hash.slice(1).split(/\?(.*)/s);
+  const name = asked in ROOMS ? asked : "progress";
   for (const part of place.querySelectorAll("[data-room]")) part.hidden = part.dataset.room !== name;
   for (const link of place.querySelectorAll(".rooms a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (name === "items") enterItems(query, people);
 }
 
 async function fetched(path) {
@@ -57,9 +61,9 @@ async function fetched(path) {
   return null;
 }
 
-/** The numbers are some seconds old (the server keeps them a while); who is there, and who may sign in, is asked anew. */
-async function numbersNow() {
-  const data = await fetched("/api/admin/dashboard");
+/** The numbers may be older (the server keeps the last ones), unless we wait; who is there, and who may sign in, is asked anew. */
+async function numbersNow(wait = false) {
+  const data = await fetched(`/api/admin/dashboard${wait ? "?wait=true" : ""}`);
   const present = data && (await fetched("/api/admin/people"));
   if (!present) return null;
   const known = new Map(data.people.map((person) => [person.id, person]));
@@ -68,7 +72,7 @@ async function numbersNow() {
 }
 
 async function again() {
-  const data = await numbersNow();
+  const data = await numbersNow(true);
   if (data) draw(data);
   enter();
 }
@@ -76,6 +80,7 @@ async function again() {
 /** Only the numbers are drawn anew: what somebody is typing below stays. */
 function draw(data) {
   const { progress, agreement } = data;
+  people = data.people;
   numbers.replaceChildren(
     el("p", { class: "aside actions" }, `As of ${inUtc(data.generated)} UTC`, button("Refresh", again, { class: "small" })),
     el("div", { class: "tiles", "data-room": "progress" },

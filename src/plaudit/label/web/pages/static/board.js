@@ -4,6 +4,7 @@
 import { draggable } from "./drag.js";
 import { button, el, letter } from "./dom.js";
 import { unplaced } from "./ranks.js";
+import { say } from "./wording.js";
 
 const MANY = 5; // more places than this are narrow on a phone: numbers without words
 const EDGE = 0.28; // the outer part of a taken place: a drop there goes between places instead of making a tie
@@ -11,14 +12,14 @@ const EDGE = 0.28; // the outer part of a taken place: a drop there goes between
 /** `give(reply, place)` and `insert(reply, place)` are wishes; `choose(reply, scroll)` makes a reply the current one. */
 export function board(count, { give, insert, choose }) {
   const slots = Array.from({ length: count }, (_, index) => {
-    const chips = el("span", { class: "chips" });
-    const name = index === 0 ? "best" : index === count - 1 ? "worst" : "";
+    const chips = el("span", { class: "chips", "data-tie": say("board.tie") });
+    const name = index === 0 ? say("board.best") : index === count - 1 ? say("board.worst") : "";
     const label = el("span", { class: "place-name" }, el("b", {}, String(index + 1)), name ? ` ${name}` : "");
     return { node: el("li", { class: "slot", "data-place": index + 1 }, label, chips), chips };
   });
   const tray = el("span", { class: "chips" });
-  const trayNode = el("p", { class: "tray", "data-place": 0 }, el("span", { class: "place-name" }, "No place yet"), tray);
-  const list = el("ol", { class: count > MANY ? "slots many" : "slots", "aria-label": "Places, best first" }, ...slots.map((slot) => slot.node));
+  const trayNode = el("p", { class: "tray", "data-place": 0 }, el("span", { class: "place-name" }, say("board.tray")), tray);
+  const list = el("ol", { class: count > MANY ? "slots many" : "slots", "aria-label": say("board.places") }, ...slots.map((slot) => slot.node));
   const node = el("div", { class: "board" }, list, trayNode);
   let shown = [];
 
@@ -47,7 +48,7 @@ export function board(count, { give, insert, choose }) {
       class: "chip",
       "data-drag": reply,
       "data-letter": letter(reply),
-      "aria-label": `Reply ${letter(reply)}, ${place === null ? "no place yet" : `place ${place}`}: go to it`,
+      "aria-label": say(place === null ? "board.chip_unplaced" : "board.chip", { reply: letter(reply), place }),
     });
 
   return {

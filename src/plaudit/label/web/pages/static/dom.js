@@ -12,9 +12,10 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** HTML that render.py has sanitised. The policy of the page stops scripts and styles even if it had not. */
+/** HTML that render.py has sanitised. The policy of the page stops scripts and styles even if it had not. It is what
+ *  people or models wrote, in whatever language. */
 export function trusted(tag, attributes, html) {
-  const node = el(tag, attributes);
+  const node = el(tag, { lang: "", ...attributes });
   node.innerHTML = html;
   return node;
 }
@@ -46,11 +47,6 @@ export function button(label, onclick, attributes = {}) {
 /** A, B, C … Z, then numbers: how a reply is called on the page. It says nothing of where the reply came from. */
 export function letter(position) {
   return position < 26 ? String.fromCharCode(65 + position) : String(position + 1);
-}
-
-/** "B", "B and C", "B, C and D". */
-export function listed(words) {
-  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
 }
 
 /** A time of the server's: seconds since 1970. */

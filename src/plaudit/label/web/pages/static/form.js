@@ -6,13 +6,14 @@
 import { change, judge, missing, toggleFlag, type, undo, withPlaces } from "./answer.js";
 import { board } from "./board.js";
 import { replyCard } from "./card.js";
-import { announce, button, el, letter, listed } from "./dom.js";
+import { announce, button, el, letter } from "./dom.js";
 import { CHOICES, judgement, STRENGTHS, VERDICTS } from "./judgement.js";
 import { give, insert, step } from "./ranks.js";
 import { conversation, textSwitch } from "./texts.js";
+import { listed, say } from "./wording.js";
 import { writing } from "./writing.js";
 
-const LABELS = { submit: "Submit", skip: "Skip" };
+const LABELS = { submit: say("form.submit"), skip: say("form.skip") };
 
 /** `view` is the server's; `start` the state to begin with; `flags` the project's list. The keyboard's handle comes back. */
 export function answerForm(view, start, { flags, changed, submit, skip, labels = LABELS }) {
@@ -61,14 +62,14 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
       choose: (choice) => pick(choice),
       strength: (value) => {
         const next = state.now.strength === value ? null : value;
-        set(change(state, { ...state.now, strength: next }), next ? `It is ${STRENGTHS[value - 1]} so.` : "No strength.");
+        set(change(state, { ...state.now, strength: next }), next ? say("judge.it_is", { strength: STRENGTHS[value - 1] }) : say("judge.no_strength"));
       },
       verdict: (verdict) => handle.verdict(verdict),
       reason: (reason) => set(type(state, { reason })),
     });
 
-  const undoButton = button("Undo", () => handle.undo(), { class: "quiet" });
-  const keysButton = button("Keys", () => document.getElementById("keys").showModal(), { class: "quiet", "aria-keyshortcuts": "?" });
+  const undoButton = button(say("form.undo"), () => handle.undo(), { class: "quiet" });
+  const keysButton = button(say("keys.title"), () => document.getElementById("keys").showModal(), { class: "quiet", "aria-keyshortcuts": "?" });
   const status = el("p", { class: "status", role: "status" });
   const actions = el("div", { class: "actions" }, task === "write" ? null : undoButton,
     button(labels.skip, () => locked || skip(), { class: "quiet" }), keysButton,
@@ -77,7 +78,7 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
     conversation(view.prompt),
     cards.length ? el("div", { class: "replies" }, ...cards.map((card) => card.node)) : null,
     whole.node,
-    el("div", { class: "side" }, places ? el("h2", {}, "Your order") : null, places ? places.node : null, status, actions));
+    el("div", { class: "side" }, places ? el("h2", {}, say("board.title")) : null, places ? places.node : null, status, actions));
   node.firstChild.prepend(textSwitch(node, view.look_alike));
   node.addEventListener("submit", (event) => event.preventDefault());
   places?.listen(node);
@@ -100,11 +101,11 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
   /** Say what is missing, and go there. */
   function complain(open) {
     if (open === "text") {
-      status.textContent = "The reply is still empty.";
+      status.textContent = say("form.no_text");
       whole.focus();
-    } else if (task === "compare") status.textContent = "Choose A, B or “about the same” first.";
+    } else if (task === "compare") status.textContent = say("form.no_choice");
     else {
-      status.textContent = `${listed(open.map(letter))} ${open.length > 1 ? "have" : "has"} no place yet.`;
+      status.textContent = say("form.unplaced", { replies: listed(open.map(letter)), count: open.length });
       choose(open[0]);
     }
   }
@@ -131,7 +132,7 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
     place(number) {
       if (task === "compare") return number > 2 ? undefined : pick(CHOICES[[1, 0, 2][number]]);
       if (number > count) {
-        status.textContent = `There is no place ${number}: there are ${count}.`;
+        status.textContent = say("form.no_such_place", { place: number, count });
         return undefined;
       }
       const reply = current;
@@ -142,10 +143,10 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
     step: (direction) => setPlaces(current, step(state.now.places, current, direction)),
     verdict(verdict) {
       const next = judge(state.now, verdict);
-      set(change(state, next), next.verdict ? `${VERDICTS[verdict]}.` : `Not any more: ${VERDICTS[verdict]}.`);
+      set(change(state, next), next.verdict ? `${VERDICTS[verdict]}.` : say("judge.no_more", { verdict: VERDICTS[verdict] }));
     },
     undo() {
-      if (state.past.length) set(undo(state), "Undone.");
+      if (state.past.length) set(undo(state), say("form.undone"));
     },
     submit() {
       if (locked) return;
@@ -160,7 +161,7 @@ export function answerForm(view, start, { flags, changed, submit, skip, labels =
 
 function said(reply, places) {
   const place = places[reply];
-  if (place === null) return `Reply ${letter(reply)}: no place.`;
+  if (place === null) return say("board.now_none", { reply: letter(reply) });
   const others = places.flatMap((other, index) => (other === place && index !== reply ? [letter(index)] : []));
-  return `Reply ${letter(reply)}: place ${place}${others.length ? `, tied with ${listed(others)}` : ""}.`;
+  return say(others.length ? "board.now_tied" : "board.now", { reply: letter(reply), place, others: listed(others) });
 }

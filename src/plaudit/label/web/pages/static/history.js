@@ -3,41 +3,61 @@
 import { answerOf, begin, positionsOf } from "./answer.js";
 import { announce, button, clearNotice, dateOf, el, letter, notice } from "./dom.js";
 import { browserStorage, drafts } from "./draft.js";
+import { filterForm } from "./filters.js";
 import { answerForm } from "./form.js";
 import { listenForKeys, listKeys } from "./keys.js";
 import { passwordForm } from "./password.js";
 import { askUntilThere } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainRefusal, finishOld, send, sentWords } from "./submit.js";
+import { excerpt, outcome } from "./summary.js";
 import { conversation, replyText, textsOfProject, textSwitch } from "./texts.js";
+import { locale, say } from "./wording.js";
 
 const entries = document.getElementById("entries");
 const older = document.getElementById("older");
 let me = null;
 let kept = null;
+let filters = {};
 let open = null; // { form, entry, body } of the correction on the page
 
 async function start() {
   me = await whoIsThere();
   if (!me) return;
   textsOfProject(me.project);
-  kept = drafts(browserStorage().storage, me.name, { onFull: () => notice("bad", "This browser has no room for drafts: send before you leave the page.") });
+  kept = drafts(browserStorage().storage, me.name, { onFull: () => notice("bad", say("label.no_room")) });
   listenForKeys(() => open?.form ?? null);
   document.getElementById("older").parentElement.after(passwordForm(me.name));
   const old = await finishOld(kept);
   if (old.answer) explainRefusal(old.answer, { goOn: clearNotice });
+  entries.before(filterForm("own", { search: [say("history.words"), "search"], since: [say("history.since"), "date"], until: [say("history.until"), "date"] }, {}, (set) => {
+    filters = asked(set);
+    open = null;
+    load(null);
+  }));
   await load(null);
 }
 
+/** A day is this browser's day, as the list shows it. */
+function asked({ search, since, until }) {
+  const seconds = (day, more) => {
+    const [year, month, date] = day.split("-").map(Number);
+    return new Date(year, month - 1, date + more) / 1000;
+  };
+  return { ...(search ? { search } : {}), ...(since ? { since: seconds(since, 0) } : {}), ...(until ? { until: seconds(until, 1) } : {}) };
+}
+
 async function load(before) {
-  const path = before === null ? "/api/history" : `/api/history?before=${before}`;
+  const path = `/api/history?${new URLSearchParams({ ...filters, ...(before === null ? {} : { before }) })}`;
   const answer = await patiently(AWAY, (wait) => askUntilThere(path, undefined, wait));
   if (answer.signedOut) return signedOut();
   if (answer.status !== 200) return explainRefusal(answer);
   if (before === null) entries.replaceChildren();
   const { labels, next } = answer.data;
   entries.append(...labels.map(entryOf));
-  if (!entries.children.length) entries.append(el("p", { class: "aside" }, "You have not answered anything yet."));
+  // A search that takes long comes in parts, some of them empty.
+  if (next && !entries.children.length) return load(next);
+  if (!entries.children.length) entries.append(el("p", { class: "aside" }, say(Object.keys(filters).length ? "history.none_found" : "history.none")));
   older.hidden = next === null || next === undefined;
   older.onclick = () => load(next);
   return undefined;
@@ -49,12 +69,12 @@ function entryOf(label) {
   const body = el("div", { class: "entry-body" });
   const entry = el("details", { class: "card entry" },
     el("summary", {},
-      el("time", { datetime: when.toISOString() }, when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" })),
-      el("span", { class: "excerpt", dir: "auto" }, excerpt(view.prompt)),
-      el("span", { class: "outcome" }, outcome(view, positions)),
-      label.corrected ? el("span", { class: "badge" }, "corrected") : null,
-      label.late ? el("span", { class: "badge" }, "late") : null,
-      el("span", { class: "open" }, "Read or correct")),
+      el("time", { datetime: when.toISOString() }, when.toLocaleString(locale, { dateStyle: "medium", timeStyle: "short" })),
+      el("span", { class: "excerpt", dir: "auto", lang: "" }, excerpt(view.prompt)),
+      el("span", { class: "outcome" }, outcome(view.task, positions)),
+      label.corrected ? el("span", { class: "badge" }, say("history.corrected")) : null,
+      label.late ? el("span", { class: "badge" }, say("history.late")) : null,
+      el("span", { class: "open" }, say("history.read"))),
     body);
   const item = { label, entry, body };
   entry.addEventListener("toggle", () => entry.open && !body.children.length && read(item));
@@ -68,14 +88,14 @@ function read(item) {
     const text = replyText({ ...reply, position: index });
     const rank = positions.ranks?.[index];
     const marks = positions.flags?.[index] ?? [];
-    return el("section", { class: "reply card", "aria-label": `Reply ${letter(index)}` },
-      el("header", {}, el("span", { class: "letter" }, letter(index)), el("span", { class: "given" }, rank ? `place ${rank}` : "no place")),
-      text, marks.length ? el("p", { class: "aside" }, `Flags: ${marks.join(", ")}`) : null);
+    return el("section", { class: "reply card", "aria-label": say("reply.name", { reply: letter(index) }) },
+      el("header", {}, el("span", { class: "letter" }, letter(index)), el("span", { class: "given" }, rank ? say("history.place", { place: rank }) : say("history.no_place"))),
+      text, marks.length ? el("p", { class: "aside" }, say("history.flags", { flags: marks.join(", ") })) : null);
   });
-  const written = view.task === "write" ? el("pre", { class: "card written", dir: "auto" }, positions.text) : null;
-  const reason = positions.reason ? el("p", {}, el("b", {}, "Why: "), positions.reason) : null;
+  const written = view.task === "write" ? el("pre", { class: "card written", dir: "auto", lang: "" }, positions.text) : null;
+  const reason = positions.reason ? el("p", {}, el("b", {}, say("history.why")), positions.reason) : null;
   item.body.replaceChildren(conversation(view.prompt), written ?? el("div", { class: "replies" }, ...replies), reason ?? "",
-    el("p", { class: "actions" }, button("Correct this answer", () => correct(item))));
+    el("p", { class: "actions" }, button(say("history.correct"), () => correct(item))));
   item.body.prepend(textSwitch(item.body, view.look_alike));
 }
 
@@ -87,7 +107,7 @@ function correct(item) {
   let draft = kept.open(key, begin(answerOf(label.positions, view.replies.length)));
   const form = answerForm(view, draft.state, {
     flags: me.project.flags ?? [],
-    labels: { submit: "Correct", skip: "Cancel" },
+    labels: { submit: say("form.correct"), skip: say("form.cancel") },
     changed: (state) => (draft = kept.save(key, draft, state)),
     skip: () => {
       kept.drop(key);
@@ -121,28 +141,9 @@ function close(item) {
 async function corrected(data) {
   open = null;
   await load(null);
-  notice("good", data.late || data.replayed ? `Your correction is kept. ${sentWords(data)}` : "Your correction is kept.");
-  announce("Your correction is kept.");
+  notice("good", data.late || data.replayed ? `${say("history.kept")} ${sentWords(data)}` : say("history.kept"));
+  announce(say("history.kept"));
   entries.querySelector("summary")?.focus();
-}
-
-/** "B > A = C", best first. */
-function outcome(view, { ranks, verdict }) {
-  if (view.task === "write") return "written";
-  const words = verdict === "cannot_judge" ? "cannot judge" : verdict === "all_bad" ? "all bad" : "";
-  if (!ranks) return words;
-  const order = [...ranks.keys()].sort((a, b) => ranks[a] - ranks[b] || a - b);
-  const text = order.map((reply, at) => `${at === 0 ? "" : ranks[reply] === ranks[order[at - 1]] ? " = " : " > "}${letter(reply)}`).join("");
-  return words ? `${text}, ${words}` : text;
-}
-
-/** The last turn in few words. A template's content is inert: nothing in it is fetched or runs. */
-function excerpt(prompt) {
-  const template = document.createElement("template");
-  template.innerHTML = prompt.at(-1)?.html ?? "";
-  template.content.querySelector(".plain")?.remove(); // the same text again
-  const text = template.content.textContent.trim().replace(/\s+/g, " ");
-  return text.length > 110 ? `${text.slice(0, 110)}…` : text;
 }
 
 start();

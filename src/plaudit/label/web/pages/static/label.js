@@ -7,10 +7,11 @@ import { browserStorage, drafts } from "./draft.js";
 import { answerForm } from "./form.js";
 import { listenForKeys, listKeys } from "./keys.js";
 import { typeset } from "./maths.js";
-import { ask, deliver } from "./server.js";
+import { ask, below, deliver } from "./server.js";
 import { AWAY, patiently, signedOut, whoIsThere } from "./session.js";
 import { explainConflict, explainRefusal, finishOld, send, sentWords } from "./submit.js";
 import { textsOfProject } from "./texts.js";
+import { fillIn, locale, say } from "./wording.js";
 
 const GUIDELINES_READ = "plaudit:1:guidelines";
 const work = document.getElementById("work");
@@ -23,7 +24,7 @@ let shown = null; // { lease, key, form, draft } of the item on the page
 async function start() {
   me = await whoIsThere();
   if (!me) return;
-  kept = drafts(storage, me.name, { onFull: () => notice("bad", "This browser has no room for drafts: send before you leave the page.") });
+  kept = drafts(storage, me.name, { onFull: () => notice("bad", say("label.no_room")) });
   kept.tidy();
   progress(me.progress);
   textsOfProject(me.project);
@@ -34,10 +35,10 @@ async function start() {
   const old = await finishOld(kept);
   if (old.answer) return failed(old.key, old.draft, old.answer, () => next());
   const words = [
-    new URLSearchParams(location.search).get("for") === "admins" ? "The dashboard is for admins only. This is your own page." : "",
-    !lasting ? "This browser keeps no drafts: send before you leave the page." : old.arrived ? "Your answer from before has arrived." : "",
+    new URLSearchParams(location.search).get("for") === "admins" ? say("label.for_admins") : "",
+    !lasting ? say("label.no_drafts") : old.arrived ? say("label.arrived") : "",
   ];
-  if (location.search) history.replaceState(null, "", "/"); // said once, and not again after a reload
+  if (location.search) history.replaceState(null, "", below("/")); // said once, and not again after a reload
   return next(words.filter(Boolean).join(" "));
 }
 
@@ -60,9 +61,10 @@ async function settingsChanged() {
   if (answer.status !== 200) return;
   const before = me.project.guidelines_version;
   me.project = answer.data.project;
+  me.completion = answer.data.completion;
   textsOfProject(me.project);
   guidelines(me.project.guidelines_html);
-  if (me.project.guidelines_version !== before) notice("plain", "The guidelines have changed. They are open above the item.", button("I have read them", clearNotice));
+  if (me.project.guidelines_version !== before) notice("plain", say("label.changed"), button(say("label.changed_read"), clearNotice));
 }
 
 function show({ lease, seconds_left: left, item: view }, spoken = "") {
@@ -82,8 +84,8 @@ function show({ lease, seconds_left: left, item: view }, spoken = "") {
   window.scrollTo(0, 0);
   form.focus();
   reserved(left);
-  const what = { rank: `${view.replies.length} replies to rank`, compare: "two replies to compare", write: "a reply to write" }[view.task];
-  announce(`${spoken} ${begun ? "What you had begun is here again" : "New item"}: ${what}.`);
+  const what = say({ rank: "label.rank", compare: "label.compare", write: "label.write" }[view.task], { count: view.replies.length });
+  announce(`${spoken} ${say(begun ? "label.again" : "label.new", { what })}`);
 }
 
 async function submit(answer) {
@@ -124,13 +126,14 @@ async function skip() {
   if (answer.signedOut) return signedOut();
   kept.drop(item.key);
   await next();
-  return notice("plain", "You skipped an item; it goes to somebody else.", button("Take it back", () => takeBack(item)), button("Close", clearNotice, { class: "quiet" }));
+  return notice("plain", say("label.skipped"), button(say("label.take_back"), () => takeBack(item)), button(say("page.close"), clearNotice, { class: "quiet" }));
 }
 
 async function takeBack(item) {
   const answer = await patiently(AWAY, (wait) => deliver("/api/take-back", { lease: item.lease }, wait));
   if (answer.signedOut) return signedOut();
-  return answer.status === 200 ? next("Here it is again.") : explainRefusal(answer, { goOn: clearNotice });
+  if (answer.status === 409) return notice("bad", say("label.taken"), button(say("page.close"), clearNotice, { class: "quiet" }));
+  return answer.status === 200 ? next(say("label.taken_back")) : explainRefusal(answer, { goOn: clearNotice });
 }
 
 async function nothingLeft() {
@@ -138,9 +141,10 @@ async function nothingLeft() {
   clearTimeout(timer);
   document.getElementById("reserved").textContent = "";
   work.replaceChildren(el("section", { class: "card done" },
-    el("h2", { tabindex: "-1" }, me.project.paused ? "The project is paused." : "Nothing is left for you to label."),
-    el("p", {}, me.project.paused ? "Whoever runs it will go on later. What you have sent is kept." : "Thank you. New items may come, or one that somebody else has put back."),
-    el("p", { class: "actions" }, button("Look again", () => next(), { class: "main" }), el("a", { class: "button", href: "/history" }, "My history"))));
+    el("h2", { tabindex: "-1" }, say(me.project.paused ? "label.paused" : "label.nothing")),
+    el("p", {}, say(me.project.paused ? "label.paused_more" : "label.nothing_more")),
+    me.completion ? el("p", { class: "completion" }, say("label.code"), el("b", {}, me.completion)) : null,
+    el("p", { class: "actions" }, button(say("label.look_again"), () => next(), { class: "main" }), el("a", { class: "button", href: below("/history") }, say("nav.history")))));
   work.querySelector("h2").focus();
 }
 
@@ -155,14 +159,14 @@ function otherTab(event) {
     shown.form.replace(shown.draft.state);
     if (shown.draft.pending) {
       shown.form.lock(true);
-      notice("plain", "Another tab is sending this answer.", button("Send from here", () => resend(shown)));
+      notice("plain", say("label.other_tab"), button(say("label.send_here"), () => resend(shown)));
     }
   }
 }
 
 function answeredElsewhere(item) {
   item.form.lock(true);
-  notice("plain", "You have sent this answer from another tab. It is kept; nothing is to be done here.", button("Next item", () => next(), { class: "main" }));
+  notice("plain", say("label.sent_elsewhere"), button(say("label.next"), () => next(), { class: "main" }));
   refreshProgress();
 }
 
@@ -188,10 +192,10 @@ let timer = null;
 function reserved(seconds) {
   const place = document.getElementById("reserved");
   const left = 1000 * seconds;
-  const clock = new Date(Date.now() + left).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-  const over = "The time for this item has run out. You can still send it: it is kept and marked as late.";
+  const clock = new Date(Date.now() + left).toLocaleTimeString(locale, { hour: "2-digit", minute: "2-digit" });
+  const over = say("label.over");
   clearTimeout(timer);
-  place.textContent = left > 0 ? `Reserved for you until ${clock}` : over;
+  place.textContent = left > 0 ? say("label.reserved", { time: clock }) : over;
   if (left > 0 && left < 2 ** 31) timer = setTimeout(() => (place.textContent = over), left);
 }
 
@@ -199,7 +203,7 @@ function progress({ done, available }) {
   const all = done + available;
   document.getElementById("progress").hidden = all === 0;
   Object.assign(document.getElementById("bar"), { max: Math.max(1, all), value: done });
-  document.getElementById("progress-text").textContent = `${done} done, ${available} left`;
+  document.getElementById("progress-text").textContent = say("label.progress", { done, available });
 }
 
 async function refreshProgress() {
@@ -212,6 +216,7 @@ function guidelines(html) {
   const box = document.getElementById("guidelines");
   box.hidden = !html.trim();
   box.querySelector(".prose").replaceWith(trusted("div", { class: "prose" }, html));
+  fillIn(box);
   typeset(box);
   box.open = !box.hidden && storage.getItem(GUIDELINES_READ) !== html;
   box.ontoggle = () => box.open || storage.setItem(GUIDELINES_READ, html);

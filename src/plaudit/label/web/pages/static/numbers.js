@@ -7,7 +7,7 @@ export function percent(share) {
 }
 
 export function decimal(value, digits = 2) {
-  return value === null || value === undefined ? DASH : value.toFixed(digits).replace("-", "−");
+  return value === null || value === undefined ? DASH : value.toFixed(digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−");
 }
 
 export function whole(value) {

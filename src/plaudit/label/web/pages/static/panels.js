@@ -1,38 +1,19 @@
 // What an admin can do: invite, switch people off and on, change the project, take the labels out.
 
+import { changePerson } from "./admin/person.js";
 import { button, el, notice } from "./dom.js";
 import { DASH, inUtc, percent, seconds, whole } from "./numbers.js";
-import { deliver } from "./server.js";
-import { AWAY, patiently, signedOut } from "./session.js";
+import { post, refusal } from "./post.js";
+import { below } from "./server.js";
+import { AWAY, signedOut } from "./session.js";
 import { table } from "./tables.js";
 
-async function post(path, body) {
-  const answer = await patiently(AWAY, (wait) => deliver(path, body, wait));
-  if (answer.signedOut) signedOut();
-  else if (answer.status !== 200) notice("bad", answer.data.error ? refusal(answer.data) : `The server refused it (${answer.status}).`);
-  return answer.status === 200 ? answer.data : null;
-}
-
-/** "what is wrong; what to do." */
-const refusal = ({ error, fix }) => `${[error, fix].filter(Boolean).join("; ")}.`;
-
-/** What can be done about one person, each asked before it is done. */
-function acts(person, again) {
-  const act = (path, question, done) => async () => {
-    if (!confirm(question)) return;
-    const answer = await post(`/api/admin/person/${person.id}/${path}`, {});
-    if (!answer) return;
-    await again();
-    notice("good", `${whole(answer.items)} ${done}`);
-  };
-  return el("td", { class: "acts" },
-    person.labels ? button("Ask others", act("ask-others", `Ask others about everything that ${person.name} answered? Their labels stay and do not count any more.`, "items are asked of others."), { class: "small", "aria-label": `Ask others about the items of ${person.name}` }) : "",
-    person.skipped ? button("Offer skips again", act("offer-again", `Offer ${person.name} again what they skipped?`, "skipped items may come again."), { class: "small", "aria-label": `Offer the skips of ${person.name} again` }) : "");
-}
+/** A number that leads to what it counts. */
+const listOf = (count, filters) => (count ? el("a", { href: `#items?${new URLSearchParams(filters)}` }, whole(count)) : "0");
 
 /** Who is there, how much they did, and the switch. `again()` draws the page anew. */
 export function peopleTable(people, own, again) {
-  return table("People", ["Name", "Role", "#Labels", "#This week", "#Median time", "#Ties", "#Cannot judge", "#Skipped", "#Late", "#Corrected", "Last answer (UTC)", "Access", "Their items"], people.map((person) => {
+  return table("People", ["Name", "#Labels", "#This week", "#Median time", "#Ties", "#Cannot judge", "#Skipped", "#Late", "#Corrected", "Last answer (UTC)", "Change"], people.map((person) => {
     const flip = async () => {
       if (await post(`/api/admin/person/${person.id}`, { active: !person.active })) {
         await again();
@@ -40,10 +21,10 @@ export function peopleTable(people, own, again) {
       }
     };
     return [
-      person.name, person.invited ? `${person.role}, not here yet` : person.role, whole(person.labels), whole(person.week), seconds(person.seconds?.median), percent(person.ties), percent(person.cannot_judge),
-      whole(person.skipped), whole(person.late), whole(person.corrected), person.last === null ? DASH : inUtc(person.last),
-      person.name === own ? "you" : button(person.active ? "Disable" : "Enable", flip, { class: "small", "aria-label": `${person.active ? "Disable" : "Enable"} ${person.name}` }),
-      acts(person, again),
+      el("span", {}, person.name, el("small", {}, [person.role === "admin" ? "admin" : "", person.invited ? "not here yet" : "", person.paused ? "paused" : "", person.active ? "" : "disabled", person.name === own ? "you" : ""].filter(Boolean).join(", "))), listOf(person.labels, { person: person.id, order: "latest" }), whole(person.week), el("td", { class: "num", "data-sort": person.seconds?.median ?? "" }, seconds(person.seconds?.median)), percent(person.ties), percent(person.cannot_judge),
+      listOf(person.skipped, { person: person.id, only: "skipped" }), whole(person.late), whole(person.corrected), el("td", { "data-sort": person.last ?? 0 }, person.last === null ? DASH : inUtc(person.last)),
+      el("td", { class: "acts" }, person.name === own ? "" : button(person.active ? "Disable" : "Enable", flip, { class: "small", "aria-label": `${person.active ? "Disable" : "Enable"} ${person.name}` }),
+        button("Change", () => changePerson(person, people, own, again), { class: "small", "aria-label": `Change ${person.name}` })),
     ];
   }));
 }
@@ -56,12 +37,20 @@ export function invitePanel() {
     button("Copy", async () => {
       link.select();
       // The clipboard's own interface is there on https alone; a server in the office may have none.
-      if (navigator.clipboard) await navigator.clipboard.writeText(link.value);
-      else document.execCommand("copy");
-      notice("good", "The link is copied.");
+      const copied = await (navigator.clipboard?.writeText(link.value).then(() => true, () => false) ?? document.execCommand("copy"));
+      if (copied) notice("good", "The link is copied.");
+      else notice("bad", "The browser did not let the page copy: the link is marked, copy it with Ctrl+C.");
     }));
   const form = el("form", { class: "fields" }, el("label", { for: "invite-name" }, "Name"), name, el("label", { for: "invite-role" }, "Role"), role,
     el("button", { class: "main" }, "Make an invitation link"), made);
+  const many = el("input", { id: "invite-many", type: "file", accept: ".csv,text/csv", onchange: async () => {
+    const data = await post("/api/admin/invites", { csv: await many.files[0].text() });
+    many.value = "";
+    if (!data) return;
+    saveAs("links.csv", new Blob([data.links], { type: "text/csv" }));
+    notice("good", "The links are in your downloads: links.csv. Send each to its person only.");
+  } });
+  form.append(el("label", { for: "invite-many" }, "Many at once: a CSV file with the columns name, role, quota, fields"), many);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const data = await post("/api/admin/invite", { name: name.value.trim(), role: role.value });
@@ -88,8 +77,10 @@ const short = (value) => {
 
 const FORMATS = {
   rankings: "rankings, one a label", comparisons: "comparisons of two replies", pairs: "pairs: prompt, chosen, rejected", hh: "pairs as HH text",
-  demonstrations: "demonstrations: written replies", ledger: "the whole ledger, as an archive",
+  demonstrations: "demonstrations: written replies", table: "a spreadsheet (CSV), one row a label", ledger: "the whole ledger, as an archive",
 };
+const OF_ITEMS = { kind: "Kind of prompt", split: "Split", source: "Source of a reply" };
+const VERDICTS = { "": "of any sort", ranked: "with an order alone", all_bad: "all bad", cannot_judge: "cannot judge", written: "written replies" };
 const AGGREGATES = { "": "every label", mean: "one ranking an item: mean ranks", reliability: "one ranking an item, by reliability" };
 
 /** `flags` are the project's. What is left empty is no filter, and does not belong in the address. */
@@ -104,6 +95,8 @@ export function exportPanel(people, flags) {
     el("label", { for: "export-since" }, "From day (UTC)"), el("input", { id: "export-since", name: "since", type: "date" }),
     el("label", { for: "export-until" }, "To day (UTC; it counts)"), el("input", { id: "export-until", name: "until", type: "date" }),
     ...(flags.length ? [el("fieldset", {}, el("legend", {}, "Leave out replies flagged as"), ...flags.map((flag) => tick("without_flag", flag, flag)))] : []),
+    ...Object.entries(OF_ITEMS).flatMap(([name, label]) => [el("label", { for: `export-${name}` }, label), el("input", { id: `export-${name}`, name, type: "text", maxlength: "64" })]),
+    el("label", { for: "export-verdict" }, "Answers"), choose("verdict", Object.entries(VERDICTS)),
     tick("late", "true", "Late labels too"),
     el("button", { class: "main" }, "Export"));
   form.addEventListener("submit", (event) => {
@@ -116,10 +109,20 @@ export function exportPanel(people, flags) {
   return form;
 }
 
+function saveAs(name, blob) {
+  const address = URL.createObjectURL(blob);
+  el("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}
+
 /** Fetched by the script and not by a link, so that a refusal is said here instead of replacing the page. */
 async function download(path) {
   notice("plain", "The export is being made …");
-  const response = await fetch(path).catch(() => null);
+  let response;
+  // Asked in small pieces of time, since proxies wait for a minute or so; the server goes on with the same export.
+  while ((response = await fetch(below(`${path}&wait=10`)).catch(() => null))?.status === 202) {
+    notice("plain", `The export is being made, for ${Math.round((await response.json()).seconds)} s so far …`);
+  }
   if (response === null) return notice("bad", AWAY);
   if (response.status === 401) return signedOut();
   if (!response.ok) {
@@ -129,9 +132,7 @@ async function download(path) {
     const summary = response.headers.get("X-Plaudit-Export") ?? "";
     if (summary.startsWith("0 rows")) return notice("bad", `There is nothing to export: ${summary}`);
     const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? "export.jsonl";
-    const address = URL.createObjectURL(await response.blob());
-    el("a", { href: address, download: name }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    saveAs(name, await response.blob());
     notice("good", `The export is in your downloads: ${name}. ${summary}`);
   }
 }
@@ -148,22 +149,30 @@ export function settingsPanel(settings) {
   const name = el("input", { id: "set-name", value: settings.name, required: true, maxlength: "64" });
   const guidelines = el("textarea", { id: "set-guidelines", rows: "10" });
   guidelines.value = settings.guidelines;
+  const picture = el("input", { id: "set-picture", type: "file", accept: "image/png,image/jpeg,image/gif,image/webp", onchange: async () => {
+    const bytes = new Uint8Array(await picture.files[0].arrayBuffer());
+    picture.value = "";
+    const data = await post("/api/admin/picture", { data: btoa(bytes.reduce((text, byte) => text + String.fromCharCode(byte), "")) });
+    if (data) guidelines.setRangeText(`\n\n${data.markdown}\n\n`, guidelines.selectionStart, guidelines.selectionEnd, "end");
+  } });
   const flags = el("input", { id: "set-flags", value: settings.flags.join(", ") });
   const view = el("select", { id: "set-view" }, el("option", { value: "formatted" }, "formatted (Markdown, maths, code)"), el("option", { value: "plain" }, "as plain text"));
   view.value = settings.plain_text ? "plain" : "formatted";
+  const language = el("select", { id: "set-language" }, ...Object.entries({ browser: "each browser's own", ...settings.languages }).map(([value, words]) => el("option", { value }, words)));
+  language.value = settings.language;
   const paused = el("input", { type: "checkbox", id: "set-paused" });
   paused.checked = settings.paused;
   const fields = Object.entries(NUMBERS).map(([key, [label, limits]]) => ({ key, label, input: el("input", { id: `set-${key}`, type: "number", required: true, value: settings[key], ...limits }) }));
   const form = el("form", { class: "fields" },
-    el("label", { for: "set-name" }, "Name of the project"), name, el("label", { for: "set-guidelines" }, "Guidelines (Markdown)"), guidelines,
+    el("label", { for: "set-name" }, "Name of the project"), name, el("label", { for: "set-guidelines" }, "Guidelines (Markdown)"), guidelines, el("label", { for: "set-picture" }, "Picture: put one into the guidelines (1 MiB at most)"), picture,
     el("label", { for: "set-flags" }, "Flags for a reply, with commas between"), flags,
     el("label", { class: "tick" }, paused, "Paused: nobody is given an item"),
-    el("label", { for: "set-view" }, "Texts are shown at first"), view,
+    el("label", { for: "set-view" }, "Texts are shown at first"), view, el("label", { for: "set-language" }, "Language of the annotators' pages"), language,
     ...fields.flatMap(({ key, label, input }) => [el("label", { for: `set-${key}` }, label), input]), el("button", { class: "main" }, "Save"));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const now = {
-      name: name.value.trim(), guidelines: guidelines.value, flags: flags.value.split(",").map((flag) => flag.trim()).filter(Boolean), plain_text: view.value === "plain", paused: paused.checked,
+      name: name.value.trim(), guidelines: guidelines.value, flags: flags.value.split(",").map((flag) => flag.trim()).filter(Boolean), plain_text: view.value === "plain", language: language.value, paused: paused.checked,
       ...Object.fromEntries(fields.map(({ key, input }) => [key, Number(input.value)])),
     };
     const changed = Object.fromEntries(Object.entries(now).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(settings[key])));

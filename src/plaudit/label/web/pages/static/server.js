@@ -13,12 +13,16 @@ export function remember({ csrf: token, name }) {
   who = name;
 }
 
+/** An address of the server's: every page with a script is one step below where the service begins, which a proxy may
+ *  have put below a path. */
+export const below = (path) => `.${path}`;
+
 /** { status, data, away, signedOut, after }: never throws for what a network or a server may do. `patience` in ms. */
 export async function ask(path, body = undefined, patience = TIMEOUT_MS) {
   const post = body !== undefined;
   let response;
   try {
-    response = await fetch(path, {
+    response = await fetch(below(path), {
       method: post ? "POST" : "GET",
       headers: post ? { "Content-Type": "application/json", "X-CSRF-Token": csrf } : {},
       body: post ? JSON.stringify(body) : undefined,

@@ -1,9 +1,10 @@
 // What the signed-in pages share: who is there, the way out, waiting for a server that is away.
 
 import { announce, button, el, notice } from "./dom.js";
-import { ask, askUntilThere, remember } from "./server.js";
+import { ask, askUntilThere, below, remember } from "./server.js";
+import { say } from "./wording.js";
 
-export const AWAY = "The server cannot be reached.";
+export const AWAY = say("server.away");
 
 /** /api/me, waited for if need be; fills the header. Null when signed out: then the page says so. */
 export async function whoIsThere() {
@@ -19,15 +20,15 @@ export async function whoIsThere() {
   for (const link of document.querySelectorAll("[data-admin]")) link.hidden = me.role !== "admin";
   document.getElementById("logout").onclick = async () => {
     await ask("/logout", {});
-    location.assign("/login");
+    location.assign(below("/login"));
   };
   return me;
 }
 
 /** The draft stays where it is; after signing in, "/" brings the same item back. */
 export function signedOut() {
-  notice("bad", "You are signed out. What you had begun is kept in this browser, and is here again once you have signed in.",
-    el("a", { class: "button main", href: "/login" }, "Sign in"));
+  notice("bad", say("server.signed_out"),
+    el("a", { class: "button main", href: below("/login") }, say("login.title")));
 }
 
 /**
@@ -46,13 +47,13 @@ export async function patiently(what, attempt) {
     };
     const tick = () => {
       const left = until - Date.now();
-      seconds.textContent = `Trying again in ${Math.max(1, Math.ceil(left / 1000))} s.`;
+      seconds.textContent = say("server.trying", { seconds: Math.max(1, Math.ceil(left / 1000)) });
       if (left <= 0) done();
     };
     const ticking = setInterval(tick, 250);
     window.addEventListener("online", done);
     if (box === null) announce(what); // once, not at every attempt
-    box = notice("plain", `${what} `, button("Try now", done));
+    box = notice("plain", `${what} `, button(say("server.now"), done));
     box.setAttribute("role", "group");
     box.querySelector("p").append(seconds);
     tick();

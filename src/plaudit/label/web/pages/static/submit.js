@@ -3,8 +3,7 @@
 import { button, el, notice } from "./dom.js";
 import { ask, deliver } from "./server.js";
 import { patiently, signedOut } from "./session.js";
-
-const KEPT = "The server cannot be reached. Your answer is kept in this browser and is sent as soon as the server is back.";
+import { say } from "./wording.js";
 
 /**
  * Send what the draft holds. Returns the server's answer; `kept.sent` is written before anything else when it has the
@@ -12,16 +11,14 @@ const KEPT = "The server cannot be reached. Your answer is kept in this browser 
  */
 export async function send(kept, key, draft) {
   const { path, body } = draft.pending;
-  const answer = await patiently(KEPT, (wait) => deliver(path, body, wait));
+  const answer = await patiently(say("server.kept"), (wait) => deliver(path, body, wait));
   if (answer.status === 200) kept.sent(key, answer.data.seq, body);
   return answer;
 }
 
 /** What to say after a 200. */
 export function sentWords(data) {
-  if (data.late) return "Sent. The time for this item had run out, so your answer is kept and marked as late.";
-  if (data.replayed) return "Sent: the server had this answer already.";
-  return "Sent.";
+  return say(data.late ? "sent.late" : data.replayed ? "sent.replayed" : "sent.done");
 }
 
 /**
@@ -37,7 +34,7 @@ export function explainConflict(kept, key, draft, answer, next) {
   const replace = async () => {
     const seq = answer.data.seq ?? kept.wasSent(key)?.seq ?? (await seqInHistory(key));
     if (seq === null) {
-      notice("bad", "The first answer was not found in your history. This one is still kept in this browser.", button("Go on", next));
+      notice("bad", say("conflict.not_found"), button(say("page.go_on"), next));
       return;
     }
     const again = kept.refused(key, draft); // a new id: this is another submit, a correction of the first
@@ -46,8 +43,8 @@ export function explainConflict(kept, key, draft, answer, next) {
     if (outcome.status === 200) next();
     else explainRefusal(outcome, { goOn: next, drop: keep });
   };
-  notice("bad", "You have already answered this item, in another tab or on another device. That answer counts; the one on this page has not been used.",
-    button("Use the one on this page instead", replace, { class: "main" }), button("Keep the first and go on", keep));
+  notice("bad", say("conflict.twice"),
+    button(say("conflict.use"), replace, { class: "main" }), button(say("conflict.keep"), keep));
 }
 
 /**
@@ -56,12 +53,15 @@ export function explainConflict(kept, key, draft, answer, next) {
  */
 export function explainRefusal(answer, { goOn = null, drop = null } = {}) {
   if (answer.signedOut) return signedOut();
-  const { error, fix } = answer.data;
-  const words = answer.status === 403
-    ? "The server says that this item is not yours: you may have signed in as somebody else since. Your answer is kept in this browser."
-    : [error ?? `The server did not take the answer (${answer.status}).`, fix ?? ""].join(" ").trim();
-  if (answer.status === 403) return notice("bad", words, button("Load the page again", () => location.reload()));
-  return notice("bad", words, ...(goOn ? [button("Go on", goOn)] : []), ...(drop ? [button("Throw this answer away", drop, { class: "quiet" })] : []));
+  const { error, field, fix } = answer.data;
+  const load = button(say("refused.load"), () => location.reload());
+  if (answer.status === 403) return notice("bad", say("refused.not_yours"), load);
+  const actions = [goOn ? button(say("page.go_on"), goOn) : null, drop ? button(say("refused.drop"), drop, { class: "quiet" }) : null].filter(Boolean);
+  if (answer.status === 409) return notice("bad", say("conflict.other"), ...actions);
+  const flags = answer.status === 422 && field === "flags";
+  const box = notice("bad", say(flags ? "refused.flags" : "refused.other", { status: answer.status }), ...actions, ...(flags ? [load] : []));
+  if (error) box.firstChild.append(el("span", { lang: "en" }, ` ${[error, fix].filter(Boolean).join(" ")}`)); // the server's, for whoever mends it
+  return box;
 }
 
 /** Answers that were on their way when a page went away go first. The last outcome that was not a success, or how many went. */

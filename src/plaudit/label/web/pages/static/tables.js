@@ -1,11 +1,61 @@
 // The dashboard's tables, each from its part of the dashboard's dict (label/dashboard.py says what is in it).
 
 import { range } from "./charts.js";
-import { el } from "./dom.js";
+import { button, el } from "./dom.js";
 import { decimal, percent, shareInWords, whole } from "./numbers.js";
 
-/** A table that scrolls inside its own box when it is wider than the page. */
+const MANY = 12; // rows: more of them can be searched
+const SHOWN = 25; // and so many are shown before somebody asks for all
+
+/**
+ * A table that scrolls inside its own box when it is wider than the page. Its heads sort it ("#" marks numbers); a cell
+ * that does not begin with its number says in data-sort what it is sorted by.
+ */
 export function table(caption, heads, rows) {
+  const built = plain(caption, heads, rows);
+  if (rows.length < 2) return built;
+  const body = built.querySelector("tbody");
+  const all = [...body.rows];
+  let wanted = "";
+  let whole = all.length <= SHOWN;
+  const more = button(`Show all ${all.length} rows`, () => {
+    whole = true;
+    show();
+  }, { class: "small" });
+  const show = () => {
+    const found = [...body.rows].filter((row) => row.textContent.toLowerCase().includes(wanted));
+    for (const row of body.rows) row.hidden = true;
+    for (const row of whole ? found : found.slice(0, SHOWN)) row.hidden = false;
+    more.hidden = whole || found.length <= SHOWN;
+  };
+  built.querySelectorAll("thead th").forEach((head, column) => {
+    if (!head.textContent) return;
+    const name = head.textContent;
+    head.replaceChildren(button(name, () => {
+      const down = head.getAttribute("aria-sort") === (head.className === "num" ? "descending" : "ascending") ? head.className !== "num" : head.className === "num";
+      for (const other of built.querySelectorAll("thead th")) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      body.append(...all.toSorted((a, b) => (down ? -1 : 1) * inOrder(a.cells[column], b.cells[column], head.className === "num")));
+      show();
+    }, { class: "sort" }));
+  });
+  show();
+  if (all.length <= MANY) return built;
+  const find = el("input", { type: "search", "aria-label": `Find in: ${caption}`, placeholder: "Find …", oninput: () => {
+    wanted = find.value.trim().toLowerCase();
+    show();
+  } });
+  return el("div", { class: "searched" }, find, built, more);
+}
+
+function inOrder(a, b, numbers) {
+  const [one, two] = [a, b].map((cell) => cell.dataset.sort ?? cell.textContent);
+  if (!numbers) return one.localeCompare(two, undefined, { numeric: true });
+  const [x, y] = [one, two].map((text) => Number.parseFloat(text.replace("−", "-").replaceAll(",", "")));
+  return (Number.isNaN(x) ? -Infinity : x) - (Number.isNaN(y) ? -Infinity : y) || 0;
+}
+
+function plain(caption, heads, rows) {
   const head = el("tr", {}, ...heads.map((head) => el("th", { scope: "col", class: head.startsWith("#") ? "num" : "" }, head.replace("#", ""))));
   const cell = (value, index) => {
     if (value instanceof Node && value.tagName === "TD") return value;
@@ -17,9 +67,9 @@ export function table(caption, heads, rows) {
 
 /** A share as plot and words, in one cell. */
 function plotted(name, share, { reference = null, warn = false } = {}) {
-  if (!share) return el("td", { class: "plotted" }, el("span", { class: "aside" }, "too few labels"));
+  if (!share) return el("td", { class: "plotted", "data-sort": "" }, el("span", { class: "aside" }, "too few labels"));
   const words = shareInWords(share);
-  return el("td", { class: "plotted" }, range({ value: share.share, ...share }, { reference, warn, label: `${name}: ${words}` }),
+  return el("td", { class: "plotted", "data-sort": (1000 * share.share).toFixed(0).padStart(5, "0") }, range({ value: share.share, ...share }, { reference, warn, label: `${name}: ${words}` }),
     el("small", {}, percent(share.share)), el("small", {}, `${Math.round(100 * share.low)} to ${Math.round(100 * share.high)}, n = ${whole(share.n)}`));
 }
 

@@ -3,9 +3,10 @@
 
 import { button, el, letter, trusted } from "./dom.js";
 import { typeset } from "./maths.js";
+import { fillIn, say } from "./wording.js";
 
 const LONG = 1100; // pixels: a longer text starts folded, so that the other replies can be reached
-const ROLES = { system: "System", user: "Person", assistant: "Assistant" };
+const ROLES = { system: say("text.system"), user: say("text.user"), assistant: say("text.assistant") };
 const KEY = "plaudit:1:plain";
 let asked = null; // what this person chose, if the browser keeps nothing
 let byProject = false;
@@ -17,7 +18,7 @@ export function textsOfProject({ plain_text: plain = false }) {
 
 /** The switch, for the texts in `root`; `alike`: formatted, two replies could not be told apart. */
 export function textSwitch(root, alike = false) {
-  const toggle = button("Plain text", () => {
+  const toggle = button(say("text.plain"), () => {
     asked = toggle.getAttribute("aria-pressed") !== "true";
     store(asked ? "on" : "off");
     show(asked);
@@ -28,7 +29,7 @@ export function textSwitch(root, alike = false) {
     for (const part of root.querySelectorAll(".said > .plain")) part.hidden = !plain;
   };
   show(alike || (asked ?? (stored() === null ? byProject : stored() === "on")));
-  const note = alike ? el("span", { class: "aside" }, "Formatted, two replies look the same: they differ in marks.") : null;
+  const note = alike ? el("span", { class: "aside" }, say("text.look_alike")) : null;
   return el("p", { class: "text-switch" }, note, toggle);
 }
 
@@ -39,19 +40,20 @@ export function conversation(prompt) {
       "article",
       { class: `turn from-${turn.role in ROLES ? turn.role : "other"}` },
       el("h3", {}, ROLES[turn.role] ?? turn.role),
-      folded(said(turn.html), "the text"),
+      folded(said(turn.html), say("text.more")),
     ),
   );
-  return el("section", { class: "conversation card", "aria-label": "Conversation", tabindex: "-1" }, ...turns);
+  return el("section", { class: "conversation card", "aria-label": say("text.conversation"), tabindex: "-1" }, el("h2", { class: "unseen" }, say("text.conversation")), ...turns);
 }
 
 /** A reply's text. */
 export function replyText(reply) {
-  return folded(said(reply.html), `reply ${letter(reply.position)}`);
+  return folded(said(reply.html), say("text.more_of_reply", { reply: letter(reply.position) }));
 }
 
 function said(html) {
   const node = trusted("div", { class: "said" }, html);
+  fillIn(node);
   typeset(node);
   return node;
 }
@@ -72,8 +74,8 @@ function store(value) {
   }
 }
 
-function folded(said, what) {
-  const more = button(`Show all of ${what}`, () => {
+function folded(said, words) {
+  const more = button(words, () => {
     said.classList.remove("folded");
     more.remove();
   });

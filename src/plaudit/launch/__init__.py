@@ -1,0 +1,1 @@
+"""Starts other engines' processes for a run: servers that sample."""

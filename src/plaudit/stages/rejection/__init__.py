@@ -1,0 +1,1 @@
+"""Rejection sampling: SFT once more, on the best of n replies of the SFT model."""
