@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 CODE := src tests benchmarks docs/ppo_by_hand.py
 
-.PHONY: demo install test test-plain test-long survive bench lint format docs clean
+.PHONY: demo install test test-again test-plain test-long survive bench lint format docs clean
 
 demo: $(READY)
 	PLAUDIT_PIP_ARGS="$(PIP_ARGS)" $(BIN)/plaudit demo $(ARGS)
@@ -29,6 +29,10 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(DEV)
 	$(PYTEST) -m "not slow" $(SPREAD)
+
+# What failed last, one after the other; nothing to run is a failure, too.
+test-again: $(DEV)
+	$(PYTEST) -m "not slow" -n 0 --last-failed --last-failed-no-failures none
 
 # The tests of correctness once more, with everything left to the libraries that can be; without those that switch the
 # libraries' own ways on and off themselves, those that compute nothing with a model, and whole runs that only learn.
