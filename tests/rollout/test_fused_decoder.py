@@ -1,6 +1,6 @@
 """The fused decoder against transformers' own step: who gets one, and that it computes the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from plaudit.models.kernels import fused_decoder
-from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, cache_name
+from plaudit.models.kernels.attention import hidden_states
+from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, cache_name, rounding
 from plaudit.models.kernels.fused_decoder import FusedDecoder
 
 SIZES = {
@@ -96,9 +97,34 @@ def test_it_computes_what_transformers_computes(name: str) -> None:
     torch.testing.assert_close(decoded(decoder, 3), decoded(LibraryDecoder(model), 3), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_other_models_are_left_to_transformers(name: str) -> None:
-    assert FusedDecoder.of(build(UNKNOWN[name])) is None
+def test_other_models_are_left_to_transformers(name: str, dtype: torch.dtype) -> None:
+    assert FusedDecoder.of(build(UNKNOWN[name], dtype)) is None
+
+
+def test_a_bound_of_rounding_where_the_library_has_one_way_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels may give a row the same bits in every batch: then the library's ways differ by nothing, and a bound of
+    nothing would refuse every other order of sums. A number that is rounded once is half an eps off, at most."""
+    monkeypatch.setattr("plaudit.models.kernels.decoder.LibraryDecoder", OneWay)
+    assert rounding(build(KNOWN["llama"], torch.bfloat16)) > torch.finfo(torch.bfloat16).eps
+
+
+class OneWay(LibraryDecoder):
+    """A step as the whole pass computes it, each row by itself."""
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        self.prompts = prompts
+        return self._last([list(prompt) for prompt in prompts])
+
+    def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        return self._last([[*prompt, token] for prompt, token in zip(self.prompts, tokens_B.tolist(), strict=True)])
+
+    def _last(self, rows: list[list[int]]) -> torch.Tensor:
+        """As `rounding` computes them alone: the row with one token more, of which the last one is not looked at."""
+        whole = [[*prompt, token] for prompt, token in zip(self.prompts, (12, 7), strict=True)]
+        states = [hidden_states(self.model, torch.tensor([row]))[0] for row in whole]
+        return torch.stack([state[len(row) - 1] for state, row in zip(states, rows, strict=True)])
 
 
 def test_plain_paths_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

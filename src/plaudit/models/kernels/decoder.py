@@ -6,15 +6,16 @@ token goes into the same column; a mask and the rows' own position ids undo the 
 
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.logits import shaped
 from plaudit.models.kernels.merge import merge_into
+from plaudit.models.kernels.probe import relative_error
 from plaudit.models.kernels.trunk import trunk_of
 
 
@@ -165,3 +166,36 @@ class RereadingDecoder:
         states_BTD = hidden_states(self.model, tokens_BT)
         last_BD: Tensor = states_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
         return last_BD
+
+
+PROMPTS = tuple([3 + (7 * t + 11 * row) % 25 for t in range(length)] for row, length in enumerate((40, 3)))
+"""What a probe of a decoder reads: two rows of other lengths."""
+
+
+@torch.no_grad()
+def rounding(model: PreTrainedModel) -> float:
+    """The relative error that another order of sums may have in a 16-bit format: four times the most that transformers'
+    own ways differ by (a prompt with another one beside it and by itself, a step and a whole pass) or that embeddings
+    do which are a rounding off, since kernels may make those ways the same to the bit; 0.1 at most."""
+    decoder = LibraryDecoder(model)
+    both_BD, (long, short) = decoder.start(PROMPTS), PROMPTS
+    stepped_BD = decoder.step(torch.tensor([12, 7], device=model.device))
+    gaps = []
+    for row, prompt, token in ((0, long, 12), (1, short, 7)):
+        alone_TD = hidden_states(model, torch.tensor([[*prompt, token]], device=model.device))[0]
+        gaps += [relative_error(both_BD[row], alone_TD[-2]), relative_error(stepped_BD[row], alone_TD[-1])]
+    tokens_1T = torch.tensor([long], device=model.device)
+    exact_TD = hidden_states(model, tokens_1T)[0]
+    hook = model.get_input_embeddings().register_forward_hook(_a_rounding_off)
+    try:
+        gaps.append(relative_error(hidden_states(model, tokens_1T)[0], exact_TD))
+    finally:
+        hook.remove()
+    return min(4 * max(gaps), 1e-1)
+
+
+def _a_rounding_off(_embed: nn.Module, _tokens: Any, x_ND: Tensor) -> Tensor:
+    """Every number up to the distance of two neighbours in its format away; the same numbers every time."""
+    generator = torch.Generator().manual_seed(0)
+    off = torch.rand(x_ND.shape, generator=generator).to(x_ND.device).mul(2).sub(1) * torch.finfo(x_ND.dtype).eps
+    return (x_ND.float() * (1 + off)).to(x_ND.dtype)

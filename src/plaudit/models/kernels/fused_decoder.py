@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plaudit.models.kernels.attention import has_torchs_attention, hidden_states
-from plaudit.models.kernels.decoder import LibraryDecoder
+from plaudit.models.kernels.attention import has_torchs_attention
+from plaudit.models.kernels.decoder import PROMPTS, LibraryDecoder, rounding
 from plaudit.models.kernels.fixed_rows import (
     ROOM,
     attends_alike,
@@ -127,7 +127,7 @@ class FusedDecoder:
         far = 2 * max(getattr(config, "max_position_embeddings", None) or 0, 2**14)
         try:
             expected = _probe(LibraryDecoder(model), far)
-            bound = 1e-4 if model.dtype == torch.float32 else _rounding(model)
+            bound = 1e-4 if model.dtype == torch.float32 else rounding(model)
             decoder = cls(model)
             found = _probe(decoder, far)
         except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):
@@ -364,9 +364,6 @@ def _rotate(x_NHD: Tensor, cos_N1D: Tensor, signed_sin_N1D: Tensor) -> Tensor:
     return torch.addcmul(x_NHD * cos_N1D, other_half, signed_sin_N1D)
 
 
-PROMPTS = tuple([3 + (7 * t + 11 * row) % 25 for t in range(length)] for row, length in enumerate((40, 3)))
-
-
 @torch.no_grad()
 def _probe(decoder: "FusedDecoder | LibraryDecoder", far: int) -> list[Tensor]:
     """Hidden states of two rows of other lengths: behind a prompt, two steps (the second is replayed where steps are
@@ -380,17 +377,3 @@ def _probe(decoder: "FusedDecoder | LibraryDecoder", far: int) -> list[Tensor]:
     decoder.positions_B1 += far
     found.append(decoder.step(torch.tensor([9, 30, 8], device=device)))
     return found
-
-
-@torch.no_grad()
-def _rounding(model: PreTrainedModel) -> float:
-    """The relative error that another order of sums may have in a 16-bit format: four times what transformers' own ways
-    differ by, a prompt with another one beside it and by itself, and a step and a whole pass; 0.1 at most."""
-    decoder = LibraryDecoder(model)
-    both_BD, (long, short) = decoder.start(PROMPTS), PROMPTS
-    stepped_BD = decoder.step(torch.tensor([12, 7], device=model.device))
-    gaps = []
-    for row, prompt, token in ((0, long, 12), (1, short, 7)):
-        alone_TD = hidden_states(model, torch.tensor([[*prompt, token]], device=model.device))[0]
-        gaps += [relative_error(both_BD[row], alone_TD[-2]), relative_error(stepped_BD[row], alone_TD[-1])]
-    return min(4 * max(gaps), 1e-1)
