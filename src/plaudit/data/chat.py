@@ -21,14 +21,27 @@ A base model's tokenizer without a template gets a default one: ChatML where its
 tokenizer, else plain text ("User: ...", "Assistant: ..."). No token is added, so no embedding is resized.
 """
 
+import contextlib
 import re
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 
-from plaudit.data.templates.bake import EMPTY, OWN, PARTS, TemplateSettings, baked, chosen, with_opening, without_ending
+from plaudit.data.spelling import Spelling
+from plaudit.data.templates.bake import (
+    EMPTY,
+    OWN,
+    PARTS,
+    TemplateSettings,
+    baked,
+    chosen,
+    names,
+    with_opening,
+    with_variable,
+    without_ending,
+)
 from plaudit.data.templates.turn import ASKED, REPLIES, WAY_ON, Turn, markers, turn_of
 from plaudit.errors import UserError
 from plaudit.records import Completion, Message
@@ -46,7 +59,6 @@ _BROKEN = "\ufffd"
 """What a decoder writes for bytes that are no character."""
 NEVER_TEXT = ("ÿ", "<0xFF>")
 """The token of byte 255 in byte-level vocabularies and in those that fall back to bytes."""
-_HOLDER = re.compile("\ue000(\\d+)\ue001")
 
 
 class ChatFormat:
@@ -79,13 +91,14 @@ class ChatFormat:
         own = "the tokenizer's own" if template.chat_template is None else "that of data.chat_template"
         self.origin = f"default: {self.default_template}" if self.default_template else own
         tokenizer.chat_template = baked(text, template)
-        self.special = special_texts(tokenizer)
-        self.control = _control_ids(tokenizer)
+        self.spelling = Spelling(tokenizer)
+        self.special = {*self.spelling.special.values()}
         self._make_readable()
         if template.end is not None:
             self._end_turns_with(template.end)
         self._learn_template()
         self.eos_id: int = tokenizer.convert_tokens_to_ids(self.end)
+        self.control = self._control_ids(ends)
         self.ends: frozenset[int] = frozenset({self.eos_id, *self.control.intersection(ends)})
         """Where a sampled reply ends: `eos_id`, which the template writes, and what the model ends a text with."""
         inside = frozenset(i for i in self.control if rows is None or i < rows)
@@ -121,7 +134,8 @@ class ChatFormat:
             raise UserError(
                 f"data.end_of_turn: {end!r} is no special token of {name}; it has {', '.join(sorted(self.special))}"
             )
-        self.tokenizer.chat_template = text.replace(old, end)
+        by_name = old == self.tokenizer.eos_token and "eos_token" in names(text)
+        self.tokenizer.chat_template = with_variable(text, "eos_token", end) if by_name else text.replace(old, end)
         if turn_of(name, self._render, self.special).end != end:
             raise UserError(
                 f"data.end_of_turn: the chat template does not write its {old!r} as text, so {end!r} cannot be put "
@@ -129,7 +143,8 @@ class ChatFormat:
             )
 
     def _learn_template(self) -> None:
-        """Find `lead`, `strip`, `closing` and `end`: a turn is generation prompt + lead + strip(reply) + closing + end.
+        """Find `lead`, `strip`, `closing` and `end`: a turn is generation prompt + lead + strip(reply) + closing + end;
+        and `behind`: whether a reply is spelt as a text that follows another one.
 
         What else the template writes around a reply is moved into or out of its generation prompt first.
         """
@@ -148,18 +163,49 @@ class ChatFormat:
         if turn.extra or turn.lead.strip():
             raise UserError(f"{name}: the chat template's generation prompt cannot be found; {WAY_ON}")
         self.lead, self.strip, self.closing, self.end = turn.lead, turn.strip, turn.closing, turn.end
-        full, asked = self._render((*ASKED, Message("assistant", REPLIES[0])), False), self._render(ASKED, True)
-        ids = partial(ids_of, self.tokenizer)
-        # A tokenizer may put a space before every text it is given; then the template's own would be a second one.
-        whole, prompt, led, bare = ids(full), ids(asked), ids(self.lead + REPLIES[0]), ids(REPLIES[0])
-        if self.lead and whole[: len(prompt + led)] != prompt + led and whole[: len(prompt + bare)] == prompt + bare:
-            self.lead = ""
+        self._written_lead = turn.lead
+        prompt, spelt = self.spelling.ids(self._render(ASKED, True)), self.spelling.ids
+        whole = {text: spelt(self._render((*ASKED, Message("assistant", text)), False)) for text in REPLIES}
+        # A tokenizer may put a space before every text it is given: the template's own would be a second one, and where
+        # it has none there would be one too many.
+        ways = [(lead, behind) for behind in (False, True) for lead in (self.lead, "")]
+
+        def exact(way: tuple[str, bool]) -> int:
+            lead, behind = way
+            found = {text: prompt + spelt(lead + text + self.closing, behind=behind) for text in REPLIES}
+            return sum(whole[text][: len(ids)] == ids for text, ids in found.items())
+
+        self.lead, self.behind = max(ways, key=exact)
 
     def _splits_after(self, turn: Turn) -> bool:
         """Whether white space before a reply can be tokenised with the prompt; a space joins the word that follows."""
-        start = self._render(ASKED, True) + turn.lead
-        ids = partial(ids_of, self.tokenizer)
-        return not turn.lead.endswith(" ") and all(ids(start + text) == ids(start) + ids(text) for text in REPLIES)
+        start, ids = self._render(ASKED, True) + turn.lead, self.spelling.ids
+        return not turn.lead.endswith(" ") and any(
+            all(ids(start + text) == ids(start) + ids(text, behind=behind) for text in REPLIES)
+            for behind in (False, True)
+        )
+
+    def _control_ids(self, ends: Collection[int]) -> frozenset[int]:
+        """The special tokens that no text spells. One that the tokenizer makes of ordinary text, such as a word that
+        was named as the pad token, is text; but what the template marks turns with never is."""
+        name, spelling = self.tokenizer.name_or_path, self.spelling
+        spelling.protect({self.eos_id, self.tokenizer.eos_token_id, *self._marks(), *spelling.special.keys() & {*ends}})
+        if spelling.spelt(self.eos_id):
+            raise UserError(
+                f"{name}: turns end with {self.end!r}, which ordinary text holds too, so a reply would end amid its "
+                f"words; end them with a special token: data.end_of_turn: TOKEN, one of {sorted(self.special)}, or "
+                "a template that writes another one (data.chat_template)"
+            )
+        return frozenset(token for token in spelling.special if not spelling.spelt(token))
+
+    def _marks(self) -> set[int]:
+        """The tokens, special or not, that the template writes around what a person said, and first of all where the
+        assistant begins. Those of a thought are none: a reply may hold them."""
+        asked = self._render(ASKED, False)
+        opens = self._render(ASKED, True).removeprefix(asked)
+        with contextlib.suppress(UserError):
+            asked += self._render((Message("system", "Words."), *ASKED), False)
+        return {i for i, text in self.spelling.added.items() if text and (text in asked or opens.startswith(text))}
 
     def _render(self, messages: Sequence[Message], generate: bool) -> str:
         turns = [message.as_json() for message in messages]
@@ -188,7 +234,7 @@ class ChatFormat:
                 raise UserError(f"{where} leaves out the {turn.role} message; {WAY_ON}")
             if turn.content not in answered:
                 raise UserError(f"{where} leaves out the {turn.role} message once a reply follows; {WAY_ON}")
-        if not answered.startswith(asked + self.lead + self.strip(REPLIES[0])):
+        if not answered.startswith(asked + self._written_lead + self.strip(REPLIES[0])):
             raise UserError(f"{where} writes them otherwise once a reply follows; {WAY_ON}")
 
     @cached_property
@@ -200,7 +246,7 @@ class ChatFormat:
                 return True
             return not written.startswith(start + reply + self.closing)
 
-        start = self._render(ASKED, True) + self.lead
+        start = self._render(ASKED, True) + self._written_lead
         return markers(self.tokenizer.chat_template, self.special, differs)
 
     def rewrites(self, replies: Iterable[str]) -> str | None:
@@ -214,7 +260,7 @@ class ChatFormat:
         Special-token strings that a person typed stay plain text: they must not end or fake a turn. So where there
         are any, the template is rendered around place holders, and each content is tokenised by itself.
         """
-        return span_ids(self.tokenizer, self._render(hold(messages, self.special), True), messages)
+        return self.spelling.span(self._render(self.spelling.hold(messages), True), messages)
 
     def asked(self, ids: Sequence[int]) -> str:
         """A prompt of these ids as a reader wants it: without the system message and what the template writes around
@@ -238,7 +284,7 @@ class ChatFormat:
         the last ones (one that moves the system message, or drops thoughts): their tokens could not be masked.
         """
         messages = (*messages, Message("assistant", reply))
-        held = hold(messages, self.special)
+        held = self.spelling.hold(messages)
         ids: list[int] = []
         written: list[bool] = []
         done = ""
@@ -252,11 +298,11 @@ class ChatFormat:
                     f"conversation goes on ({done[-40:]!r} is gone), so only the last turn can be masked exactly; "
                     "set sft.learn=last"
                 )
-            span = span_ids(self.tokenizer, text[len(done) :], messages)
+            span = self.spelling.span(text[len(done) :], messages, after=done)
             turn = self.reply_ids(Completion(message.content))
             ids += span + turn
             written += [False] * len(span) + [True] * len(turn)
-            done = text + self.lead + self.strip(held[number].content) + self.closing + self.end
+            done = text + self._written_lead + self.strip(held[number].content) + self.closing + self.end
         return ids, written
 
     def reply_ids(self, reply: Completion) -> list[int]:
@@ -267,7 +313,7 @@ class ChatFormat:
         return [*ids, self.eos_id] if reply.finished else ids
 
     def _plain_ids(self, text: str) -> list[int]:
-        return ids_of(self.tokenizer, text, split_special_tokens=True)
+        return self.spelling.ids(text, plain=True, behind=self.behind)
 
     def completion(self, ids: Sequence[int]) -> Completion:
         """The reply that sampled `ids` spell; its end-of-turn token, if any, is the last one.
@@ -283,9 +329,7 @@ class ChatFormat:
         return Completion(text.removeprefix(self.lead), finished)
 
     def _spelt(self, ids: Sequence[int]) -> str:
-        kept = [token for token in ids if token not in self.control]
-        text: str = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+        return self.spelling.text([token for token in ids if token not in self.control], behind=self.behind)
 
     def changed_share(self, replies: Sequence[Sequence[int]]) -> float:
         """Share of sampled replies whose text becomes other ids: characters that were cut or that are none, control
@@ -297,44 +341,6 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
     """How many ids two sequences begin with in common."""
     differ = (place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
     return next(differ, min(len(first), len(second)))
-
-
-def special_texts(tokenizer: Any) -> set[str]:
-    """The texts of a tokenizer's special tokens."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return added | {*tokenizer.all_special_tokens}
-
-
-def _control_ids(tokenizer: Any) -> frozenset[int]:
-    """The special tokens that no text spells. One that the tokenizer makes of ordinary text, such as a word that was
-    named as the pad token, is text."""
-    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return frozenset(i for i, text in special.items() if ids_of(tokenizer, text, split_special_tokens=True) != [i])
-
-
-def hold(messages: Sequence[Message], special: set[str]) -> tuple[Message, ...]:
-    """`messages` themselves, or with place holders as contents where one holds a special token's text."""
-    contents = [message.content for message in messages]
-    if not any(_HOLDER.search(text) or any(token in text for token in special) for text in contents):
-        return tuple(messages)
-    return tuple(Message(message.role, f"\ue000{i}\ue001") for i, message in enumerate(messages))
-
-
-def span_ids(tokenizer: Any, text: str, messages: Sequence[Message]) -> list[int]:
-    """Ids of a stretch of a rendering; contents behind place holders are tokenised by themselves, as plain text."""
-    ids: list[int] = []
-    for i, part in enumerate(_HOLDER.split(text)):
-        if i % 2:
-            ids += ids_of(tokenizer, messages[int(part)].content, split_special_tokens=True)
-        elif part:
-            ids += ids_of(tokenizer, part)
-    return ids
-
-
-def ids_of(tokenizer: Any, text: str, *, split_special_tokens: bool = False) -> list[int]:
-    """Ids of a text; with `split_special_tokens` a special token's text in it stays plain text."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]
 
 
 def _default_template(tokenizer: Any) -> tuple[str, str]:

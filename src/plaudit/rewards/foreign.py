@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from plaudit.data.chat import hold, span_ids, special_texts
+from plaudit.data.spelling import Spelling
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.load import load_tokenizer, resolve
 from plaudit.models.roles import last_hidden
@@ -142,7 +142,7 @@ class ForeignRewardModel:
 
     def __post_init__(self) -> None:
         self.name = f"reward model {self.checkpoint.source}"
-        self._special = special_texts(self.tokenizer)
+        self._spelling = Spelling(self.tokenizer)
 
     @torch.no_grad()
     def score(self, items: Sequence[ScoreItem], advance: Step = unseen) -> dict[str, float]:
@@ -194,13 +194,13 @@ class ForeignRewardModel:
 
     def _template_ids(self, item: ScoreItem) -> tuple[list[int], bool]:
         messages = (*item.prompt.messages, Message("assistant", item.completion.text))
-        text = self._rendered(hold(messages, self._special))
+        text = self._rendered(self._spelling.hold(messages))
         written = self._rendered(messages)
         if self.checkpoint.layout == "openrlhf":
             text, written = text.rstrip("\n"), written.rstrip("\n")
             end = "" if text.endswith(self.tokenizer.eos_token) else f" {self.tokenizer.eos_token}"
             text, written = text + end, written + end
-        ids = span_ids(self.tokenizer, text, messages)
+        ids = self._spelling.span(text, messages)
         spelt = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return ids, spelt == written and item.completion.text in written
 

@@ -200,7 +200,7 @@ def test_another_special_token_can_end_turns(tokenizer_of: Make) -> None:
     ("end", "template", "said"),
     [
         ("<|over|>", CHATML, "'<|over|>' is no special token"),
-        ("<|endoftext|>", CHATML.replace("'<|im_end|>'", "eos_token"), "does not write its '<|im_end|>' as text"),
+        ("<|endoftext|>", CHATML.replace("<|im_end|>", "<|im_' + 'end|>"), "does not write its '<|im_end|>' as text"),
     ],
 )
 def test_an_end_that_cannot_be_put_there_is_refused(end: str, template: str, said: str, tokenizer_of: Make) -> None:

@@ -114,6 +114,11 @@ def _set(template: str, name: str, value: Any) -> str:
         )
     if isinstance(value, dt.date):  # as YAML reads one
         value = value.isoformat()
+    return with_variable(template, name, value)
+
+
+def with_variable(template: str, name: str, value: Any) -> str:
+    """The template with a variable set in its first line."""
     # An earlier run's line would stand below this one and win.
     template = re.sub(rf"^\{{% set {name} = .* %\}}\n", "", template, count=1, flags=re.MULTILINE)
     # Python's literals are Jinja's too; the newline is eaten by trim_blocks, so the template begins as it did.
