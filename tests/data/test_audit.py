@@ -141,6 +141,24 @@ PAIR = {"prompt": "Which?", "chosen": "This one, since it is larger.", "rejected
             id="cut",
         ),
         pytest.param(
+            [{**PAIR, "chosen_rating": 1, "rejected_rating": "5"}],
+            "scored otherwise",
+            ("a.jsonl:1", "the rating of chosen is 1, of rejected 5"),
+            id="swapped",
+        ),
+        pytest.param(
+            [{**PAIR, "score_chosen": 8.0, "score_rejected": 8.0, "reward_chosen": None}],
+            "scored alike",
+            ("a.jsonl:1", "the score of chosen is 8, of rejected 8"),
+            id="scored alike",
+        ),
+        pytest.param(
+            [demonstration(1, completion=f"{REPLY}<|im_end|>")],
+            "template mark",
+            ("a.jsonl:1", "a text holds <|im_end|>"),
+            id="template mark",
+        ),
+        pytest.param(
             [{"id": "x", "prompt": "One?"}, {"id": "x", "prompt": "Two?"}],
             "repeated id",
             ("a.jsonl:2", "the id is that of a.jsonl:1"),

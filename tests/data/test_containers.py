@@ -56,7 +56,13 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         "\n".join(json.dumps(o, indent=1) for o in OBJECTS).encode(),
         "objects over several lines",
     ),
-    "under a key": ("a.json", json.dumps({"version": 1, "rows": OBJECTS}).encode(), "rows under the key 'rows'"),
+    "under a key": (
+        "a.json",
+        json.dumps({"version": 1, "rows": OBJECTS}).encode(),
+        "rows under the key 'rows'; not read beside them: 'version'",
+    ),
+    "semicolons in a .txt": ("a.txt", sheet(";").encode(), "semicolon-separated"),
+    "commas in a .txt": ("a.txt", sheet().encode(), "comma-separated"),
     "pretty under a key": ("a.json", json.dumps({"data": OBJECTS}, indent=1).encode(), "rows under the key 'data'"),
 }
 
@@ -116,6 +122,21 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "UTF-32": ("a.csv", "\ufeffprompt\nWhy?\n".encode("utf-32-le"), "UTF-32.*save it as UTF-8"),
     "YAML": ("a.yaml", b"- prompt: Why?\n", r"a .yaml file is not read; rows stand in .csv"),
     "ends of old Macs": ("a.csv", b"prompt,completion\rWhy?,So.\r", "CR alone.*CSV UTF-8"),
+    "two lists of rows": (
+        "a.json",
+        json.dumps({"data": OBJECTS, "validation": OBJECTS}).encode(),
+        "rows stand under 'data', 'validation'; put each list into a file",
+    ),
+    "a split a key": (
+        "a.json",
+        json.dumps({"train": OBJECTS}).encode(),
+        "rows stand under 'train'; put each list into a file",
+    ),
+    "a header in the middle": (
+        "a.csv",
+        b"prompt,completion\nWhy?,So.\nprompt,completion\nHow?,So.\n",
+        ":3: the header stands here again.*delete the line",
+    ),
     "an open quotation mark": ("a.csv", b'prompt,completion\nWhy?,"So.\nHow?,So.\n', ":2: .*never closed; close it"),
     "a title above the header": (
         "a.csv",

@@ -42,7 +42,6 @@ def refusal(path: Path, row: dict[str, Any], **options: Any) -> str:
         ({**TWO, "preferred": "answer_b"}, (2, 1)),
         ({**TWO, "preferred": "tie"}, (1, 1)),
         ({**TWO, "winner": "tie (bothbad)"}, (1, 1)),
-        ({**TWO, "choice": 2}, (2, 1)),
         ({**TWO, "better": "left"}, (1, 2)),
         ({**TWO, "chosen": "second"}, (2, 1)),
         ({**TWO, "label": "Cats."}, (2, 1)),

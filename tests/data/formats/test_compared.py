@@ -92,3 +92,61 @@ def test_preferred_and_non_preferred_outputs_are_pairs(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=says):
             read_rankings(written(tmp_path / "bad.jsonl", outputs(**asked)))
+
+
+def test_two_questions_of_a_task_are_no_votes_for_one_another(tmp_path: Path) -> None:
+    row = task("left")
+    row["annotations"][0]["result"] = [
+        {"from_name": name, "type": "pairwise", "value": {"selected": side}}
+        for name, side in (("safe", "right"), ("helpful", "left"))
+    ]
+    with pytest.raises(UserError, match="the task asks 2 questions, 'helpful', 'safe'"):
+        list(Reader(written(tmp_path / "rows.jsonl", row)))
+
+
+def test_the_flat_export_of_label_studio(tmp_path: Path) -> None:
+    row = {"id": 1, "prompt": "A tree?", "answer1": "Oak.", "answer2": "Ivy.", "pairwise": "right", "annotator": 4}
+    (ranking,) = read_rankings(written(tmp_path / "rows.jsonl", {**row, "lead_time": 3.2}))
+    assert (ranking.ranks, ranking.annotator) == ((2, 1), "4")
+
+
+def helpsteer3(preference: int) -> dict[str, Any]:
+    asked = [{"role": "user", "content": "A tree?"}]
+    return {"context": asked, "response1": "Oak.", "response2": "Ivy.", "overall_preference": preference}
+
+
+def shp(labels: int) -> dict[str, Any]:
+    return {"history": "A tree?", "human_ref_A": "Oak.", "human_ref_B": "Ivy.", "labels": labels, "score_A": 3}
+
+
+def webgpt(first: float, second: float) -> dict[str, Any]:
+    both = {"answer_0": "Oak.", "answer_1": "Ivy.", "score_0": first, "score_1": second}
+    return {"question": {"full_text": "A tree?"}, **both, "quotes_0": {"title": []}}
+
+
+@pytest.mark.parametrize(
+    ("row", "ranks"),
+    [
+        # As the cards of the three sets say.
+        (helpsteer3(-3), (1, 2)),
+        (helpsteer3(1), (2, 1)),
+        (helpsteer3(0), (1, 1)),
+        (shp(1), (1, 2)),
+        (shp(0), (2, 1)),
+        (webgpt(0.5, -0.5), (1, 2)),
+        (webgpt(-0.25, 0.25), (2, 1)),
+        (webgpt(0, 0), (1, 1)),
+    ],
+)
+def test_a_verdict_that_is_a_number_of_its_own_meaning(
+    row: dict[str, Any], ranks: tuple[int, int], tmp_path: Path
+) -> None:
+    (ranking,) = read_rankings(written(tmp_path / "rows.jsonl", row))
+    assert [reply.text for reply in ranking.replies] == ["Oak.", "Ivy."]
+    assert (ranking.ranks, ranking.prompt.text) == (ranks, "A tree?")
+
+
+@pytest.mark.parametrize("row", [shp(2), {**webgpt(1, 0), "score_0": None}, helpsteer3("better")])  # type: ignore[arg-type]
+def test_such_a_number_that_is_none_is_refused(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be"):
+        list(Reader(written(tmp_path / "rows.jsonl", row)))

@@ -5,6 +5,7 @@ diversity is measured. Near-duplicates and token lengths are taken from a sample
 report says.
 """
 
+import math
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +19,22 @@ import numpy as np
 from plaudit.data.audit import near
 from plaudit.data.audit.counts import Counts, CountTokens
 from plaudit.data.audit.problems import MOST_OF_ONE, Problems
-from plaudit.data.audit.texts import hash_of, joined, seems_cut, words_alone
+from plaudit.data.audit.texts import hash_of, joined, seems_cut, template_mark, words_alone
 from plaudit.data.formats.reader import Reader, is_implicit, prompt_of, replies_of
 from plaudit.data.formats.rows import SPLITS, shown
 from plaudit.records import Labelled, Ranking, Record
 
 _NUMBER = re.compile(r"\d+\Z")  # of the line or element, at the end of a place
 
+_SCORES = [
+    (kind, better, worse)
+    for kind in ("score", "rating", "reward")
+    for better, worse in (
+        (f"chosen_{kind}", f"rejected_{kind}"),
+        (f"{kind}_chosen", f"{kind}_rejected"),
+        (f"chosen-{kind}", f"rejected-{kind}"),
+    )
+]
 LENGTH_BIAS = 0.1
 """How far from one half the share of pairs that the longer reply wins must surely be."""
 _FEW_WORDS = 5  # of a prompt that no one wrote as one
@@ -66,6 +76,7 @@ class Audit:
                 on_rows(reader.rows)
             if record is not None:
                 self._row(file, row.place, record)
+                self._scored(row.place, row.value or {})
                 if is_implicit(reader.format, row.value) and len(prompt_of(record).text.split()) < _FEW_WORDS:
                     text = f"the prompt is {shown(prompt_of(record).text)}"
                     self._problems.add("short shared prompt", row.place, text)
@@ -105,7 +116,18 @@ class Audit:
                 self._problems.add("empty reply", place, f"a reply is {shown(reply.text)}")
             elif reply.finished and seems_cut(text):
                 self._problems.add("cut reply", place, f"a reply ends in {shown(text[-40:])}")
+        marks = (template_mark(text) for text in (*(message.content for message in prompt.messages), *texts))
+        if mark := next(filter(None, marks), None):
+            self._problems.add("template mark", place, f"a text holds {mark}")
         self._near.add(row, "\n".join((asked, *texts)))
+
+    def _scored(self, place: str, row: dict[str, Any]) -> None:
+        """What a row of a pair says of both replies beside which one was chosen."""
+        for kind, better, worse in _SCORES:
+            chosen, rejected = _number_of(row.get(better)), _number_of(row.get(worse))
+            if chosen is not None and rejected is not None and not chosen > rejected:
+                name = "scored otherwise" if chosen < rejected else "scored alike"
+                self._problems.add(name, place, f"the {kind} of chosen is {chosen:g}, of rejected {rejected:g}")
 
     def _pairs(self, file: Counts, row: int, place: str, ranking: Ranking) -> None:
         texts = [reply.text.strip() for reply in ranking.replies]
@@ -241,6 +263,17 @@ class Audit:
             if common:
                 overlaps.append({"first": [one, split], "second": [other, other_split], "prompts": common})
         return overlaps
+
+
+def _number_of(value: object) -> float | None:
+    """A score, of a table as text; None for anything else."""
+    if not isinstance(value, (int, float, str)) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _judgement(record: Record) -> tuple[str, str]:

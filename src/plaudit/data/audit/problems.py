@@ -19,6 +19,9 @@ LEVELS = {
     "validation and test overlap": ("warning", "what chooses the policy should not judge it: keep one split"),
     "empty reply": ("warning", "write the reply or delete the row"),
     "short shared prompt": ("warning", "what two replies begin with is hardly a prompt: add a column 'prompt'"),
+    "scored otherwise": ("warning", "are the columns swapped? The row's own score of the rejected reply is higher"),
+    "scored alike": ("warning", "the row's own scores are equal: make it a tie, or delete the row"),
+    "template mark": ("warning", "a chat template's mark is learnt as plain text: take it out of the text"),
     "one annotator": ("warning", "a reward model of these labels learns one person's taste: ask more people"),
     "cut reply": ("warning", "the reply seems to stop in the middle: complete it, or mark it finished: false"),
 }

@@ -10,6 +10,12 @@ _WORD = re.compile(r"[\w']+")
 # A reply whose last line is long, no item of a list, and stops on a plain word or a comma was probably cut.
 _CUT = re.compile(r"(?:\A|\n)(?![ \t]*(?:[-*•#|]|\d+[.)]))[^\n]{60,}[ \t](?:[^\W\d_]+,?|\()\Z")
 
+# What chat templates write around turns; typed into a text it is text.
+_MARK = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|end_of_text|begin_of_text|eot_id|start_header_id|end_header_id|end|user|"
+    r"assistant|system)\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|\A\s*<s>|</s>\s*\Z"
+)
+
 
 def hash_of(*parts: str) -> int:
     """64 bits; two different texts are taken for one with probability 1e-7 at a million rows."""
@@ -32,6 +38,12 @@ def joined(messages: tuple[Message, ...]) -> str:
 def seems_cut(text: str) -> bool:
     """Whether a text, without white space at its end, seems to stop in the middle."""
     return text[-1] not in ".!?" and bool(_CUT.search(text[text.rfind("\n") + 1 :][-4000:]))
+
+
+def template_mark(text: str) -> str | None:
+    """The first mark of a chat template that a text holds."""
+    found = _MARK.search(text) if "<" in text or "[" in text else None
+    return found.group().strip() if found else None
 
 
 def diversity(replies: Sequence[str]) -> dict[str, float | int]:

@@ -20,7 +20,7 @@ OURS = frozenset(
 """The keys that the formats read."""
 ALIASES = frozenset({"question", "query", "history", "items", "answers", "label"})
 """Keys that other people's files have, which formats/shapes.py makes ours."""
-DUEL = ("answer_a", "answer_b", "winner")
+DUEL = ("answer_a", "answer_b", "answer_0", "answer_1", "answer_2", "winner")
 """What a file of two answers and a verdict has, where the user says which columns these are."""
 
 

@@ -4,6 +4,8 @@
   each of which selected left or right (labelstud.io, "Pairwise", "Export annotations").
 - OpenAI's files for preference tuning: `input` with its messages, `preferred_output` and `non_preferred_output`
   (platform.openai.com, "Direct preference optimization").
+- Three published sets whose verdict is a number of a meaning of its own: HelpSteer3 (`overall_preference`, below 0
+  where response1 is better), SHP (`labels`, 1 where human_ref_A is better), WebGPT comparisons (`score_0`, `score_1`).
 - Comparisons of summaries: `info`, two `summaries` and a `choice`, as Stiennon et al. 2020 ("Learning to summarize from
   human feedback", arXiv:2009.01325) published them; the prompt is laid out as in their table of query formats.
 """
@@ -11,8 +13,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from plaudit.data.formats.duels import duel_of
 from plaudit.data.formats.rows import shown
-from plaudit.data.formats.shapes import duel_of
 from plaudit.errors import UserError
 
 _SIDES = {"left": 0, "right": 1}
@@ -30,6 +32,10 @@ def chosen_between(place: str, row: dict[str, Any], say: Callable[[str], None]) 
     if {"info", "summaries", "choice"} <= row.keys():
         say("comparisons of summaries")
         return _summaries(place, row)
+    for keys, name, read in _SETS:
+        if keys <= row.keys():
+            say(f"rows of {name}")
+            return read(place, row)
     return row
 
 
@@ -41,7 +47,7 @@ def _label_studio(place: str, row: dict[str, Any]) -> dict[str, Any]:
             f"{place}: a task of Label Studio whose field 'data' has not two answers (as answer1 and answer2) is not "
             "read; export the project as CSV and name its columns with columns: prompt=THEIRS,completion=THEIRS"
         )
-    votes = [0, 0]
+    votes, asked = [0, 0], set[str]()
     for annotation in annotations:
         results = annotation.get("result") if isinstance(annotation, dict) else None
         for result in results if isinstance(results, list) and not annotation.get("was_cancelled") else ():
@@ -49,6 +55,12 @@ def _label_studio(place: str, row: dict[str, Any]) -> dict[str, Any]:
             side = value.get("selected") if isinstance(value, dict) else None
             if side in _SIDES:
                 votes[_SIDES[side]] += 1
+                asked.add(str(result.get("from_name")))
+    if len(asked) > 1:
+        raise UserError(
+            f"{place}: the task asks {len(asked)} questions, {', '.join(sorted(map(repr, asked)))}, whose answers "
+            "are no votes for one another; export a project with one Pairwise tag, or take the others out"
+        )
     if votes == [0, 0]:
         raise UserError(f"{place}: no annotation of the task says left or right; take it out of the export")
     both = (duel.first, duel.second)
@@ -93,3 +105,40 @@ def _summaries(place: str, row: dict[str, Any]) -> dict[str, Any]:
         "split": "train" if row.get("split", "train") == "train" else "validation",
     }
     return {**found, **({"annotator": row["worker"]} if row.get("worker") else {})}
+
+
+def _helpsteer3(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    rest = {key: value for key, value in row.items() if key not in _HELPSTEER3}
+    both = {"response_1": row["response1"], "response_2": row["response2"]}
+    return {**rest, "prompt": row["context"], **both, "preference_strength": row["overall_preference"]}
+
+
+def _shp(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    if str(row["labels"]) not in ("0", "1"):
+        raise UserError(
+            f"{place}: field 'labels' must be 1 (human_ref_A is better) or 0 (human_ref_B is), found "
+            f"{shown(row['labels'])}"
+        )
+    rest = {key: value for key, value in row.items() if key not in _SHP}
+    first = int(row["labels"]) == 1
+    texts = ((row["human_ref_A"], 1 if first else 2), (row["human_ref_B"], 2 if first else 1))
+    return {**rest, "prompt": row["history"], "responses": [{"text": text, "rank": rank} for text, rank in texts]}
+
+
+def _webgpt(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    scores, asked = [row["score_0"], row["score_1"]], row["question"]
+    if not all(isinstance(score, (int, float)) and not isinstance(score, bool) for score in scores):
+        raise UserError(f"{place}: fields 'score_0' and 'score_1' must be numbers, found {shown(scores)}")
+    replies = [
+        {"text": row[f"answer_{at}"], "rank": 1 + sum(other > score for other in scores), "score": score}
+        for at, score in enumerate(scores)
+    ]
+    rest = {key: value for key, value in row.items() if key not in _WEBGPT}
+    asked = asked.get("full_text") if isinstance(asked, dict) else asked
+    return {**rest, "prompt": asked, "responses": replies}
+
+
+_HELPSTEER3 = frozenset({"context", "response1", "response2", "overall_preference"})
+_SHP = frozenset({"history", "human_ref_A", "human_ref_B", "labels"})
+_WEBGPT = frozenset({"question", "answer_0", "answer_1", "score_0", "score_1"})
+_SETS = ((_HELPSTEER3, "HelpSteer3", _helpsteer3), (_SHP, "SHP", _shp), (_WEBGPT, "WebGPT comparisons", _webgpt))

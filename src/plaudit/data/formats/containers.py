@@ -114,10 +114,12 @@ def _is_line_of_many(path: Path) -> bool:
 
 
 def _text_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """A table with tabs, which is what Excel calls text, or a prompt a line."""
+    """A table with tabs, which is what Excel calls text, or with what else separates our names; or a prompt a line."""
     first, _ = _first_lines(path)
-    names = tuple(first.decode("utf-8", "replace").strip("\r\n").split("\t"))
-    if len(names) > 1 and (columns.given or OURS & {name.strip().lower() for name in names}):
-        return csv_rows(path, delimiter_of(path, "\t"), columns)
+    delimiter = delimiter_of(path, "\t")
+    names = first.decode("utf-8", "replace").strip("\r\n").split(delimiter)
+    ours = OURS & {name.strip().strip('"').lower() for name in names}
+    if len(names) > 1 and (columns.given or ours) and (delimiter == "\t" or len(ours) > 1 or columns.given):
+        return csv_rows(path, delimiter, columns)
     columns.said.append("plain text, a prompt a line")
     return prompt_lines(path)

@@ -117,6 +117,7 @@ def array_rows(path: Path) -> Iterator[Row]:
 
 
 _HOLDERS = ("data", "rows", "examples", "instances", "records", "feedback_data")
+_PARTS = ("train", "validation", "valid", "dev", "test")
 
 
 def object_rows(path: Path) -> tuple[str, Iterator[Row]] | None:
@@ -133,19 +134,31 @@ def object_rows(path: Path) -> tuple[str, Iterator[Row]] | None:
                 at = _after_space(text, end)
         except (ValueError, RecursionError, *DAMAGE):
             return None
-    if len(values) == 1 and isinstance(values[0][1], dict):
-        lists = {key: value for key, value in values[0][1].items() if key in _HOLDERS and _are_rows(value)}
-        if len(lists) == 1:
-            key, held = lists.popitem()
-            spelt = (json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") for value in held)
-            return f"rows under the key {key!r}", (
-                json_row(f"{path}:{key}, element {number}", number, raw) for number, raw in enumerate(spelt, start=1)
-            )
+    if len(values) == 1 and isinstance(values[0][1], dict) and (found := _held_rows(path, values[0][1])):
+        return found
     if any(b"\n" in raw for _, _, raw in values):
         return "objects over several lines", (
             json_row(f"{path}:{line}", number, raw) for number, (line, _, raw) in enumerate(values, start=1)
         )
     return None
+
+
+def _held_rows(path: Path, whole: dict[str, Any]) -> tuple[str, Iterator[Row]] | None:
+    """The rows under the one key of `_HOLDERS` that has some; UserError where others have rows, too."""
+    lists = [key for key, value in whole.items() if _are_rows(value)]
+    held = [key for key in lists if key in _HOLDERS]
+    if not held and not {*lists} & {*_PARTS}:
+        return None
+    if len(lists) > 1 or not held:
+        raise UserError(
+            f"{path}: rows stand under {', '.join(map(repr, lists))}; put each list into a file of its own, or "
+            "all rows into one list with a key 'split'"
+        )
+    spelt = (json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") for value in whole[held[0]])
+    beside = ", ".join(shown(key) for key in whole if key != held[0])
+    return f"rows under the key {held[0]!r}" + (f"; not read beside them: {beside}" if beside else ""), (
+        json_row(f"{path}:{held[0]}, element {number}", number, raw) for number, raw in enumerate(spelt, start=1)
+    )
 
 
 def _are_rows(value: Any) -> bool:

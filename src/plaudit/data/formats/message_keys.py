@@ -11,6 +11,7 @@ from plaudit.data.formats.rows import shown
 from plaudit.errors import UserError
 
 _TURN = frozenset(("role", "content"))
+_EITHER = _TURN | {"from", "value"}
 _READ = {
     "prompts": ("prompt",),
     "prompt-completion": ("prompt", "completion"),
@@ -26,13 +27,15 @@ TOOLS = ("tools", "functions", "documents", "chat_template_kwargs")
 _WAYS = "take it out, set data.on_bad_row=quarantine, or name it in data.ignore_message_keys"
 
 
-def ignored_keys(place: str, format: str, row: dict[str, Any], ignored: Collection[str]) -> list[str]:
+def ignored_keys(
+    place: str, format: str, row: dict[str, Any], ignored: Collection[str], more: Collection[str] = ()
+) -> list[str]:
     """The keys of `ignored` that the row's messages have, one entry for each time; UserError for another one. A null
-    or empty value says nothing."""
+    or empty value says nothing. `more` are fields that hold messages beside those of the format."""
     found = [("", key, row[key]) for key in TOOLS if row.get(key)]
-    for field in _READ.get(format, ()):
+    for field in (*_READ.get(format, ()), *more):
         turns = row.get(field)
-        known = {"from", "value"} if field == "conversations" else _TURN
+        known = {"from", "value"} if field == "conversations" else _EITHER if field in more else _TURN
         for turn in turns if isinstance(turns, list) else ():
             if isinstance(turn, dict):
                 found += [(field, key, turn[key]) for key in turn.keys() - known if says(turn[key])]

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from plaudit.data.formats.cells import HH_TURN
+from plaudit.data.formats.duels import compared
 from plaudit.data.formats.message_keys import content_of
 from plaudit.data.formats.rows import SPLITS, shown
-from plaudit.data.formats.shapes import compared
+from plaudit.data.formats.shapes import LIKED, NOT_LIKED
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration, Labelled, Message, Prompt, Ranking, Record
 
@@ -24,8 +26,12 @@ _ROLE_FIX = {
         ("tool", "function"), "; what tools said is not learned: write it into a message, or delete the row"
     ),
 }
-_HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _NOT_TEXT = re.compile("[\ud800-\udfff]")
+# How a conversation begins that somebody has put through a chat template, or written with marks of their own.
+_MARKED = re.compile(
+    r"\s*(<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<s>|\[INST\]|<start_of_turn>|"
+    r"<\|(user|system|prompter)\|>|#{2,3} ?(Human|User|Instruction)|(USER|User|Human):)"
+)
 
 
 # --- fields ---
@@ -56,9 +62,10 @@ def conversation(place: str, field: str, value: Any, ends: str) -> tuple[Message
     if isinstance(value, str) and value.strip():
         value = [{"role": "user", "content": _clean(place, field, value)}]
     if not isinstance(value, list) or not value:
+        name = "; say which column it is with columns prompt=THEIRS" if value is None and field == "prompt" else ""
         raise UserError(
             f"{place}: field {field!r} must be a non-empty string or a list of {{role, content}} messages, "
-            f"found {shown(value)}"
+            f"found {shown(value)}{name}"
         )
     messages = []
     for item in value:
@@ -216,13 +223,18 @@ def _shared_start(place: str, chosen: str, rejected: str) -> str:
             f"{place}: fields 'chosen' and 'rejected' have no prompt in common to take out: {shown(chosen)} and "
             f"{shown(rejected)}; add a field 'prompt'"
         )
+    if _MARKED.match(shared):
+        raise UserError(
+            f"{place}: fields 'chosen' and 'rejected' begin with a mark of who speaks, which would be a part of the "
+            f"prompt: {shown(shared)}; write messages with roles, or a field 'prompt' and the two replies alone"
+        )
     return shared
 
 
 def _hh(place: str, number: int, row: dict[str, Any]) -> Ranking:
     sides = []
     for field in ("chosen", "rejected"):
-        parts = _HH_TURN.split(_reply(place, field, row.get(field)))
+        parts = HH_TURN.split(_reply(place, field, row.get(field)))
         if parts[0].strip() or len(parts) < 5:
             raise UserError(
                 f'{place}: field {field!r} must be text of "\\n\\nHuman: …" and "\\n\\nAssistant: …" turns, '
@@ -317,29 +329,15 @@ def _winner(place: str, number: int, row: dict[str, Any]) -> Ranking:
     return _rankings(place, number, compared(place, row))
 
 
-# What the true and false of spreadsheets are called in other languages is what such a program writes into a CSV.
-_LIKED = {"true", "1", "1.0", "yes", "👍"} | {
-    "wahr",
-    "vrai",
-    "vero",
-    "verdadero",
-    "verdadeiro",
-    "waar",
-    "prawda",
-    "истина",
-}
-_NOT_LIKED = {"false", "0", "0.0", "no", "👎", "falsch", "faux", "falso", "onwaar", "fałsz", "ложь"}
-
-
 def _unpaired(place: str, number: int, row: dict[str, Any]) -> Labelled:
     said = str(row.get("label")).strip().lower()
-    if said not in _LIKED | _NOT_LIKED:
+    if said not in LIKED | NOT_LIKED:
         raise UserError(
             f"{place}: field 'label' must be true or false (or 1 and 0, yes and no, 👍 and 👎), found "
             f"{shown(row.get('label'))}; where it is no judgement, name the format (prompt-completion) to ignore it"
         )
     made = _prompt_completion(place, number, row)
-    return Labelled(made.prompt, made.completion, said in _LIKED)
+    return Labelled(made.prompt, made.completion, said in LIKED)
 
 
 def _earlier(place: str, history: Any) -> tuple[Message, ...]:

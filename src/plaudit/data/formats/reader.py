@@ -29,10 +29,12 @@ from typing import Any
 from plaudit.data.formats.columns import OURS, Columns
 from plaudit.data.formats.compared import chosen_between
 from plaudit.data.formats.containers import rows
+from plaudit.data.formats.duels import Duel, duel_of
+from plaudit.data.formats.key_words import holds_text, seem_answers, seems_judged
 from plaudit.data.formats.message_keys import TOOLS, ignored_keys
 from plaudit.data.formats.parsers import record_of
 from plaudit.data.formats.rows import Row, row_of, shown
-from plaudit.data.formats.shapes import duel_of, fits, seem_answers, seems_judged, shaped
+from plaudit.data.formats.shapes import fits, shaped
 from plaudit.errors import UserError
 from plaudit.records import Completion, Demonstration, Labelled, Prompt, Ranking, Record
 
@@ -59,6 +61,8 @@ _READ: dict[str, frozenset[str] | set[str]] = {
     "unpaired": {"prompt", "completion", "label"},
 }
 """What each format reads of a row."""
+_ASKED_TOO = {"input", "context", "passage", "background"}
+"""Keys that in other people's files stand beside a question and belong to it."""
 _LOOKED_AT = 16  # rows whose commonest format a file with quarantine has
 
 
@@ -90,6 +94,7 @@ class Reader:
         self.format_place = ""
         self.rows = self.bad = 0
         self.ignored: dict[str, int] = {}
+        self._harmless: set[str] = set()
         self.ignore = ignore
         self.ignored_in_messages: Counter[str] = Counter()
 
@@ -126,7 +131,9 @@ class Reader:
                     self._check_fit(row.place, row.value)
                 assert self.format is not None
                 self._check_keys(row.place, row.value)
-                extra = ignored_keys(row.place, self.format, row.value, self.ignore)
+                duel = self._duel(row.value)
+                more = (duel.first, duel.second) if duel else ()
+                extra = ignored_keys(row.place, self.format, row.value, self.ignore, more)
                 record = record_of(self.format, row.place, row.number, row.value)
                 self.ignored_in_messages.update(extra)
                 yield row, record
@@ -144,8 +151,11 @@ class Reader:
             row.place,
             row.number,
             row.raw,
-            lambda: shaped(row.place, chosen_between(row.place, value, self.columns.say), self.columns.say),
+            lambda: shaped(row.place, chosen_between(row.place, value, self.columns.say), self.columns.say, self.given),
         )
+
+    def _duel(self, row: dict[str, Any]) -> Duel | None:
+        return duel_of(tuple(row)) if self.format == "winner" else None
 
     def _settle(self, looked_at: list[Row]) -> None:
         """Choose the format: the first row's, or with quarantine the commonest of the first rows."""
@@ -202,7 +212,7 @@ class Reader:
         """A key that is a misspelt key of ours, or would lose an answer or a judgement, is an error; any other that the
         format does not read is counted as ignored."""
         used = _READ.get(str(self.format), OURS) | _OF_ANY
-        if self.format == "winner" and (duel := duel_of(tuple(row))):
+        if duel := self._duel(row):
             used = used | {duel.first, duel.second, *duel.verdict, *duel.writers}
         for key in row:
             if key in used or (key in TOOLS and row[key]):  # those are counted by ignored_keys
@@ -214,32 +224,60 @@ class Reader:
             self.ignored[key] = self.ignored.get(key, 0) + 1
 
     def _check_unread(self, place: str, key: str, row: dict[str, Any]) -> None:
+        """UserError where a key that the format does not read says something that must not be lost."""
         if self.format is not None and row[key] not in (None, "", []):
             kind = KINDS[self.format]
             lost = kind == "prompts" or (kind == "demonstrations" and self.wanted != "prompts")
-            if key == "input" and self.wanted != "prompts":
-                raise UserError(
-                    f"{place}: field 'input' is not read by format {self.format!r} and would be lost; put it into the "
-                    "prompt, or name the format to ignore it"
-                )
-            if lost and key not in self.ignored and (two := seem_answers(key, row)):
-                raise UserError(
-                    f"{place}: columns {shown(two[0])} and {shown(two[1])} look like two answers, which format "
-                    f"{self.format!r} would lose; say what they are with columns (answer_a={two[0]}, "
-                    f"answer_b={two[1]}, winner=THEIRS), or name the format to ignore them"
-                )
-            if lost and key not in self.ignored and seems_judged(key) and not self._near(key, row):
-                raise UserError(
-                    f"{place}: column {shown(key)} looks like an answer or a judgement, which format {self.format!r} "
-                    "would lose; say what it is with columns (completion=THEIRS, chosen=THEIRS), or name the format to "
-                    "ignore it"
-                )
+            if lost and key not in self._harmless:
+                self._check_name(place, key, row)
+            self._check_text(place, key, row, kind)
+            self._harmless.add(key)
         if key not in OURS and key not in self.ignored and (near := self._near(key, row)):
             hint = f"did you mean {near[0]!r}? Name the format to ignore the key"
             raise UserError(f"{place}: unknown key {shown(key)}; {hint}")
 
+    def _check_name(self, place: str, key: str, row: dict[str, Any]) -> None:
+        if two := seem_answers(key, row):
+            raise UserError(
+                f"{place}: columns {shown(two[0])} and {shown(two[1])} look like two answers, which format "
+                f"{self.format!r} would lose; say what they are with columns (answer_a={two[0]}, "
+                f"answer_b={two[1]}, winner=THEIRS), or name the format to ignore them"
+            )
+        if seems_judged(key) and not self._near(key, row):
+            raise UserError(
+                f"{place}: column {shown(key)} looks like an answer or a judgement, which format {self.format!r} "
+                "would lose; say what it is with columns (completion=THEIRS, chosen=THEIRS, label=THEIRS), or name the "
+                "format to ignore it"
+            )
+
+    def _check_text(self, place: str, key: str, row: dict[str, Any], kind: str) -> None:
+        """What a text beside the fields that are read may be: a part of the prompt, or the answer."""
+        value, lost = row[key], f"field {shown(key)} is not read by format {self.format!r} and would be lost"
+        if key in _ASKED_TOO and kind != "prompts" and self.wanted != "prompts":
+            raise UserError(f"{place}: {lost}; put it into the prompt, or name the format to ignore it")
+        if key == "prompt" and self.format in ("messages", "sharegpt") and not _is_said(value, row):
+            raise UserError(
+                f"{place}: {lost}, and is none of the messages: {shown(value)}; put it there, or name the format to "
+                "ignore it"
+            )
+        if (kind == "prompts" or is_implicit(self.format, row)) and holds_text(value):
+            what = "completion" if kind == "prompts" else "prompt"
+            raise UserError(
+                f"{place}: {lost}, and holds a text: {shown(value)}; say what it is with columns ({what}={key}), or "
+                "name the format to ignore it"
+            )
+
     def _near(self, key: str, row: dict[str, Any]) -> list[str]:
-        return difflib.get_close_matches(key, OURS - row.keys(), n=1, cutoff=0.85)
+        lists = {"responses", "messages", "conversations"} if isinstance(row[key], str) else set()
+        numbered = set() if key[-1:].isdigit() else {"response_1", "response_2"}
+        return difflib.get_close_matches(key, OURS - row.keys() - lists - numbered, n=1, cutoff=0.85)
+
+
+def _is_said(text: Any, row: dict[str, Any]) -> bool:
+    """Whether a text is that of one of the row's messages."""
+    turns = row.get("messages", row.get("conversations"))
+    said = (turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, dict)) if turns else ()
+    return any(isinstance(one, str) and one.strip() == str(text).strip() for one in said)
 
 
 def is_implicit(format: str | None, row: dict[str, Any] | None) -> bool:

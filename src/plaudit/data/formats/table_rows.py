@@ -43,7 +43,7 @@ def delimiter_of(path: Path, usual: str) -> str:
 
 def csv_rows(path: Path, delimiter: str, columns: Columns) -> Iterator[Row]:
     """CSV as RFC 4180 has it: a header, quotes doubled inside quotes, line breaks allowed inside quotes."""
-    if delimiter != ("\t" if ".tsv" in path.suffixes else ","):
+    if path.suffix == ".txt" or delimiter != ("\t" if ".tsv" in path.suffixes else ","):
         columns.said.append(f"{_DELIMITERS[delimiter]}-separated")
     broken: list[Row] = []
     found = 0
@@ -87,10 +87,10 @@ def _csv_lines(path: Path, delimiter: str, broken: list[Row]) -> Iterator[Line]:
 def table_rows(path: Path, table: Iterator[Line], columns: Columns) -> Iterator[Row]:
     """A header, then a row a line. What a spreadsheet leaves empty at its right and at its end is no part of it."""
     header: tuple[str, ...] | None = None
-    number, empty = 0, list[Row]()
+    names, number, empty = list[str](), 0, list[Row]()
     for place, cells, raw, problem in table:
         if header is None:
-            header = _header(place, cells, raw, problem, columns)
+            names, header = cells, _header(place, cells, raw, problem, columns)
             continue
         number += 1
         if problem is None and len(cells) > 1 and not any(cell.strip() for cell in cells):
@@ -98,6 +98,8 @@ def table_rows(path: Path, table: Iterator[Line], columns: Columns) -> Iterator[
             continue
         yield from empty
         empty.clear()
+        if problem is None and len(cells) > 1 and cells == names:
+            problem = f"{place}: the header stands here again, where two tables were joined; delete the line"
         read = partial(_typed_cells, place, header, cells, raw)
         yield row_of(place, number, raw, read) if problem is None else Row(place, number, None, problem, raw)
     if empty:

@@ -1,0 +1,79 @@
+"""What a text stands for that is none: messages written as JSON, a dialogue with its marks, a cell without a value.
+
+A cell of a table cannot hold a list, so programs write messages into it as JSON, or as Python prints them; a broken
+formula and a missing number leave a word. Read as texts all of them would be learnt.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from plaudit.data.formats.rows import shown
+from plaudit.errors import UserError
+
+HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_SPOKEN = ("prompt", "chosen", "rejected", "completion")
+_TEXTS = (*_SPOKEN, "instruction", "output")
+_MISSING = {"nan", "<na>", "#n/a", "#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!"}
+"""What pandas and Excel write for nothing, and for a formula that failed."""
+_PRINTED = re.compile(r"(?:array\()?\[?\{'(?:role|content|from|value)'")
+Say = Callable[[str], None]
+
+
+def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
+    """The row with messages where a text spells them; UserError for a text that stands for none."""
+    for key in _TEXTS:
+        value = row.get(key)
+        if isinstance(value, str) and value.strip().lower() in _MISSING:
+            raise UserError(f"{place}: field {key!r} {shown(value)} stands for no text; write one or delete the row")
+    row = {**row, **{key: messages_in(place, key, row[key], say) for key in _SPOKEN if key in row}}
+    if (asked := _dialogue(row.get("prompt"))) is None:
+        return row
+    say("'prompt' read as a dialogue of Human and Assistant")
+    stripped = {key: row[key].strip() for key in _SPOKEN[1:] if isinstance(row.get(key), str)}
+    if isinstance(row.get("responses"), list):
+        stripped["responses"] = [_stripped(one) for one in row["responses"]]
+    return {**row, **stripped, "prompt": asked}
+
+
+def _stripped(reply: Any) -> Any:
+    text = reply.get("text") if isinstance(reply, dict) else None
+    return {**reply, "text": text.strip()} if isinstance(text, str) else reply
+
+
+def messages_in(place: str, key: str, value: Any, say: Say = lambda text: None) -> Any:
+    """The messages that a text spells as JSON, anything else as it is; UserError where Python printed them."""
+    if not isinstance(value, str) or not (text := value.strip()).startswith(("[", "{", "array(")):
+        return value
+    if _PRINTED.match(text):
+        raise UserError(
+            f"{place}: field {key!r} holds messages as Python prints them, found {shown(text)}; write them with "
+            "json.dumps, or save the table as JSON lines or Parquet"
+        )
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return value
+    if not isinstance(found, list) or not found or not all(_is_message(one) for one in found):
+        return value
+    say(f"{key!r} holds messages as JSON")
+    return found
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= value.keys()
+
+
+def _dialogue(asked: Any) -> list[dict[str, str]] | None:
+    r"""The turns of "\n\nHuman: … \n\nAssistant:", where a text is one that waits for the Assistant."""
+    if not isinstance(asked, str) or not asked.lstrip().startswith("Human:"):
+        return None
+    if not asked.startswith("\n\n") and not asked.rstrip().endswith("Assistant:"):
+        return None
+    parts = HH_TURN.split(asked)
+    turns = [
+        {"role": "user" if who == "Human" else "assistant", "content": text.strip()}
+        for who, text in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns

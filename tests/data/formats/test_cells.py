@@ -1,0 +1,72 @@
+"""Texts that stand for something else are not learnt as texts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plaudit.data.formats.reader import Reader
+from plaudit.errors import UserError
+from plaudit.records import Demonstration, Message, Ranking
+
+Q, SNAILS, CATS = "What eats moss?", "The snail eats it.", "A cat eats it."
+
+
+def only(path: Path, row: dict[str, Any]) -> tuple[Any, str]:
+    (path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    reader = Reader(path / "a.jsonl")
+    ((_, record),) = list(reader)
+    return record, reader.describe()
+
+
+def whole(reply: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": Q}, {"role": "assistant", "content": reply}]
+
+
+def test_messages_in_a_cell_are_messages(tmp_path: Path) -> None:
+    cells = ",".join('"' + json.dumps(whole(reply)).replace('"', '""') + '"' for reply in (SNAILS, CATS))
+    (tmp_path / "a.csv").write_text(f"prompt,chosen,rejected\n{Q},{cells}\n")
+    reader = Reader(tmp_path / "a.csv")
+    ((_, ranking),) = list(reader)
+    assert isinstance(ranking, Ranking) and ranking.prompt.messages == (Message("user", Q),)
+    assert [reply.text for reply in ranking.replies] == [SNAILS, CATS]
+    assert "'chosen' holds messages as JSON" in reader.describe()
+    record, _ = only(tmp_path, {"prompt": json.dumps(whole(SNAILS)[:1]), "completion": "[1, 2]"})
+    assert isinstance(record, Demonstration) and (record.prompt.text, record.completion) == (Q, "[1, 2]")
+
+
+@pytest.mark.parametrize("printed", [str(whole(SNAILS)), f"array({whole(SNAILS)}, dtype=object)", str(whole(CATS)[0])])
+def test_messages_as_python_prints_them_are_refused(printed: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'chosen' holds messages as Python prints them.*json.dumps"):
+        only(tmp_path, {"prompt": Q, "chosen": printed, "rejected": CATS})
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "#NAME?", "#N/A", " #REF! "])
+def test_a_cell_without_a_value_is_no_reply(text: str, tmp_path: Path) -> None:
+    for row in ({"prompt": Q, "chosen": text, "rejected": CATS}, {"prompt": text, "completion": CATS}):
+        with pytest.raises(UserError, match=r":1: field '(chosen|prompt)' .* stands for no text; write one or delete"):
+            only(tmp_path, row)
+
+
+def test_a_dialogue_as_prompt_is_its_turns(tmp_path: Path) -> None:
+    asked = f"\n\nHuman: Hi.\n\nAssistant: Yes?\n\nHuman: {Q}\n\nAssistant:"
+    record, said = only(tmp_path, {"prompt": asked, "response": f" {SNAILS}", "chosen": f" {SNAILS}", "rejected": CATS})
+    turns = [("user", "Hi."), ("assistant", "Yes?"), ("user", Q)]
+    assert [(message.role, message.content) for message in record.prompt.messages] == turns
+    assert [reply.text for reply in record.replies] == [SNAILS, CATS]
+    assert "'prompt' read as a dialogue of Human and Assistant; 'response' is 'chosen' again" in said
+    answers = [{"answer": f" {text}", "rank": rank} for text, rank in ((CATS, 2.0), (SNAILS, 1.0))]
+    record, _ = only(tmp_path, {"prompt": f"\n\nHuman: {Q}\n\nAssistant: ", "answers": answers})
+    assert (record.prompt.text, record.ranks, record.replies[0].text) == (Q, (2, 1), CATS)
+    record, _ = only(tmp_path, {"prompt": "Human: all too human?", "completion": CATS})
+    assert record.prompt.text == "Human: all too human?"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [f"User: {Q}\nAssistant: ", f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n", f"[INST] {Q} [/INST] "],
+)
+def test_marks_of_who_speaks_are_no_prompt(head: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a mark of who speaks.*write messages with roles"):
+        only(tmp_path, {"chosen": head + SNAILS, "rejected": head + CATS})
