@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 from torch.distributed import TCPStore
 
 from plaudit.dist import meeting
@@ -48,6 +50,35 @@ def test_ranks_that_start_anew_do_not_call_on_the_dead(monkeypatch: pytest.Monke
     assert found[0].port == first.port
     first.set("x", "1")
     assert found[0].get("x") == b"1"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "other", "asked"),
+    [
+        (2, "cpu:gloo,cuda:nccl", "cpu:gloo,cuda:nccl"),
+        (1, "cpu:gloo,cuda:nccl", "gloo"),  # two ranks on one GPU: NCCL refuses them
+        (2, "gloo", "gloo"),  # the other one's machine has none
+        (0, "gloo", "gloo"),
+    ],
+)
+def test_gpus_speak_by_nccl_where_each_rank_has_one(
+    gpus: int, other: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the group is asked for: gloo stays there for what lies on the CPU."""
+    shared, groups = store(), list[tuple[object, ...]]()
+    shared.set("plaudit/speaks/1", other)
+    for name, value in {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": HOST, "MASTER_PORT": str(shared.port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(meeting, "rendezvous", lambda *_, **__: iter([(shared, 0, 2)]))
+    monkeypatch.setattr(meeting, "_show_life", lambda *_: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *names, **_: groups.append(names))
+    meeting.meet()
+    assert groups == [(asked,)]
+    assert shared.get("plaudit/speaks/0") == (b"cpu:gloo,cuda:nccl" if gpus == 2 else b"gloo")
 
 
 def test_what_has_begun_is_known_to_those_that_come_after() -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import two_ranks
 from alike import alike, close
 from safetensors.torch import load_file
 from torch import nn
 
-from plaudit.dist.ranks import ALONE
+from plaudit.dist import ranks
+from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import RunStopped, UserError
 from plaudit.guard.invariants import check_ranks_agree
 from plaudit.run.folder import FollowedFolder
@@ -118,6 +120,49 @@ def test_more_ranks_than_micro_batches_are_refused(count: int, refused: bool) ->
     with pytest.raises(UserError, match=rf"ppo\.micro_batch_size=4 makes 4 micro-batches .* to at most {most}\b"):
         config.check_ranks(count)
     return None
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize(
+    ("speaks", "device", "expected"),
+    [
+        ("cpu:gloo,cuda:nccl", "cuda:1", "cuda:1"),
+        ("cpu:gloo,cuda:nccl", "cpu", "cpu"),
+        ("cpu:gloo,cuda:gloo", "cuda:1", "cpu"),
+    ],
+)
+def test_gradients_stay_on_a_gpu_where_nccl_adds_them_up(
+    speaks: str, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_backend_config", lambda: speaks)
+    assert ranks._meets_on(torch.device(device)) == torch.device(expected)
+
+
+def test_gradients_are_added_up_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank has gradients of 10, but for the fourth, and for the last, which no rank has. At most four numbers
+    at once, but for a parameter that has more; in float32, though a gradient of bfloat16 is so again."""
+    sent: list[tuple[list[float], torch.dtype]] = []
+    answers = iter([[1.0, 1, 1, 0, 1, 0], [10.0, 10, 10, 10], [10.0] * 5, [0.0, 10, 10]])
+
+    def all_reduce(flat: torch.Tensor) -> None:
+        sent.append((flat.tolist(), flat.dtype))
+        flat.add_(torch.tensor(next(answers)))
+
+    monkeypatch.setattr(ranks, "BUCKET", 4)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "get_backend_config", lambda: "cpu:gloo,cuda:gloo")
+    known = [nn.Parameter(torch.zeros(size)) for size in (3, 1, 5, 1, 2, 2)]
+    known[1] = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+    for place, value in enumerate([1.0, 2.0, 3.0, 4.0]):
+        known[place].grad = torch.full_like(known[place], value)
+    Ranks(0, 2).add_gradients(known)
+    assert [flat for flat, _ in sent] == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 2], [3] * 5, [4, 0, 0]]
+    assert {dtype for _, dtype in sent} == {torch.float32}
+    found = [None if p.grad is None else p.grad.tolist() for p in known]
+    assert found == [[11] * 3, [12], [13] * 5, [4], [10] * 2, None]
+    assert known[1].grad is not None and known[1].grad.dtype == torch.bfloat16
 
 
 # --- one process ---

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import UserError
+from plaudit.stages.before import fit
 from plaudit.stages.memory import Device, Sums
-from plaudit.stages.plan import NOTHING_ASKED, plan_of
-from plaudit.stages.prepare import _check_sharding
+from plaudit.stages.plan import NOTHING_ASKED, Flags, plan_of
+from plaudit.stages.prepare import _check_parts, _check_sharding
 from plaudit.stages.recipe import load_recipe
 
 TWO, FOUR = Ranks(0, 2, 2), Ranks(0, 4, 2)
@@ -20,9 +22,11 @@ FITS = ("distributed.shard=all", "sft.samples=0", "rollout.engine=vllm")
 def check(write_recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., None]:
     path = write_recipe(tmp_path)
 
-    def call(ranks: Ranks, *overrides: str) -> None:
+    def call(ranks: Ranks, *overrides: str, flags: Flags = NOTHING_ASKED) -> None:
         recipe = load_recipe(path, overrides)
-        _check_sharding(recipe, plan_of(recipe, set(), set(), NOTHING_ASKED), ranks)
+        plan = plan_of(recipe, set(), set(), flags)
+        _check_parts(recipe, plan, ranks)
+        _check_sharding(recipe, plan, ranks)
 
     return call
 
@@ -31,6 +35,31 @@ def test_what_can_be_held_together_is_taken(check: Callable[..., None]) -> None:
     check(ALONE)
     check(TWO, *FITS)
     check(FOUR, *FITS, "distributed.shard=node")
+    check(ALONE, *FITS, flags=Flags(only=("evaluate",)))
+
+
+def test_sft_alone_is_looked_at_too(check: Callable[..., None]) -> None:
+    """A stage by itself is held together as in a run of all; what PPO wants of the sampler does not concern it."""
+    sft = Flags(only=("sft",))
+    check(TWO, *FITS[:2], flags=sft)
+    with pytest.raises(UserError, match=r"lora\.stages\.sft=null trains the base"):
+        check(TWO, *FITS[:2], "lora.stages.sft=null", flags=sft)
+    with pytest.raises(UserError, match="there is one rank to hold it"):
+        check(ALONE, *FITS[:2], flags=sft)
+
+
+def test_one_process_checks_the_recipe_of_several(
+    plaudit: Callable[..., SimpleNamespace], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """And says that a run wants ranks; the run itself is refused, and leaves no folder."""
+    recipe = write_recipe(tmp_path)
+    done = plaudit("check", recipe, "--quick", *FITS)
+    assert done.code == 0, done.out + done.err
+    assert "distributed.shard=all: a run of it needs several ranks" in done.out
+    assert "distributed.shard" not in plaudit("check", recipe, "--quick").out
+    done = plaudit("run", recipe, *FITS)
+    assert done.code == 2 and "distributed.shard=all: there is one rank to hold it" in done.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -75,3 +104,18 @@ def test_the_plan_counts_a_part_of_the_base(write_recipe: Callable[..., Path], t
     for stage in ("sft", "ppo"):
         assert getattr(quarter, stage)().always["weights"] * 4 == getattr(whole, stage)().always["weights"]
     assert quarter.reward().always["weights"] == whole.reward().always["weights"]
+
+
+@pytest.mark.parametrize(("gpus", "overrides", "parts"), [("4xL4-24G", FITS, 4), ("4xL4-24G", (), 1), (None, FITS, 1)])
+def test_the_plan_of_several_gpus_divides_the_base_where_the_recipe_does(
+    gpus: str | None,
+    overrides: tuple[str, ...],
+    parts: int,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned: list[Device] = []
+    monkeypatch.setattr(fit, "_print_memory", lambda needs, device: planned.append(device))
+    assert fit.plan(load_recipe(write_recipe(tmp_path), overrides), gpus)
+    assert [device.parts for device in planned] == [parts]

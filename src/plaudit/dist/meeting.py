@@ -18,6 +18,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch.distributed import FileStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
@@ -32,6 +33,8 @@ LOST = 4
 LAUNCH = "PLAUDIT_LAUNCH"
 """Environment variable of ranks whom Ray has brought together: a file that outlives them, on a file system that all
 machines see."""
+GLOO, NCCL = "gloo", "cpu:gloo,cuda:nccl"
+"""What a group speaks: gloo everywhere, or NCCL between GPUs and gloo for what lies on the CPU."""
 ADDRESS, NAME, BEGUN = "plaudit/address", "plaudit/name", "plaudit/begun"
 CONNECT = timedelta(seconds=5)
 
@@ -59,16 +62,26 @@ def met() -> Meeting | None:
 
 
 def meet() -> Meeting:
-    """Join the ranks that the environment names into one group that speaks by gloo."""
+    """Join the ranks that the environment names into one group."""
     store, rank, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     agent = store if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True) else None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if agent is not None:
         store = _own_store(agent, host, rank)
         port = store.port
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=TIMEOUT)
+    speaks = _spoken(store, rank, count)
+    dist.init_process_group(speaks, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     threading.Thread(target=_show_life, args=(host, port, rank, count), daemon=True).start()
     return Meeting(agent)
+
+
+def _spoken(store: Store, rank: int, count: int) -> str:
+    """What all ranks speak, each of which says in the store what it has. NCCL wants a GPU for every rank."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    own = torch.cuda.is_available() and dist.is_nccl_available() and torch.cuda.device_count() >= local
+    store.set(f"plaudit/speaks/{rank}", NCCL if own else GLOO)
+    said = {store.get(f"plaudit/speaks/{other}").decode() for other in range(count)}
+    return NCCL if said == {NCCL} else GLOO
 
 
 def _own_store(agent: Store, host: str, rank: int) -> TCPStore:

@@ -4,8 +4,9 @@ Every rank holds the same weights and the same batch and does its share of the f
 ranks found is added up in one order, the same everywhere, so all of them take the same decisions and the same optimiser
 step. A process that is alone is a rank too: for it nothing here communicates.
 
-Ranks speak by gloo on the CPU, whatever device they compute on: what they exchange (adapter gradients, log-probs,
-sampled ids) is small. Tensors travel as safetensors: no pickle. Start them with torchrun (docs/distributed.md).
+Ranks speak by gloo on the CPU, whatever device they compute on: log-probs, sampled ids, decisions are small. Gradients
+may be as large as the model, and GPUs add up theirs by NCCL. Tensors travel as safetensors: no pickle. Start them with
+torchrun (docs/distributed.md).
 """
 
 import os
@@ -25,6 +26,8 @@ from plaudit.dist.meeting import PATIENCE, Meeting, meet, met
 from plaudit.errors import RankLost
 
 T = TypeVar("T")
+BUCKET = 2**25
+"""Numbers that are added up at once, unless one parameter has more: what that takes beside the gradients is bounded."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +135,13 @@ class Ranks:
         if self.count == 1:
             return
         known = list(parameters)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in known]
-        there = torch.tensor([float(p.grad is not None) for p in known])
-        flat = torch.cat([*(gradient.float().flatten().cpu() for gradient in gradients), there])
-        with _together():
-            dist.all_reduce(flat)
-        *parts, there = flat.split([*(p.numel() for p in known), len(known)])
-        for parameter, gradient, part, ranks in zip(known, gradients, parts, there.tolist(), strict=True):
-            parameter.grad = gradient.copy_(part.view_as(gradient)) if ranks else None
+        have = _added(torch.tensor([float(p.grad is not None) for p in known]))
+        for bucket in _buckets([p for p, ranks in zip(known, have.tolist(), strict=True) if ranks]):
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            flat = torch.cat([gradient.float().flatten() for gradient in gradients])
+            parts = _added(flat.to(_meets_on(flat.device))).split([p.numel() for p in bucket])
+            for parameter, gradient, part in zip(bucket, gradients, parts, strict=True):
+                parameter.grad = gradient.copy_(part.view_as(gradient))
 
     def gathered(self, text: str) -> list[str]:
         """Every rank's text, in their order."""
@@ -179,6 +181,30 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """The parameters in their order, in lists of at most `BUCKET` numbers, of which each has one at least."""
+    buckets, filled = list[list[nn.Parameter]](), 0
+    for parameter in parameters:
+        if not buckets or filled + parameter.numel() > BUCKET:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(parameter)
+        filled += parameter.numel()
+    return buckets
+
+
+def _added(flat: Tensor) -> Tensor:
+    """The sum of every rank's, in its place."""
+    with _together():
+        dist.all_reduce(flat)
+    return flat
+
+
+def _meets_on(device: torch.device) -> torch.device:
+    """Where tensors of a device are added up: there where the ranks speak by NCCL, else on the CPU."""
+    return device if device.type == "cuda" and "cuda:nccl" in dist.get_backend_config() else torch.device("cpu")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The run as workers of Ray Train: the same pipeline, on machines that Ray has, started again when one dies.
 
-Ray starts the workers and tells each its rank; from there on they are ranks like those of torchrun (dist/ranks.py):
-they speak by gloo, and those that come back go on from the run's own checkpoints. The run's folder and its data must be
-on a file system that every machine sees.
+Ray starts the workers and tells each its rank; from there on they are ranks like those of torchrun (dist/ranks.py),
+and those that come back go on from the run's own checkpoints. The run's folder and its data must be on a file system
+that every machine sees.
 
 Nobody hands a signal on: whoever stops this command kills the workers, and what they do runs in a thread, which hears
 no signal. So this process leaves a file that all of them look for, and the run saves itself before they end. A worker
@@ -25,9 +25,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from plaudit.dist.meeting import LAUNCH
+from plaudit.dist.meeting import GLOO, LAUNCH, NCCL
 from plaudit.errors import RankLost, RunStopped, UserError
-from plaudit.run.stopping import SIGNALS, STOP, Interrupted
+from plaudit.run.stopping import SIGNALS, STOP, Interrupted, say_heard
 from plaudit.stages.plan import Flags
 from plaudit.stages.recipe import load_recipe
 
@@ -74,7 +74,7 @@ def launch(path: Path, overrides: Sequence[str], cluster: Cluster) -> None:
         trainer = TorchTrainer(
             work,
             train_loop_config={**config, "resume": cluster.resume, "scratch": scratch},
-            torch_config=_heard(TorchConfig)(backend="gloo"),
+            torch_config=_heard(TorchConfig)(backend=NCCL if cluster.gpu else GLOO),
             scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=cluster.gpu),
             run_config=RunConfig(
                 name="plaudit", storage_path=scratch, failure_config=FailureConfig(max_failures=cluster.restarts)
@@ -111,8 +111,7 @@ def until_it_ends(fit: Callable[[], object], asked: Path) -> None:
         if asked.exists():
             raise Interrupted(signum)
         _write(asked, str(signum))
-        text = f"\n{SIGNALS[signal.Signals(signum)]}: saving after this step; once more to leave at once\n"
-        os.write(2, text.encode())
+        say_heard(signum)
 
     before = {number: signal.signal(number, hear) for number in SIGNALS}
     try:

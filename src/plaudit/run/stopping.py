@@ -27,6 +27,12 @@ class Interrupted(BaseException):
         return 128 + self.signum
 
 
+def say_heard(signum: int) -> None:
+    """What is done about the first signal. Not through a console: it may have come while that was writing."""
+    text = f"\n{SIGNALS[signal.Signals(signum)]}: saving after this step; once more to leave at once\n"
+    os.write(2, text.encode())
+
+
 class Stop:
     """What the process was asked to do; there is one, `STOP`, because signals belong to the process."""
 
@@ -39,9 +45,7 @@ class Stop:
         if not self._saves_itself or self.asked is not None:
             raise Interrupted(signum)
         self.asked = signum
-        # Not through a console: the signal may have come while that was writing.
-        text = f"\n{SIGNALS[signal.Signals(signum)]}: saving after this step; once more to leave at once\n"
-        os.write(2, text.encode())
+        say_heard(signum)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -78,8 +78,9 @@ def look(
     with mistakes:
         if "ppo" in plan.stages:
             recipe.ppo.check_ranks(ranks.count)
-            _check_sharding(recipe, plan, ranks)
             recipe.ppo.check_offload(machine.device.type, full=recipe.lora.of("ppo") is None)
+    with mistakes:
+        _check_sharding(recipe, plan, ranks)
     with mistakes:
         model = resolve(recipe.model)
         check_readable(model)
@@ -129,6 +130,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
     """Check everything that can be checked without training, and open the run folder (see `RunFolder.open`); without a
     plan that of a new run. Of several `ranks` the first checks and opens, the others follow. `data`: by `read_data`."""
     plan = plan or plan_of(recipe, set(), set(), NOTHING_ASKED)
+    _check_parts(recipe, plan, ranks)
     data = data or read_data(recipe)
     found = look(recipe, plan, ranks, data, plan.in_old_folder)
     assert found is not None
@@ -287,13 +289,28 @@ def _check_lengths(
     return [said]
 
 
+def _held(recipe: Recipe, plan: Plan) -> tuple[bool, bool]:
+    """Whether SFT and whether PPO are to come, whose ranks may hold the base together."""
+    return "sft" in plan.stages and not recipe.sft.skip, "ppo" in plan.stages
+
+
+def _check_parts(recipe: Recipe, plan: Plan, ranks: Ranks) -> None:
+    """UserError where ranks shall hold the base together and one would hold it all. Of a run alone: to look at its
+    recipe before it, one process is enough."""
+    how = recipe.distributed.shard
+    if how != "none" and any(_held(recipe, plan)) and ranks.parts(how) == 1:
+        raise UserError(
+            f"distributed.shard={how}: there is one rank to hold it; start several (docs/distributed.md), or set it "
+            "to none"
+        )
+
+
 def _check_sharding(recipe: Recipe, plan: Plan, ranks: Ranks) -> None:
     """UserError where ranks cannot hold the base together, or would hold it all beside their parts."""
-    if (how := recipe.distributed.shard) == "none":
+    if (how := recipe.distributed.shard) == "none" or not any(_held(recipe, plan)):
         return
-    sft, ppo = "sft" in plan.stages and not recipe.sft.skip, "ppo" in plan.stages
+    sft, ppo = _held(recipe, plan)
     for wrong, why in (
-        (ranks.parts(how) == 1, "there is one rank to hold it; start several (docs/distributed.md), or set it to none"),
         (ranks.count % ranks.local != 0, "the machines have unequal numbers of ranks; start as many on each"),
         (recipe.quantise is not None, f"quantise={recipe.quantise} has bits that are not divided; set one of the two"),
         (sft and recipe.lora.of("sft") is None, "lora.stages.sft=null trains the base; give it an adapter"),

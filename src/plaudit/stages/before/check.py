@@ -39,6 +39,12 @@ def check(recipe: Recipe, *, estimate: bool = True) -> list[str]:
     elif data.bad:
         console.print(f"{len(data.bad)} bad rows will be set aside (data.on_bad_row)")
     plan = plan_of(recipe, set(), set(), NOTHING_ASKED)
+    if (how := recipe.distributed.shard) != "none":
+        console.print(
+            f"distributed.shard={how}: a run of it needs several ranks (docs/distributed.md); here one process holds "
+            "the base whole, and time and memory are its own",
+            soft_wrap=True,
+        )
     # What takes long is told before it begins: on a slow machine it is a minute without another word.
     console.print("Trying the model as the stages will")
     found = look(recipe, plan, ALONE, data, True, mistakes)

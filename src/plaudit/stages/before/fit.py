@@ -33,7 +33,8 @@ def plan(recipe: Recipe, gpus: str | None = None, *, calibrate: bool = False) ->
         count, card = 1, Card("this machine", device.memory, 0.0, 0.0)
     else:
         count, card = cards_of(gpus)
-        device = Device(4 if recipe.dtype == "float32" else 2, "gpu", card.memory)
+        parts = 1 if recipe.distributed.shard == "none" else count
+        device = Device(4 if recipe.dtype == "float32" else 2, "gpu", card.memory, parts=parts)
     needs = needs_of(recipe, shape, lengths, device)
     console.print(f"{shape.weights / 1e6:,.0f} million parameters; {count} x {card.name}, {card.memory / 1e9:.1f} GB")
     _print_memory(needs, device)
