@@ -1,8 +1,9 @@
 """Adapted layers and norms in few steps, with gradients written by hand.
 
 PEFT computes x·Wᵀ + s·(x·Aᵀ)·Bᵀ as five operations, each with a node of its own in the backward pass, and
-transformers an RMS norm as seven. Here each is one node: the low-rank product is added into the base's in place, and a
-norm keeps its bf16 input and one number a token instead of float32 copies (docs/benchmarks.md has what that gives).
+transformers an RMS norm as seven. Here each is one node: the base's product is added to the low-rank one before the sum
+is rounded, else bfloat16 loses most of a small adapter; a norm keeps its bf16 input and one number a token instead of
+float32 copies (docs/benchmarks.md has what that gives).
 
 `fuse` changes how the modules compute, not what they are: parameters, names and PEFT's format stay. What does not fit
 (a variant of LoRA, adapters in another format, a norm with another formula) is left to its library. PLAUDIT_PLAIN=1
@@ -60,8 +61,11 @@ class _Lora(torch.autograd.Function):
         u_NR, ranks = (x_ND @ a_RD.T).mul_(scaling), [len(one) for one in a]
         outputs = []
         for i, u_Nr in enumerate(u_NR.split(ranks, dim=1)):
-            y_NO = torch.addmm(biases[i], x_ND, weights[i].T) if biases else x_ND @ weights[i].T
-            y_NO.addmm_(u_Nr, b[i].T)
+            # The small product first: the large one adds to it before it rounds. Added to what is rounded already, an
+            # adapter of less than half a step of bfloat16 would be lost whole, and such are all when they begin.
+            y_NO = (u_Nr @ b[i].T).addmm_(x_ND, weights[i].T)
+            if biases:
+                y_NO += biases[i]
             # No view: some models add to a layer's output in place (Llama 4's shared experts).
             outputs.append(torch.ops.aten._unsafe_view(y_NO, (*x.shape[:-1], y_NO.shape[1])))
         ctx.save_for_backward(x_ND, u_NR, a_RD, *weights, *b)
@@ -79,10 +83,10 @@ class _Lora(torch.autograd.Function):
         v_NR = (parts_v[0] if count == 1 else torch.cat(parts_v, dim=1)).mul_(ctx.scaling)
         grad_x = None
         if needs_x:
-            grad_x = g_NO[0] @ weights[0]
-            for g, weight in zip(g_NO[1:], weights[1:], strict=True):
+            grad_x = v_NR @ a_RD  # the small product first, as in the forward pass
+            for g, weight in zip(g_NO, weights, strict=True):
                 grad_x.addmm_(g, weight)
-            grad_x = grad_x.addmm_(v_NR, a_RD).view(ctx.shape)
+            grad_x = grad_x.view(ctx.shape)
         nothing = [None] * count
         learns = any(needs)  # adapters of one name learn together
         grad_a = (v_NR.T @ x_ND).split(ctx.ranks) if learns else nothing
