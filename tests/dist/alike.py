@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 TOLERANCE = 1e-5
-SUMS = {"kl": 8, "sampler_gap_p99": 8}  # the gap is nothing but rounding
-"""Columns that are a sum over a reply's tokens, up to so many, each of which is held to the tolerance."""
+SUMS = {"kl": 8, "sampler_gap_p99": 8}
+"""Columns that may be off by so many tolerances: the KL is a sum over up to 8 tokens of a reply, each of which is held
+to one; the gap is rounding and nothing else, and this nearly the largest of up to 72."""
 
 
 def alike(one: Path, two: Path) -> None:

@@ -1,5 +1,5 @@
 """A base that two ranks hold together: SFT goes on after a signal, and PPO, whose replies a server samples, leaves the
-numbers of one process that holds it all and samples for itself."""
+numbers of one process that holds it all and samples for itself, and the bits of two ranks that each do."""
 
 import json
 import shutil
@@ -22,9 +22,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def both(trained: Path, write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every case in `one` process and `held` by two, and what these printed."""
+    """A folder with every case in `one` process, `held` by two ranks and `whole` on each of two, and what was
+    printed."""
     home = tmp_path_factory.mktemp("held")
-    for name in ("one", "held"):
+    for name in ("one", "held", "whole"):
         two_ranks.prepare(home / name, trained)
     for case in two_ranks.CASES:
         two_ranks.train(home / "one", case)
@@ -46,6 +47,20 @@ def both(trained: Path, write_recipe: Callable[..., Path], tmp_path_factory: pyt
 @pytest.mark.parametrize("case", two_ranks.CASES)
 def test_ppo_on_a_base_that_two_ranks_hold_leaves_the_numbers_of_one(case: str, both: Path) -> None:
     alike(both / "one" / case, both / "held" / case)
+
+
+@pytest.mark.parametrize("case", two_ranks.CASES)
+def test_holding_the_base_together_changes_no_bit(case: str, both: Path) -> None:
+    """Of two ranks: so what parts them from one process is the order in which two ranks add, and nothing else."""
+    held, whole = both / "held" / case, both / "whole" / case
+    tensors = sorted(file.relative_to(whole) for file in whole.rglob("*.safetensors"))
+    assert sum("rollouts" in file.parts for file in tensors) == 3
+    for file in tensors:
+        found, expected = load_file(held / file), load_file(whole / file)
+        assert found.keys() == expected.keys(), file
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == [], file
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert (held / "run/ppo" / name).read_bytes() == (whole / "run/ppo" / name).read_bytes(), name
 
 
 def test_ppo_on_such_a_base_goes_on_after_a_signal_as_if_there_had_been_none(both: Path) -> None:

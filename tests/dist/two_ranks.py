@@ -6,7 +6,8 @@ ppo    every case of CASES, in HOME/CASE/run, with what learnt at the end in HOM
 sharded  the roles of the run in HOME/run under FSDP2 (sharded.py), and SFT by HOME/recipe.yaml on a base that the ranks
        hold together, in HOME/two
 held   on such a base SFT, stopped and resumed; every case of CASES, whose replies a server samples (HOME/served.json),
-       in HOME/CASE/run; then the first case again, stopped and resumed
+       in HOME/CASE/run; then the first case again, stopped and resumed; then every case on two ranks that each hold
+       all and sample for themselves, in HOME/../whole/CASE/run
 """
 
 import json
@@ -278,6 +279,8 @@ def held_job(home: Path, ranks: Ranks) -> None:
     for case in CASES:
         train(home, case, held)
     stop_and_go_on(home, held)
+    for case in CASES:
+        train(home.parent / "whole", case, ranks)
 
 
 JOBS = {"ppo": ppo_job, "sharded": sharded_job, "held": held_job}
