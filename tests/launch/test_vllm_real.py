@@ -8,18 +8,14 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import torch
+from real_vllm import MARKS, PYTHON, Served, descendants, serving
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -27,10 +23,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-import plaudit as package
 from conftest import CPU, command, make_tokenizer, stir
 from plaudit import rng
-from plaudit.dist.ranks import ALONE
 from plaudit.launch.vllm import environment
 from plaudit.models.config import LoraSettings
 from plaudit.models.load import load_model
@@ -38,36 +32,16 @@ from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
 from plaudit.rollout.engine import Sampled
 from plaudit.rollout.inprocess import InProcessEngine
-from plaudit.rollout.vllm import VllmEngine, policy_name
-from plaudit.run.folder import sft_files
+from plaudit.rollout.vllm import policy_name
 from plaudit.run.metrics import read_metrics
+from plaudit.train.saving import load_parameters
 
-PYTHON = os.environ.get("REQUIRE_VLLM")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(PYTHON is None, reason="REQUIRE_VLLM names no Python that has vLLM"),
-]
+pytestmark = MARKS
 END, LENGTH, ROUNDING = 2, 12, Rounding(0, "vllm")
+EDGE = 1e-5
+"""Cumulative probabilities of two engines are no nearer than that in float32."""
 PROMPTS = [[5 + (7 * place + 3 * row) % 280 for place in range(1 + 2 * row)] for row in range(24)]
 UNIFORMS = rng.uniforms(3, "vllm", 0, list(range(len(PROMPTS))), LENGTH)
-OPTIONS = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "16", "--kv-cache-memory-bytes", "67108864")
-
-
-@dataclass(frozen=True)
-class Served:
-    """A recipe whose SFT has ended, and the server of its model."""
-
-    recipe: Path
-    url: str
-    launcher: subprocess.Popen[bytes]
-
-    @property
-    def run(self) -> Path:
-        return self.recipe.parent / "run"
-
-    def engine(self, folder: Path, temperature: float = 0.7) -> VllmEngine:
-        files = sft_files(self.run)
-        return VllmEngine([self.url], files, folder, eos_id=[END], temperature=temperature, ranks=ALONE)
 
 
 def shaped(folder: Path) -> Path:
@@ -87,24 +61,8 @@ def served(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     home = tmp_path_factory.mktemp("real")
     recipe = write_recipe(home, model=str(shaped(home / "model")))
     assert command("sft", recipe) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    known = {**os.environ, "PYTHONPATH": str(Path(package.__file__).resolve().parents[1])}
-    start = "from plaudit.cli.main import main; main()"
-    words = ["launch", "vllm", recipe, "rollout.engine=vllm", "--python", PYTHON, "--port", port, "--", *OPTIONS]
-    with (home / "server.log").open("wb") as log:
-        launcher = subprocess.Popen(
-            [sys.executable, "-c", start, *map(str, words)], env=known, stdout=log, stderr=subprocess.STDOUT
-        )
-        yield Served(recipe, f"http://127.0.0.1:{port}", launcher)
-        launcher.terminate()
-        launcher.wait(120)
-    for _ in range(100):  # nothing of it is left
-        if not descendants(launcher.pid):
-            break
-        time.sleep(0.2)
-    assert descendants(launcher.pid) == []
+    with serving(recipe, 64 << 20) as server:
+        yield server
 
 
 @pytest.fixture
@@ -119,25 +77,28 @@ def own(served: Served) -> InProcessEngine:
     return InProcessEngine(base, eos_id=END, temperature=0.7)
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes that are below another, as /proc has them."""
-    children: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
+def same(found: Sequence[Sampled], expected: Sequence[Sampled], roles: Roles) -> None:
+    """The same tokens, their log-probabilities within the bound of another engine. One reply may part from the other
+    where its uniform number falls between two tokens of the law of `roles`, nearer than float32 adds up: there either
+    is right, and what follows answers to another beginning."""
+    parted = 0
+    for prompt, uniforms, reply, other in zip(PROMPTS, UNIFORMS, found, expected, strict=True):
+        pairs = list(zip(reply.ids, other.ids, strict=False))
+        common = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        assert reply.logprobs[:common] == pytest.approx(other.logprobs[:common], abs=1e-3)
+        if reply.ids == other.ids:
             continue
-        if fields[0] != "Z":
-            children.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    below = children.get(pid, [])
-    return below + [one for child in below for one in descendants(child)]
+        parted += 1
+        edges = cumulative(roles, [*prompt, *reply.ids[:common]])[min(pairs[common]) : max(pairs[common])]
+        assert edges == pytest.approx(len(edges) * [float(uniforms[common])], abs=EDGE), (prompt, pairs[common])
+    assert parted <= 1
 
 
-def same(found: Any, expected: Any) -> None:
-    """The same tokens, their log-probabilities within the bound of another engine."""
-    assert [reply.ids for reply in found] == [reply.ids for reply in expected]
-    for reply, other in zip(found, expected, strict=True):
-        assert reply.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+@torch.no_grad()
+def cumulative(roles: Roles, ids: list[int]) -> list[float]:
+    """Of the policy's next token after `ids`, at the sampling temperature, in the order of the vocabulary."""
+    roles.as_policy()
+    return (roles.bases[0](torch.tensor([ids])).logits[0, -1].double() / 0.7).softmax(0).cumsum(0).tolist()
 
 
 def offline(script: str, asked: str) -> Any:
@@ -153,16 +114,16 @@ def offline(script: str, asked: str) -> Any:
 def test_replies_of_the_model_and_of_two_policies_are_those_of_the_in_process_engine(
     served: Served, roles: Roles, own: InProcessEngine, tmp_path: Path
 ) -> None:
-    engine = served.engine(tmp_path / "policies")
+    engine = served.engine(tmp_path / "policies", [END])
     first = engine.generate(PROMPTS, UNIFORMS)
-    same(first, own.generate(PROMPTS, UNIFORMS))
+    same(first, own.generate(PROMPTS, UNIFORMS), roles)
     for seed in (5, 6):
         with torch.no_grad():
             stir(roles, seed)
         engine.take(roles, ROUNDING)
         own.take(roles, ROUNDING)
         found = engine.generate(PROMPTS, UNIFORMS)
-        same(found, own.generate(PROMPTS, UNIFORMS))
+        same(found, own.generate(PROMPTS, UNIFORMS), roles)
         assert [reply.ids for reply in found] != [reply.ids for reply in first], "it is another policy"
     engine.close()
 
@@ -172,12 +133,13 @@ def test_its_own_sampler_draws_what_the_in_process_engine_draws(tmp_path: Path) 
     model = shaped(tmp_path / "model")
     roles = Roles(load_model(str(model), torch.float32, CPU), trained="policy", lora=LoraSettings(r=4, alpha=8))
     own = InProcessEngine(load_model(str(model), torch.float32, CPU), eos_id=END, temperature=0.7)
-    expected, adapters = [own.generate(PROMPTS, UNIFORMS)], []
+    expected, states, adapters = [own.generate(PROMPTS, UNIFORMS)], [roles.adapter_state()], []
     for seed in (5, 6):
         with torch.no_grad():
             stir(roles, seed)
         own.take(roles, ROUNDING)
         expected.append(own.generate(PROMPTS, UNIFORMS))
+        states.append(roles.adapter_state())
         adapters.append(str(tmp_path / f"policy-{seed}"))
         roles.save_adapter(Path(adapters[-1]))
     draws = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in UNIFORMS]
@@ -186,21 +148,19 @@ def test_its_own_sampler_draws_what_the_in_process_engine_draws(tmp_path: Path) 
     file.write_text(json.dumps({**asked, "draws": draws, "temperature": 0.7}), encoding="utf-8")
     found = offline("draws_in_vllm.py", str(file))
     assert len(found) == len(expected)
-    for replies, others in zip(found, expected, strict=True):
-        same([Sampled(*reply) for reply in replies], others)
+    for replies, others, state in zip(found, expected, states, strict=True):
+        load_parameters(roles.trainable(), state)
+        same([Sampled(*reply) for reply in replies], others, roles)
 
 
 def test_a_name_that_was_unloaded_is_404(served: Served, roles: Roles, tmp_path: Path) -> None:
-    engine, names = served.engine(tmp_path / "policies"), []
+    engine, names = served.engine(tmp_path / "policies", [END]), []
     for seed in (7, 8):
         with torch.no_grad():
             stir(roles, seed)
         engine.take(roles, ROUNDING)
         names.append(policy_name(roles.adapter_parameters("policy")))
-    codes = []
-    for name in names:
-        body = {"model": name, "prompt": PROMPTS[0], "max_tokens": 1}
-        codes.append(httpx2.post(f"{served.url}/v1/completions", json=body, timeout=60, trust_env=False).status_code)
+    codes = [served.answers(name, PROMPTS[0]) for name in names]
     assert codes == [404, 200]
     engine.close()
 
@@ -212,7 +172,7 @@ def test_a_server_that_is_killed_comes_back_with_the_policy(
     rest; no process of the killed one stays."""
     with torch.no_grad():
         stir(roles, 9)
-    engine = served.engine(tmp_path / "policies")
+    engine = served.engine(tmp_path / "policies", [END])
     engine.take(roles, ROUNDING)
     own.take(roles, ROUNDING)
     before = descendants(served.launcher.pid)
@@ -224,7 +184,7 @@ def test_a_server_that_is_killed_comes_back_with_the_policy(
             killed.append(row)
             os.kill(server, signal.SIGKILL)
 
-    same(engine.generate(PROMPTS, UNIFORMS, kill), own.generate(PROMPTS, UNIFORMS))
+    same(engine.generate(PROMPTS, UNIFORMS, kill), own.generate(PROMPTS, UNIFORMS), roles)
     assert killed
     left = [pid for pid in before if Path(f"/proc/{pid}").exists()]
     assert left == [], "the workers of the one that was killed"
