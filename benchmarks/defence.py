@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--parts", type=Path, nargs="*", default=[], help="JSON files of other seeds, for one table")
     parser.add_argument("--defences", nargs="+", default=DEFENCES, choices=DEFENCES)
+    parser.add_argument("--kl-coefs", type=float, nargs="+", default=[0.0, KL_COEF])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     asked = parser.parse_args()
@@ -235,7 +236,7 @@ def main() -> None:
             pairs = labelled(hack, Policy(seed), PAIRS, [seed, number])
             members = [train_reader(pairs, seed, order) for order in range(MEMBERS)]
             for defence in asked.defences:
-                for coef in (0.0, KL_COEF):
+                for coef in asked.kl_coefs:
                     runs.append(run(defence, coef, hack, seed, members))
                     print({name: value for name, value in runs[-1].items() if name != "looks"}, flush=True)
     rows = table(runs)

@@ -11,10 +11,15 @@ the SFT adapter; at several sizes. All passes are in float32, so that only the r
 Then what it costs SFT: the loss of the run's held-out demonstrations under the base, the unmerged weights and
 both merged ones.
 
+And what passes in bfloat16 keep of an adapter that is not merged: the slope, through 0, of (policy − reference) in
+bfloat16 on the same in float32, over the log-probabilities of the demonstrations' replies; by PEFT's order of
+operations, which adds the adapter to what is rounded already, and by ours.
+
     python benchmarks/merge.py --run RUN --sizes 1,0.3,0.1,0.03 --json
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +43,7 @@ from plaudit.run.folder import read_recipe
 from plaudit.run.provenance import versions
 
 CPU, BF16, FLOAT32 = torch.device("cpu"), torch.bfloat16, torch.float32
+REPLIES = 96
 ROUNDINGS: dict[str, Rounding | None] = {"nearest": None, "stochastic": Rounding(0, "benchmark")}
 Weights = dict[str, Tensor]
 
@@ -124,18 +130,57 @@ def sft(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+def passes(run: Path, source: str, adapter: Path, sizes: list[float]) -> list[dict[str, Any]]:
+    recipe = read_recipe(run)
+    chat = ChatFormat(load_tokenizer(str(run / "sft/model")), recipe["data"].get("system"))
+    read = list(read_demonstrations(recipe["data"]["demonstrations"]))[:REPLIES]
+    prompts = [chat.prompt_ids(row.prompt.messages) for row in read]
+    replies = [chat.tokenizer(row.completion, add_special_tokens=False)["input_ids"] for row in read]
+    tokens = pad_right(prompts, replies, chat.pad_id, CPU)
+
+    def moved(roles: Roles) -> Tensor:
+        """log π − log π_ref of every reply token, [N]."""
+        plain = roles.peft.get_base_model()
+        found = []
+        for name in ("reward", None):
+            roles._activate(name)
+            found.append(plain_logprobs(plain, tokens, 1.0)[tokens.mask_BT])
+        return found[0] - found[1]
+
+    rows = []
+    for size in sizes:
+        by: dict[str, Tensor] = {}
+        for order, libraries in (("peft", "1"), ("plaudit", "0")):
+            os.environ["PLAUDIT_PLAIN"] = libraries
+            roles = Roles(load_model(source, BF16, CPU), reward=[adapter])
+            for layer in roles._lora_layers:
+                layer.scaling["reward"] *= size
+            by[order] = moved(roles)
+            by["exact"] = moved(roles.to(FLOAT32))
+        squares = by["exact"].square().sum()
+        for order in ("peft", "plaudit"):
+            share = (by[order] @ by["exact"] / squares).item()
+            error = ((by[order] - share * by["exact"]).square().mean() / squares).sqrt().item()
+            rows.append({"size": size, "order": order, "kept": share, "kept_se": error, "tokens": len(by["exact"])})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--of", choices=("ppo", "sft"), default="ppo")
     parser.add_argument("--sizes", default="1,0.3,0.1,0.03")
+    parser.add_argument("--passes", action="store_true", help="only what passes keep")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     arguments = parser.parse_args()
     quiet_libraries()
     run, of = arguments.run, arguments.of
     source = str(run / "sft/model") if of == "ppo" else resolve(read_recipe(run)["model"])
-    rows = policy(source, run / of / "adapter", [float(size) for size in arguments.sizes.split(",")])
-    found = {"workload": "merge", "policy": rows, "sft": sft(run), "versions": versions()}
+    adapter, sizes = run / of / "adapter", [float(size) for size in arguments.sizes.split(",")]
+    found = {"workload": "merge", "passes": passes(run, source, adapter, sizes)}
+    if not arguments.passes:
+        found |= {"policy": policy(source, adapter, sizes), "sft": sft(run)}
+    found["versions"] = versions()
     task.finish(found, None, arguments.json)
 
 

@@ -102,6 +102,7 @@ def test_in_bfloat16_they_are_as_near_the_truth_as_the_libraries() -> None:
     assert {tensor.dtype for tensor in fast.values()} == {torch.bfloat16}
 
 
+@pytest.mark.row(31)
 @pytest.mark.parametrize("bias", [False, True])
 def test_bfloat16_keeps_a_small_adapter(bias: bool) -> None:
     """Kept: ⟨y − Wx, δ⟩/⟨δ, δ⟩ with δ = s·BAx and both in float32; 1 where y is rounded once, without a bend, and half
