@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from plaudit.cli.data import commands
 from plaudit.data.audit.check import Audit
 from plaudit.data.formats.reader import Reader
 from plaudit.errors import UserError
-from plaudit.records import Ranking
+from plaudit.records import Demonstration, Ranking
 
 PAIRS = [("Où est-il ?", "Là-bas, à gauche.", "Ici; non."), ('Say "oui"', "oui", "no\nway")]
 
@@ -222,3 +223,46 @@ def test_an_error_that_repeats_is_one_line_with_its_count(tmp_path: Path) -> Non
     said = CliRunner().invoke(commands, ["check", str(tmp_path / "a.csv")]).output
     assert said.count("field 'completion' must be") == 1 and "(and in 6 more rows)" in said
     assert "a.csv:9: 1 fields where the header names 2" in said
+
+
+def converted(path: Path, *more: str) -> tuple[str, list[dict[str, Any]]]:
+    """(what was said, the rows that were written)."""
+    to = path.with_name("out.jsonl")
+    to.unlink(missing_ok=True)
+    done = CliRunner().invoke(commands, ["convert", str(path), "--to", str(to), *more])
+    rows = [json.loads(line) for line in to.read_text().splitlines()] if to.exists() else []
+    return done.output + str(done.exception or ""), rows
+
+
+def test_a_column_whose_name_has_a_comma_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Frage;Gut, neu;schlecht\nx;a;b\n")
+    _, (row,) = converted(tmp_path / "a.csv", "--columns", "prompt=Frage,chosen=Gut, neu,rejected=schlecht")
+    assert [reply["text"] for reply in row["responses"]] == ["a", "b"]
+    said, _ = converted(tmp_path / "a.csv", "--columns", "prompt=Frage,prompt=schlecht")
+    assert "a name of ours stands twice" in said
+
+
+def test_convert_names_no_split_that_the_row_does_not(tmp_path: Path) -> None:
+    """A split in every row would keep a run from dividing them."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?", "split": "test"}\n')
+    _, rows = converted(tmp_path / "a.jsonl")
+    assert [row.get("split") for row in rows] == [None, "test"]
+
+
+def test_two_columns_that_read_as_one_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Prompt,prompt,completion\nx,y,z\n")
+    with pytest.raises(UserError, match=r":1: two columns read as 'prompt', one of them 'Prompt'; delete one"):
+        list(Reader(tmp_path / "a.csv"))
+
+
+def test_a_day_in_a_workbook_and_a_header_below_the_first_row(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["prompt", "completion"])
+    book.active.append(["Which day?", datetime(2026, 11, 29)])
+    book.save(tmp_path / "a.xlsx")
+    ((_, record),) = list(Reader(tmp_path / "a.xlsx"))
+    assert isinstance(record, Demonstration) and record.completion == "2026-11-29"
+    book.active.insert_rows(1)
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(UserError, match="no sheet of the workbook has a header in its first row; delete what"):
+        list(Reader(tmp_path / "a.xlsx"))

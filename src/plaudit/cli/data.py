@@ -1,5 +1,6 @@
 """`plaudit data`: what is in data files, and any of them as canonical JSON lines."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,15 +22,22 @@ ColumnsOption = Annotated[
 ]
 
 
+# A column's name may have commas: the next pair begins where a word and = follow.
+_BETWEEN = re.compile(r",(?=\s*\w+\s*=)")
+
+
 def columns_of(text: str) -> dict[str, str]:
     """{our name: the file's}."""
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    pairs = [part.partition("=") for part in _BETWEEN.split(text) if part.strip()]
     for ours, is_given, theirs in pairs:
         if not is_given or not ours.strip() or not theirs.strip():
             raise UserError(
                 f"--columns {text!r}: write our name = the file's name, as in prompt=question,chosen=better"
             )
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    given = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    if len(given) < len(pairs):
+        raise UserError(f"--columns {text!r}: a name of ours stands twice; write it once")
+    return given
 
 
 @commands.command()

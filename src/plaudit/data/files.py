@@ -233,7 +233,10 @@ def convert(
         good, bad = opened.enter_context(whole_file(to)), None
         for row, record in reader:
             if record is not None:
-                good.write(json.dumps(record.as_json(), ensure_ascii=False).encode() + b"\n")
+                made = record.as_json()
+                if not (row.value or {}).get("split"):
+                    del made["split"]  # a split that nobody named would keep a run from dividing the rows
+                good.write(json.dumps(made, ensure_ascii=False).encode() + b"\n")
             else:
                 bad = bad or opened.enter_context(whole_file(aside))
                 bad.write(json.dumps(row.as_json()).encode() + b"\n")

@@ -118,3 +118,34 @@ def test_a_missing_number_is_no_id_and_a_whole_one_has_no_point(tmp_path: Path) 
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")  # type: ignore[no-untyped-call]
     records = [record for _, record in Reader(tmp_path / "a.parquet")]
     assert [record.prompt.id for record in records if isinstance(record, Demonstration)] == ["3", "2"]
+
+
+PAIR = {"prompt": Q, "chosen": SNAILS, "rejected": CATS}
+
+
+@pytest.mark.parametrize(
+    "beside", [{"preference": "tie"}, {"status": "Tie"}, {"is_tie": True}, {"label": 0}, {"swap": 1}]
+)
+def test_a_pair_that_says_it_is_none_is_refused(beside: dict[str, Any], tmp_path: Path) -> None:
+    assert "says that 'chosen' is not the better one" in refusal(tmp_path, {**PAIR, **beside})
+    assert only(tmp_path, {**PAIR, **beside}, format="pairs")[0].ranks == (1, 2)
+    assert only(tmp_path, {**PAIR, "label": 1, "status": "swapped", "model": "tie"})[0].ranks == (1, 2)
+
+
+def test_replies_that_begin_with_their_prompt_are_refused(tmp_path: Path) -> None:
+    joined = {"prompt": Q, "chosen": f"{Q} {SNAILS}", "rejected": f"{Q} {CATS}"}
+    assert "'chosen' and 'rejected' begin with the whole prompt: delete the column 'prompt'" in refusal(
+        tmp_path, joined
+    )
+    assert "'completion' begin with the whole prompt" in refusal(tmp_path, {"prompt": Q, "completion": f"{Q} Yes."})
+    del joined["prompt"]
+    assert only(tmp_path, joined)[0].replies[0].text == SNAILS
+    dialogue = f"\n\nHuman: {Q}\n\nAssistant:"
+    row = {"prompt": dialogue, "chosen": f"{dialogue} {SNAILS}", "rejected": f"{dialogue} {CATS}"}
+    record, said = only(tmp_path, row)
+    assert (record.prompt.text, record.replies[1].text) == (Q, CATS) and "format hh" in said
+
+
+def test_an_empty_reply_is_not_the_better_one(tmp_path: Path) -> None:
+    assert "'chosen' has no reply" in refusal(tmp_path, {**PAIR, "chosen": " "})
+    assert only(tmp_path, {**PAIR, "rejected": ""})[0].replies[1].text == ""

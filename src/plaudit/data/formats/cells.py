@@ -13,6 +13,11 @@ from plaudit.data.formats.rows import shown
 from plaudit.errors import UserError
 
 HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+# How a conversation begins that somebody has put through a chat template, or written with marks of their own.
+MARKED = re.compile(
+    r"\s*(<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<s>|\[INST\]|<start_of_turn>|"
+    r"<\|(user|system|prompter)\|>|#{2,3} ?(Human|User|Instruction)|(USER|User|Human):)"
+)
 _SPOKEN = ("prompt", "chosen", "rejected", "completion")
 _TEXTS = (*_SPOKEN, "instruction", "output")
 _MISSING = {"nan", "<na>", "#n/a", "#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!"}
@@ -30,6 +35,10 @@ def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
     row = {**row, **{key: messages_in(place, key, row[key], say) for key in _SPOKEN if key in row}}
     if (asked := _dialogue(row.get("prompt"))) is None:
         return row
+    both = [row[key] for key in ("chosen", "rejected") if isinstance(row.get(key), str)]
+    if len(both) == 2 and all(one.strip().startswith(str(row["prompt"]).strip()) for one in both):
+        say("'prompt' is what 'chosen' and 'rejected' begin with")
+        return {key: value for key, value in row.items() if key != "prompt"}
     say("'prompt' read as a dialogue of Human and Assistant")
     stripped = {key: row[key].strip() for key in _SPOKEN[1:] if isinstance(row.get(key), str)}
     if isinstance(row.get("responses"), list):

@@ -20,6 +20,8 @@ OURS = frozenset(
 """The keys that the formats read."""
 ALIASES = frozenset({"question", "query", "history", "items", "answers", "label"})
 """Keys that other people's files have, which formats/shapes.py makes ours."""
+TEXTS = frozenset({"prompt", "completion", "messages", "conversations", "instruction", "output", "chosen", "rejected"})
+"""Those that no row may have twice."""
 DUEL = ("answer_a", "answer_b", "answer_0", "answer_1", "answer_2", "winner")
 """What a file of two answers and a verdict has, where the user says which columns these are."""
 
@@ -58,6 +60,10 @@ class Columns:
                 plain = wanted[name]
             elif name in self.given:
                 plain = f"{name} (the file's own)"
+            elif plain != name and plain in TEXTS and plain in {*theirs, *made}:
+                raise UserError(
+                    f"{place}: two columns read as {plain!r}, one of them {name!r}; delete one, or give it another name"
+                )
             elif plain in theirs or plain in made or plain not in OURS | ALIASES:
                 plain = name
             made.append(plain)

@@ -30,6 +30,8 @@ _ELSEWHERE = {
 }
 _UNSPACED = ("回答", "答案", "回复", "回覆", "更好", "更差", "選択", "评分", "답변", "응답")
 SIDES = (("a", "b"), ("0", "1"), ("1", "2"), ("left", "right"), ("first", "second"))
+_TIED = {"tie", "tied", "draw", "both bad", "bothbad", "tie (bothbad)"}
+_YES, _NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _ANY_WORD = re.compile(r"[^\W\d_]+|\d+")
 _SENTENCE = 5  # words
@@ -59,6 +61,15 @@ def seem_answers(key: str, row: dict[str, Any]) -> tuple[str, str] | None:
                 if words_of(other) == wanted and all(isinstance(t, str) and len(t.split()) > 1 for t in texts):
                     return both
     return None
+
+
+def unsays_pair(key: str, value: Any) -> bool:
+    """Whether a column beside chosen and rejected says that they tie, or stand the wrong way round."""
+    said = str(value).strip().lower()
+    if said in _TIED and not set(words_of(key)) & {"source", "model", "dataset", "category", "id"}:
+        return True
+    words = set(words_of(key))
+    return bool(words & {"tie", "tied", "swap", "flipped"} and said in _YES) or (words == {"label"} and said in _NO)
 
 
 def holds_text(value: Any) -> bool:

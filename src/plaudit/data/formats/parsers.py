@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from plaudit.data.formats.cells import HH_TURN
+from plaudit.data.formats.cells import HH_TURN, MARKED
 from plaudit.data.formats.duels import compared
 from plaudit.data.formats.message_keys import content_of
 from plaudit.data.formats.rows import SPLITS, shown
@@ -27,11 +27,6 @@ _ROLE_FIX = {
     ),
 }
 _NOT_TEXT = re.compile("[\ud800-\udfff]")
-# How a conversation begins that somebody has put through a chat template, or written with marks of their own.
-_MARKED = re.compile(
-    r"\s*(<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<s>|\[INST\]|<start_of_turn>|"
-    r"<\|(user|system|prompter)\|>|#{2,3} ?(Human|User|Instruction)|(USER|User|Human):)"
-)
 
 
 # --- fields ---
@@ -192,6 +187,10 @@ def _pair(place: str, number: int, row: dict[str, Any]) -> Ranking:
             shared = _shared_start(place, *replies)
             prompt = _prompt(place, number, row, conversation(place, "chosen", shared.strip(), "user"))
             replies = (replies[0][len(shared) :].strip(), replies[1][len(shared) :].strip())
+    if not replies[0].strip() and replies[1].strip():
+        raise UserError(
+            f"{place}: field 'chosen' has no reply, which cannot be the better one; write it or delete the row"
+        )
     return Ranking(prompt, (Completion(replies[0]), Completion(replies[1])), (1, 2))
 
 
@@ -223,7 +222,7 @@ def _shared_start(place: str, chosen: str, rejected: str) -> str:
             f"{place}: fields 'chosen' and 'rejected' have no prompt in common to take out: {shown(chosen)} and "
             f"{shown(rejected)}; add a field 'prompt'"
         )
-    if _MARKED.match(shared):
+    if MARKED.match(shared):
         raise UserError(
             f"{place}: fields 'chosen' and 'rejected' begin with a mark of who speaks, which would be a part of the "
             f"prompt: {shown(shared)}; write messages with roles, or a field 'prompt' and the two replies alone"

@@ -30,7 +30,7 @@ from plaudit.data.formats.columns import OURS, Columns
 from plaudit.data.formats.compared import chosen_between
 from plaudit.data.formats.containers import rows
 from plaudit.data.formats.duels import Duel, duel_of
-from plaudit.data.formats.key_words import holds_text, seem_answers, seems_judged
+from plaudit.data.formats.key_words import holds_text, seem_answers, seems_judged, unsays_pair
 from plaudit.data.formats.message_keys import TOOLS, ignored_keys
 from plaudit.data.formats.parsers import record_of
 from plaudit.data.formats.rows import Row, row_of, shown
@@ -231,6 +231,11 @@ class Reader:
             if lost and key not in self._harmless:
                 self._check_name(place, key, row)
             self._check_text(place, key, row, kind)
+            if self.format in ("pairs", "hh") and unsays_pair(key, row[key]):
+                raise UserError(
+                    f"{place}: field {shown(key)} {shown(row[key])} says that 'chosen' is not the better one; "
+                    "make it a ranking with ties, delete the row, or name the format to ignore the field"
+                )
             self._harmless.add(key)
         if key not in OURS and key not in self.ignored and (near := self._near(key, row)):
             hint = f"did you mean {near[0]!r}? Name the format to ignore the key"

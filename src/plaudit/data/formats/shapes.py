@@ -19,6 +19,7 @@ _NOTHING = {"<noinput>", "<no input>", "noinput", "no input", "nan"}
 _NO_REPLY = {"<nooutput>", "<no output>"}
 _ASKED = ("question", "query", "input")
 _MAY_ASK = {"question", "query", "input", "instruction", "context", "post", "title", "task", "user", "human", "request"}
+_FEW_WORDS = 3
 _OPTIONAL = {"id", "kind", "split", "system", "input", "history", "annotator", "strength", "label"}
 _SYSTEM = ("system_prompt", "system_message", "system_instruction")
 # What the true and false of spreadsheets are called in other languages is what such a program writes into a CSV.
@@ -81,7 +82,23 @@ def shaped(place: str, row: dict[str, Any], say: Say, given: str | None = None) 
             del row[again]
             say(f"{again!r} is 'chosen' again")
     _take_placeholders(place, row, say)
+    if given is None:
+        _check_replies(place, row)
     return _with_prompt(place, row, say)
+
+
+def _check_replies(place: str, row: dict[str, Any]) -> None:
+    """UserError for replies that begin with their whole prompt: text of both that was joined."""
+    asked = row.get("prompt")
+    names = [key for key in ("chosen", "rejected", "completion") if isinstance(row.get(key), str)]
+    if not isinstance(asked, str) or len(asked.split()) < _FEW_WORDS or not names:
+        return
+    if all(row[key].lstrip().startswith(asked.strip()) and len(row[key].strip()) > len(asked.strip()) for key in names):
+        fix = "delete the column 'prompt', which is then what both begin with" if "chosen" in names else "take it off"
+        raise UserError(
+            f"{place}: {' and '.join(map(repr, names))} begin with the whole prompt: {fix}, or name the format to "
+            "leave it there"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def excel_rows(path: Path, columns: Columns) -> Iterator[Row]:
             f"{path}: cannot be read as an Excel workbook: {' '.join(str(error).split())}; {_CLICK}"
         ) from error
     sheets = [sheet for sheet in sheets if any(any(line) for line in sheet.iter_rows(max_row=1, values_only=True))]
+    if not sheets:
+        raise UserError(f"{path}: no sheet of the workbook has a header in its first row; delete what stands above it")
     if len(sheets) != 1:
         names = "".join(f", {sheet.title!r}" for sheet in sheets)
         raise UserError(
@@ -52,7 +55,9 @@ def _lines_of(path: Path, sheet: Any) -> Iterator[Line]:
 
 
 def _text(cell: Any) -> str:
-    """A cell as Excel would write it into a CSV: 3 and not 3.0."""
+    """A cell as Excel would write it into a CSV: 3 and not 3.0, a day and not its midnight."""
     if cell is None:
         return ""
+    if isinstance(cell, datetime) and cell.time() == time():
+        return str(cell.date())
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
