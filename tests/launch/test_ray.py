@@ -1,7 +1,8 @@
-"""`plaudit launch ray`: what it says without Ray, what signals come to; and with Ray, two workers of whom one is killed
-or told to end, or whose launcher is.
+"""`plaudit launch ray`: what it says without Ray, what signals come to; and with Ray, two workers of whom each is
+killed in each stage, or told to end, or whose launcher is.
 
-REQUIRE_RAY names a Python that has Ray and what Plaudit needs; without it, and without Ray here, the run is skipped.
+REQUIRE_RAY names a Python that has Ray and Plaudit (of whose code this tree's is taken); without it, and without Ray
+here, the run is skipped.
 """
 
 import importlib.util
@@ -12,9 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -160,50 +161,159 @@ def test_a_worker_that_is_told_to_end_saves_and_is_started_again(at_work: dict[s
     assert not (scratch / "told").exists()
 
 
-def launched(home: Path, *more: object, strike: tuple[object, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`plaudit launch ray` on two workers with a HOME of its own; with `strike` see `killed_worker.py`."""
+class Backend:
+    """In place of what Ray's workers do at their start."""
+
+    def on_start(self, *_: object) -> None: ...
+
+
+class Config:
+    """In place of Ray's TorchConfig."""
+
+    def __init__(self, backend: str = "") -> None:
+        self.backend = backend
+
+    @property
+    def backend_cls(self) -> type:
+        return Backend
+
+
+def fake_ray(monkeypatch: pytest.MonkeyPatch, address: str) -> SimpleNamespace:
+    """A Ray that notes what it is asked for, and says that this machine has `address`."""
+    asked = SimpleNamespace(init={}, backend=[], down=0)
+
+    def init(**words: object) -> None:
+        asked.init = {**words, "only_here": os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
+
+    def down() -> None:
+        asked.down += 1
+
+    def trainer(_work: object, *, torch_config: Config, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(fit=lambda: asked.backend.append(torch_config.backend))
+
+    ray, train, torch = ModuleType("ray"), ModuleType("ray.train"), ModuleType("ray.train.torch")
+    util = SimpleNamespace(get_node_ip_address=lambda: address)
+    ray.__dict__.update(init=init, shutdown=down, util=util, __version__="9.9")
+    train.__dict__.update(FailureConfig=dict, RunConfig=dict, ScalingConfig=dict, TrainingFailedError=RuntimeError)
+    torch.__dict__.update(TorchConfig=Config, TorchTrainer=trainer)
+    for module in (ray, train, torch):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("cluster", "init", "backend"),
+    [
+        (launched_by.Cluster(2), {"_node_ip_address": "127.0.0.1", "only_here": "0"}, "gloo"),
+        (launched_by.Cluster(2, gpu=True), {"only_here": "0"}, "cpu:gloo,cuda:nccl"),
+        (launched_by.Cluster(2, address="auto"), {"address": "auto", "only_here": None}, "gloo"),
+    ],
+)
+def test_what_ray_is_asked_for(
+    cluster: launched_by.Cluster,
+    init: dict[str, object],
+    backend: str,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of its own listens on this machine alone; a cluster that is there is left as it is. GPUs speak by NCCL."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "")
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    asked = fake_ray(monkeypatch, "127.0.0.1" if cluster.address is None else "192.0.2.7")
+    launched_by.launch(write_recipe(tmp_path), [], cluster)
+    assert {name: asked.init[name] for name in init} == init
+    assert (asked.backend, asked.down) == ([backend], 1)
+
+
+def test_a_ray_that_others_can_reach_is_refused(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reaches it can have it run anything."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    asked = fake_ray(monkeypatch, "192.0.2.7")
+    with pytest.raises(UserError, match=r"Ray 9\.9 listens on 192\.0\.2\.7, .* not on 127\.0\.0\.1"):
+        launched_by.launch(write_recipe(tmp_path), [], launched_by.Cluster(2))
+    assert (asked.backend, asked.down) == ([], 1)
+
+
+needs_ray = pytest.mark.skipif(
+    PYTHON is None, reason="Ray is not installed; pip install 'plaudit[ray]', or REQUIRE_RAY=PYTHON"
+)
+
+
+def launched(home: Path, *more: object, strikes: Sequence[tuple[object, ...]] = ()) -> subprocess.CompletedProcess[str]:
+    """`plaudit launch ray` on two workers with a HOME of its own; with `strikes` see `killed_worker.py`."""
     assert PYTHON is not None
     start = "from plaudit.cli.main import main; main()"
     known = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(map(str, (SRC, TESTS / "dist", TESTS)))}
-    if strike:
+    known["RAY_DEDUP_LOGS"] = "0"  # what workers say again when they are started again is counted
+    if strikes:
         start = f"import killed_worker; from plaudit.launch import ray; ray.work = killed_worker.work; {start}"
         start = f"import os; os.environ['LAUNCHER'] = str(os.getpid()); {start}"
-        known["STRIKE"] = json.dumps(strike)
+        known["STRIKES"] = json.dumps(strikes)
     words = [PYTHON, "-c", start, "launch", "ray", "recipe.yaml", "--workers", "2", *map(str, more)]
     return subprocess.run(words, cwd=home, env=known, text=True, capture_output=True, timeout=1500, check=False)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(PYTHON is None, reason="Ray is not installed; pip install 'plaudit[ray]', or REQUIRE_RAY=PYTHON")
-def test_two_workers_that_are_killed_or_told_to_end_leave_the_files_of_the_unbroken_run(
-    write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
-    write_recipe(tmp_path, checkpoints={"every_steps": 1})
-    done = launched(tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    folder = tmp_path / "killed"
-    done = launched(tmp_path, f"folder={folder}", strike=(1, "ppo", 5, "worker", signal.SIGKILL))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "The processes were started anew: the run goes on" in done.stdout + done.stderr
-    assert survive.differences(tmp_path / "run", folder) == []
+def ended(done: subprocess.CompletedProcess[str], code: int = 0) -> str:
+    """What was printed by a command that ended with `code`."""
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
 
-    # By the clock nothing is saved in these: what there is to go on from was saved because of the signal.
-    rarely, told = ("checkpoints.every_steps=null", "checkpoints.every_minutes=100"), tmp_path / "told"
-    done = launched(tmp_path, f"folder={told}", *rarely, strike=(1, "ppo", 5, "worker", signal.SIGTERM))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "The processes were started anew: the run goes on" in done.stdout + done.stderr
-    assert survive.differences(tmp_path / "run", told) == []
+
+@pytest.fixture(scope="module")
+def unbroken(write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped, on two workers; its recipe lies beside it."""
+    home = tmp_path_factory.mktemp("unbroken")
+    write_recipe(home, checkpoints={"every_steps": 1})
+    ended(launched(home))
+    return home / "run"
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_worker_is_killed_in_each_stage(rank: int, unbroken: Path, tmp_path: Path) -> None:
+    """Ray starts both anew each time, and they leave the files of the unbroken run."""
+    moments = [("sft", 3), ("preferences", 1), ("reward", 2), ("ppo", 4), ("evaluate", 1)]
+    strikes = [(rank, *one, "work", "worker", signal.SIGKILL) for one in moments]
+    folder = tmp_path / "run"
+    said = ended(launched(unbroken.parent, f"folder={folder}", "--restarts", len(strikes), strikes=strikes))
+    assert said.count("The processes were started anew: the run goes on") == len(strikes)
+    assert survive.differences(unbroken, folder) == []
+
+
+RARELY = ("checkpoints.every_steps=null", "checkpoints.every_minutes=100")
+"""By the clock nothing is saved in runs with these: what there is to go on from was saved because of the signal."""
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_end_saves_with_the_other_and_both_go_on(unbroken: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    strikes = [(1, "ppo", 5, "work", "worker", signal.SIGTERM)]
+    said = ended(launched(unbroken.parent, f"folder={told}", *RARELY, strikes=strikes))
+    assert "The processes were started anew: the run goes on" in said
+    assert "Resuming ppo after step " in said
+    assert survive.differences(unbroken, told) == []
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_command_that_is_told_to_end_saves_and_goes_on_with_resume(unbroken: Path, tmp_path: Path) -> None:
     stopped = tmp_path / "stopped"
-    done = launched(tmp_path, f"folder={stopped}", *rarely, strike=(0, "ppo", 5, "launcher", signal.SIGTERM))
-    assert done.returncode == 128 + signal.SIGTERM, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Stopped: ppo is saved; go on with `plaudit launch ray --workers 2 " in done.stderr
-    done = launched(tmp_path, f"folder={stopped}", *rarely, "--resume")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert survive.differences(tmp_path / "run", stopped) == []
+    strikes = [(0, "ppo", 5, "work", "launcher", signal.SIGTERM)]
+    said = ended(launched(unbroken.parent, f"folder={stopped}", *RARELY, strikes=strikes), 128 + signal.SIGTERM)
+    assert "Stopped: ppo is saved; go on with `plaudit launch ray --workers 2 " in said
+    ended(launched(unbroken.parent, f"folder={stopped}", *RARELY, "--resume"))
+    assert survive.differences(unbroken, stopped) == []
 
 
+@needs_ray
 @pytest.mark.slow
-@pytest.mark.skipif(PYTHON is None, reason="Ray is not installed; pip install 'plaudit[ray]', or REQUIRE_RAY=PYTHON")
 def test_a_mistake_ends_the_workers_once(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     write_recipe(tmp_path)
     done = launched(tmp_path, "ppo.micro_batch_size=2")

@@ -35,6 +35,10 @@ HEARD = 10.0
 """Seconds that a rank waits for the word of the one that stopped all."""
 LOOK = 0.5
 """Seconds between two looks for a file, or for the end."""
+LOOPBACK, OTHERS = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Where Ray listens, whom whoever reaches it can have run anything, when it is started on this machine alone; and the
+variable that keeps it there. Ray reads it at import, on Linux too; without it takes the machine's address even where it
+is given the loopback one (services.resolve_ip_for_localhost)."""
 ASKED, TOLD = "asked", "told"
 """Files beside each other: the number of the signal that this process had, and how the workers ended."""
 
@@ -54,6 +58,8 @@ class Cluster:
 def launch(path: Path, overrides: Sequence[str], cluster: Cluster) -> None:
     """Run a recipe on the cluster until it has ended; RankLost when workers died more often than they may."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if cluster.address is None:
+        os.environ[OTHERS] = "0"
     try:
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -62,14 +68,8 @@ def launch(path: Path, overrides: Sequence[str], cluster: Cluster) -> None:
         raise UserError(f"`plaudit launch ray` needs Ray ({error}): pip install 'plaudit[ray]'") from error
     home = load_recipe(path, overrides).run_folder.absolute().parent
     home.mkdir(parents=True, exist_ok=True)
-    # Workers import Plaudit from where this process has it.
-    known = os.pathsep.join(dict.fromkeys([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]))
-    own: dict[str, Any] = {"address": cluster.address}
-    if cluster.address is None:
-        own = {"num_cpus": max(cluster.workers, os.cpu_count() or 1), "_node_ip_address": "127.0.0.1"}
-        own |= {"include_dashboard": False}
     with tempfile.TemporaryDirectory(dir=home, prefix=".launch-") as scratch:
-        ray.init(runtime_env={"env_vars": {"PYTHONPATH": known, LAUNCH: f"{scratch}/begun"}}, **own)
+        _start(ray, cluster, f"{scratch}/begun")
         config = {"recipe": str(path.resolve()), "overrides": [*overrides], "folder": str(Path.cwd())}
         trainer = TorchTrainer(
             work,
@@ -93,6 +93,24 @@ def launch(path: Path, overrides: Sequence[str], cluster: Cluster) -> None:
             if kind == Interrupted.__name__:
                 raise Interrupted(int(Path(scratch, ASKED).read_text(encoding="utf-8")), text or None)
             raise {"UserError": UserError, "RunStopped": RunStopped}[kind](text)
+
+
+def _start(ray: Any, cluster: Cluster, begun: str) -> None:
+    """Join the cluster, or start one on this machine; UserError where others could reach that. Workers know by the file
+    `begun` whether others of this launch had begun."""
+    # Workers import Plaudit from where this process has it.
+    known = os.pathsep.join(dict.fromkeys([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]))
+    own: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        own = {"num_cpus": max(cluster.workers, os.cpu_count() or 1), "_node_ip_address": LOOPBACK}
+        own |= {"include_dashboard": False}
+    ray.init(runtime_env={"env_vars": {"PYTHONPATH": known, LAUNCH: begun}}, **own)
+    if cluster.address is None and (here := ray.util.get_node_ip_address()) != LOOPBACK:
+        ray.shutdown()
+        raise UserError(
+            f"Ray {ray.__version__} listens on {here}, where others could have it run anything, and not on {LOOPBACK}: "
+            "take another version, or start a cluster by `ray start --head` and name it by --address"
+        )
 
 
 def until_it_ends(fit: Callable[[], object], asked: Path) -> None:
