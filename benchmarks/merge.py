@@ -43,7 +43,7 @@ from plaudit.run.folder import read_recipe
 from plaudit.run.provenance import versions
 
 CPU, BF16, FLOAT32 = torch.device("cpu"), torch.bfloat16, torch.float32
-REPLIES = 96
+REPLIES = 32
 ROUNDINGS: dict[str, Rounding | None] = {"nearest": None, "stochastic": Rounding(0, "benchmark")}
 Weights = dict[str, Tensor]
 
@@ -156,7 +156,7 @@ def passes(run: Path, source: str, adapter: Path, sizes: list[float]) -> list[di
             for layer in roles._lora_layers:
                 layer.scaling["reward"] *= size
             by[order] = moved(roles)
-            by["exact"] = moved(roles.to(FLOAT32))
+        by["exact"] = moved(roles.to(FLOAT32))
         squares = by["exact"].square().sum()
         for order in ("peft", "plaudit"):
             share = (by[order] @ by["exact"] / squares).item()

@@ -302,6 +302,23 @@ def test_a_model_that_cannot_share_is_packed_and_says_why(
 # The log.
 
 
+def test_what_a_zero_head_says_is_known_without_a_pass(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A held-out set takes longer than a step; before the first one all its scores are zero."""
+    learns, scores = list[bool](), training.RewardTraining.scores
+
+    def noted(self: training.RewardTraining, *given: Any) -> torch.Tensor:
+        learns.append(torch.is_grad_enabled())
+        return scores(self, *given)
+
+    monkeypatch.setattr(training.RewardTraining, "scores", noted)
+    folder, _ = train("run", rows())
+    assert learns[0] and not learns[-1]
+    first = read_metrics(folder / "metrics.jsonl")[0]
+    assert (first["eval_loss"], first["eval_accuracy"]) == (pytest.approx(math.log(2)), 0.5)
+
+
 def test_held_out_loss_and_accuracy_during_training(train: Callable[..., Any]) -> None:
     folder, _ = train("run", rows(), epochs=3, evaluate_every=2)
     logged = read_metrics(folder / "metrics.jsonl")
@@ -428,12 +445,12 @@ def test_members_see_the_data_in_orders_of_their_own(
     seen: list[list[str]] = []
     plain = RewardTraining.micro_batches
 
-    def noted(self: RewardTraining, examples: list[EncodedRanking]) -> Any:
+    def noted(self: training.RewardTraining, examples: list[EncodedRanking]) -> Any:
         if examples is not self.held_out:
             seen.append(sorted(example.ranking.prompt.id for example in examples))
         return plain(self, examples)
 
-    monkeypatch.setattr(RewardTraining, "micro_batches", noted)
+    monkeypatch.setattr(training.RewardTraining, "micro_batches", noted)
     train("run", rows(), members=2)
     assert len(seen) == 6
     first, second = seen[:3], seen[3:]

@@ -346,8 +346,11 @@ def _as_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
 def _evaluate(training: RewardTraining, member: int, own: nn.ParameterDict) -> dict[str, float]:
     """Loss an example and accuracy, on strict pairs and labels, of the held-out ones."""
     loss_sum, right, pairs = 0.0, 0.0, 0
+    begins = not training.model.score_heads[member].get_parameter("weight").any()  # so is every score 0, without a pass
     for part in training.micro_batches(training.held_out):
-        loss, hits, of = examples_loss(training.config, training.scores(part, member), part, own)
+        replies = sum(len(example.replies) for example in part)
+        scores_N = torch.zeros(replies, device=training.model.device) if begins else training.scores(part, member)
+        loss, hits, of = examples_loss(training.config, scores_N, part, own)
         loss_sum, right, pairs = loss_sum + loss.item(), right + hits, pairs + of
     loss_sum, right, of_all = training.ranks.sums(loss_sum, right, pairs)
     return {"eval_loss": loss_sum / len(training.held_out), "eval_accuracy": right / of_all}
