@@ -92,6 +92,54 @@ def test_an_adapter_of_an_lm_head_with_a_weight_of_its_own(tmp_path: Path) -> No
     torch.testing.assert_close(logits, theirs(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
+def grown(base: Path, folder: Path, *layers: str) -> PeftModel:
+    """An adapter that was trained after two tokens were added, with these layers saved whole; PEFT's own model."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + 2, mean_resizing=False)
+    peft = get_peft_model(model, LoraConfig(r=4, modules_to_save=list(layers), init_lora_weights=False, **LAYERS))
+    peft.save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|one|>", "<|two|>"]})
+    tokenizer.save_pretrained(folder)
+    return peft.eval()
+
+
+@torch.no_grad()
+def test_an_adapter_with_tokens_of_its_own_brings_their_rows(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    theirs = grown(base, tmp_path / "adapter", "embed_tokens", "lm_head")
+    ours = load_model(resolve(str(tmp_path / "adapter")), torch.float32, CPU)
+    rows = theirs.config.vocab_size
+    ids = torch.tensor([[5, rows - 1, 17, rows - 2, 9]])
+    assert ours.get_input_embeddings().weight.shape[0] == rows == len(make_tokenizer()) + 2
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_that_brings_the_rows_of_one_layer_only(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
+    model.save_pretrained(base)
+    grown(base, tmp_path / "adapter", "embed_tokens")
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "lm_head" not in name}
+    save_file(kept, tmp_path / "adapter/adapter_model.safetensors")
+    with pytest.raises(UserError, match="does not bring those of both embedding and LM head; merge it where"):
+        resolve(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_in_a_pickle_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = adapter_folder(base_folder(tmp_path / "base"), tmp_path / "adapter")
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    read = list[object]()
+    monkeypatch.setattr(torch, "load", lambda *arguments, **_: read.append(arguments))
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors weights \(pickle files are not read\)"):
+        resolve(str(adapter))
+    assert not read
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

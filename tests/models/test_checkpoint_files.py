@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_families import Family, built
 from transformers import PreTrainedModel
 
 from conftest import CPU, make_model, make_tokenizer
@@ -159,6 +160,85 @@ def test_layers_that_config_json_leaves_out_are_not_left_out_in_silence(whole: P
     edit(folder / "config.json", lambda values: values.update(num_hidden_layers=1))
     with pytest.raises(UserError, match=r"hold model\.layers\.1\.\S+, and the model of config\.json has fewer layers"):
         load_model(str(folder), torch.float32, CPU)
+
+
+Tensors = dict[str, torch.Tensor]
+Q_PROJ = "model.layers.1.self_attn.q_proj"
+NAMES: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "DDP's": (
+        lambda found: {f"module.{name}": tensor for name, tensor in found.items()},
+        r"lack .*; their names begin with 'module\.', which a wrapper puts there .*: save the model inside it again",
+    ),
+    "PEFT's": (
+        lambda found: {f"base_model.model.{name}": tensor for name, tensor in found.items()},
+        r"their names begin with 'base_model\.model\.', which a wrapper",
+    ),
+    "a layer less": (
+        lambda found: {name: tensor for name, tensor in found.items() if not name.startswith(Q_PROJ)},
+        rf"the weights lack {Q_PROJ}\.weight; transformers would make them up; copy the whole checkpoint again",
+    ),
+    "a bias": (
+        lambda found: found | {f"{Q_PROJ}.bias": torch.ones(32)},
+        rf"hold {Q_PROJ}\.bias, and in the model of config\.json that layer has no bias; give the config\.json",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), NAMES.values(), ids=list(NAMES))
+def test_names_that_are_not_the_models(
+    change: Callable[[Tensors], Tensors], said: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "model")
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=said):
+        load_model(str(folder), torch.float32, CPU)
+
+
+def test_what_else_a_file_holds_does_no_harm(whole: Path, tmp_path: Path) -> None:
+    """A value head of another trainer, frequencies that old versions saved, a mask named like a bias (GPT-2's)."""
+    folder = shutil.copytree(whole, tmp_path / "model")
+    names = ("v_head.summary.weight", "v_head.summary.bias", "model.layers.0.self_attn.bias")
+    others = {name: torch.ones(4) for name in (*names, "model.layers.0.self_attn.rotary_emb.inv_freq")}
+    save_file(load_file(folder / WEIGHTS) | others, folder / WEIGHTS, metadata={"format": "pt"})
+    load_model(str(folder), torch.float32, CPU)
+
+
+def test_an_lm_head_that_is_missing_may_be_the_embedding(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "model")
+    edit(folder / "config.json", lambda values: values.update(tie_word_embeddings=False))
+    with pytest.raises(UserError, match=r"lack lm_head\.weight; .*set tie_word_embeddings to true in config\.json"):
+        load_model(str(folder), torch.float32, CPU)
+
+
+def test_formats_of_several_widths_are_numbers(model: PreTrainedModel, whole: Path, tmp_path: Path) -> None:
+    """float64 too, whose name begins like that of six bits."""
+    folder = shutil.copytree(whole, tmp_path / "model")
+    mixed = {name: t.double() if t.dim() == 1 else t for name, t in load_file(folder / WEIGHTS).items()}
+    save_file(mixed, folder / WEIGHTS, metadata={"format": "pt"})
+    check_readable(str(folder))
+    ids = torch.tensor([[5, 17, 9]])
+    assert torch.equal(load_model(str(folder), torch.float32, CPU)(ids).logits, model.eval()(ids).logits)
+
+
+def test_a_config_that_asks_for_tuples_gives_states_all_the_same(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "model")
+    edit(folder / "config.json", lambda values: values.update(return_dict=False))
+    examine(str(folder), choose_machine("float32"), load_chat(str(folder)), [])
+
+
+def test_a_section_may_say_that_the_weights_are_quantised(tmp_path: Path) -> None:
+    saved(built(Family("gemma3_text")), tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    section = text | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": section}))
+    refused(tmp_path, "its weights are quantised")
+
+
+def test_an_end_that_only_the_models_settings_name_is_said_to_be_written_down(whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole, tmp_path / "model")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r'has no EOS token.*write "eos_token": "<\|im_end\|>", as the settings'):
+        load_chat(str(folder))
 
 
 @pytest.mark.parametrize("row", [5, -1])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_families import EXPERTS, FAMILIES, Family, built
+from tiny_families import EXPERTS, FAMILIES, HYBRID, LINEAR, Family, built
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -25,7 +25,16 @@ from plaudit.dist.machine import Machine, choose_machine
 from plaudit.errors import UserError
 from plaudit.models.adapted import adapted
 from plaudit.models.config import LoraSettings
-from plaudit.models.examine import FOLLOWS, Limit, check_lengths, check_replies, examine, untrained_tokens
+from plaudit.models.examine import (
+    FOLLOWS,
+    TABLE,
+    Limit,
+    check_lengths,
+    check_replies,
+    examine,
+    table_positions,
+    untrained_tokens,
+)
 from plaudit.models.load import check_readable, load_chat, load_model, save_model
 from plaudit.records import Completion, Message
 
@@ -150,6 +159,25 @@ def test_learnt_positions_end_somewhere(tmp_path: Path, machine: Machine) -> Non
     check_lengths(limit, chat, [("walk", messages)], room)
     with pytest.raises(UserError, match=rf"prompt 'walk' has {64 - room} tokens.*sampling.max_new_tokens={room + 1}"):
         check_lengths(limit, chat, [("walk", messages)], room + 1)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "codegen", "ctrl", "mpt", "gpt_neox", "qwen3_5_text"])
+@torch.no_grad()
+def test_rows_end_where_a_table_of_computed_positions_does(kind: str, tmp_path: Path) -> None:
+    """By transformers alone: a row of so many tokens is read, one more is an error; or there is no such table."""
+    most, known = 320, {"gptj": {"rotary_dim": 8}, "codegen": {"rotary_dim": 8}, "qwen3_5_text": LINEAR | HYBRID}
+    sizes = dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), most)
+    folder = saved(Family(kind, known.get(kind, {}) | sizes), tmp_path)
+    found = table_positions(load_model(str(folder), torch.float32, CPU))
+    theirs, ids = AutoModelForCausalLM.from_pretrained(folder), torch.full((1, most + 1), 5)
+    theirs(ids[:, :most])
+    if found is None:
+        theirs(ids)
+    else:
+        assert found == Limit(most, TABLE)
+        with pytest.raises((IndexError, RuntimeError)):
+            theirs(ids)
+    assert (found is None) == (kind in ("gpt_neox", "qwen3_5_text"))
 
 
 ROTARY: dict[str, tuple[Family, Limit | None]] = {

@@ -22,6 +22,7 @@ tokenizer, else plain text ("User: ...", "Assistant: ..."). No token is added, s
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
@@ -80,7 +81,16 @@ class ChatFormat:
         says where it is from, `notes` what was changed in it.
         """
         if tokenizer.eos_token_id is None:
-            raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token, so no reply could ever end")
+            known = [tokenizer.convert_ids_to_tokens(token) for token in sorted(ends) if token < len(tokenizer)]
+            named = (
+                f'"eos_token": {json.dumps(known[0], ensure_ascii=False)}, as the settings of the model say'
+                if known
+                else "its eos_token"
+            )
+            raise UserError(
+                f"{tokenizer.name_or_path}: the tokenizer has no EOS token, so no reply could ever end; write {named}, "
+                "into tokenizer_config.json"
+            )
         self.tokenizer = tokenizer
         self.system = system
         self.notes: list[str] = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, PreTrainedModel
 
 from plaudit.data.chat import ChatFormat
@@ -49,6 +50,16 @@ FOLLOWS = (
     "positions up to which the model's rotary frequencies stay as they are (beyond them the longest row of a batch "
     "chooses those of all, so no number would be a row's own)"
 )
+
+TABLE = "positions that the model has a table for"
+LOOKUPS = {
+    torch.ops.aten.gather: 1,
+    torch.ops.aten.index_select: 1,
+    torch.ops.aten.slice: 1,
+    torch.ops.aten.index: None,
+}
+"""What reads rows of a tensor, and which argument says in which dimension."""
+PROBED = 7
 
 ALIKE = 1e-3
 """‖row − other‖ / ‖row‖ up to which two rows are one: what was trained apart is far above."""
@@ -91,7 +102,7 @@ def examine(
     if full_reward and (why := classifier_refused(model)) is not None:
         raise UserError(f"lora.stages.reward=null: {why}, and a reward model trained whole is one; train an adapter")
     learnt = learnt_positions(model)
-    longest = steady_positions(model, source) if learnt is None else Limit(learnt)
+    longest = table_positions(model) or steady_positions(model, source) if learnt is None else Limit(learnt)
     for lora in dict.fromkeys(one.model_dump_json() for one in adapters):
         settings = LoraSettings.model_validate_json(lora)
         chosen = adapted(model, settings.target_modules)
@@ -162,6 +173,38 @@ def learnt_positions(model: PreTrainedModel) -> int | None:
 def _is_positions(name: str) -> bool:
     leaf = name.rpartition(".")[2]
     return leaf == "wpe" or "position" in leaf
+
+
+class _Tables(TorchDispatchMode):
+    """Whether a pass over PROBED tokens reads some of the `rows` rows of a tensor, as of a table of positions."""
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.rows, self.found = rows, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (kind := func.overloadpacket) in LOOKUPS and args[0].dim():
+            place, shape = LOOKUPS[kind], args[0].shape
+            asked = (
+                [i for i, one in enumerate(args[1]) if one is not None] if place is None else args[place : place + 1]
+            )
+            # What is cut out of a state has the tokens as a dimension, or pieces of up to 256 of them.
+            a_state = kind is torch.ops.aten.slice and (PROBED in shape or self.rows <= 256)
+            self.found |= not a_state and any(shape[dim] == self.rows for dim in asked or [0])
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def table_positions(model: PreTrainedModel) -> Limit | None:
+    """The positions that a model keeps computed numbers for: rotations (GPT-J), waves (CTRL), a bias (MPT). A row that
+    is longer would be an IndexError in the middle of a run, and on a GPU the end of the process."""
+    config = model.config.get_text_config()
+    stated = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if not isinstance(stated, int):
+        return None
+    with _Tables(stated) as tables:
+        hidden_states(model, torch.arange(5, 5 + PROBED, device=model.device)[None])
+    return Limit(stated, TABLE) if tables.found else None
 
 
 @torch.no_grad()

@@ -39,10 +39,11 @@ from plaudit.data.files import whole_folder
 from plaudit.data.hashes import sha256, sha256_json
 from plaudit.data.templates.bake import OWN, TemplateSettings
 from plaudit.errors import UserError
-from plaudit.models.adapted import called, routes, sharing, sort_of
+from plaudit.models.adapted import called, routes, sharing
 from plaudit.models.both_forms import write_both_forms
 from plaudit.models.config import Quantise
 from plaudit.models.kernels.logits import know, learn_shape
+from plaudit.models.names import check_names
 from plaudit.models.quantised import quantise
 from plaudit.models.rounding import Rounding
 from plaudit.models.sources.adapters import ADAPTER, base_of, merge
@@ -277,19 +278,12 @@ def _read(kind: Any, source: str, dtype: torch.dtype, device: torch.device = CPU
     """The model of an auto class, no weight of it made up, read onto the device tensor by tensor."""
     if device.type != "cpu":
         more["device_map"] = {"": device}
+    more["return_dict"] = True  # some old config.json says no, and then a model gives bare tuples
     with _loading(source):
         model, info = kind.from_pretrained(
             source, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **more
         )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(f"model: {source}: the weights lack {', '.join(missing[:3])}; transformers would make them up")
-    places = {sort_of(name) for name in model.state_dict()}
-    if lost := [name for name in sorted(info["unexpected_keys"]) if sort_of(name) in places]:
-        raise UserError(
-            f"model: {source}: the weights hold {lost[0]}, and the model of config.json has fewer layers; "
-            "give the config.json that belongs to them"
-        )
+    check_names(source, model, info["missing_keys"], info["unexpected_keys"])
     return model
 
 
@@ -324,7 +318,7 @@ def check_config(source: Path) -> None:
             f"model: {source}: transformers has no causal language model for the type {config.model_type!r}; of a "
             "model for text and images give the text model's checkpoint"
         )
-    if getattr(config, "quantization_config", None) is not None:
+    if any(getattr(part, "quantization_config", None) is not None for part in (config, config.get_text_config())):
         raise UserError(
             f"model: {source}: its weights are quantised (quantization_config), so adapters could not be merged into "
             "them; give the checkpoint it was made from, or one that is dequantised"

@@ -19,7 +19,7 @@ SETTINGS = (
     "special_tokens_map.json",
     INDEX,
 )
-FEW_BITS = ("I8", "U8", "F4", "F6", "F8")
+FEW_BITS = ("I8", "U8", "F4", "F6_", "F8")
 """Beginnings of safetensors' names of formats that mean nothing without a scale."""
 POINTER = b"version https://git-lfs"
 
