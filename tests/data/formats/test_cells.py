@@ -8,7 +8,7 @@ import pytest
 
 from plaudit.data.formats.reader import Reader
 from plaudit.errors import UserError
-from plaudit.records import Demonstration, Message, Ranking
+from plaudit.records import Completion, Demonstration, Labelled, Message, Prompt, Ranking, preferences_of
 
 Q, SNAILS, CATS = "What eats moss?", "The snail eats it.", "A cat eats it."
 
@@ -70,3 +70,27 @@ def test_a_dialogue_as_prompt_is_its_turns(tmp_path: Path) -> None:
 def test_marks_of_who_speaks_are_no_prompt(head: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a mark of who speaks.*write messages with roles"):
         only(tmp_path, {"chosen": head + SNAILS, "rejected": head + CATS})
+
+
+ODD = [
+    "nan",
+    "#NAME?",
+    '[{"role": "assistant", "content": "x"}]',
+    "[{'role': 'assistant', 'content': 'x'}]",
+    "\n\nHuman: x\n\nAssistant:",
+    f"{Q} {SNAILS}",
+    "tie",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_we_write_is_read_as_it_was(text: str, tmp_path: Path) -> None:
+    """The rows of our own files hold texts that were meant, whatever they look like."""
+    for asked in (Q, text):
+        prompt = Prompt("7", (Message("user", asked),), "garden", "test")
+        ranking = Ranking(prompt, (Completion(text), Completion(CATS)), (1, 2))
+        for record in (prompt, Demonstration(prompt, text), Labelled(prompt, text, False, "Ann"), ranking):
+            assert only(tmp_path, record.as_json())[0] == record
+        (pair,) = preferences_of(ranking)
+        read = only(tmp_path, pair.as_json())[0]
+        assert (read.prompt.messages, read.replies, read.ranks) == (prompt.messages, ranking.replies, (1, 2))

@@ -27,7 +27,10 @@ Say = Callable[[str], None]
 
 
 def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
-    """The row with messages where a text spells them; UserError for a text that stands for none."""
+    """The row with messages where a text spells them; UserError for a text that stands for none. A row whose prompt is
+    messages already, as in what we write, is from no table: its texts are what they are."""
+    if isinstance(row.get("prompt"), list):
+        return row
     for key in _TEXTS:
         value = row.get(key)
         if isinstance(value, str) and value.strip().lower() in _MISSING:

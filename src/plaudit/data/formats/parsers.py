@@ -181,16 +181,16 @@ def _pair(place: str, number: int, row: dict[str, Any]) -> Ranking:
         prompt = _prompt(place, number, row, heads[0])
     else:
         replies = (_reply(place, "chosen", chosen), _reply(place, "rejected", rejected))
+        if not replies[0].strip() and replies[1].strip():
+            raise UserError(
+                f"{place}: field 'chosen' has no reply, which cannot be the better one; write it or delete the row"
+            )
         if "prompt" in row:
             prompt = _asked(place, number, row)
         else:
             shared = _shared_start(place, *replies)
             prompt = _prompt(place, number, row, conversation(place, "chosen", shared.strip(), "user"))
             replies = (replies[0][len(shared) :].strip(), replies[1][len(shared) :].strip())
-    if not replies[0].strip() and replies[1].strip():
-        raise UserError(
-            f"{place}: field 'chosen' has no reply, which cannot be the better one; write it or delete the row"
-        )
     return Ranking(prompt, (Completion(replies[0]), Completion(replies[1])), (1, 2))
 
 
