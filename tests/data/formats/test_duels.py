@@ -125,3 +125,12 @@ def test_a_conversation_keeps_the_turns_before_the_prompt(tmp_path: Path) -> Non
     assert "'conversation_a' must end with an assistant message" in refusal(tmp_path, {**short, "winner": "a"})
     both["conversation_b"][-1]["tool_calls"] = [{"name": "f"}]  # type: ignore[assignment]
     assert "the key 'tool_calls', which a text cannot hold" in refusal(tmp_path, {"prompt": Q, **both, "winner": "a"})
+
+
+@pytest.mark.parametrize("prompt", [5, {"text": Q}, "  ", [5], [{"role": "user"}]])
+def test_a_prompt_that_is_none_is_refused_beside_conversations(prompt: Any, tmp_path: Path) -> None:
+    both = {"conversation_a": talk(Q, SNAILS), "conversation_b": talk(Q, CATS)}
+    if prompt == "  ":
+        assert read(tmp_path, {"prompt": prompt, **both, "winner": "a"}).prompt.text == Q
+    else:
+        assert refusal(tmp_path, {"prompt": prompt, **both, "winner": "a"})

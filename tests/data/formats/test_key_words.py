@@ -149,3 +149,9 @@ def test_replies_that_begin_with_their_prompt_are_refused(tmp_path: Path) -> Non
 def test_an_empty_reply_is_not_the_better_one(tmp_path: Path) -> None:
     assert "'chosen' has no reply" in refusal(tmp_path, {**PAIR, "chosen": " "})
     assert only(tmp_path, {**PAIR, "rejected": ""})[0].replies[1].text == ""
+
+
+def test_values_of_other_kinds_are_refused_and_not_tripped_over(tmp_path: Path) -> None:
+    assert "'messages' must be" in refusal(tmp_path, {"messages": 5, "prompt": ""})
+    assert "is none of the messages" in refusal(tmp_path, {"messages": 5, "prompt": Q})
+    assert only(tmp_path, {**DONE, "id": 10**400})[0].prompt.id == "1" + "0" * 400

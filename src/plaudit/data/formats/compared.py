@@ -18,11 +18,18 @@ from plaudit.data.formats.rows import shown
 from plaudit.errors import UserError
 
 _SIDES = {"left": 0, "right": 1}
+# Exports of our own that hold every label as it was given, also those that are no training data.
+_OF_PEOPLE = {"table": {"seq", "person", "verdict", "reply_1"}, "ledger": {"seq", "task", "replies", "gold"}}
 
 
 def chosen_between(place: str, row: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """A task of Label Studio as a row of format votes, OpenAI's outputs as one of format pairs, a comparison of
     summaries as one of format rankings; any other row as it is."""
+    if own := next((name for name, keys in _OF_PEOPLE.items() if keys <= row.keys()), None):
+        raise UserError(
+            f"{place}: this is what `plaudit label export --format {own}` writes, to be looked at; to train on the "
+            "labels export them with --format rankings, or demonstrations"
+        )
     if {"data", "annotations"} <= row.keys():
         say("tasks of Label Studio, a vote for each annotation")
         return _label_studio(place, row)

@@ -121,8 +121,11 @@ def _apart(place: str, row: dict[str, Any], duel: Duel) -> tuple[Any, list[Any]]
             f"{place}: fields {duel.first!r} and {duel.second!r} continue different prompts; they may differ in their "
             "last assistant message only: take the row out"
         )
-    given = [{"role": "user", "content": asked}] if isinstance(asked, str) and asked.strip() else asked or []
-    given = [_message(place, turn) for turn in given]
+    if asked and not isinstance(asked, (str, list)):
+        return asked, said  # which is no prompt, as whoever reads it says
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": asked}] if asked.strip() else []
+    given = [_message(place, turn) for turn in asked or []]
     if before and given and before[-len(given) :] != given:
         raise UserError(f"{place}: fields {duel.first!r} and {duel.second!r} do not continue the field 'prompt'")
     return before or given, [talk[-1]["content"] for talk in talks]

@@ -80,7 +80,8 @@ def _in_turn(place: str, field: str, messages: list[Message], ends: str) -> tupl
     roles = roles if len(roles) <= 160 else f"{roles[:160]}…"
     if turns[-1:] != [ends]:
         who = "a user" if ends == "user" else "an assistant"
-        raise UserError(f"{place}: field {field!r} must end with {who} message; found {roles}")
+        fix = "delete what stands after it" if ends in turns else "write one, or delete the row"
+        raise UserError(f"{place}: field {field!r} must end with {who} message; found {roles}; {fix}")
     if any(message.role == "system" for message in messages[1:]) or turns != expected:
         raise UserError(
             f"{place}: field {field!r} must be an optional system message, then user and assistant in turn; found "

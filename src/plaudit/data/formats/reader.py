@@ -281,7 +281,8 @@ class Reader:
 def _is_said(text: Any, row: dict[str, Any]) -> bool:
     """Whether a text is that of one of the row's messages."""
     turns = row.get("messages", row.get("conversations"))
-    said = (turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, dict)) if turns else ()
+    found = turns if isinstance(turns, list) else []
+    said = (turn.get("content", turn.get("value")) for turn in found if isinstance(turn, dict))
     return any(isinstance(one, str) and one.strip() == str(text).strip() for one in said)
 
 

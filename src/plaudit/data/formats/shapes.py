@@ -71,7 +71,7 @@ def shaped(place: str, row: dict[str, Any], say: Say, given: str | None = None) 
         row = bare
     for name in ("id", "annotator"):  # people are numbered as rows are
         if isinstance(row.get(name), (int, float)) and not isinstance(row[name], bool):
-            row[name] = f"{row[name]:.0f}" if float(row[name]).is_integer() else str(row[name])
+            row[name] = str(row[name]).removesuffix(".0")
     row = read_cells(place, _renamed(row, say), say)
     if isinstance(row.get("conversations"), list):
         row["conversations"] = [_turn(turn) for turn in row["conversations"]]
