@@ -127,7 +127,7 @@ def _lines(by_kind: Mapping[str, list[Found]], model: str, to: Path, people: boo
     lines += [
         "ppo:",
         _line("  updates: 20", "rounds of sampling and training"),
-        _line("  kl_coef: 0.05", "β: higher stays nearer to the SFT model"),
+        _line("  kl_coef: 0.1", "β: higher stays nearer to the SFT model"),
     ]
     return lines
 

@@ -70,7 +70,7 @@ class PPOConfig(StrictConfig):
     """Updates at the start in which the critic learns and the policy stands still."""
     entropy_coef: float = Field(0.0, ge=0)
     """c2: weight of the entropy bonus."""
-    kl_coef: float = Field(0.05, ge=0)
+    kl_coef: float = Field(0.1, ge=0)
     """β: KL penalty per token, in units of the whitened score."""
     kl_penalty: KLEstimator | Literal["loss"] = "k1"
     """The penalty in the reward of each token by an estimate of the KL (k1 has the KL's gradient; k2 and k3 are never
