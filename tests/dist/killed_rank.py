@@ -1,8 +1,12 @@
 """The command line as a rank that torchrun starts, killed in the middle: `killed_rank.py KILLS COMMAND...`.
 
-KILLS is a JSON list with a kill for each time that the ranks are started, [rank, stage, calls]: that rank sends itself
-SIGKILL in so-manieth call of the stage that does work (a backward pass, a sampled batch). Where the list is at its end
-nobody is killed.
+KILLS is a JSON list with a kill for each time that the ranks are started, [rank, stage, calls, moment]: that rank sends
+itself SIGKILL in so-manieth such moment of the stage. Where the list is at its end nobody is killed. The moments:
+
+work   before a backward pass, or a batch is sampled; it is this one where none is named
+sum    after the gradients of all ranks are added up, before the optimiser's step
+half   in the middle of a checkpoint, of which everything but the manifest is written; the first rank alone writes one
+end    when the stage has ended, before it is in the run's manifest
 """
 
 import json
@@ -15,15 +19,26 @@ from typing import Any
 import torch
 
 from plaudit.cli import main as cli
+from plaudit.dist.ranks import Ranks
 from plaudit.rollout.inprocess import InProcessEngine
+from plaudit.run import checkpoint
+from plaudit.run.folder import FollowedFolder, RunFolder
 from plaudit.stages import pipeline
+
+PLACES: dict[str, list[tuple[Any, str]]] = {
+    "work": [(torch.Tensor, "backward"), (InProcessEngine, "generate")],
+    "sum": [(Ranks, "add_gradients")],
+    "half": [(checkpoint, "_write_file")],
+    "end": [(RunFolder, "end"), (FollowedFolder, "end")],
+}
+"""Where each moment comes by."""
 
 
 def strike() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill(stage: str, calls: int, strike: Callable[[], None] = strike) -> None:
+def kill(stage: str, calls: int, moment: str = "work", strike: Callable[[], None] = strike) -> None:
     """See above; the stage is the one that was begun last."""
     running, done = "", 0
     run_stage = pipeline.run_stage
@@ -33,19 +48,28 @@ def kill(stage: str, calls: int, strike: Callable[[], None] = strike) -> None:
         running = name
         run_stage(name, *rest)
 
+    def comes(*arguments: Any) -> None:
+        nonlocal done
+        if running != stage or (moment == "half" and arguments[0].name != checkpoint.MANIFEST):
+            return
+        done += 1
+        if done == calls:
+            strike()
+
     def counted(real: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal done
-            done += running == stage
-            if running == stage and done == calls:
-                strike()
-            return real(*arguments, **options)
+            if moment != "sum":
+                comes(*arguments)
+                return real(*arguments, **options)
+            real(*arguments, **options)
+            comes()
+            return None
 
         return call
 
     pipeline.run_stage = begun
-    torch.Tensor.backward = counted(torch.Tensor.backward)  # type: ignore[method-assign]
-    InProcessEngine.generate = counted(InProcessEngine.generate)  # type: ignore[method-assign]
+    for where, name in PLACES[moment]:
+        setattr(where, name, counted(getattr(where, name)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a worker of Ray does, struck in the middle: in so-manieth call of a stage that does work, as `killed_rank.py`
-has it, it sends a signal to itself or to the process that launched it, once: a file says that it was. After one that
-asks for an end it waits until that was heard, however quick the run is."""
+"""What a worker of Ray does, struck in the middle: in a moment of a stage, as `killed_rank.py` has them, it sends a
+signal to itself or to the process that launched it. A file counts the signals. After one that asks for an end it waits
+until that was heard, however quick the run is."""
 
 import json
 import os
@@ -17,7 +17,9 @@ from plaudit.run.stopping import STOP
 HEARD = 60.0
 
 
-def strike(whom: str, number: int) -> None:
+def strike(counted: Path, whom: str, number: int) -> None:
+    with counted.open("a") as handle:
+        handle.write("x")
     os.kill(os.getpid() if whom == "worker" else int(os.environ["LAUNCHER"]), number)
     until = time.monotonic() + HEARD
     while STOP.asked is None and time.monotonic() < until:
@@ -25,11 +27,13 @@ def strike(whom: str, number: int) -> None:
 
 
 def work(config: dict[str, Any]) -> None:
-    rank, stage, calls, whom, number = json.loads(os.environ["STRIKE"])
-    once = Path(config["scratch"], "struck")
-    if int(os.environ["RANK"]) == rank and not once.exists():
-        once.touch()
-        kill(stage, calls, partial(strike, whom, number))
+    """STRIKES is a JSON list with a strike for each time that the workers are started, [rank, stage, calls, moment,
+    whom, signal]."""
+    strikes, counted = json.loads(os.environ["STRIKES"]), Path(config["scratch"], "struck")
+    done = counted.stat().st_size if counted.exists() else 0
+    if done < len(strikes) and strikes[done][0] == int(os.environ["RANK"]):
+        _, stage, calls, moment, whom, number = strikes[done]
+        kill(stage, calls, moment, partial(strike, counted, whom, number))
     REAL(config)
 
 
