@@ -60,6 +60,7 @@ def test_the_verdict_is_read_as_it_is_meant(row: dict[str, Any], ranks: tuple[in
         ({**ONE, "winner": -2}, "found -2"),
         ({**ONE, "winner": 0}, "found 0"),
         ({**ZERO, "winner": 2}, "found 2"),
+        ({**ONE, "winner": 1, "preference_strength": 2}, "fit strength and winner: ambiguous"),
         ({**TWO, "worse": "a"}, "('worse' names the worse one); say which does"),
         ({**TWO, "worst answer": "a"}, "names the worse one"),
         ({**TWO, "verdict": "not a"}, "'verdict' must say which"),

@@ -41,7 +41,9 @@ def fits(row: dict[str, Any]) -> list[str]:
     """The formats that a row's keys fit; a row of none or of several is not understood."""
     own = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca"}
     names = [name for key, name in own.items() if key in row]
-    duel = duel_of(tuple(row)) if "rejected" not in row and "preference_strength" not in row else None
+    duel = duel_of(tuple(row)) if "rejected" not in row else None
+    if duel is not None and "preference_strength" in row:
+        return [*names, "strength", *(["winner"] if duel.verdict not in ((), ("preference_strength",)) else [])]
     if duel is not None and duel.verdict:
         return [*names, "winner"]
     if "completion" in row:
