@@ -128,10 +128,13 @@ def test_bfloat16_keeps_a_small_adapter(bias: bool) -> None:
         forward, backward = (((found * delta).sum() / delta.square().sum()).item() for found, delta in pairs)
         return forward, backward
 
-    with_peft = kept()
+    with_peft, as_peft = kept(), copy.deepcopy(model)
     fuse(model)
     assert max(with_peft) < 0.8
     assert kept() == pytest.approx((1.0, 1.0), abs=0.1)
+    fuse(as_peft, base_first=True)
+    layer = as_peft.base_model.model[0]
+    assert kept()[0] == pytest.approx(with_peft[0], abs=0.05)
 
 
 def test_without_adapters_and_with_another_one() -> None:

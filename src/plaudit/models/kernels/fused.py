@@ -24,8 +24,9 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read one input, called in this order."""
 
 
-def fuse(model: nn.Module, *, norms: bool = True) -> None:
-    """Let the LoRA layers and, with `norms`, the frozen RMS norms of `model` compute in one step each."""
+def fuse(model: nn.Module, *, norms: bool = True, base_first: bool = False) -> None:
+    """Let the LoRA layers and, with `norms`, the frozen RMS norms of `model` compute in one step each. With
+    `base_first` the base's product is rounded before the low-rank one is added, as PEFT does it, and vLLM."""
     if libraries_only():
         return
     joined: set[nn.Module] = set()
@@ -35,10 +36,10 @@ def fuse(model: nn.Module, *, norms: bool = True) -> None:
         for names in SIBLINGS:
             layers = [child for name, child in module.named_children() if name in names and _is_lora(child)]
             if layers:
-                _Family(layers)
+                _Family(layers, base_first)
                 joined.update(layers)
         if _is_lora(module) and module not in joined:
-            _Family([module])
+            _Family([module], base_first)
 
 
 def _is_lora(module: nn.Module) -> bool:
@@ -53,7 +54,9 @@ class _Lora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scaling: float, count: int, *parts: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, scaling: float, base_first: bool, count: int, *parts: Tensor
+    ) -> tuple[Tensor, ...]:
         """`parts`: W of `count` layers, then their A, B and, where they have one, b; returns their y."""
         x_ND = x.reshape(-1, x.shape[-1])
         weights, a, b, biases = (parts[start : start + count] for start in range(0, 4 * count, count))
@@ -63,7 +66,9 @@ class _Lora(torch.autograd.Function):
         for i, u_Nr in enumerate(u_NR.split(ranks, dim=1)):
             # The small product first: the large one adds to it before it rounds. Added to what is rounded already, an
             # adapter of less than half a step of bfloat16 would be lost whole, and such are all when they begin.
-            y_NO = (u_Nr @ b[i].T).addmm_(x_ND, weights[i].T)
+            low, whole = (u_Nr, b[i].T), (x_ND, weights[i].T)
+            first, then = (whole, low) if base_first else (low, whole)
+            y_NO = (first[0] @ first[1]).addmm_(*then)
             if biases:
                 y_NO += biases[i]
             # No view: some models add to a layer's output in place (Llama 4's shared experts).
@@ -77,7 +82,7 @@ class _Lora(torch.autograd.Function):
         x_ND, u_NR, a_RD, *rest = ctx.saved_tensors
         count = len(ctx.ranks)
         weights, b = rest[:count], rest[count:]
-        needs_x, _, _, *needs = ctx.needs_input_grad
+        needs_x, _, _, _, *needs = ctx.needs_input_grad
         g_NO = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
         parts_v = [g @ one for g, one in zip(g_NO, b, strict=True)]
         v_NR = (parts_v[0] if count == 1 else torch.cat(parts_v, dim=1)).mul_(ctx.scaling)
@@ -92,7 +97,7 @@ class _Lora(torch.autograd.Function):
         grad_a = (v_NR.T @ x_ND).split(ctx.ranks) if learns else nothing
         us = u_NR.split(ctx.ranks, dim=1)
         grad_b = [g.T @ u for g, u in zip(g_NO, us, strict=True)] if learns else nothing
-        return (grad_x, None, None, *nothing, *grad_a, *grad_b, *[None] * (len(needs) - 3 * count))
+        return (grad_x, None, None, None, *nothing, *grad_a, *grad_b, *[None] * (len(needs) - 3 * count))
 
 
 class _Family:
@@ -101,8 +106,8 @@ class _Family:
     Where one of them cannot (another adapter, a variant of LoRA) each computes for itself, by PEFT if it must.
     """
 
-    def __init__(self, layers: list[nn.Module]):
-        self.layers = layers
+    def __init__(self, layers: list[nn.Module], base_first: bool):
+        self.layers, self.base_first = layers, base_first
         self.x: Tensor | None = None
         self.outputs: tuple[Tensor, ...] = ()
         for place, layer in enumerate(layers):
@@ -123,9 +128,10 @@ class _Family:
             every = [mine, *(_parts(other, x) for other in self.layers[1:])] if place == 0 else [mine]
             alike = [one for one in every if one is not None and one[1] == scaling and len(one[0]) == len(parts)]
             if len(alike) == 1 or len(alike) < len(every):
-                return _Lora.apply(x, scaling, 1, *parts)[0]
+                return _Lora.apply(x, scaling, self.base_first, 1, *parts)[0]
             self.x = x
-            self.outputs = _Lora.apply(x, scaling, len(alike), *chain(*zip(*(one[0] for one in alike), strict=True)))
+            each = chain(*zip(*(one[0] for one in alike), strict=True))
+            self.outputs = _Lora.apply(x, scaling, self.base_first, len(alike), *each)
             return self.outputs[0]
 
         return forward

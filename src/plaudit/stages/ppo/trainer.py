@@ -134,7 +134,9 @@ def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles
         (load_model(str(run.last_policy), run.machine.dtype, run.machine.device), None) if moved else run.base()
     )
     if run.lora is not None:
-        common |= {"lora": run.lora, "seed": run.seed, "under": under}
+        # A served sampler loses what bfloat16 loses of a small adapter in its own order: the policy is to be its like.
+        served = run.rollout.engine == "vllm"
+        common |= {"lora": run.lora, "seed": run.seed, "under": under, "base_first": served}
         return Roles(base, trained="policy", reward=reward, critic=critic, **common)
     others = Roles(base, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
     policy = copy.deepcopy(base) if moved else run.base()[0]
