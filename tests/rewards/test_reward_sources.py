@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from conftest import LITTLE, TINY, RewardServer, make_tokenizer, tiny_stage
 from plaudit.algo.rewards import weighted_scores
-from plaudit.data.chat import ChatFormat, ids_of
+from plaudit.data.chat import ChatFormat
 from plaudit.data.hashes import sha256
 from plaudit.errors import RunStopped, UserError
 from plaudit.models.tokens import pad_right
@@ -137,7 +137,7 @@ def batch(tiny_run: Callable[..., Run], trained: Path, tmp_path: Path) -> tuple[
     chat = run.chat(run.sft_model)
     prompts = [*run.split("train")[:3], run.split("train")[2]]
     texts = ["It is good.", "e", "", "better, eh?"]
-    replies = [[*ids_of(chat.tokenizer, text), chat.eos_id] for text in texts]
+    replies = [[*chat.spelling.ids(text), chat.eos_id] for text in texts]
     tokens = pad_right([chat.prompt_ids(p.messages) for p in prompts], replies, chat.pad_id, torch.device("cpu"))
     return run, chat, prompts, tokens, texts
 
