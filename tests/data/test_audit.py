@@ -351,10 +351,9 @@ def test_convert_writes_canonical_rows_and_sets_bad_ones_aside(tmp_path: Path, p
     assert written[0] == {
         "id": "1",
         "kind": "instruction",
-        "split": "train",
         "prompt": [{"role": "user", "content": "Say 0"}],
         "completion": "It is 0.",
-    }
+    }, "and no split that nobody named: a run divides the rows"
     assert [row["id"] for row in written] == ["1", "2", "3", "5", "6"]
     (aside,) = [json.loads(line) for line in (tmp_path / "out.quarantine.jsonl").read_text().splitlines()]
     assert aside["place"] == f"{path}:4" and aside["raw"] == '{"instruction": "x"'
