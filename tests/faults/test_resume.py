@@ -117,8 +117,9 @@ def left(folder: Path) -> dict[str, str]:
             older = saved in file.parents and any(step in file.parts for step in steps[:-1])
             inner = saved in file.parents and file.name == "manifest.json"  # it lists times.json
             if file.is_file() and file.name not in TIMED and not older and not inner:
-                # An adapter names the folder of its base.
-                there = file.read_bytes().replace(str(folder).encode(), b"RUN")
+                # An adapter names the folder of its base, which may be of the round before.
+                run = folder.parent if folder.name.startswith("round-") else folder
+                there = file.read_bytes().replace(str(run).encode(), b"RUN")
                 found[str(file.relative_to(folder))] = hashlib.sha256(there).hexdigest()
         summary = json.loads((folder / stage / "summary.json").read_text())
         exact = {name: value for name, value in summary.items() if name not in SECONDS}
