@@ -114,8 +114,9 @@ def killed(both: tuple[Path, str], home: Path, kills: Sequence[tuple[Any, ...]])
     code, out, err = torchrun(unbroken.parent, *changes, script=script, options=options, starts=starts)
     assert code == 0, out + err
     assert out.count("The processes were started anew: the run goes on") == len(kills), out
-    for stage in TRAINED:
-        assert out.count(f"Resuming {stage} after step ") == sum(kill[1] == stage for kill in kills), stage
+    for stage in TRAINED:  # a kill before the first checkpoint is whole begins the stage anew
+        times = sum(kill[1] == stage for kill in kills)
+        assert min(times, 1) <= out.count(f"Resuming {stage} after step ") <= times, stage
     assert survive.differences(unbroken, home / "run") == []
 
 
