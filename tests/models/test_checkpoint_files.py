@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_families import Family, built
-from transformers import PreTrainedModel
+from transformers import EncodecConfig, MusicgenConfig, MusicgenDecoderConfig, PreTrainedModel, T5Config
 
 from conftest import CPU, make_model, make_tokenizer
 from plaudit.dist.machine import choose_machine
 from plaudit.errors import UserError
 from plaudit.models.examine import examine
-from plaudit.models.load import check_readable, load_chat, load_model, load_tokenizer, resolve
+from plaudit.models.load import check_config, check_readable, load_chat, load_model, load_tokenizer, resolve
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -263,3 +263,15 @@ def test_nobody_is_asked_whether_a_models_own_code_may_run(
     edit(folder / "tokenizer_config.json", lambda v: v.update(auto_map={"AutoTokenizer": ["mine.Words", None]}))
     shutil.copy(whole / "config.json", folder)
     assert load_tokenizer(str(folder)).eos_token == make_tokenizer().eos_token
+
+
+def test_a_config_of_two_texts_is_looked_at_in_all_its_parts(tmp_path: Path) -> None:
+    """MusicGen has a text encoder and a decoder: which one is *the* text, transformers refuses to say."""
+    parts = (T5Config(), EncodecConfig(), MusicgenDecoderConfig())
+    config = MusicgenConfig(**dict(zip(("text_encoder", "audio_encoder", "decoder"), parts, strict=True)))
+    config.save_pretrained(tmp_path / "plain")
+    check_config(tmp_path / "plain")
+    config.decoder.quantization_config = {"quant_method": "gptq", "bits": 4}
+    config.save_pretrained(tmp_path / "few")
+    with pytest.raises(UserError, match="its weights are quantised"):
+        check_config(tmp_path / "few")

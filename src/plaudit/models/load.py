@@ -28,6 +28,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import __version__ as VERSION
@@ -318,7 +319,8 @@ def check_config(source: Path) -> None:
             f"model: {source}: transformers has no causal language model for the type {config.model_type!r}; of a "
             "model for text and images give the text model's checkpoint"
         )
-    if any(getattr(part, "quantization_config", None) is not None for part in (config, config.get_text_config())):
+    parts = [config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))]
+    if any(getattr(part, "quantization_config", None) is not None for part in parts):
         raise UserError(
             f"model: {source}: its weights are quantised (quantization_config), so adapters could not be merged into "
             "them; give the checkpoint it was made from, or one that is dequantised"
