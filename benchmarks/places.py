@@ -51,7 +51,7 @@ def engine_of(model: PreTrainedModel, way: str, one_in: int) -> InProcessEngine:
     decoder = FusedDecoder(model)
     fixed, joins = WAYS[way]
     decoder.fixed, decoder.joins = fixed, joins
-    for product in decoder.products.values():
+    for product, _ in decoder.products.values():
         product.fixed = fixed
     decoder.head.fixed = fixed
     ends = range(0, VOCABULARY, one_in) if one_in < VOCABULARY else [-1]

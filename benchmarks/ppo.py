@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 import arithmetic
 import task
-from plaudit.data.files import write_rows
+from plaudit.data.files import write_json, write_rows
 from plaudit.dist.machine import choose_machine
 from plaudit.models.load import load_tokenizer, resolve
 from plaudit.run.metrics import read_metrics
@@ -91,7 +91,9 @@ def measure(model: str, updates: int, seed: int, dtype: str, overrides: list[str
         prompts = prompts_of(resolve(model))
         read, run = begin(home, model, prompts, recipe(updates, seed), overrides, dtype, closes=True)
         with run.folder:
-            write_rows(run.folder.stage("preferences") / "rankings.jsonl", rankings_of(prompts))
+            rankings, made = rankings_of(prompts), run.folder.stage("preferences")
+            write_rows(made / "rankings.jsonl", rankings)
+            write_json(made / "summary.json", {"rankings": len(rankings)})
         stage("reward", home / "recipe.yaml", overrides)
         peak = stage("ppo", home / "recipe.yaml", overrides)
         done = run.folder.path / "ppo"

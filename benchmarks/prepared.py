@@ -53,6 +53,8 @@ def begin(
         with torch.no_grad():
             sft.get_input_embeddings().weight[never] = 0
             sft.get_output_embeddings().weight[never] = 0
+    # A reply would end where the model's own settings say that a text does.
+    sft.config.eos_token_id = sft.generation_config.eos_token_id = never
     save_model(sft, tokenizer, home / "model")
     # No stage of these runs reads a test prompt or a demonstration, but a recipe has them.
     test = {"id": "test", "kind": "test", "split": "test", "prompt": "The last row of this file"}

@@ -21,6 +21,7 @@ from plaudit.models.kernels import fused_decoder
 from plaudit.models.kernels.attention import hidden_states
 from plaudit.models.kernels.decoder import Decoder, LibraryDecoder, cache_name, rounding
 from plaudit.models.kernels.fused_decoder import FusedDecoder
+from plaudit.models.kernels.merge import merge_into
 
 SIZES = {
     "vocab_size": 300,
@@ -145,9 +146,31 @@ def test_loaded_weights_are_the_ones_used(dtype: torch.dtype) -> None:
     bound = {torch.float32: 1e-4, torch.bfloat16: 0.04}[dtype]
     expected = decoded(LibraryDecoder(other), 5).float()
     assert (decoded(decoder, 5).float() - expected).norm() < bound * expected.norm()
-    packed = {name for name, product in decoder.products.items() if product.packed is not None}
-    assert packed == (set(decoder.products) if dtype == torch.bfloat16 else set())
-    assert all(product.linear.weight.numel() == 0 for name, product in decoder.products.items() if name in packed)
+    weights = dict(model.named_parameters())
+    products = {name: product for name, (product, _) in decoder.products.items()}
+    assert len(set(products.values())) == 5 * len(decoder.layers), "queries, keys and values are one product"
+    packed = {name for name, product in products.items() if product.packed is not None}
+    assert packed == (set(products) if dtype == torch.bfloat16 else set())
+    assert all(weights[name].numel() == 0 and products[name].weight is None for name in packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_of_the_layers_of_a_product_are_loaded(dtype: torch.dtype) -> None:
+    """An adapter on a few layers changes no other: before the first load of all, and behind it."""
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bfloat16 products")
+    config = KNOWN["llama with biases"]
+    model, other, third = (build(config, dtype, seed=seed) for seed in range(3))
+    decoder = FusedDecoder.of(model)
+    assert decoder is not None
+    expected = build(config, dtype, seed=0)
+    for source, chosen in ((other, ("q_proj", "v_proj")), (third, ("k_proj", "down_proj")), (other, ("k_proj",))):
+        few = {name: weight for name, weight in source.named_parameters() if any(part in name for part in chosen)}
+        decoder.load((name, weight.detach()) for name, weight in few.items())
+        merge_into(expected, iter(few.items()))
+        bound = {torch.float32: 1e-4, torch.bfloat16: 0.04}[dtype]
+        wanted = decoded(LibraryDecoder(expected), 5).float()
+        assert (decoded(decoder, 5).float() - wanted).norm() < bound * wanted.norm()
 
 
 class Noted:

@@ -11,7 +11,7 @@ with transformers on a probe. Every other model is decoded by transformers.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -40,9 +40,8 @@ class _Layer:
     """The parts of one layer and its cache, [B, key heads, columns, D] each."""
 
     norm: nn.Module
-    q: Product
-    k: Product
-    v: Product
+    qkv: tuple[Product, ...]
+    """Queries, keys and values side by side: one product, or three where the layers are not alike."""
     q_norm: nn.Module | None
     k_norm: nn.Module | None
     out: Product
@@ -80,13 +79,17 @@ class FusedDecoder:
         config = model.config.get_text_config()
         self.model = model
         self.trunk = trunk_of(model)
-        self.products: dict[str, Product] = {}
+        self.products: dict[str, tuple[Product, int]] = {}
+        """Of each weight, by its name, the product and its place in it."""
         names = {module: name for name, module in model.named_modules()}
 
-        def product(linear: nn.Linear) -> Product:
-            if type(linear) is not nn.Linear:
-                raise AttributeError(f"{names[linear]} is no plain linear layer")
-            return self.products.setdefault(f"{names[linear]}.weight", Product(linear))
+        def product(*linears: nn.Linear) -> Product:
+            for linear in linears:
+                if type(linear) is not nn.Linear:
+                    raise AttributeError(f"{names[linear]} is no plain linear layer")
+            made = Product(linears)
+            self.products |= {f"{names[linear]}.weight": (made, part) for part, linear in enumerate(linears)}
+            return made
 
         self.layers = [_take_over(layer, product) for layer in self.trunk.layers]
         attention = self.trunk.layers[0].self_attn
@@ -98,7 +101,7 @@ class FusedDecoder:
         self.rotary: nn.Module = self.trunk.rotary_emb
         self.norm: nn.Module = self.trunk.norm
         # Its weight is often the embedding's too, so it stays as it is beside the one that is laid out.
-        self.head = Product(model.get_output_embeddings())
+        self.head = Product([model.get_output_embeddings()])
         self.freed = False
         self.fixed = self.joins = model.device.type == "cpu"
         """Whether a row's bits are its own, so that replies may take each other's place."""
@@ -143,19 +146,21 @@ class FusedDecoder:
         others = []
         for name, weight in weights:
             if name in self.products:
-                self.products[name].load(weight)
+                product, part = self.products[name]
+                product.load(part, weight)
             else:
                 others.append((name, weight))
         merge_into(self.model, iter(others))
-        if others and self.head.packed is not None:  # the head, or the embedding that is one with it, may be among them
-            self.head.load(self.head.linear.weight)
-        for product in self.products.values():
-            if product.packed is not None:
-                product.linear.weight.data = product.linear.weight.new_empty(0)
+        for product in {product for product, _ in self.products.values()}:
+            product.settle()
+            product.free()
+        if others:  # the head, or the embedding that is one with it, may be among them
+            self.head.settle()
         if not self.freed and self.head.packed is not None:
             # What is left is a view of the file it was read from, which stays mapped as long as one view is there.
             for parameter in self.model.parameters():
                 parameter.data = parameter.data.clone()
+            self.head.weight = self.model.get_output_embeddings().weight.detach()
             self.freed = True
 
     @torch.no_grad()
@@ -209,7 +214,10 @@ class FusedDecoder:
         ]
         positions_N = torch.cat([torch.arange(width, device=rows.device) for width in widths])
         starts = [0, *accumulate(widths)]
-        spans = list(zip(rows.split(1), starts, widths, strict=False)) if self.fixed else [(rows, 0, widths[0])]
+        # Neighbours of one width attend as one batch, in which they do not see each other.
+        alike = [len(list(same)) for _, same in groupby(widths)]
+        firsts = [0, *accumulate(alike)][:-1]
+        spans = [(part, starts[at], widths[at]) for part, at in zip(rows.split(alike), firsts, strict=True)]
 
         def attend(layer: _Layer, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
             out_NHD = torch.zeros_like(q_NHD)
@@ -257,11 +265,12 @@ class FusedDecoder:
         self.mask_BS.scatter_(1, self.columns_B[:, None], 0.0)
         self.positions_B1 += 1
         widths = self._widths()
-        place_BK1D = self.columns_B.view(-1, 1, 1, 1).expand(-1, self.key_heads, 1, self.head_dim)
+        heads_bk = torch.arange(rows * self.key_heads, device=tokens_B.device).view(rows, -1)
+        place_b = (heads_bk * self.mask_BS.shape[1] + self.columns_B[:, None]).flatten()
 
         def attend(layer: _Layer, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor) -> Tensor:
-            layer.keys.scatter_(2, place_BK1D, k_NKD[:rows, :, None])
-            layer.values.scatter_(2, place_BK1D, v_NKD[:rows, :, None])
+            for cache, new in ((layer.keys, k_NKD), (layer.values, v_NKD)):
+                cache.view(-1, self.head_dim).index_copy_(0, place_b, new[:rows].reshape(-1, self.head_dim))
             q = q_NHD[:rows].unflatten(1, (self.key_heads, -1))
             parts = [
                 attention(
@@ -270,7 +279,7 @@ class FusedDecoder:
                 for at, width in widths
             ]
             out_BO = parts[0] if len(parts) == 1 else torch.cat(parts)
-            return nn.functional.pad(out_BO, (0, 0, 0, len(q_NHD) - rows))
+            return _filled_up(out_BO, len(q_NHD))
 
         x_ND = self._forward(tokens_B, self.positions_B1[:, 0], attend)
         self.columns_B += 1
@@ -291,8 +300,7 @@ class FusedDecoder:
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
         rows = len(hidden_BD)
-        more = whole_units(rows) - rows if self.fixed else 0
-        return shaped(self.model, self.head(nn.functional.pad(hidden_BD, (0, 0, 0, more)))[:rows])
+        return shaped(self.model, self.head(_filled_up(hidden_BD, whole_units(rows) if self.fixed else rows))[:rows])
 
     def forget(self) -> None:
         self.recorded, self.used = None, 0
@@ -319,8 +327,8 @@ class FusedDecoder:
     def _forward(self, tokens_N: Tensor, positions_N: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         """The states of N tokens above the last layer, before its norm; on a CPU filled up to whole units, by token 0
         at position 0. `attend` writes the layer's keys and values and gives the heads' outputs side by side, [N, O]."""
-        more = whole_units(len(tokens_N)) - len(tokens_N) if self.fixed else 0
-        tokens_N, positions_N = (nn.functional.pad(x_N, (0, more)) for x_N in (tokens_N, positions_N))
+        if self.fixed:
+            tokens_N, positions_N = (_filled_up(x_N, whole_units(len(x_N))) for x_N in (tokens_N, positions_N))
         x_ND = self.embed(tokens_N)
         cos, sin = self.rotary(x_ND, positions_N[None])
         # Each half turns with the other one, the first against the sign.
@@ -336,26 +344,35 @@ class FusedDecoder:
 
     def _turned(self, layer: _Layer, x_ND: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, the first two at their positions."""
-        q_NHD, k_NKD, v_NKD = (part(x_ND).unflatten(1, (-1, self.head_dim)) for part in (layer.q, layer.k, layer.v))
+        parts = [part(x_ND) for part in layer.qkv]
+        all_NHD = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).unflatten(1, (-1, self.head_dim))
+        sizes = [self.heads, self.key_heads]
+        qk_NHD, v_NKD = all_NHD.split([sum(sizes), self.key_heads], dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q_NHD, k_NKD = layer.q_norm(q_NHD), layer.k_norm(k_NKD)
-        turned = _rotate(torch.cat([q_NHD, k_NKD], dim=1), *rotation)
-        return *turned.split([self.heads, self.key_heads], dim=1), v_NKD
+            q_NHD, k_NKD = qk_NHD.split(sizes, dim=1)
+            qk_NHD = torch.cat([layer.q_norm(q_NHD), layer.k_norm(k_NKD)], dim=1)
+        return *_rotate(qk_NHD, *rotation).split(sizes, dim=1), v_NKD
 
 
-def _take_over(layer: Any, product: Callable[[nn.Linear], Product]) -> _Layer:
+def _take_over(layer: Any, product: Callable[..., Product]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     known = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
     if not {name for name, _ in attention.named_children()} <= known:
         raise AttributeError("a part of the attention is not known")
-    q, k, v, out = (
-        product(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    )
+    read = attention.q_proj, attention.k_proj, attention.v_proj
+    alike = len({(linear.bias is None, linear.weight.dtype, linear.weight.device) for linear in read}) == 1
+    qkv = (product(*read),) if alike else tuple(map(product, read))
+    out = product(attention.o_proj)
     gate, up, down = (product(linear) for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return _Layer(
-        layer.input_layernorm, q, k, v, q_norm, k_norm, out, layer.post_attention_layernorm, gate, up, down, mlp.act_fn
+        layer.input_layernorm, qkv, q_norm, k_norm, out, layer.post_attention_layernorm, gate, up, down, mlp.act_fn
     )
+
+
+def _filled_up(x_N: Tensor, rows: int) -> Tensor:
+    """With zeros to so many rows."""
+    return x_N if len(x_N) == rows else nn.functional.pad(x_N, (*[0, 0] * (x_N.dim() - 1), 0, rows - len(x_N)))
 
 
 def _rotate(x_NHD: Tensor, cos_N1D: Tensor, signed_sin_N1D: Tensor) -> Tensor:
