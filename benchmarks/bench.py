@@ -56,11 +56,11 @@ def contests(given: argparse.Namespace) -> list[Contest]:
             peer = [given.vllm, "peers/vllm_rollout.py", *model, *flags]
             found.append(Contest(name, peer, rollout, "new_tokens_per_second"))
     if given.trl and given.pairs_data:
-        data = ["--data", str(given.pairs_data.resolve())]
+        data = ["--data", str(given.pairs_data.resolve()), *(["--limit", "64"] if given.quick else [])]
         peer, ours = [given.trl, "peers/trl_reward.py", *model, *data], [own, "reward.py", *model, *data]
         found.append(Contest("reward", peer, ours, "pairs_per_second"))
     if given.trl and given.sft_data:
-        data = ["--data", str(given.sft_data.resolve())]
+        data = ["--data", str(given.sft_data.resolve()), *(["--steps", "16"] if given.quick else [])]
         peer, ours = [given.trl, "peers/trl_sft.py", *model, *data, "--packing"], [own, "sft.py", *model, *data]
         found.append(Contest("sft", peer, ours, "tokens_per_second"))
     return [contest for contest in found if not given.only or contest.name.split("-")[0] in given.only]
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--vllm", help="the python of an environment with vLLM, for W-ROLL")
     parser.add_argument("--pairs-data", type=Path, help="a folder of pairs.py, for W-RM")
     parser.add_argument("--sft-data", type=Path, help="a file of messages, for W-SFT")
+    parser.add_argument("--quick", action="store_true", help="W-RM with 64 pairs, W-SFT with 16 steps: a quarter")
     parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="recipe keys for our W-PPO")
     parser.add_argument("--json", type=Path, help="write everything here")
     given = parser.parse_args()

@@ -6,7 +6,8 @@ draws other random numbers; the first round is not counted. The same with transf
 peers/generate.py, peers/vllm_rollout.py.
 
 Told too: how many replies of the last round come out otherwise when the same prompts are decoded with the same random
-numbers in batches of a quarter: none on a CPU by the fused decoder; else a sum in another order may round otherwise.
+numbers in batches of a quarter: none on a CPU by the fused decoder; else a sum in another order may round otherwise. And
+what a decoding step takes beside its products alone, their weights read from memory.
 
     python benchmarks/rollout.py --model FOLDER --json
     PLAUDIT_PLAIN=1 python benchmarks/rollout.py --model FOLDER --json      by transformers' own decoding step
@@ -14,6 +15,7 @@ numbers in batches of a quarter: none on a CPU by the fused decoder; else a sum 
 
 import argparse
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -24,6 +26,7 @@ import task
 from plaudit import rng
 from plaudit.dist.machine import choose_machine, peaks
 from plaudit.models.config import LoraSettings
+from plaudit.models.kernels.fused_decoder import FusedDecoder
 from plaudit.models.load import load_model, load_tokenizer, quiet_libraries, resolve
 from plaudit.models.roles import Roles
 from plaudit.models.rounding import Rounding
@@ -31,6 +34,8 @@ from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.provenance import versions
 
 NO_END = -1
+STEPS = 15
+"""Decoding steps that are timed by themselves."""
 
 
 def adapted(source: str, machine: Any) -> Roles:
@@ -43,6 +48,33 @@ def adapted(source: str, machine: Any) -> Roles:
             if ".lora_B." in name:
                 parameter.copy_(0.001 * torch.randn(parameter.shape, generator=generator))
     return roles
+
+
+@torch.no_grad()
+def step_beside_its_products(engine: InProcessEngine, prompts: list[list[int]]) -> dict[str, float]:
+    """Median milliseconds of a decoding step of these rows, its LM head included, and of its products alone, one after
+    the other over the decoder's weights, which no cache holds; nothing where transformers decodes."""
+    decoder = engine.decoder
+    if not isinstance(decoder, FusedDecoder):
+        return {}
+    tokens_B = torch.tensor([prompt[-1] for prompt in prompts])
+    products = [*dict.fromkeys(product for product, _ in decoder.products.values()), decoder.head]
+    like = next(decoder.model.parameters())
+    inputs = {n: torch.randn(len(prompts), n).to(like) for n in {p.linears[0].in_features for p in products}}
+    decoder.start(prompts)
+
+    def milliseconds(work: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(STEPS):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+        return round(1e3 * median(seconds), 2)
+
+    step = milliseconds(lambda: decoder.logits(decoder.step(tokens_B)))
+    alone = milliseconds(lambda: [product(inputs[product.linears[0].in_features]) for product in products])
+    decoder.forget()
+    return {"ms_of_a_step": step, "ms_of_its_products": alone, "step_over_its_products": round(step / alone, 2)}
 
 
 def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int, dtype: str) -> dict[str, Any]:
@@ -68,6 +100,7 @@ def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int,
     again = engine.generate(prompts, rng.uniforms(0, "bench", number, list(range(rows)), tokens))
     changed = sum(one.ids != other.ids for one, other in zip(replies, again, strict=True))
     rates = [rows * tokens / took for took in seconds[1:]]
+    step = step_beside_its_products(engine, prompts) if machine.device.type == "cpu" else {}
     token = arithmetic.gflop_of_a_token(source, 0, learnt=False, head=True)
     return {
         "workload": "W-ROLL",
@@ -77,6 +110,7 @@ def measure(model: str, rounds: int, rows: int, tokens: int, prompt_tokens: int,
         "share_of_peak": round(median(rates) * token / kind["peak_gflops"], 3),
         "replies_that_differ_in_other_batches": changed,
         "seconds_of_merging": round(median(merging[1:]), 3),
+        **step,
         **{name: round(peak, 1) for name, peak in peaks(machine.device).items()},
         **kind,
         "versions": versions(),

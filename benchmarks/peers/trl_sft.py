@@ -130,7 +130,7 @@ def main() -> None:
         after, own = loss_per_token(trainer), trainer.evaluate()["eval_loss"]
     tokens = sum(min(length, WIDTH) for length in lengths)
     if given.steps > 0:
-        tokens = tokens * given.steps / max(1, trainer.state.max_steps)  # a look, not a measurement
+        tokens = tokens * min(1.0, given.steps * batch / len(trainer.train_dataset))  # a look: the share of the rows
     packages = ("trl", "torch", "transformers", "peft", "accelerate")
     found = {
         "workload": "W-SFT",

@@ -10,11 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from plaudit.algo.statistics import best_of_n_kl
+from plaudit.models.load import load_model
+from plaudit.models.roles import plain_logprobs, plain_logprobs_at
+from plaudit.models.tokens import pad_right
+from plaudit.records import Completion
+from plaudit.rewards.sources import RewardSources
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.baselines import loop as baselines
 from plaudit.stages.baselines.loop import at_kl
+from plaudit.stages.evaluate.judging import Passes
+from plaudit.stages.plan import Flags, plan_of
+from plaudit.stages.prepare import prepare
+from plaudit.stages.recipe import load_recipe
 from plaudit.view.report.baselines import verdicts
 
 
@@ -92,3 +102,44 @@ def test_beside_a_finished_run_over_the_command_line(
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Was PPO worth it?" in page and "best of 4" in page and "rejection sampling</th>" in page
     assert all(line[:20] in done.out for line in verdicts(found))
+
+
+def test_a_pool_reads_each_prompt_once_and_scores_as_evaluate_does(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What `share` saves: the tokens of a prompt that several replies have; the scores are the same to rounding."""
+    monkeypatch.delenv("PLAUDIT_PLAIN", raising=False)
+    home = tmp_path / "home"
+    shutil.copytree(trained.parent, home)
+    recipe = load_recipe(home / "recipe.yaml", [f"folder={home / 'run'}"])
+    run = prepare(recipe, plan_of(recipe, set(), set(), Flags(only=("evaluate",))))
+    chat, prompts = run.chat(run.sft_model), [prompt for prompt in run.split("test")[:2] for _ in range(4)]
+    prompt_ids = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    replies = [chat.reply_ids(Completion(text)) for text in ("one", "a longer one", "two", "no more than that") * 2]
+    passes, seen = Passes(run, chat, prompts, prompt_ids, replies), list[int]()
+    scores = []
+    for share in (False, True):
+        rewards = RewardSources(recipe.ppo.rewards, run.machine)
+        rewards.load(run.folder.path / "ppo")
+        base = load_model(str(run.sft_model), run.machine.dtype, run.machine.device)
+        base.get_input_embeddings().register_forward_hook(lambda _m, given, _out: seen.append(given[0].numel()))
+        seen.clear()
+        scores.append(passes.proxy(rewards, base, lambda note="", count=1: None, share=share))
+        read = sum(seen[-1:])
+        whole = sum(map(len, prompt_ids)) + sum(map(len, replies))
+        assert read == (whole - 3 * (len(prompt_ids[0]) + len(prompt_ids[4])) if share else len(replies) * max(
+            len(prompt) + len(reply) for prompt, reply in zip(prompt_ids, replies, strict=True)
+        ))
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+    assert np.ptp(scores[0]) > 1e-3, "not all replies score alike"
+
+
+def test_one_pass_gives_the_log_probabilities_of_every_temperature(trained: Path) -> None:
+    model = load_model(str(trained / "sft/model"), torch.float32, torch.device("cpu"))
+    tokens = pad_right([[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]], 0, torch.device("cpu"))
+    found = plain_logprobs_at(model, tokens, [0.7, 1.0])
+    assert [torch.equal(one, plain_logprobs(model, tokens, t)) for one, t in zip(found, (0.7, 1.0), strict=True)] == [
+        True,
+        True,
+    ]
+    assert not torch.equal(*found)

@@ -366,8 +366,14 @@ def _reply_logprobs(
 @torch.no_grad()
 def plain_logprobs(model: PreTrainedModel, tokens: Tokens, temperature: float) -> Tensor:
     """log π(a_t) [B, T] of a plain model without adapters, an exported policy for example; by the roles' own code."""
-    hidden_BTD = _hidden(model, tokens.acted_on)
-    return _reply_logprobs(model, hidden_BTD[tokens.mask_BT[:, :-1]], tokens, temperature)[0]
+    return plain_logprobs_at(model, tokens, [temperature])[0]
+
+
+@torch.no_grad()
+def plain_logprobs_at(model: PreTrainedModel, tokens: Tokens, temperatures: Sequence[float]) -> list[Tensor]:
+    """`plain_logprobs` at each of some temperatures, in one pass."""
+    hidden_ND = _hidden(model, tokens.acted_on)[tokens.mask_BT[:, :-1]]
+    return [_reply_logprobs(model, hidden_ND, tokens, temperature)[0] for temperature in temperatures]
 
 
 def _scatter(values_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -31,9 +31,12 @@ def attend(
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     scale = rest.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    bias_TS = torch.full((query.shape[2], key.shape[2]), -torch.inf)
     if mask is None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    out: Tensor = _Short.apply(query, key, value, mask.reshape(query.shape[2], key.shape[2]), scale)
+        bias_TS.triu_(1)  # 0 on and below the diagonal
+    else:
+        bias_TS.masked_fill_(mask.reshape(bias_TS.shape), 0.0)
+    out: Tensor = _Short.apply(query, key, value, bias_TS, scale)
     return out.transpose(1, 2)
 
 
@@ -41,14 +44,14 @@ class _Short(torch.autograd.Function):
     """softmax(scale·q·kᵀ)·v; dS = P∘(dP − Σ_s dP∘P) with dP = dO·vᵀ (Vaswani et al. 2017, arXiv:1706.03762, eq. 1)."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask_TS: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias_TS: Tensor, scale: float) -> Tensor:
         B, H, T, _ = query.shape
         groups, S = key.shape[1], key.shape[2]
         # [B·KV, (H/KV)·T, D]: the heads that share a key are rows of one product.
         q, k, v = (x.reshape(B * groups, -1, x.shape[3]) for x in (query, key, value))
-        scores = torch.bmm(q, k.transpose(1, 2)).float().mul_(scale)
-        scores.view(-1, T, S).masked_fill_(~mask_TS, -torch.inf)
-        weights = scores.softmax(dim=-1).to(query.dtype)
+        # One pass makes float32 of the scores, scales and masks them.
+        scores = torch.add(bias_TS, torch.bmm(q, k.transpose(1, 2)).view(-1, T, S), alpha=scale)
+        weights = scores.softmax(dim=-1).to(query.dtype).view(len(q), -1, S)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scale, ctx.shapes = scale, (query.shape, key.shape, value.shape)
         # Values may be of another size than keys: DeepSeek's latent attention.

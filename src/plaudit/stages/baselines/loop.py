@@ -10,7 +10,7 @@ Leaves baselines/pool.jsonl, baselines/replies.jsonl (of rejection sampling and 
     plaudit baselines RECIPE "baselines=[best_of_n, rejection, dpo]"
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,7 @@ from plaudit.run.folder import CHECKPOINTS, read_json
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.evaluate.judging import SAMPLED
-from plaudit.stages.evaluate.loop import Judged, judge_model, judged_before
+from plaudit.stages.evaluate.loop import Judged, Scored, judge_model, score_pool
 from plaudit.train.run import Run
 from plaudit.train.sampling import sample_in_batches
 from plaudit.train.saving import Saver, State
@@ -94,7 +94,7 @@ def _sampled(
     annotator: Annotator | None,
     paid_by: Sequence[RewardSource],
     test: list[Prompt],
-) -> tuple[Judged | None, dict[str, Judged]]:
+) -> tuple[Scored | None, dict[str, Judged]]:
     """The judged pool, where best-of-n is asked for, and the judged replies of each of `models`. The pool is kept in a
     checkpoint when it is there."""
     asked = [prompt for prompt in test for _ in range(config.replies)]
@@ -106,16 +106,16 @@ def _sampled(
         progress("Baselines", 2 * (len(pooled) + len(models) * len(asked)), "reply") as advance,
     ):
 
-        def judge(name: str, source: Path, prompts: list[Prompt], done: int, state: State, stream: str) -> Judged:
+        def sampling(name: str, done: int, state: State) -> Callable[..., list[list[int]]]:
             log = saver.log(f"{CHECKPOINTS}/{name}.jsonl")
-            sampling = partial(
+            return partial(
                 sample_in_batches, ranks=run.ranks, saver=saver, log=log, done=done, state=state, advance=advance
             )
-            return judge_model(run, annotator, rewards, prompts, source, sampling, advance, stream)
 
-        pool, done = judged_before(saver.state) if saver.state else None, 0
+        pool, done = Scored.before(saver.state) if saver.state else None, 0
         if pooled and pool is None:
-            pool = judge("pool", run.sft_model, pooled, 0, State(), "baselines/pool")
+            draw = sampling("pool", 0, State())
+            pool = score_pool(run, annotator, rewards, pooled, draw, advance, "baselines/pool")
             done = -(-len(pooled) // SAMPLED) + 1
             saver.checkpoint(done, pool.as_state)
         elif pooled:
@@ -125,7 +125,8 @@ def _sampled(
         others = {}
         for name, source in models.items():
             # Evaluate's own random numbers: the replies are paired with those of SFT and PPO.
-            others[name] = judge(name, source, asked, done, state, "evaluate")
+            draw = sampling(name, done, state)
+            others[name] = judge_model(run, annotator, rewards, asked, source, draw, advance)
             done += -(-len(asked) // SAMPLED)
     return pool, others
 
@@ -173,7 +174,7 @@ def _method(values: Values, kl: float, sft: Values, best: dict[int, Values], mea
     return row
 
 
-def _write(run: Run, pool: Judged | None, others: dict[str, Judged], test: list[Prompt], replies: int) -> None:
+def _write(run: Run, pool: Scored | None, others: dict[str, Judged], test: list[Prompt], replies: int) -> None:
     """The replies of the pool, and of the other methods."""
     folder = run.folder.stage("baselines")
     if pool is not None:
@@ -183,7 +184,7 @@ def _write(run: Run, pool: Judged | None, others: dict[str, Judged], test: list[
         write_rows(folder / "replies.jsonl", chain.from_iterable(each))
 
 
-def _rows(model: str, judged: Judged, test: list[Prompt], each: int) -> Iterator[dict[str, Any]]:
+def _rows(model: str, judged: Scored, test: list[Prompt], each: int) -> Iterator[dict[str, Any]]:
     prompts = [prompt for prompt in test for _ in range(each)]
     gold = [None] * len(prompts) if judged.gold is None else judged.gold.tolist()
     for p, reply, proxy, value in zip(prompts, judged.replies, judged.proxy.tolist(), gold, strict=True):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,24 +29,29 @@ from plaudit.rewards.sources import RewardSources
 from plaudit.run.display import Step, progress
 from plaudit.run.folder import CHECKPOINTS
 from plaudit.stages.evaluate.config import EvaluateConfig
-from plaudit.stages.evaluate.judging import SAMPLED, sampled
+from plaudit.stages.evaluate.judging import SAMPLED, Passes, sampled
 from plaudit.train.run import Run
 from plaudit.train.sampling import sample_in_batches
 from plaudit.train.saving import Saver, State
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The replies of one model and everything measured about them, one entry a reply."""
+class Scored:
+    """The replies of one model and what they are worth, one entry a reply."""
 
     replies: list[Completion]
     ids: list[list[int]]
     proxy: np.ndarray
     gold: np.ndarray | None
-    logprob_sum: np.ndarray
-    ref_logprob_sum: np.ndarray
-    ref_nll_sum: np.ndarray
-    lengths: np.ndarray
+
+    @classmethod
+    def before(cls, state: State) -> Self | None:
+        """What `as_state` kept; None where the checkpoint is of before."""
+        if not state.values:
+            return None
+        replies = [Completion(**reply) for reply in state.values["replies"]]
+        arrays = {name: tensor.numpy() for name, tensor in state.tensors.items()}
+        return cls(replies=replies, ids=state.values["ids"], gold=arrays.pop("gold", None), **arrays)
 
     def as_state(self) -> State:
         """What a checkpoint keeps of it."""
@@ -56,13 +61,14 @@ class Judged:
         return State(tensors, {"replies": replies, "ids": self.ids})
 
 
-def judged_before(state: State) -> Judged | None:
-    """What `Judged.as_state` kept; None where the checkpoint is of before."""
-    if not state.values:
-        return None
-    replies = [Completion(**reply) for reply in state.values["replies"]]
-    arrays = {name: tensor.numpy() for name, tensor in state.tensors.items()}
-    return Judged(replies=replies, ids=state.values["ids"], gold=arrays.pop("gold", None), **arrays)
+@dataclass(frozen=True)
+class Judged(Scored):
+    """And everything else that is measured about them."""
+
+    logprob_sum: np.ndarray
+    ref_logprob_sum: np.ndarray
+    ref_nll_sum: np.ndarray
+    lengths: np.ndarray
 
 
 def compare(
@@ -78,7 +84,7 @@ def compare(
     batches = -(-len(prompts) // SAMPLED)
     with Saver.open(run, "evaluate") as saver, progress("Evaluation", 4 * len(prompts), "reply") as advance:
         logs = {name: saver.log(f"{CHECKPOINTS}/{name}.jsonl") for name in ("sft", "ppo")}
-        sft = judged_before(saver.state) if saver.state else None
+        sft = Judged.before(saver.state) if saver.state else None
 
         def judge(name: str, source: Path, done: int, state: State) -> Judged:
             sampling = partial(
@@ -144,23 +150,41 @@ def judge_model(
     chat, machine, law = run.chat(run.sft_model), run.machine, run.sampling
     model = load_model(str(source), machine.dtype, machine.device)
     passes = sampled(run, source, model, chat, prompts, sampling, stream)
-    own = passes.logprob_sum(model, law.temperature)
+    own = None if source == run.sft_model else passes.logprob_sums(model, law.temperature)[0]
     del model  # before the next one is there
     reference = load_model(str(run.sft_model), machine.dtype, machine.device)
-    ref, ref_nll = passes.logprob_sum(reference, law.temperature), -passes.logprob_sum(reference, 1.0)
-    proxy = passes.proxy(rewards, reference, advance)
-    replies = [chat.completion(reply) for reply in passes.ids]
-    gold = [annotator.utility(p, reply.text) for p, reply in zip(prompts, replies, strict=True)] if annotator else None
+    ref, at_one = passes.logprob_sums(reference, law.temperature, 1.0)
     return Judged(
-        replies=replies,
-        ids=passes.ids,
-        proxy=proxy,
-        gold=None if gold is None else np.array(gold),
-        logprob_sum=own,
+        **_scored(passes, annotator, passes.proxy(rewards, reference, advance)),
+        logprob_sum=ref if own is None else own,
         ref_logprob_sum=ref,
-        ref_nll_sum=ref_nll,
+        ref_nll_sum=-at_one,
         lengths=np.array([len(reply) for reply in passes.ids]),
     )
+
+
+@torch.no_grad()
+def score_pool(
+    run: Run,
+    annotator: Annotator | None,
+    rewards: RewardSources,
+    prompts: list[Prompt],
+    sampling: Callable[..., list[list[int]]],
+    advance: Step,
+    stream: str,
+) -> Scored:
+    """Many replies of the SFT model to each prompt, those of one beside each other, and what they are worth."""
+    chat, machine = run.chat(run.sft_model), run.machine
+    model = load_model(str(run.sft_model), machine.dtype, machine.device)
+    passes = sampled(run, run.sft_model, model, chat, prompts, sampling, stream)
+    return Scored(**_scored(passes, annotator, passes.proxy(rewards, model, advance, share=True)))
+
+
+def _scored(passes: Passes, annotator: Annotator | None, proxy: np.ndarray) -> dict[str, Any]:
+    replies, gold = [passes.chat.completion(reply) for reply in passes.ids], None
+    if annotator is not None:
+        gold = np.array([annotator.utility(p, r.text) for p, r in zip(passes.prompts, replies, strict=True)])
+    return {"replies": replies, "ids": passes.ids, "proxy": proxy, "gold": gold}
 
 
 def _describe(name: str, judged: Judged, prompts: list[Prompt]) -> dict[str, float]:

@@ -92,7 +92,7 @@ def _choose(
         )
         model = load_model(str(run.sft_model), machine.dtype, machine.device)
         passes = sampled(run, run.sft_model, model, chat, asked, sampling, "rejection")
-        proxy_PN = passes.proxy(rewards, model, advance).reshape(-1, count)
+        proxy_PN = passes.proxy(rewards, model, advance, share=True).reshape(-1, count)
     rows = []
     for number, proxy_N in enumerate(proxy_PN.tolist()):
         prompt = asked[number * count]
