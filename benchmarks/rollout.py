@@ -6,8 +6,8 @@ draws other random numbers; the first round is not counted. The same with transf
 peers/generate.py, peers/vllm_rollout.py.
 
 Told too: how many replies of the last round come out otherwise when the same prompts are decoded with the same random
-numbers in batches of a quarter: none on a CPU by the fused decoder; else a sum in another order may round otherwise. And
-what a decoding step takes beside its products alone, their weights read from memory.
+numbers in batches of a quarter: none on a CPU by the fused decoder; else a sum in another order may round otherwise.
+And what a decoding step takes beside its products alone, their weights read from memory.
 
     python benchmarks/rollout.py --model FOLDER --json
     PLAUDIT_PLAIN=1 python benchmarks/rollout.py --model FOLDER --json      by transformers' own decoding step

@@ -127,9 +127,11 @@ def test_a_pool_reads_each_prompt_once_and_scores_as_evaluate_does(
         scores.append(passes.proxy(rewards, base, lambda note="", count=1: None, share=share))
         read = sum(seen[-1:])
         whole = sum(map(len, prompt_ids)) + sum(map(len, replies))
-        assert read == (whole - 3 * (len(prompt_ids[0]) + len(prompt_ids[4])) if share else len(replies) * max(
-            len(prompt) + len(reply) for prompt, reply in zip(prompt_ids, replies, strict=True)
-        ))
+        assert read == (
+            whole - 3 * (len(prompt_ids[0]) + len(prompt_ids[4]))
+            if share
+            else len(replies) * max(len(prompt) + len(reply) for prompt, reply in zip(prompt_ids, replies, strict=True))
+        )
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
     assert np.ptp(scores[0]) > 1e-3, "not all replies score alike"
 

@@ -59,11 +59,11 @@ class Product:
                 linear.weight.data = linear.weight.new_empty(0)
 
     def _lay_out(self) -> None:
-        weight = self.weight
+        weight, parts = self.weight, range(len(self.sizes))
         if weight is None and self.came:
             assert self.packed is not None
-            parts = self.packed.to_dense().split(self.sizes) if len(self.came) < len(self.sizes) else [None]
-            weight = torch.cat([self.came.get(part, parts[part % len(parts)]) for part in range(len(self.sizes))])
+            old = {} if len(self.came) == len(parts) else dict(enumerate(self.packed.to_dense().split(self.sizes)))
+            weight = torch.cat([{**old, **self.came}[part] for part in parts])
         if self.packs and weight is not None:
             self.packed, self.came = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), {}
 

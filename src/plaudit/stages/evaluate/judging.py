@@ -72,9 +72,7 @@ class Passes:
         return list(self._each(measure).numpy().T)
 
     @torch.no_grad()
-    def proxy(
-        self, rewards: RewardSources, base: PreTrainedModel, advance: Step, *, share: bool = False
-    ) -> np.ndarray:
+    def proxy(self, rewards: RewardSources, base: PreTrainedModel, advance: Step, *, share: bool = False) -> np.ndarray:
         """What PPO is paid for each reply before the missing-EOS rule. `base` is the SFT model; where the run's own
         reward model pays it becomes that one's base. With `share`, for many replies to a prompt, that is read once a
         pass on a CPU; rounding differs."""
