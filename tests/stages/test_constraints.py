@@ -57,7 +57,7 @@ def test_a_bandit_of_samples_holds_its_bound_on_average() -> None:
 
 
 def test_a_step_by_hand_and_the_ends() -> None:
-    assert move_multiplier(Multiplier(0.6, 0.5, 0.5), 0.4).value == pytest.approx(0.54)
+    assert move_multiplier(Multiplier(0.6, 0.5, 0.5), 0.4).value == pytest.approx(0.7)
     assert move_multiplier(Multiplier(0.6, 0.5, 0.01), 0.9).value == 0.0
     assert move_multiplier(Multiplier(0.6, 0.001, 9.9), 0.1).value == MOST
 
