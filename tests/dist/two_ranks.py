@@ -8,6 +8,7 @@ sharded  the roles of the run in HOME/run under FSDP2 (sharded.py), and SFT by H
 held   on such a base SFT, stopped and resumed; every case of CASES, whose replies a server samples (HOME/served.json),
        in HOME/CASE/run; then the first case again, stopped and resumed; then every case on two ranks that each hold
        all and sample for themselves, in HOME/../whole/CASE/run
+lagged  the first case, whose replies a server samples an update ahead; then once more, stopped and resumed
 """
 
 import json
@@ -283,7 +284,12 @@ def held_job(home: Path, ranks: Ranks) -> None:
         train(home.parent / "whole", case, ranks)
 
 
-JOBS = {"ppo": ppo_job, "sharded": sharded_job, "held": held_job}
+def lagged_job(home: Path, ranks: Ranks) -> None:
+    train(home, next(iter(CASES)), ranks)
+    stop_and_go_on(home, ranks)
+
+
+JOBS = {"ppo": ppo_job, "sharded": sharded_job, "held": held_job, "lagged": lagged_job}
 
 
 def main(job: str, home: Path) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_vllm import FakeVllm
 
 from conftest import TINY
+from plaudit.rollout.vllm import DRAWS, served_name
+from plaudit.run.folder import sft_files
 from plaudit.run.metrics import read_metrics
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate")
@@ -127,8 +130,10 @@ def left(folder: Path) -> dict[str, str]:
     return found
 
 
-def same(folder: Path, unbroken: Path) -> None:
-    ours, theirs = left(folder), left(unbroken)
+def same(folder: Path, unbroken: Path, stages: tuple[str, ...] = STAGES) -> None:
+    ours, theirs = (
+        {name: found for name, found in left(one).items() if name.startswith(stages)} for one in (folder, unbroken)
+    )
     different = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     assert different == []
     for kind in ("state.json", "tensors-0000.safetensors", "metrics.jsonl", "model.safetensors"):
@@ -202,6 +207,32 @@ def test_row_27_killed_anywhere_a_run_ends_as_the_unbroken_one(
         rows = read_metrics(tmp_path / folder / "ppo/metrics.jsonl")
         assert [row["update"] for row in rows] == [1, 2, 3, 4], "a step is missing or stands twice"
         assert [row["update"] for row in read_metrics(tmp_path / folder / "ppo/times.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.row(27)
+def test_row_27_killed_while_servers_sample_the_next_update_it_ends_as_the_unbroken_one(
+    killer: Killer, unbroken: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """`rollout.lag: 1`: in a training under way of which replies are asked for, between these and the checkpoint that
+    counts on them, and anywhere else in PPO; what servers sampled is compared too."""
+    folder, drawn = unbroken[0], random.Random(4)
+    server = FakeVllm(folder / "sft/model", served_name(sft_files(folder), DRAWS))
+    served = f"rollout={{engine: vllm, urls: ['{server.url}'], sampler_correction: tis, lag: 1}}"
+    runs = {name: [f"folder={from_ppo_on(folder, tmp_path / name)}", served] for name in ("plain", "broken")}
+    recipe = folder.parent / "recipe.yaml"
+    try:
+        answer = killer.run(recipe, runs["plain"], "--resume")
+        assert answer["code"] == 0, answer["said"]
+        died, most = len(killer.where), len(answer["events"]) // 4
+        killer.until_done(recipe, runs["broken"], lambda: {"kill_at": drawn.randint(1, most)}, 12)
+    finally:
+        server.stop()
+    # Evaluation keeps replies as servers bring them, in any order.
+    same(tmp_path / "broken", tmp_path / "plain", STAGES[:4])
+    where = killer.where[died:]
+    assert len(where) >= 6 and "backward" in where, where
+    rows = read_metrics(tmp_path / "broken/ppo/metrics.jsonl")
+    assert [(row["update"], row["lag"]) for row in rows] == [(1, 0), (2, 1), (3, 1), (4, 1)]
 
 
 def kill_in_a_round(

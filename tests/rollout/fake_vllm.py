@@ -28,6 +28,11 @@ class FakeVllm:
         self.adapters: dict[str, str] = {}
         self.unloaded: list[str] = []
         self.sampled: list[dict[str, Any]] = []
+        self.arrived: list[str] = []
+        """The models of all completions that were asked for, also of those that are held back."""
+        self.open = threading.Event()
+        """While it is not set, no completion is answered for a minute."""
+        self.open.set()
         self.fails: int | None = None
         self.comes_back = True
         self._lock = threading.Lock()
@@ -48,6 +53,9 @@ class FakeVllm:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path == "/v1/completions":
+                    outer.arrived.append(body["model"])
+                    outer.open.wait(60)
                 with outer._lock:
                     if outer.fails == 0 and self.path == "/v1/completions":
                         outer.fails = -1

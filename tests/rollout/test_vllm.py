@@ -1,7 +1,9 @@
 """The vLLM engine against a server that is really there and answers as vLLM does: replies, swaps, and what is lost."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,23 @@ def test_restarts_that_bring_nothing_are_counted(server: FakeVllm, tmp_path: Pat
     with pytest.raises(EngineLost, match=r"status 500: .*given up after 3 restarts with 1 replies missing"):
         engine.generate(PROMPTS[:1], UNIFORMS[:1])
     assert len(asked) == 4
+
+
+def test_who_hangs_up_waits_for_no_reply(server: FakeVllm, tmp_path: Path) -> None:
+    """Though the server has all requests and answers none; and nothing is asked after that."""
+    engine = engine_at(server, folder=tmp_path)
+    server.open.clear()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(engine.generate, PROMPTS, UNIFORMS)
+        while len(server.arrived) < len(PROMPTS) and not asked.done():
+            time.sleep(0.01)
+        engine.hang_up()
+        with pytest.raises(EngineLost, match="hung up with 4 replies missing"):
+            asked.result(30)
+        with pytest.raises(EngineLost, match="hung up with 4 replies missing"):
+            engine.generate(PROMPTS, UNIFORMS)
+    assert server.sampled == [] and len(server.arrived) == len(PROMPTS)
+    server.open.set()
 
 
 def test_two_servers_share_the_replies(server: FakeVllm, tiny_model: Callable[..., Path], tmp_path: Path) -> None:

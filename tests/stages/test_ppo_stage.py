@@ -26,7 +26,7 @@ from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import RewardFiles
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
-from plaudit.stages.ppo import trainer as ppo_trainer
+from plaudit.stages.ppo import sampling as ppo_sampling
 from plaudit.stages.ppo import update as ppo_update
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.looks import HELD_OUT, Keeper, length_correlation
@@ -168,7 +168,7 @@ def test_scores_centred_on_the_reference_reply_by_hand(
     judge = AutoModelForSequenceClassification.from_pretrained(trained / "reward/model").eval()
     fresh = build()
     prompts = {prompt.id: prompt for prompt in fresh.run.prompts}
-    tokens, _, _ = ppo_trainer.sample(fresh, [prompts[row["id"]] for row in references], "ppo/references", 0)
+    tokens, _, _ = fresh.sampler.sample([prompts[row["id"]] for row in references], "ppo/references", 0)
     by_ids = {}
     for i, row in enumerate(references):
         ids = tokens.tokens_BT[i, : tokens.lengths_B[i]]
@@ -221,14 +221,14 @@ def test_row_17_every_logged_metric_is_invariant_to_padding(
     """Nine columns of pads more in every batch: nothing that is logged, looked at or kept changes."""
     more = {"kl_target": 1.0, "ptx_coef": 0.1, "length_penalty": 0.01, "target_kl": 0.05, **changes}
     usual = run_ppo("usual", **more)
-    plain = ppo_trainer.pad_right
+    plain = ppo_sampling.pad_right
 
     def wider(prompts: Any, replies: Any, pad_id: int, device: torch.device) -> Tokens:
         tokens = plain(prompts, replies, pad_id, device)
         pads = torch.full((len(tokens.tokens_BT), 9), pad_id, device=device)
         return Tokens(torch.cat([tokens.tokens_BT, pads], dim=1), tokens.prompt_lengths_B, tokens.lengths_B)
 
-    monkeypatch.setattr(ppo_trainer, "pad_right", wider)
+    monkeypatch.setattr(ppo_sampling, "pad_right", wider)
     padded = run_ppo("padded", **more)
     assert first_batch(padded)["tokens_BT"].shape[1] == first_batch(usual)["tokens_BT"].shape[1] + 9
     for name in ("metrics.jsonl", "evaluations.jsonl"):
@@ -465,7 +465,7 @@ def test_without_a_reward_models_adapter_the_critic_starts_fresh_and_learns(
         monkeypatch.setattr(RewardFiles, "attach", lambda *_: None)
     trainer = build(**OWN, **({"rewards": [functions("share")]} if paid_by_a_function else {}))
     prompts = picked(trainer, trainer.run.split("train"), 0)
-    tokens = ppo_trainer.sample(trainer, prompts, "ppo/rollout", 0)[0]
+    tokens = trainer.sampler.sample(prompts, "ppo/rollout", 0)[0]
     need = frozenset({"values"})
     before = trainer.roles(tokens, "critic", need).values_BT
     assert before is not None and not before.any()

@@ -12,6 +12,9 @@ import httpx2
 
 from plaudit.errors import RunStopped, UserError
 
+HUNG_UP = "hung up"
+"""Why a request brought no answer that we no longer wait for."""
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -51,6 +54,8 @@ class Asking:
         hold what `holds` says; where that is None, only the status is read. A proxy of the environment is not asked for
         an address of this machine; UserError where it names one that cannot be used."""
         self.name, self.url, self._timeout, self._largest, self._holds = name, url, timeout, largest, holds
+        self._waiting = set[queue.SimpleQueue[Answer | Failed | BaseException]]()
+        self._closed = False
         # An answer that is not packed cannot unpack to more than was read.
         known = {"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})}
         try:
@@ -64,7 +69,10 @@ class Asking:
             raise UserError(f"{self.name}: the proxy that the environment names cannot be used ({error})") from error
 
     def close(self) -> None:
-        """Hang up on who has not answered yet."""
+        """Hang up on who has not answered yet: who waits, or asks from now on, hears that it failed."""
+        self._closed = True
+        for found in list(self._waiting):
+            found.put(Failed(HUNG_UP))
         self._client.close()
 
     def ask(self, body: bytes | None, path: str = "") -> Answer | Failed:
@@ -80,11 +88,16 @@ class Asking:
             except BaseException as error:
                 found.put(error)
 
-        threading.Thread(target=ask, daemon=True).start()
+        self._waiting.add(found)
         try:
+            if self._closed:  # looked at only now: `close` wakes who is among the waiting
+                return Failed(HUNG_UP)
+            threading.Thread(target=ask, daemon=True).start()
             answer = found.get(timeout=self._timeout)
         except queue.Empty:
             return self._late()
+        finally:
+            self._waiting.discard(found)
         if isinstance(answer, BaseException):
             raise answer
         return answer

@@ -27,6 +27,7 @@ FLOAT32 = 1e-6
 """Relative rounding of a reply's float32 sums; where numbers are nearly alike, dividing by their std blows it up."""
 FRESH_KL = 1e-6
 """Nats a token by which a policy that has not learnt yet may differ from the reference."""
+BEHAVIOUR = "behaviour_logprobs_BT"
 NO_SETTING = "no setting: this is a fault of the program, or of a change that was made to it"
 FAULTS = {
     "end of turn masked out": "the mask leaves out end-of-turn tokens, so the policy never learns to stop",
@@ -79,6 +80,11 @@ class Stored:
         """The mask that follows from the lengths."""
         t = np.arange(self["tokens_BT"].shape[1])
         return (t >= self["prompt_lengths_B"][:, None] - 1) & (t < self["lengths_B"][:, None] - 1)
+
+    @property
+    def behaviour(self) -> str:
+        """The name of the log-probs of the policy that sampled: the old one, but with `rollout.lag: 1`."""
+        return BEHAVIOUR if BEHAVIOUR in self.tensors else "old_logprobs_BT"
 
     def replies(self, name: str) -> list[Floats]:
         """A [B, T] tensor at the tokens of each reply that the run counted."""
@@ -145,7 +151,7 @@ def fresh_reference(stored: Stored) -> Finding | None:
 
 def sampler(stored: Stored) -> Finding | None:
     """The sampler's log-probabilities against the trainer's: a pattern in the gap names its cause."""
-    names = ("sampler_logprobs_BT", "old_logprobs_BT", "mask_BT")
+    names = ("sampler_logprobs_BT", stored.behaviour, "mask_BT")
     pattern = gap_pattern(*(stored.tensors[name] for name in names))
     if pattern is None:
         return None
@@ -163,8 +169,8 @@ def sampler_slope(first: Stored, stored: Stored) -> Slope | None:
         return [x - y for x, y in zip(one.replies(a), one.replies(b), strict=True)]
 
     noise = float((np.concatenate(differences(first, "sampler_logprobs_BT", "old_logprobs_BT")) ** 2).mean())
-    gap = differences(stored, "sampler_logprobs_BT", "old_logprobs_BT")
-    way = differences(stored, "ref_logprobs_BT", "old_logprobs_BT")
+    gap = differences(stored, "sampler_logprobs_BT", stored.behaviour)
+    way = differences(stored, "ref_logprobs_BT", stored.behaviour)
     if float((np.concatenate(way) ** 2).mean()) <= max(CLEAR_OF_NOISE * noise, TOO_NEAR):
         return None
     return Slope(*formulas.through_origin(gap, way, noise))
@@ -302,7 +308,7 @@ def frozen_critic(first: Stored, last: Stored) -> Finding | None:
 def measured(stored: Stored) -> Row:
     """What the symptoms ask of a rollout, as columns of its update's row: the mean KL of its replies in nats and its
     standard error, the share of repeated 3-grams."""
-    kl_B = np.array([k.sum() for k in stored.replies("old_logprobs_BT")])
+    kl_B = np.array([k.sum() for k in stored.replies(stored.behaviour)])
     kl_B -= np.array([k.sum() for k in stored.replies("ref_logprobs_BT")])
     spans = zip(stored["tokens_BT"].tolist(), stored["prompt_lengths_B"], stored["lengths_B"], strict=True)
     shares = [repeated_trigrams(ids[start:end]) for ids, start, end in spans]

@@ -34,6 +34,8 @@ class RolloutBatch:
     rewards_BT: Tensor
     advantages_BT: Tensor
     returns_BT: Tensor | None
+    behaviour_logprobs_BT: Tensor | None = None
+    """log-probs of the policy that sampled, by the trainer, where that is not the old one (`rollout.lag: 1`)."""
     last_values_B: Tensor | None = None
     """V(s_T), the state after the last token, where a cut reply is bootstrapped."""
     new_logprobs_BT: Tensor | None = None

@@ -44,6 +44,23 @@ class RolloutConfig(StrictConfig):
     sampler_correction: SamplerCorrection = "none"
     """How PPO weighs tokens that its own probability of differs from the sampler's: not at all, by the ratio of the two
     up to 2 (tis), or by the ratio between 0.5 and 5 and otherwise by 0 (icepop)."""
+    lag: int = Field(0, ge=0, le=1)
+    """How many updates old the policy is that samples for PPO: 0, or 1, and then the servers sample the replies of an
+    update while the one before it trains (distributed.md)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RolloutConfig":
+        if self.lag and self.engine == "inprocess":
+            raise ValueError(
+                f"lag={self.lag} lets servers sample while PPO trains, and engine=inprocess has none: set engine=vllm, "
+                "or lag=0"
+            )
+        if self.lag and self.sampler_correction == "none":
+            raise ValueError(
+                f"lag={self.lag} trains on replies of the policy before, and sampler_correction=none takes them for "
+                "those of the policy that trains: set sampler_correction=tis or icepop, or lag=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_dead(self) -> "RolloutConfig":

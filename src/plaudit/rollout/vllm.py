@@ -92,6 +92,7 @@ class VllmEngine:
             name = f"vLLM at {address_of('rollout.urls', url)}"
             self._servers.append(_Server(Asking(name, url.rstrip("/"), TIMEOUT, largest=LARGEST, holds="one reply")))
         self._adapter: tuple[str, Path] | None = None
+        self._left = False
 
     def take(self, roles: Weights, rounding: Rounding) -> None:
         """Every rank calls this, and the first one writes; nothing is merged, so nothing is rounded."""
@@ -132,6 +133,8 @@ class VllmEngine:
         found: dict[int, Sampled] = {}
         failures, reason = 0, ""
         while len(found) < len(prompts):
+            if self._left:
+                raise EngineLost(f"hung up with {len(prompts) - len(found)} replies missing")
             if failures > RESTARTS:
                 raise EngineLost(
                     f"{reason}; given up after {RESTARTS} restarts with {len(prompts) - len(found)} replies missing"
@@ -142,6 +145,12 @@ class VllmEngine:
             reason = next(filter(None, [*unloaded, missed]), reason)
             failures = failures + 1 if len(found) == before else 1
         return [found[row] for row in range(len(prompts))]
+
+    def hang_up(self) -> None:
+        """From another thread: `generate` ends soon, without its replies. Nothing can be asked after that."""
+        self._left = True
+        for server in self._servers:
+            server.asking.close()
 
     def close(self) -> None:
         """Unload the policy that was sampled last."""
@@ -242,7 +251,7 @@ class VllmEngine:
         """The name of this run's SFT model there."""
         until, told = time.monotonic() + WAIT, False
         while isinstance(answer := server.asking.ask(None, "/v1/models"), Failed) or answer.code != 200:
-            if time.monotonic() > until:
+            if self._left or time.monotonic() > until:
                 why = _failed(server, answer).reason
                 raise EngineLost(
                     f"{why}; nothing answered for {WAIT:.0f} s: start it with `plaudit launch vllm RECIPE`"

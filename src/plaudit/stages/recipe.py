@@ -153,6 +153,8 @@ class Recipe(StrictConfig):
         ):
             if self.rollout.engine == "vllm" and given:
                 raise ValueError(f"rollout.engine=vllm serves the SFT model with an adapter, which {key} has not")
+        if self.rollout.lag and self.ppo.updates == 1:
+            raise ValueError("rollout.lag=1 would do nothing beside ppo.updates=1: no update follows the first")
         return self
 
     @property

@@ -19,7 +19,7 @@ from plaudit.errors import UserError
 from plaudit.records import Prompt
 from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.run.display import console
-from plaudit.stages.ppo.trainer import Trainer, raw_scores, sample
+from plaudit.stages.ppo.trainer import Trainer, raw_scores
 
 MEASURED_ON = 256
 """SFT replies to training prompts that give a bound: a share near one half is then known to 0.03."""
@@ -32,7 +32,7 @@ def measure_constraints(trainer: Trainer, train: Sequence[Prompt]) -> None:
         if not own:
             raise UserError(f"ppo.rewards, {name}: no training prompt has kind {source.of_kind!r}")
         prompts = list(islice(cycle(own), MEASURED_ON))
-        tokens, _, _ = sample(trainer, prompts, "ppo/constraints", number)
+        tokens, _, _ = trainer.sampler.sample(prompts, "ppo/constraints", number)
         scores = raw_scores(trainer, prompts, tokens, 0, "PPO, SFT replies of a constraint")
         found = scores.by_source[name].double().cpu().numpy()
         sft, std = float(found.mean()), float(found.std())

@@ -26,7 +26,7 @@ from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.records import Prompt
 from plaudit.stages.ppo.constraints import looked_at
 from plaudit.stages.ppo.rollout import earned
-from plaudit.stages.ppo.trainer import Trainer, by_micro_batch, raw_scores, sample
+from plaudit.stages.ppo.trainer import Trainer, by_micro_batch, raw_scores
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Looks:
         """Sample, judge, write; returns the row, which is also the last of `rows`."""
         trainer, many = self.trainer, self.trainer.config.evaluate_replies
         prompts = [prompt for prompt in self.prompts for _ in range(many)]
-        tokens, _, finished_B = sample(trainer, prompts, "ppo/validation", 0)
+        tokens, _, finished_B = trainer.sampler.sample(prompts, "ppo/validation", 0)
         scores = raw_scores(trainer, prompts, tokens, 0, "PPO, validation prompts", watched=True)
         earned_B, terms = earned(trainer, prompts, tokens, finished_B, scores)
         policy = by_micro_batch(trainer, tokens, 0, "policy")

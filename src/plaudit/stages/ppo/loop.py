@@ -13,6 +13,7 @@ ppo/rollouts/*.safetensors and ppo/summary.json.
     plaudit ppo RECIPE
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from plaudit.stages.ppo.constraints import measure_constraints
 from plaudit.stages.ppo.looks import Keeper, Looks
 from plaudit.stages.ppo.rollout import picked, rollout, score_references
 from plaudit.stages.ppo.state import forget_later, pack, unpack
-from plaudit.stages.ppo.trainer import Trainer, sample, start_from_last, whole_again
+from plaudit.stages.ppo.trainer import Trainer, start_from_last, whole_again
 from plaudit.stages.ppo.update import update
 from plaudit.train.run import Run
 from plaudit.train.saving import Saver, load_parameters
@@ -52,7 +53,7 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
     keeper = Keeper(config.keep_by, config.watch.patience, config.kl_budget)
     saver = Saver.open(run, "ppo", {what: joint_fingerprint(prints) for what, prints in checks.before.items()})
     if saver.state is not None:
-        seconds = unpack(saver.state, trainer, looks, keeper)
+        seconds = unpack(saver.state, trainer, looks, keeper, partial(picked, trainer, prompts))
     else:
         _first_scores(trainer, prompts)
         if not trainer.starts_as_reference:
@@ -60,10 +61,12 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
     forget_later(folder, saver.step)
     metrics, evaluated = saver.log("metrics.jsonl"), saver.log("evaluations.jsonl")
     times, rows = saver.log("times.jsonl", timed=True), read_metrics(metrics.path)
-    with saver, progress("PPO", config.updates, "update") as advance:
+    with saver, trainer.sampler, progress("PPO", config.updates, "update") as advance:
         advance(count=saver.step)
         for number in range(saver.step, config.updates + 1):
-            last = number == config.updates
+            last, clock = number == config.updates, Clock()
+            with clock.part("rollout"):
+                trainer.sampler.join()
             saver.checkpoint(number, lambda: pack(trainer, looks, keeper, seconds), last=last)
             if number % config.evaluate_every == 0 or last:
                 evaluated.log(**looks.look(number))
@@ -71,7 +74,6 @@ def train(config: PPOConfig, run: Run, annotator: Annotator | None = None) -> di
                 stopped = verdict(looks.rows, config.watch)
             if last or stopped is not None:
                 break
-            clock = Clock()
             checks.before_rollout()
             batch = rollout(trainer, picked(trainer, prompts, number), number, clock)
             checks.before_update(batch, number)
@@ -119,7 +121,7 @@ def _first_scores(trainer: Trainer, prompts: list[Prompt]) -> None:
     """While the policy is still the SFT model: its replies are what foreign scores are normalised and centred on."""
     run, folder = trainer.run, trainer.run.folder.stage("ppo")
     if measured_on := trainer.rewards.measured_on(prompts):
-        trainer.rewards.measure(trainer.chat, measured_on, sample(trainer, measured_on, "ppo/reference", 0)[0])
+        trainer.rewards.measure(trainer.chat, measured_on, trainer.sampler.sample(measured_on, "ppo/reference", 0)[0])
     trainer.rewards.save(folder)
     measure_constraints(trainer, prompts)
     if trainer.config.sigmoid_centred:

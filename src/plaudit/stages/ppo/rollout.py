@@ -31,7 +31,8 @@ from plaudit.rollout.batch import RolloutBatch
 from plaudit.run.metrics import Clock
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.constraints import constrained
-from plaudit.stages.ppo.trainer import Numbers, Trainer, by_micro_batch, raw_scores, sample
+from plaudit.stages.ppo.sampling import holding
+from plaudit.stages.ppo.trainer import Numbers, Trainer, by_micro_batch, raw_scores
 from plaudit.train.micro_batches import batch_kept
 
 REFERENCES = "references.jsonl"
@@ -53,14 +54,17 @@ def rollout(trainer: Trainer, prompts: list[Prompt], number: int, clock: Clock) 
     """The batch of update `number`, counted from 0, with what the log says of it."""
     config, numbers = trainer.config, trainer.numbers
     with clock.part("rollout"):
-        tokens, sampler_logprobs_BT, finished_B = sample(trainer, prompts, "ppo/rollout", number)
+        tokens, sampler_logprobs_BT, finished_B, adapter = trainer.sampler.of_update(prompts, number)
+        _ask_ahead(trainer, number + 1)
     mask_BT = tokens.mask_BT
     where, folder = f"PPO update {number + 1}", trainer.run.folder.stage("ppo")
     with clock.part("scoring"), batch_kept(folder, where, partial(as_rows, trainer, prompts, tokens)):
-        scores, ref_logprobs_BT, old = judge(trainer, prompts, tokens, number, where)
+        scores, ref_logprobs_BT, old = judge(trainer, prompts, tokens, number, where, adapter)
         old_logprobs_BT, values_BT, last_values_B = old["logprobs_BT"], old.get("values_BT"), old.get("last_values_B")
-        k1_BT = rewards.kl_estimate(old_logprobs_BT, ref_logprobs_BT)
-        gap = _checked(trainer, sampler_logprobs_BT, old_logprobs_BT, ref_logprobs_BT, mask_BT, number)
+        # What the log says of the sample is said of the policy that sampled it.
+        behaviour_BT = old.get("behaviour_logprobs_BT", old_logprobs_BT)
+        k1_BT = rewards.kl_estimate(behaviour_BT, ref_logprobs_BT)
+        gap = _checked(trainer, sampler_logprobs_BT, behaviour_BT, old_logprobs_BT, ref_logprobs_BT, mask_BT, number)
 
     earned_B, terms = earned(trainer, prompts, tokens, finished_B, scores)
     earned_B, prices = constrained(trainer, prompts, scores, earned_B)
@@ -98,6 +102,7 @@ def rollout(trainer: Trainer, prompts: list[Prompt], number: int, clock: Clock) 
         old_logprobs_BT=old_logprobs_BT,
         ref_logprobs_BT=ref_logprobs_BT,
         sampler_logprobs_BT=sampler_logprobs_BT,
+        behaviour_logprobs_BT=old.get("behaviour_logprobs_BT"),
         old_entropy_BT=old["entropy_BT"],
         values_BT=values_BT,
         kl_BT=kl_BT,
@@ -110,11 +115,24 @@ def rollout(trainer: Trainer, prompts: list[Prompt], number: int, clock: Clock) 
     )
 
 
+def _ask_ahead(trainer: Trainer, number: int) -> None:
+    """With `rollout.lag: 1` the servers begin with the replies of update `number` here, while the one before it is
+    scored and trains."""
+    if trainer.run.rollout.lag and number < trainer.config.updates:
+        trainer.sampler.ask(picked(trainer, trainer.run.split("train"), number), number)
+
+
 def judge(
-    trainer: Trainer, prompts: list[Prompt], tokens: Tokens, number: int, where: str
+    trainer: Trainer,
+    prompts: list[Prompt],
+    tokens: Tokens,
+    number: int,
+    where: str,
+    adapter: Sequence[Tensor] | None = None,
 ) -> tuple[Scores, Tensor, dict[str, Tensor]]:
     """Scores of a rollout, the reference's log-probs [B, T], and what policy and critic say of it; all in one layout,
-    so that where memory runs out all are done again."""
+    so that where memory runs out all are done again. With the `adapter` that sampled it also its own log-probs,
+    behaviour_logprobs_BT [B, T]."""
 
     def passes() -> tuple[Scores, Tensor, dict[str, Tensor]]:
         scores = raw_scores(trainer, prompts, tokens, number, where)
@@ -122,27 +140,39 @@ def judge(
         old = by_micro_batch(trainer, tokens, number, "policy")
         if trainer.config.critic == "own":
             old |= by_micro_batch(trainer, tokens, number, "critic")
+        if adapter is not None:
+            with holding(trainer.roles.adapter_parameters("policy"), adapter):
+                old["behaviour_logprobs_BT"] = by_micro_batch(trainer, tokens, number, "policy")["logprobs_BT"]
         return scores, ref_logprobs_BT, old
 
     return trainer.micro.fit(where, passes, lambda: None)
 
 
 def _checked(
-    trainer: Trainer, sampler_BT: Tensor, policy_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, number: int
+    trainer: Trainer,
+    sampler_BT: Tensor,
+    behaviour_BT: Tensor,
+    policy_BT: Tensor,
+    reference_BT: Tensor,
+    mask_BT: Tensor,
+    number: int,
 ) -> dict[str, float]:
     """RunStopped where sampler, policy or reference are not what they must be, by their log-probs; where the sampler
-    is, for the log."""
-    dtype, numbers = trainer.run.machine.dtype, trainer.numbers
+    is, for the log. The sampler must be the policy that was to sample; the current one is judged by the weights."""
+    dtype, numbers, served = trainer.run.machine.dtype, trainer.numbers, trainer.run.rollout
     k1_BT = rewards.kl_estimate(policy_BT, reference_BT)
-    bounds = SERVED_BOUND if trainer.run.rollout.engine == "vllm" else GAP_BOUND
-    row = check_sampler(sampler_BT, policy_BT, reference_BT, mask_BT, dtype, numbers.sampler_noise, bounds)
-    weights_BT = sampler_weights(trainer.run.rollout.sampler_correction, policy_BT, sampler_BT)
+    bounds = SERVED_BOUND if served.engine == "vllm" else GAP_BOUND
+    row = check_sampler(sampler_BT, behaviour_BT, reference_BT, mask_BT, dtype, numbers.sampler_noise, bounds)
+    weights_BT = sampler_weights(served.sampler_correction, policy_BT, sampler_BT)
     if weights_BT is not None:
         cut_BT = weights_BT != (policy_BT - sampler_BT).exp()
         row |= {
             "sampler_weight": masked_mean(weights_BT, mask_BT).item(),
             "sampler_weight_cut": masked_mean(cut_BT.float(), mask_BT).item(),
         }
+    if served.lag:
+        row["lag"] = 0 if number == 0 else served.lag  # the first update has no policy before it
+        row["lag_kl"] = masked_mean(rewards.kl_estimate(behaviour_BT, policy_BT, "k3"), mask_BT).item()
     invariants.check_finite("a log-probability", k1_BT.sum().item(), f"PPO update {number + 1}")
     if number == 0:
         if trainer.starts_as_reference:
@@ -218,7 +248,7 @@ def score_references(trainer: Trainer, train: Sequence[Prompt], validation: Sequ
     is still the SFT model. Leaves folder/references.jsonl."""
     used = {prompt.id: prompt for number in range(trainer.config.updates) for prompt in picked(trainer, train, number)}
     prompts = list((used | {prompt.id: prompt for prompt in validation}).values())
-    tokens, _, _ = sample(trainer, prompts, "ppo/references", 0)
+    tokens, _, _ = trainer.sampler.sample(prompts, "ppo/references", 0)
     scores = raw_scores(trainer, prompts, tokens, 0, "PPO, reference replies")
     columns = {name: values.tolist() for name, values in scores.by_source.items()}
     rows = []

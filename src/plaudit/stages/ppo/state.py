@@ -2,15 +2,18 @@
 
 That is the policy, the critic and the optimiser; the numbers one update hands to the next (the KL coefficient, the
 running moments, the first std); what foreign scores are normalised and centred on; all looks at the validation prompts,
-which the watch reads, and the policies that may still be kept. The prompts of an update, its random numbers and its
+which the watch reads, and the policies that may still be kept. With `rollout.lag: 1` also which policy has sampled the
+next update's replies, and its adapter; the replies are stored. The prompts of an update, its random numbers and its
 learning rates are functions of its number.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from plaudit.algo.masked import Moments
 from plaudit.algo.rewards import KLController, Multiplier
+from plaudit.records import Prompt
 from plaudit.stages.ppo.looks import Keeper, Looks
 from plaudit.stages.ppo.rollout import read_references
 from plaudit.stages.ppo.trainer import Trainer
@@ -24,6 +27,8 @@ def pack(trainer: Trainer, looks: Looks, keeper: Keeper, seconds: list[float]) -
     tensors = within("model", trainer.roles.trainable()) | within("optimiser", trainer.optimiser.tensors())
     for place, (_, policy) in enumerate(keeper.held):
         tensors |= within(f"held/{place}", policy)
+    ahead = trainer.sampler.ahead
+    tensors |= within("ahead", trainer.sampler.packed())
     values = {
         "schedule": trainer.schedule.last_epoch,
         "controller": asdict(numbers.controller),
@@ -38,12 +43,16 @@ def pack(trainer: Trainer, looks: Looks, keeper: Keeper, seconds: list[float]) -
         "first_look": looks.first,
         "held": [row for row, _ in keeper.held],
         "first_held": keeper.first,
+        "ahead": None if ahead is None else {"number": ahead.question.step, "policy": ahead.policy},
     }
     return State(tensors, values, {"seconds": seconds})
 
 
-def unpack(state: State, trainer: Trainer, looks: Looks, keeper: Keeper) -> list[float]:
-    """Put a fresh trainer, its looks and its keeper where they were; returns the seconds of the updates so far."""
+def unpack(
+    state: State, trainer: Trainer, looks: Looks, keeper: Keeper, prompts: Callable[[int], list[Prompt]]
+) -> list[float]:
+    """Put a fresh trainer, its looks and its keeper where they were; returns the seconds of the updates so far.
+    `prompts` gives those of an update."""
     values, numbers = state.values, trainer.numbers
     load_parameters(trainer.roles.trainable(), state.under("model"))
     trainer.optimiser.load_tensors(state.under("optimiser"))
@@ -59,6 +68,8 @@ def unpack(state: State, trainer: Trainer, looks: Looks, keeper: Keeper) -> list
     looks.rows, looks.first = values["looks"], values["first_look"]
     keeper.held = [(row, state.under(f"held/{place}")) for place, row in enumerate(values["held"])]
     keeper.first = values["first_held"]
+    if (ahead := values["ahead"]) is not None:
+        trainer.sampler.restore(prompts(ahead["number"]), ahead["number"], ahead["policy"], state.under("ahead"))
     seconds: list[float] = state.times["seconds"]
     return seconds
 

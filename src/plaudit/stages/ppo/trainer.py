@@ -1,7 +1,6 @@
-"""What PPO's loop holds, how it is built, and the passes its parts share: sampling, one partition, forward passes."""
+"""What PPO's loop holds, how it is built, and the passes its parts share: one partition, forward passes, scores."""
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,16 +26,15 @@ from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
 from plaudit.models.rounding import Rounding
 from plaudit.models.sharded import shard
-from plaudit.models.tokens import Tokens, pad_right
+from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
 from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import RewardSources, Scores
-from plaudit.rollout.batch import minibatches, per_token
+from plaudit.rollout.batch import minibatches
 from plaudit.rollout.engine import Engine
 from plaudit.rollout.inprocess import InProcessEngine
-from plaudit.rollout.stored import REPLAYED, StoredReplies
-from plaudit.rollout.vllm import policy_name
 from plaudit.stages.ppo.config import PPOConfig
+from plaudit.stages.ppo.sampling import Sampler
 from plaudit.train.micro_batches import MicroBatches
 from plaudit.train.optimiser import MasterAdamW, schedule_of
 from plaudit.train.run import Run
@@ -99,8 +97,7 @@ class Trainer:
             if own is None
             else InProcessEngine(own.model, eos_id=self.chat.ends, temperature=run.sampling.temperature, decoder=own)
         )
-        served = run.rollout.engine == "vllm"
-        self.stored = StoredReplies(run.folder.stage("ppo"), run.folder.path / REPLAYED, run.ranks) if served else None
+        self.sampler = Sampler(run, self.roles, self.engine, self.chat)
         self.optimiser, self.schedule = _optimiser(config, run, self.roles)
         self.numbers = Numbers(KLController(config.kl_coef, config.kl_target, config.kl_horizon))
         key = "micro_batch_size" if config.micro_batch_tokens is None else "micro_batch_tokens"
@@ -187,32 +184,6 @@ def _demonstrations(run: Run, chat: ChatFormat) -> list[Example]:
     if not found:
         raise UserError(f"every training demonstration's reply is longer than sft.max_length={encoder.max_length}")
     return found
-
-
-def sample(trainer: Trainer, prompts: Sequence[Prompt], stream: str, step: int) -> tuple[Tokens, Tensor, Tensor]:
-    """One reply a prompt from the current policy: tokens, the sampler's log-probs [B, T], which replies ended [B].
-
-    Every rank samples its share of the replies; their random numbers are their own wherever they are sampled.
-    """
-    prompt_ids = [trainer.chat.prompt_ids(prompt.messages) for prompt in prompts]
-    mine, longest = trainer.ranks.share(range(len(prompts))), trainer.run.sampling.max_new_tokens
-    stored, policy, rows = trainer.stored, "", None
-    asked = [prompt_ids, trainer.run.seed, longest, trainer.run.sampling.temperature]
-    if stored is not None:
-        policy = policy_name(trainer.roles.adapter_parameters("policy"))
-        rows = stored.read(stream, step, policy, asked)
-    if rows is None:
-        uniforms = rng.uniforms(trainer.run.seed, stream, step, list(mine), longest)
-        trainer.engine.take(trainer.roles, Rounding(trainer.run.seed, stream, step))
-        replies = trainer.engine.generate([prompt_ids[i] for i in mine], uniforms)
-        message = json.dumps([[row, reply.ids, reply.logprobs] for row, reply in zip(mine, replies, strict=True)])
-        rows = sorted(row for text in trainer.ranks.gathered(message) for row in json.loads(text))
-        if stored is not None:
-            stored.write(stream, step, policy, asked, rows)
-    device = trainer.run.machine.device
-    tokens = pad_right(prompt_ids, [ids for _, ids, _ in rows], trainer.chat.pad_id, device)
-    finished_B = torch.tensor([ids[-1] in trainer.chat.ends for _, ids, _ in rows], device=device)
-    return tokens, per_token([logprobs for *_, logprobs in rows], tokens), finished_B
 
 
 def layout(trainer: Trainer, tokens: Tokens, number: int) -> list[list[list[int]]]:

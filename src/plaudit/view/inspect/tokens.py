@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plaudit.algo.losses import clipped_surrogate
 from plaudit.errors import UserError
-from plaudit.guard.arithmetic import Stored, sampler_slope
+from plaudit.guard.arithmetic import BEHAVIOUR, Stored, sampler_slope
 from plaudit.guard.sampler import sampler_gap
 from plaudit.models.load import load_tokenizer, quiet_libraries
 from plaudit.rollout.stored import read_rollout, stored_rollouts
@@ -134,10 +134,11 @@ def inspect_run(folder: Path, step: int | None = None, sample: int = 1) -> Inspe
 
 def _sampler(first: Stored, stored: Stored) -> str:
     """How far from the policy the update's replies were sampled."""
-    gap, _ = sampler_gap(*(stored.tensors[n] for n in ("sampler_logprobs_BT", "old_logprobs_BT", "mask_BT")))
+    gap, _ = sampler_gap(*(stored.tensors[n] for n in ("sampler_logprobs_BT", stored.behaviour, "mask_BT")))
     slope = sampler_slope(first, stored)
     where = "" if slope is None else f", {slope} of the way to the reference"
-    return f"{gap:.2g} nats a token from the policy{where}"
+    before = " of the update before" if stored.behaviour == BEHAVIOUR else ""
+    return f"{gap:.2g} nats a token from the policy{before}{where}"
 
 
 def clip_bounds(ppo: Mapping[str, Any]) -> tuple[float, float]:

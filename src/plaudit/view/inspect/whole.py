@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plaudit.algo.masked import masked_mean
 from plaudit.algo.statistics import explained_variance
+from plaudit.guard.arithmetic import BEHAVIOUR
 from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.run.metrics import read_metrics
 from plaudit.view.inspect.tokens import Inspection, inspect_run
@@ -41,8 +42,10 @@ def as_json(folder: Path, inspected: Inspection) -> dict[str, Any]:
 def sums_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     """What the log says of an update, from its tokens: every one of these is a row's entry of the same name."""
     mask_BT = tensors["mask_BT"]
-    k1_BT = torch.where(mask_BT, tensors["old_logprobs_BT"] - tensors["ref_logprobs_BT"], 0.0)
-    gap_BT = (tensors["sampler_logprobs_BT"] - tensors["old_logprobs_BT"]).abs()
+    # Of the policy that sampled: with `rollout.lag: 1` that is not the old one.
+    behaviour_BT = tensors.get(BEHAVIOUR, tensors["old_logprobs_BT"])
+    k1_BT = torch.where(mask_BT, behaviour_BT - tensors["ref_logprobs_BT"], 0.0)
+    gap_BT = (tensors["sampler_logprobs_BT"] - behaviour_BT).abs()
     found = {
         "kl": k1_BT.sum(dim=1).mean().item(),
         "kl_per_token": masked_mean(k1_BT, mask_BT).item(),
