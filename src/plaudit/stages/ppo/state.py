@@ -68,7 +68,7 @@ def unpack(
     looks.rows, looks.first = values["looks"], values["first_look"]
     keeper.held = [(row, state.under(f"held/{place}")) for place, row in enumerate(values["held"])]
     keeper.first = values["first_held"]
-    if (ahead := values["ahead"]) is not None:
+    if (ahead := values.get("ahead")) is not None:  # not there in a checkpoint of older code
         trainer.sampler.restore(prompts(ahead["number"]), ahead["number"], ahead["policy"], state.under("ahead"))
     seconds: list[float] = state.times["seconds"]
     return seconds
