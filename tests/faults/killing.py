@@ -1,9 +1,10 @@
 """A process that has everything imported and forks a child for every run it is told of; the child may be killed.
 
-One JSON object a line on stdin: {"recipe", "overrides", "options", "kill_at", "kill_after", "with"}; one on stdout:
-{"code", "signal", "events", "said", "cpu_s"}. Events are the calls that touch the disk and those that do the work
-(sampling, scoring, backward passes, optimiser steps), counted from the start of the child; with `kill_at` the child
-sends itself the signal `with` (SIGKILL) in the middle of that one, with `kill_after` it is sent after so many seconds.
+One JSON object a line on stdin: {"recipe", "overrides", "options", "kill_at", "kill_in", "kill_after", "with"}; one on
+stdout: {"code", "signal", "events", "said", "cpu_s"}. Events are the calls that touch the disk and those that do the
+work (sampling, scoring, backward passes, optimiser steps), counted from the start of the child; with `kill_at` the child
+sends itself the signal `with` (SIGKILL) in the middle of that one, with `kill_in` of the first one of that name, with
+`kill_after` it is sent after so many seconds.
 Importing torch takes seconds and a fork does not; the parent computes nothing, so no thread of torch's is lost in the
 fork.
 """
@@ -46,8 +47,9 @@ WORK: tuple[tuple[Any, str, str], ...] = (
 )
 
 
-def count_events(record: Path, kill_at: int | None, sent: int) -> None:
-    """Wrap the calls; their names go to `record`, and the `kill_at`-th is cut in the middle by the signal."""
+def count_events(record: Path, kill_at: int | None, kill_in: str | None, sent: int) -> None:
+    """Wrap the calls; their names go to `record`, and the `kill_at`-th, or the first of the name `kill_in`, is cut in
+    the middle by the signal."""
     handle = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     write, done = os.write, 0
 
@@ -56,7 +58,7 @@ def count_events(record: Path, kill_at: int | None, sent: int) -> None:
             nonlocal done
             done += 1
             write(handle, f"{name}\n".encode())
-            if done == kill_at:
+            if done == kill_at or name == kill_in:
                 if name == "write" and sent == signal.SIGKILL:
                     real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
                 os.kill(os.getpid(), sent)
@@ -82,7 +84,7 @@ def run(told: dict[str, Any], record: Path, said: Path) -> int:
     torch.seed()
     np.random.seed()
     random.seed()
-    count_events(record, told.get("kill_at"), sent)
+    count_events(record, told.get("kill_at"), told.get("kill_in"), sent)
     sys.argv = ["plaudit", "run", told["recipe"], *told["overrides"], *told["options"]]
     try:
         cli.main()
