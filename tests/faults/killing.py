@@ -2,9 +2,9 @@
 
 One JSON object a line on stdin: {"recipe", "overrides", "options", "kill_at", "kill_in", "kill_after", "with"}; one on
 stdout: {"code", "signal", "events", "said", "cpu_s"}. Events are the calls that touch the disk and those that do the
-work (sampling, scoring, backward passes, optimiser steps), counted from the start of the child; with `kill_at` the child
-sends itself the signal `with` (SIGKILL) in the middle of that one, with `kill_in` of the first one of that name, with
-`kill_after` it is sent after so many seconds.
+work (sampling, scoring, backward passes, optimiser steps), counted from the start of the child. With `kill_at` the
+child sends itself the signal `with` (SIGKILL) in the middle of that one, with `kill_in` of the first one of that name,
+with `kill_after` it is sent after so many seconds.
 Importing torch takes seconds and a fork does not; the parent computes nothing, so no thread of torch's is lost in the
 fork.
 """
