@@ -210,6 +210,18 @@ def test_a_run_with_it_has_the_numbers_of_the_run_without(served: Served) -> Non
         assert row["sampler_weight"] == pytest.approx(1.0, abs=1e-3)
 
 
+def test_it_samples_ahead(served: Served) -> None:
+    """`rollout.lag: 1`: the replies of an update are those of the policy before, which the trainer judges too."""
+    home = served.recipe.parent
+    rollout = f"rollout={{engine: vllm, urls: ['{served.url}'], sampler_correction: tis, lag: 1}}"
+    folder, from_ppo = home / "ahead", ["--from", "ppo", "--copy-from", home / "alone"]
+    assert command("run", served.recipe, f"folder={folder}", rollout, "ppo.updates=3", *from_ppo) == 0
+    rows = read_metrics(folder / "ppo/metrics.jsonl")
+    assert [row["lag"] for row in rows] == [0, 1, 1]
+    assert all(row["sampler_gap_mean"] < 1e-4 for row in rows), rows
+    assert rows[1]["lag_kl"] > 0, "the policy has moved between"
+
+
 def test_what_is_exported_is_read_by_it(served: Served, tmp_path: Path) -> None:
     """The policy writes what transformers writes of it, and the reward model scores as transformers' classifier."""
     found = {}
