@@ -112,12 +112,10 @@ class Recipe(StrictConfig):
             raise ValueError(f"ppo.ptx_coef={self.ppo.ptx_coef:g} mixes in demonstrations: name data.demonstrations")
         if self.sft.skip and (dead := [name for name in self.sft.given() if name not in ("skip", "max_length")]):
             raise ValueError(f"sft.{', sft.'.join(dead)} would do nothing with sft.skip=true")
+        known = ", ".join(map(str, self.files))
         for key, named in (("formats", self.data.formats), ("columns", self.data.columns)):
-            for path in named:
-                if path not in self.files:
-                    raise ValueError(
-                        f"data.{key}: {path} is no file of this recipe ({', '.join(map(str, self.files))})"
-                    )
+            if foreign := [path for path in named if path not in self.files]:
+                raise ValueError(f"data.{key}: {foreign[0]} is no file of this recipe ({known})")
         chosen, of_labels = self.preferences, self.reward.given("unpaired_coef", "annotator_bias")
         if chosen.unpaired is None and of_labels:
             raise ValueError(f"reward.{of_labels[0]} belongs to preferences.unpaired and does nothing without that")
