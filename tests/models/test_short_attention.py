@@ -27,18 +27,19 @@ def band(t: int, s: int, window: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
-@pytest.mark.parametrize("case", ["causal", "window", "behind a prompt", "one token"])
+@pytest.mark.parametrize("case", ["causal", "window", "wide window", "behind a prompt", "both", "one token"])
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_values_and_gradients(case: str, heads: int, groups: int, scaling: float | None) -> None:
-    t, s = {"causal": (23, 23), "window": (23, 23), "behind a prompt": (9, 31), "one token": (1, 1)}[case]
-    mask = {"window": band(t, s, 5), "behind a prompt": band(t, s, s)}.get(case)
+    t, s = {"behind a prompt": (9, 31), "both": (9, 31), "one token": (1, 1)}.get(case, (23, 23))
+    window = {"window": 5, "wide window": 23, "both": 12}.get(case)
+    mask = band(t, s, s if window is None else window)
     found = inputs(heads, groups, t, s, torch.float64)
     expected = inputs(heads, groups, t, s, torch.float64)
     module = torch.nn.Module()
-    out = attend(module, *found, mask, scaling=scaling, dropout=0.0)
+    out = attend(module, *found, window, scaling=scaling, dropout=0.0)
     q, k, v = expected
     k, v = (x.repeat_interleave(heads // groups, dim=1) for x in (k, v))
-    usual = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+    usual = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
     # The softmax is in float32.
     torch.testing.assert_close(out, usual.transpose(1, 2), rtol=1e-6, atol=1e-6)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -773,7 +773,7 @@ def test_proof_b_no_reward_no_movement(
     told |= dict.fromkeys(("batch_size", "minibatch_size", "micro_batch_size"), 8)
     told |= {"whiten_advantages": False} if changes.get("advantages") != "reinforce_pp" else {}
     # A critic that starts as the reward model must first learn that nothing is paid.
-    told |= {"critic_warmup": 8, "critic_learning_rate": 3e-2, "learning_rate": 2e-3} if changes == OWN else {}
+    told |= {"critic_warmup": 8, "critic_learning_rate": 3e-2, "learning_rate": 1e-3} if changes == OWN else {}
     updates = 12 if changes == OWN else 3
     told |= {"updates": updates, "evaluate_every": updates}
     folder = run_ppo(rewards=paid_by(changes, functions("nothing")), **told, **changes)

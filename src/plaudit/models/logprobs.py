@@ -25,10 +25,9 @@ BLOCK_MIB = {"cpu": 4.0, "gpu": 256.0}
 """Memory of the float32 logits among them that are worked on at a time: on a CPU they stay in its caches."""
 
 
-def _rows(budget: dict[str, float], weight_VD: Tensor, size: int) -> int:
-    """States whose logits of `size` bytes each are within the budget."""
-    mib = budget["cpu" if weight_VD.device.type == "cpu" else "gpu"]
-    return max(1, int(mib * 2**20) // (size * weight_VD.shape[0]))
+def _rows(budget: dict[str, float], device: torch.device, size: int) -> int:
+    """States whose logits, of `size` bytes a state, are within the budget."""
+    return max(1, int(budget["cpu" if device.type == "cpu" else "gpu"] * 2**20) // size)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -45,25 +44,12 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, slopes = [], [], []
         for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD, weight_VD.element_size()):
-            z_nV, totals = _product(hidden, weight_VD, bias_V), []
-            rows = _rows(BLOCK_MIB, weight_VD, 4)
-            for z_rV, targets_r1 in zip(z_nV.split(rows), targets_n1.split(rows), strict=True):
-                logits = shape(z_rV.float())
-                slope = shape.slope(logits) if gradient else 1.0
-                z = logits / temperature
-                z -= z.amax(dim=1, keepdim=True)
-                z_target = z.gather(1, targets_r1)
-                p = z.exp()  # up to the factor 1 / total
-                total = p.sum(dim=1, keepdim=True)
-                logprobs.append(z_target - total.log())
-                entropies.append(total.log() - z.mul_(p).sum(dim=1, keepdim=True) / total)
-                if gradient:
-                    # The target's own entry is 1 − p before it is rounded: all that a confident token's gradient has.
-                    p.scatter_(1, targets_r1, z_target.exp() - total)
-                    z_rV.copy_(p if shape is PLAIN else p.mul_(slope))
-                    totals.append(total)
+            z_nV = _product(hidden, weight_VD, bias_V)
+            found = _judged(z_nV, targets_n1, temperature, shape, entropy=True, gradient=gradient)
+            logprobs.append(found[0])
+            entropies.append(found[2])
             if gradient:
-                slopes.append((z_nV @ weight_VD) / (-temperature * torch.cat(totals)))
+                slopes.append((z_nV @ weight_VD) / (-temperature * found[1]))
         entropy_N = torch.cat(entropies).squeeze(1)
         slope_ND = torch.cat(slopes).to(hidden_ND.dtype) if gradient else None
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, slope_ND, entropy_N)
@@ -88,6 +74,32 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad_ND.to(hidden_ND.dtype), *[None] * 6
 
 
+def _judged(
+    z_nV: Tensor, targets_n1: Tensor, temperature: float, shape: LogitShape, *, entropy: bool, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log π(target), Σ = Σ_j exp(z_j/T − max) and, if asked for, H of a chunk's head outputs, [n, 1] each, a block at a
+    time. `z_nV` is used up; with `gradient` it becomes −T·Σ·∂log π(target)/∂z."""
+    logprobs, totals, entropies = list[Tensor](), list[Tensor](), list[Tensor]()
+    rows = _rows(BLOCK_MIB, z_nV.device, 4 * z_nV.shape[1])
+    for z_rV, targets_r1 in zip(z_nV.split(rows), targets_n1.split(rows), strict=True):
+        logits = shape(z_rV.float())
+        slope = shape.slope(logits) if gradient else 1.0
+        z = logits if temperature == 1.0 else logits / temperature
+        z -= z.amax(dim=1, keepdim=True)
+        z_target = z.gather(1, targets_r1)
+        p = z.exp()  # up to the factor 1 / total
+        total = p.sum(dim=1, keepdim=True)
+        logprobs.append(z_target - total.log())
+        totals.append(total)
+        if entropy:
+            entropies.append(total.log() - z.mul_(p).sum(dim=1, keepdim=True) / total)
+        if gradient:
+            # The target's own entry is 1 − p before it is rounded: all that a confident token's gradient has.
+            p.scatter_(1, targets_r1, z_target.exp() - total)
+            z_rV.copy_(p if shape is PLAIN else p.mul_(slope))
+    return torch.cat(logprobs), torch.cat(totals), torch.cat(entropies or totals)
+
+
 def _with_head(
     ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -95,7 +107,7 @@ def _with_head(
     hidden_ND, weight_VD, bias_V, targets_N, _, entropy_N = ctx.saved_tensors
     grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
     grad_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-    rows, grads = _rows(CHUNK_MIB, weight_VD, 4), []
+    rows, grads = _rows(CHUNK_MIB, weight_VD.device, 4 * len(weight_VD)), []
     columns = (hidden_ND, *(x_N[:, None] for x_N in (targets_N, entropy_N, grad_logprobs_N, grad_entropy_N)))
     for hidden, targets, entropy, logprob_above, entropy_above in zip(*(x.split(rows) for x in columns), strict=True):
         q, slope = _log_softmax(hidden, weight_VD, bias_V, ctx.temperature, ctx.shape)
@@ -113,7 +125,7 @@ def _with_head(
 
 
 def _chunks(hidden_ND: Tensor, other: Tensor, weight_VD: Tensor, size: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = _rows(CHUNK_MIB, weight_VD, size)
+    rows = _rows(CHUNK_MIB, weight_VD.device, size * len(weight_VD))
     return zip(hidden_ND.split(rows), other.split(rows), strict=True)
 
 
@@ -165,27 +177,24 @@ class _CompletionLoss(torch.autograd.Function):
         targets_N: Tensor,
         shape: LogitShape,
     ) -> Tensor:
-        hidden_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
+        _, weight_grad, bias_grad = ctx.needs_input_grad[:3]
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_grad else None
         grad_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and bias_grad else None
-        total, grads = hidden_ND.new_zeros((), dtype=torch.float32), []
-        for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD):
-            q, slope = _log_softmax(hidden, weight_VD, bias_V, 1.0, shape)
-            total -= q.gather(1, targets_n1).sum()
-            if hidden_grad or weight_grad:
-                grad_z = q.exp_()
-                grad_z.scatter_add_(1, targets_n1, grad_z.new_full(targets_n1.shape, -1.0))
-                if shape is not PLAIN:
-                    grad_z *= slope
-                if grad_V is not None:
-                    grad_V += grad_z.sum(dim=0)
-                grad_z = grad_z.to(weight_VD.dtype)
-                grads.append(grad_z @ weight_VD)
-                if grad_VD is not None:
-                    grad_VD += (grad_z.T @ hidden).float()
+        gradient, grads = any(ctx.needs_input_grad[:3]), []
+        loss = hidden_ND.new_zeros((), dtype=torch.float32)
+        for hidden, targets_n1 in _chunks(hidden_ND, targets_N[:, None], weight_VD, weight_VD.element_size()):
+            z_nV = _product(hidden, weight_VD, bias_V)
+            logprobs, totals, _ = _judged(z_nV, targets_n1, 1.0, shape, entropy=False, gradient=gradient)
+            loss -= logprobs.sum()
+            if gradient:
+                grads.append((z_nV @ weight_VD) / totals)
+            if grad_V is not None:
+                grad_V += (z_nV / totals).sum(dim=0)
+            if grad_VD is not None:
+                grad_VD += (z_nV.T @ (hidden / totals).to(z_nV.dtype)).float()
         hidden_grad_ND = torch.cat(grads).to(hidden_ND.dtype) if grads else None
         ctx.save_for_backward(hidden_grad_ND, *(x if x is None else x.to(weight_VD.dtype) for x in (grad_VD, grad_V)))
-        return total
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

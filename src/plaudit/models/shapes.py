@@ -89,13 +89,11 @@ class Shape:
         """Bytes of keys and values of a token."""
         return 2 * self.keys * self.layers * size
 
-    def chunk(self, size: int, states: int, kind: str, *, summed: bool) -> float:
-        """Bytes of the logits of `states` that are there at a time (logprobs.py): a chunk, and what it is worked on
-        with; of a `summed` loss the whole chunk in float32, three times."""
+    def chunk(self, size: int, states: int, kind: str) -> float:
+        """Bytes of the logits of `states` that are there at a time (logprobs.py): a chunk, and the blocks of float32
+        that it is worked on with."""
         chunk, block = (budget[kind] * 2**20 for budget in (CHUNK_MIB, BLOCK_MIB))
         whole = states * self.vocabulary
-        if summed:
-            return 3 * min(chunk, whole * 4) + (min(chunk, whole * 4) * size / 4 if size < 4 else 0)
         return min(chunk, whole * size) + 4 * min(block, whole * 4)
 
 

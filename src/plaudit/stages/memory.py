@@ -253,7 +253,7 @@ class Sums:
         sampling = self._sampling("evaluate", min(SAMPLED, many * len(self.lengths.prompts)), reply)
 
         def need(tokens: int) -> Need:
-            head = shape.chunk(size, tokens * reply // longest, self.device.kind, summed=False)
+            head = shape.chunk(size, tokens * reply // longest, self.device.kind)
             judging = {KEPT: float(tokens * self._working), "logits": head}
             phases = {"sampling": sampling, "judging": judging}
             return Need("evaluate", {"weights": self.plain}, phases, row=self._row(reply), tokens=tokens)
@@ -290,7 +290,7 @@ class Sums:
         step = {"gradients": float(learnt * (number + (4 if number < 4 else 0)))}
         # Of PPO's rows only the replies reach the head; it comes before a critic's own pass keeps anything.
         states = tokens * self.reply("ppo") // longest if stage == "ppo" else tokens
-        head = {KEPT: one, "logits": shape.chunk(size, states, self.device.kind, summed=stage in ("sft", "rejection"))}
+        head = {KEPT: one, "logits": shape.chunk(size, states, self.device.kind)}
         back = {KEPT: passes * one, "working": tokens * shape.intermediate * size * 4.0}
         if lora is None:
             head["its gradient"] = back["the head's gradient"] = float(shape.vocabulary * shape.hidden * 4)

@@ -93,17 +93,14 @@ def packed_attention(
         return sdpa_attention_forward(module, query, key, value, seen, **rest)[0], None
     outputs = []
     for segment, *qkv in zip(segments, *(x.split(sizes, 2) for x in (query, key, value)), strict=True):
-        prompt = parts(segment)[0]
         (q_prompt, *q_replies), (k_prompt, *k_replies), (v_prompt, *v_replies) = (
             x.split(parts(segment), 2) for x in qkv
         )
-        mask = _band(0, prompt, sliding_window, query.device)
-        outputs.append(attend(module, q_prompt, k_prompt, v_prompt, mask, **rest))
+        outputs.append(attend(module, q_prompt, k_prompt, v_prompt, sliding_window, **rest))
         for q_reply, k_reply, v_reply in zip(q_replies, k_replies, v_replies, strict=True):
             if q_reply.shape[2] > 0:  # a reply that the length limit cut before its first token
                 keys, values = torch.cat([k_prompt, k_reply], dim=2), torch.cat([v_prompt, v_reply], dim=2)
-                mask = _band(prompt, q_reply.shape[2], sliding_window, query.device)
-                outputs.append(attend(module, q_reply, keys, values, mask, **rest))
+                outputs.append(attend(module, q_reply, keys, values, sliding_window, **rest))
     return torch.cat(outputs, dim=1), None
 
 
@@ -122,18 +119,6 @@ def sees(segments: tuple[Segment, ...], window: int | None, device: torch.device
     seen = (example_T[:, None] == example_T[None, :]) & (distance >= 0)
     seen &= (reply_T[None, :] == 0) | (reply_T[:, None] == reply_T[None, :])
     return (seen if window is None else seen & (distance < window))[None, None]
-
-
-def _band(before: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """True where query t of the `length` behind the first `before` tokens may see key s: t − window < s ≤ t.
-
-    None where the causal kernel does that already.
-    """
-    if before == 0 and (window is None or length <= window):
-        return None
-    t, s = torch.arange(before, before + length, device=device), torch.arange(before + length, device=device)
-    distance = t[:, None] - s[None, :]
-    return ((distance >= 0) & (distance < (before + length if window is None else window)))[None, None]
 
 
 def hidden_states(model: PreTrainedModel, tokens_BT: Tensor, segments: Sequence[Segment] | None = None) -> Tensor:

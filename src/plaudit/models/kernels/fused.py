@@ -172,7 +172,7 @@ class _RmsNorm(torch.autograd.Function):
         h = x.float() * scale
         g = (grad * weight).float()
         mean = (g * h).mean(dim=-1, keepdim=True)
-        return g.sub_(h.mul_(mean)).mul_(scale).to(x.dtype), None, None
+        return g.addcmul_(h, mean, value=-1).mul_(scale).to(x.dtype), None, None
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

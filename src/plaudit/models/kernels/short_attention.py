@@ -6,6 +6,7 @@ sequences, but for 137 tokens in bfloat16 its backward takes four times as long 
 not repeated: the queries of a group are rows of one product. Softmax and its gradient are in float32.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,25 +20,34 @@ LONGEST = 320
 
 
 def attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **rest: Any
 ) -> Tensor:
-    """Attention of query [B, H, T, D] over key and value [B, KV, S, D]; returns [B, T, H, D].
-
-    `mask` [1, 1, T, S] is True where a query may see a key; None is causal, and then T = S.
-    """
-    if query.device.type != "cpu" or key.shape[2] > LONGEST or rest.get("dropout") or libraries_only():
+    """Causal attention of query [B, H, T, D] over key and value [B, KV, S, D], within a sliding `window` where there is
+    one; returns [B, T, H, D]. The queries are those of the last T of the S tokens."""
+    T, S = query.shape[2], key.shape[2]
+    if query.device.type != "cpu" or S > LONGEST or rest.get("dropout") or libraries_only():
+        # The kernel is causal by itself where there is nothing before the queries.
+        mask = None if T == S and (window is None or window >= S) else _seen(T, S, window, query.device)
         return sdpa_attention_forward(module, query, key, value, mask, **rest)[0]
     if torch.is_autocast_enabled("cpu"):  # full fine-tuning; torch's own kernel is cast the same way
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     scale = rest.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    bias_TS = torch.full((query.shape[2], key.shape[2]), -torch.inf)
-    if mask is None:
-        bias_TS.triu_(1)  # 0 on and below the diagonal
-    else:
-        bias_TS.masked_fill_(mask.reshape(bias_TS.shape), 0.0)
-    out: Tensor = _Short.apply(query, key, value, bias_TS, scale)
+    out: Tensor = _Short.apply(query, key, value, _bias(T, S, window), scale)
     return out.transpose(1, 2)
+
+
+def _seen(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
+    """[1, 1, T, S], True where the query at place t may see the key at place s: t − window < s ≤ t."""
+    t, s = torch.arange(S - T, S, device=device), torch.arange(S, device=device)
+    distance = t[:, None] - s[None, :]
+    return ((distance >= 0) & (distance < (S if window is None else window)))[None, None]
+
+
+@lru_cache(maxsize=64)  # all layers of a pass ask for the same; 26 MB at most
+def _bias(T: int, S: int, window: int | None) -> Tensor:
+    """[T, S], 0 where a query may see a key and −∞ elsewhere."""
+    return torch.zeros(T, S).masked_fill_(~_seen(T, S, window, torch.device("cpu"))[0, 0], -torch.inf)
 
 
 class _Short(torch.autograd.Function):
@@ -63,9 +73,10 @@ class _Short(torch.autograd.Function):
         query_shape, key_shape, value_shape = ctx.shapes
         g = grad.reshape(len(v), -1, v.shape[2])
         grad_v = torch.bmm(weights.transpose(1, 2), g)
-        grad_weights, p = torch.bmm(g, v.transpose(1, 2)).float(), weights.float()
-        grad_weights.mul_(p)
-        grad_scores = grad_weights.sub_(p.mul_(grad_weights.sum(dim=-1, keepdim=True))).mul_(ctx.scale).to(q.dtype)
-        grad_q = torch.bmm(grad_scores, k)
-        grad_k = torch.bmm(grad_scores.transpose(1, 2), q)
+        grad_weights = torch.bmm(g, v.transpose(1, 2))
+        # Sums in float32, rounded once; the products take the scale before they round (at β = 0 what is added to them
+        # is not read).
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        grad_q = torch.baddbmm(q, grad_scores, k, beta=0, alpha=ctx.scale)
+        grad_k = torch.baddbmm(k, grad_scores.transpose(1, 2), q, beta=0, alpha=ctx.scale)
         return grad_q.view(query_shape), grad_k.view(key_shape), grad_v.view(value_shape), None, None
