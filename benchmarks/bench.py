@@ -37,7 +37,7 @@ class Contest:
     def number(self, found: dict[str, Any]) -> float:
         """Higher is better."""
         value = found[self.key]
-        # The first update is longer by what is made once: compiled code, caches.
+        # The first update is longer by what is made once: caches.
         return 1 / median(value[1:] or value) if isinstance(value, list) else float(value)
 
 

@@ -5,7 +5,7 @@ r=16 and alpha=32 on all linear layers, score of a reward model of the same base
 peers/trl_ppo.py.
 
     python benchmarks/ppo.py --model FOLDER --json
-    python benchmarks/ppo.py --model FOLDER --json ppo.torch_compile=true         any key of the recipe
+    python benchmarks/ppo.py --model FOLDER --json ppo.micro_batch_size=auto      any key of the recipe
 
 The stages run by the command line, each in a process of its own, so the peak is the PPO stage's. The reward stage
 learns from a handful of made rankings: the workload needs a reward model, not a good one. An update is the sum of its

@@ -99,8 +99,3 @@ def test_the_card_says_what_was_merged_into_what(run: Path, tmp_path: Path) -> N
 def test_a_base_in_few_bits_does_not_learn(stage: str, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"quantise=int8 holds a base that does not learn, and lora.stages.{stage}"):
         load_recipe(write_recipe(tmp_path), ["quantise=int8", f"lora.stages.{stage}=null"])
-
-
-def test_few_bits_are_not_compiled(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"quantise=int8 and ppo.torch_compile=true exclude each other"):
-        load_recipe(write_recipe(tmp_path), ["quantise=int8", "ppo.torch_compile=true"])

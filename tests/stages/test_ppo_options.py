@@ -53,7 +53,7 @@ def watched(items):
 @dataclass(frozen=True)
 class Case:
     """`change` beside `base` must be seen: in the training of three updates, in how they were computed (layout,
-    compiled, recomputed, sampled from; the policy is then the same but for rounding), or in a whole run."""
+    recomputed, sampled from; the policy is then the same but for rounding), or in a whole run."""
 
     change: dict[str, Any]
     base: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +118,6 @@ CASES: dict[str, Case] = {
     "watch": Case({"watch": {"enabled": False}}, GAMED, seen_in="run"),
     "rewards": Case({"rewards": [own_reward(), {"trained": True}]}),
     "sampling_copy": Case({"sampling_copy": False}, {"critic": "own"}, seen_in="borrowing"),
-    "torch_compile": Case({"torch_compile": True}, {"micro_batch_size": 1}, seen_in="compiled"),
 }
 MORE: list[Case] = [
     # Values of an option that another one's formula hangs on.
@@ -178,10 +177,6 @@ class Training:
         return self
 
     @property
-    def compiled(self) -> bool:
-        return any(part._compiled_call_impl is not None for part in self.trainer.roles.modules())
-
-    @property
     def borrowing(self) -> bool:
         return self.trainer.engine.model in self.trainer.roles.bases
 
@@ -228,15 +223,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.row(28)
-# Compiling takes longer than all other options together; that it computes the same is in tests/models/test_compiled.py.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name == "torch_compile"))
-        for name in PPOConfig.model_fields
-        if name not in WITH_A_GPU
-    ],
-)
+@pytest.mark.parametrize("name", [name for name in PPOConfig.model_fields if name not in WITH_A_GPU])
 def test_row_28_an_option_changes_something(name: str, training: Any, whole: Any) -> None:
     """No dead knob. Of an option of the training both what is logged and the policy change, within three updates; most
     are seen in the first, and none is done that shows nothing new."""
@@ -257,7 +244,7 @@ def check(case: Case, training: Any, whole: Any) -> None:
         assert plain != changed
         return
     plain, changed = training(case.base), training({**case.base, **case.change})
-    if case.seen_in in ("layout", "compiled", "recomputed", "borrowing"):
+    if case.seen_in in ("layout", "recomputed", "borrowing"):
         plain.after(3), changed.after(3)
         assert getattr(plain, case.seen_in) != getattr(changed, case.seen_in)
         for a, b in zip(plain.policies[2], changed.policies[2], strict=True):
@@ -342,7 +329,7 @@ def test_every_option_has_its_effect_on_the_options_page() -> None:
     """All keys but the adapter's, which recipe.md has, and those that change memory alone, which models.md has."""
     page = (DOCS / "ppo-options.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`ppo\.([a-z_]+)(?:\.[a-z_]+)?`", page))
-    elsewhere = {"updates", "torch_compile", "gradient_checkpointing", "sampling_copy", "offload_reference"}
+    elsewhere = {"updates", "gradient_checkpointing", "sampling_copy", "offload_reference"}
     assert named | elsewhere == set(PPOConfig.model_fields)
     assert set(re.findall(r"`ppo\.watch\.([a-z_]+)`", page)) == set(WatchConfig.model_fields)
 

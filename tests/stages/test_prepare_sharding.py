@@ -73,7 +73,6 @@ def test_one_process_checks_the_recipe_of_several(
         (TWO, (*FITS[:2], "lora.stages.ppo=null"), "lora.stages.ppo=null trains the base; give it an adapter"),
         (TWO, (FITS[0], FITS[2], "sft.samples=2"), "sample replies need a whole copy of the model; set sft.samples=0"),
         (TWO, FITS[:2], "every rank would sample from a whole copy; set rollout.engine=vllm"),
-        (TWO, (*FITS, "ppo.torch_compile=true"), "compiled layers are not gathered; set ppo.torch_compile=false"),
     ],
 )
 def test_what_cannot_is_refused(

@@ -317,7 +317,6 @@ def _check_sharding(recipe: Recipe, plan: Plan, ranks: Ranks) -> None:
         (ppo and recipe.lora.of("ppo") is None, "lora.stages.ppo=null trains the base; give it an adapter"),
         (sft and recipe.sft.samples > 0, "sample replies need a whole copy of the model; set sft.samples=0"),
         (ppo and recipe.rollout.engine != "vllm", "every rank would sample from a whole copy; set rollout.engine=vllm"),
-        (ppo and recipe.ppo.torch_compile, "compiled layers are not gathered; set ppo.torch_compile=false"),
     ):
         if wrong:
             raise UserError(f"distributed.shard={how}: {why}")

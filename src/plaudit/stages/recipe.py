@@ -101,8 +101,6 @@ class Recipe(StrictConfig):
                 f"quantise={self.quantise} holds a base that does not learn, and lora.stages.{full[0]}=null trains it; "
                 "give it an adapter, or set quantise to null"
             )
-        if self.quantise is not None and self.ppo.torch_compile:
-            raise ValueError(f"quantise={self.quantise} and ppo.torch_compile=true exclude each other; choose one")
         if self.data.demonstrations is None and not self.sft.skip:
             raise ValueError(
                 "key 'data.demonstrations' is missing; add it, or leave SFT out with sft.skip=true, where the model "
@@ -246,6 +244,7 @@ MOVED |= {
         ("ppo.watch.tolerance", "a change beyond 2 standard errors counts"),
         ("ppo.watch.smallest_change", "a change of 0.02 counts"),
         ("checkpoints.keep", "the last two stay"),
+        ("ppo.torch_compile", "beside the fast paths compiled layers gained too little for what they took"),
     )
 }
 """Keys of before, which are refused, and what they are now."""

@@ -114,7 +114,6 @@ class _Family:
             layer.forward = self._forward_of(place, layer, layer.forward)
 
     def _forward_of(self, place: int, layer: nn.Module, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        # A closure: torch.compile would take a bound method or a partial of every layer for another function.
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if place > 0 and x is self.x:
                 found = self.outputs[place]

@@ -119,8 +119,6 @@ class PPOConfig(StrictConfig):
     offload_reference: bool = False
     """Whether the reference of `lora.stages.ppo: null` lies in the CPU's memory but while it is asked: slower, and two
     bytes a parameter less on a GPU while it samples and trains."""
-    torch_compile: bool = False
-    """Whether the passes over the replies are compiled (torch.compile): faster, after a slower start."""
 
     def check_offload(self, device: str, *, full: bool) -> None:
         """UserError where there is no reference of its own to put elsewhere, or no elsewhere."""
@@ -212,11 +210,6 @@ class PPOConfig(StrictConfig):
             raise ValueError(
                 "critic=own and offload_reference=true exclude each other: that critic learns on the reference"
             )
-        for other, excluded in (("gradient_checkpointing", True), ("sampling_copy", False)):
-            if self.torch_compile and getattr(self, other) is excluded:
-                raise ValueError(
-                    f"{other}={str(excluded).lower()} and torch_compile=true exclude each other; choose one"
-                )
         if self.critic_warmup >= self.updates:
             raise ValueError(f"critic_warmup={self.critic_warmup} leaves the policy none of updates={self.updates}")
         if self.target_kl is not None and self.steps_per_update == 1:

@@ -20,7 +20,6 @@ from plaudit.models.adapted import put_adapter
 from plaudit.models.full import FullRoles
 from plaudit.models.kernels.attention import prepare_attention
 from plaudit.models.kernels.choose import own_decoder
-from plaudit.models.kernels.compiled import compile_layers
 from plaudit.models.load import CPU, load_model
 from plaudit.models.recompute import recompute_activations
 from plaudit.models.roles import Need, Role, Roles
@@ -79,13 +78,11 @@ class Trainer:
         # For its kernel, the faster one for short rows; a model that does not take it keeps its own. Only now, since it
         # rounds otherwise in bf16: golden scores are compared as they were made, by the usual kernel.
         own = None if config.sampling_copy else own_decoder(self.roles.bases[0], self.roles.as_policy)
-        shares = machine.device.type == "cpu" and not config.torch_compile
+        shares = machine.device.type == "cpu"
         for base in self.roles.bases:
             shares = prepare_attention(base).kind == "shared" and shares
             if config.gradient_checkpointing:
                 recompute_activations(base)
-            if config.torch_compile:
-                compile_layers(base)
         # On a GPU padded rows were faster (docs/benchmarks.md).
         self.roles.packs = shares
         if config.critic == "own" and reward is not None and isinstance(reward.model, Roles):
