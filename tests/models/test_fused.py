@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from plaudit.models.kernels import fused
 from plaudit.models.kernels.fused import fuse
@@ -24,7 +24,7 @@ def fast_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PLAUDIT_PLAIN", raising=False)
 
 
-def model_of(dtype: torch.dtype = torch.float32, **lora: object) -> PeftModel:
+def model_of(dtype: torch.dtype = torch.float32, mlp_bias: bool = False, **lora: object) -> PeftModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=300,
@@ -34,6 +34,7 @@ def model_of(dtype: torch.dtype = torch.float32, **lora: object) -> PeftModel:
         num_attention_heads=4,
         num_key_value_heads=2,
         attention_bias=True,
+        mlp_bias=mlp_bias,
         initializer_range=0.3,
     )
     base: PreTrainedModel = LlamaForCausalLM(config).to(dtype)
@@ -64,9 +65,9 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float) -
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which of the two fused operations were used."""
+    """Which of the fused operations were used."""
     used: list[str] = []
-    for name in ("_Lora", "_RmsNorm"):
+    for name in ("_Lora", "_RmsNorm", "_GatedMlp"):
         plain = getattr(fused, name).apply
         monkeypatch.setattr(
             getattr(fused, name), "apply", lambda *given, n=name, p=plain: (used.append(n), p(*given))[1]
@@ -79,11 +80,10 @@ def test_states_and_gradients_equal_the_libraries(calls: list[str]) -> None:
     expected = states_and_gradients(model)
     names = [name for name, _ in model.named_parameters()]
     fuse(model)
-    assert "_Lora" not in calls
     calls.clear()
     close(states_and_gradients(model), expected, 1e-5)
-    # Of each of two layers q, k and v together, gate and up together, and two others.
-    assert (calls.count("_Lora"), calls.count("_RmsNorm")) == (8, 5)
+    # Of each of two layers q, k and v together, and one other; the three of the MLP.
+    assert [calls.count(name) for name in ("_Lora", "_RmsNorm", "_GatedMlp")] == [4, 5, 2]
     assert [name for name, _ in model.named_parameters()] == names
 
 
@@ -157,7 +157,7 @@ def test_without_adapters_and_with_another_one() -> None:
 @pytest.mark.parametrize(
     ("lora", "count"),
     [
-        ({"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"k_proj": 6}}, 8),  # another rank, the same scale
+        ({"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"k_proj": 6}}, 4),  # another rank, the same scale
         ({"alpha_pattern": {"k_proj": 1, "up_proj": 5}}, 14),  # another scale: everyone alone
         ({"target_modules": ["q_proj", "v_proj", "up_proj"]}, 4),
     ],
@@ -179,8 +179,9 @@ def test_what_is_no_plain_lora_is_left_to_peft(lora: dict[str, object], calls: l
     model = model_of(**lora)
     fuse(model)
     model.train()
+    calls.clear()
     states_and_gradients(model)
-    assert "_Lora" not in calls
+    assert "_Lora" not in calls and "_GatedMlp" not in calls
 
 
 def test_adapters_in_another_format_are_left_to_peft(calls: list[str]) -> None:
@@ -190,7 +191,7 @@ def test_adapters_in_another_format_are_left_to_peft(calls: list[str]) -> None:
             parameter.data = parameter.data.float()
     fuse(model)
     states_and_gradients(model)
-    assert "_Lora" not in calls
+    assert "_Lora" not in calls and "_GatedMlp" not in calls
 
 
 def test_merged_adapters_are_not_added_again(calls: list[str]) -> None:
@@ -201,7 +202,62 @@ def test_merged_adapters_are_not_added_again(calls: list[str]) -> None:
     calls.clear()
     found = model.get_base_model().model(input_ids=IDS).last_hidden_state.detach()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert "_Lora" not in calls
+    assert "_Lora" not in calls and "_GatedMlp" not in calls
+
+
+def kept(model: PeftModel) -> int:
+    """Bytes of what a pass keeps for its backward pass, the model's own weights not counted."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = 0 if storage.data_ptr() in own else storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.get_base_model().model(input_ids=IDS, use_cache=False).last_hidden_state
+    size = sum(found.values())  # while what was kept is alive, and no address is used twice
+    del hidden
+    return size
+
+
+@pytest.mark.parametrize("mlp_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_mlp_in_one_step_keeps_half_as_much_and_gives_the_same_bits(
+    dtype: torch.dtype, mlp_bias: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(dtype, mlp_bias=mlp_bias)
+    with monkeypatch.context() as without:
+        without.setattr(fused, "_is_gated_mlp", lambda module: False)
+        apart = copy.deepcopy(model)
+        fuse(apart)
+    fuse(model)
+    expected = states_and_gradients(apart)
+    assert "_GatedMlp" not in calls
+    found = states_and_gradients(model)
+    assert calls.count("_GatedMlp") == 2
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    # Of 48 inner features SiLU(gate(x)) and what down reads: two numbers a feature, layer and token.
+    assert kept(apart) - kept(model) == 2 * 48 * 2 * IDS.numel() * dtype.itemsize
+
+
+class Doubled(LlamaMLP):
+    """What no name tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "act"), [(Doubled, "silu"), (LlamaMLP, "gelu")])
+def test_other_mlps_are_left_alone(kind: type[LlamaMLP], act: str, calls: list[str]) -> None:
+    mlp = kind(LlamaConfig(hidden_size=8, intermediate_size=12, num_attention_heads=2, hidden_act=act))
+    layers = ["gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(mlp, LoraConfig(r=2, target_modules=layers), autocast_adapter_dtype=False)
+    fuse(model)
+    model(torch.randn(3, 8)).sum().backward()
+    assert "_GatedMlp" not in calls and "_Lora" in calls
 
 
 def test_a_norm_that_learns_again_gets_its_gradient() -> None:

@@ -62,6 +62,10 @@ def test_bytes_by_hand() -> None:
     lora = LoraSettings(r=3)
     assert BY_HAND.kept(2, lora) == 2 * (numbers * 2 + 8 + 4 * 2) + 2 * 3 * 2
     assert BY_HAND.kept(2, lora, seen=5) - BY_HAND.kept(2, lora) == 2 * 2 * 5 * 2
+    halved, half = replace(BY_HAND, swiglu=True), 2 * 2 * 16 * 2  # layers, numbers, features, bytes
+    assert BY_HAND.kept(2, lora) - halved.kept(2, lora) == half
+    for other, few_bits in ((None, False), (lora, True), (LoraSettings(r=3, target_modules=["q_proj"]), False)):
+        assert halved.kept(2, other, few_bits=few_bits) == BY_HAND.kept(2, other)
 
 
 @pytest.mark.parametrize("recomputed", [False, True])

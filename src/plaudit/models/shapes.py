@@ -19,12 +19,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from plaudit.models.config import LoraSettings, Quantise
+from plaudit.models.kernels.fused import MLP
 from plaudit.models.logprobs import BLOCK_MIB, CHUNK_MIB
 
 NF4, INT8 = 0.5 + 4 / 64, 1.0
 """Bytes of a weight in few bits, with nf4's scales."""
 SUMS = 8
 """Bytes a layer and token of the norms' sums; attention keeps 4 more a head."""
+
+
+SWISH = ("silu", "swish")
+"""Two names of one function."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Shape:
     """Weights of the largest linear layer."""
     sides: tuple[tuple[str, int], ...]
     """Name and inputs + outputs of every linear layer: times r, the weights of an adapter on it."""
+    swiglu: bool = False
+    """Whether its MLPs are made so that a pass with adapters on them keeps half of their numbers (kernels/fused.py)."""
 
     @property
     def weights(self) -> int:
@@ -54,12 +61,7 @@ class Shape:
 
     def adapted(self, lora: LoraSettings) -> tuple[int, int]:
         """(weights of the adapter, layers that have one). A pattern of names is taken for all of them."""
-        asked = lora.target_modules
-        named = [
-            sides
-            for name, sides in self.sides
-            if isinstance(asked, str) or any(name == one or name.endswith(f".{one}") for one in asked)
-        ]
+        named = [sides for name, sides in self.sides if _adapts(lora, name)]
         return lora.r * sum(named), len(named)
 
     def base_bytes(self, size: int, quantise: Quantise | None) -> float:
@@ -67,10 +69,12 @@ class Shape:
         bits = {None: float(size), "nf4": NF4, "int8": INT8}[quantise]
         return self.linear * bits + self.rest * size
 
-    def kept(self, size: int, lora: LoraSettings | None, seen: int = 0) -> float:
+    def kept(self, size: int, lora: LoraSettings | None, seen: int = 0, *, few_bits: bool = False) -> float:
         """Bytes that a training pass keeps of a token in all layers; `seen` keys a query where attention keeps the
         weights of each (short_attention.py)."""
-        numbers = 4 * self.hidden + 2 * self.queries + 2 * self.keys + (4 if self.gated else 2) * self.intermediate
+        halved = self.swiglu and lora is not None and not few_bits and all(_adapts(lora, name) for name in MLP)
+        inner = (4 if self.gated and not halved else 2) * self.intermediate
+        numbers = 4 * self.hidden + 2 * self.queries + 2 * self.keys + inner
         layer = (numbers + self.heads * seen) * size + SUMS + 4 * self.heads
         if lora is None:
             return self.layers * (layer + 2 * self.hidden * 4)
@@ -81,9 +85,9 @@ class Shape:
         taken in the forward pass."""
         return 4 * self.hidden * size
 
-    def checkpointed(self, size: int, lora: LoraSettings | None, seen: int = 0) -> float:
+    def checkpointed(self, size: int, lora: LoraSettings | None, seen: int = 0, *, few_bits: bool = False) -> float:
         """The same where activations are recomputed: a state a layer, and one layer's own while it is run again."""
-        return self.layers * self.hidden * size + self.kept(size, lora, seen) / self.layers
+        return self.layers * self.hidden * size + self.kept(size, lora, seen, few_bits=few_bits) / self.layers
 
     def cache(self, size: int) -> int:
         """Bytes of keys and values of a token."""
@@ -122,7 +126,14 @@ def shape_of(folder: str) -> Shape:
         rest=sum(parameter.numel() for parameter in model.parameters()) - sum(sizes),
         largest=max(sizes, default=0),
         sides=tuple((name, sum(module.weight.shape)) for name, module in layers.items()),
+        swiglu={*MLP} <= {name.rpartition(".")[2] for name in layers} and getattr(text, "hidden_act", None) in SWISH,
     )
+
+
+def _adapts(lora: LoraSettings, name: str) -> bool:
+    """Whether the linear layer of this name gets an adapter; a pattern of names is taken for all of them."""
+    asked = lora.target_modules
+    return isinstance(asked, str) or any(name == one or name.endswith(f".{one}") for one in asked)
 
 
 def _number(config: PreTrainedConfig, name: str) -> int:

@@ -282,7 +282,9 @@ class Sums:
     ) -> Need:
         size, shape = self.device.size, self.shape
         seen = longest if self.device.kind == "cpu" and longest <= LONGEST else 0
-        kept = shape.checkpointed(size, lora, seen) if recomputed else shape.kept(size, lora, seen)
+        kept = (shape.checkpointed if recomputed else shape.kept)(
+            size, lora, seen, few_bits=self.recipe.quantise is not None
+        )
         one = tokens * (kept + shape.top(size))
         learnt = shape.weights if lora is None else passes * shape.adapted(lora)[0]
         number = full if lora is None else size
