@@ -247,6 +247,7 @@ def test_an_admin_reads_what_everybody_said_of_an_item_and_acts_on_it(browser: A
     other.wait_for(state="detached")
     page.locator(".entry summary").click()
     assert page.locator(".entry .said-by").inner_text() == "ann: A > B > C; bo: C > B > A"
+    page.locator(".entry tbody tr").nth(1).wait_for()  # they are fetched once the entry is open
     rows = [row.inner_text().split("\t") for row in page.locator(".entry tbody tr").all()]
     assert [[row[0], *row[2:5]] for row in rows] == [["ann", "1", "2", "3"], ["bo", "3", "2", "1"]]
     assert "as bo sees it" in rows[1] and page.locator(".reply header").first.inner_text() == "A\nsecret-0"
