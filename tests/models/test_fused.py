@@ -250,7 +250,12 @@ class Doubled(LlamaMLP):
         return 2 * super().forward(x)
 
 
-@pytest.mark.parametrize(("kind", "act"), [(Doubled, "silu"), (LlamaMLP, "gelu")])
+class Limited(LlamaMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x).clamp(-7, 7))
+
+
+@pytest.mark.parametrize(("kind", "act"), [(Doubled, "silu"), (Limited, "silu"), (LlamaMLP, "gelu")])
 def test_other_mlps_are_left_alone(kind: type[LlamaMLP], act: str, calls: list[str]) -> None:
     mlp = kind(LlamaConfig(hidden_size=8, intermediate_size=12, num_attention_heads=2, hidden_act=act))
     layers = ["gate_proj", "up_proj", "down_proj"]

@@ -1,13 +1,13 @@
-"""Adapted layers and norms in few steps, with gradients written by hand.
+"""Adapted layers, gated MLPs of them and norms in few steps, with gradients written by hand.
 
 PEFT computes x·Wᵀ + s·(x·Aᵀ)·Bᵀ as five operations, each with a node of its own in the backward pass, and
 transformers an RMS norm as seven. Here each is one node: the base's product is added to the low-rank one before the sum
 is rounded, else bfloat16 loses most of a small adapter; a norm keeps its bf16 input and one number a token instead of
-float32 copies (docs/benchmarks.md has what that gives).
+float32 copies, an MLP half of its numbers (docs/benchmarks.md has what that gives).
 
 `fuse` changes how the modules compute, not what they are: parameters, names and PEFT's format stay. What does not fit
-(a variant of LoRA, adapters in another format, a norm with another formula) is left to its library. PLAUDIT_PLAIN=1
-leaves everything to them, to tell whether a surprise comes from here.
+(a variant of LoRA, adapters in another format, a norm or an MLP with another formula) is left to its library.
+PLAUDIT_PLAIN=1 leaves everything to them, to tell whether a surprise comes from here.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,8 +26,9 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def fuse(model: nn.Module, *, norms: bool = True, base_first: bool = False) -> None:
-    """Let the LoRA layers and, with `norms`, the frozen RMS norms of `model` compute in one step each. With
-    `base_first` the base's product is rounded before the low-rank one is added, as PEFT does it, and vLLM."""
+    """Let the LoRA layers, MLPs that are gated by SiLU and made of them and, with `norms`, the frozen RMS norms of
+    `model` compute in one step each. With `base_first` the base's product is rounded before the low-rank one is added,
+    as PEFT does it, and vLLM."""
     if libraries_only():
         return
     joined: set[nn.Module] = set()
@@ -238,14 +239,14 @@ def _parts(layer: Any, x: Tensor) -> tuple[list[Tensor], float] | None:
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def _mlp_forward(mlp: nn.Module, base_first: bool) -> Callable[[Tensor], Tensor]:
+def _mlp_forward(mlp: nn.Module, base_first: bool) -> Callable[..., Tensor]:
     own, layers = mlp.forward, [mlp.get_submodule(name) for name in MLP]
 
-    def forward(x: Tensor) -> Tensor:
-        found = [_parts(layer, x) for layer in layers]
-        if any(one is None for one in found):
-            return own(x)
-        (gate, s), (up, s_up), (down, s_down) = (one for one in found if one is not None)
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found = [one for layer in layers if (one := _parts(layer, x)) is not None]
+        if args or kwargs or len(found) < len(layers):
+            return own(x, *args, **kwargs)
+        (gate, s), (up, s_up), (down, s_down) = found
         if s != s_up or not len(gate) == len(up) == len(down):
             return own(x)
         inner = chain(*zip(gate, up, strict=True))
@@ -266,7 +267,9 @@ def _is_gated_mlp(module: nn.Module) -> bool:
     weight: Tensor = first.get_base_layer().weight
     if not all(isinstance(child, nn.SiLU | SiLUActivation) for child in rest) or weight.is_meta:
         return False
-    probe = torch.linspace(-3, 5, 2 * weight.shape[1], device=weight.device).view(2, -1).to(weight.dtype)
+    # Of two sizes, since a limit on what the gate lets through shows in large numbers alone.
+    row = torch.linspace(-3, 5, weight.shape[1], device=weight.device)
+    probe = torch.stack([row, 1000 * row]).to(weight.dtype)
     gate, up, down = (children[name] for name in MLP)
     own = down(nn.functional.silu(gate(probe)) * up(probe))
     return torch.equal(module(probe), own)
