@@ -10,13 +10,12 @@ policy is looked at or another adapter is loaded.
 """
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +32,9 @@ from plaudit.rollout.batch import per_token
 from plaudit.rollout.engine import Engine, Sampled
 from plaudit.rollout.stored import REPLAYED, StoredReplies
 from plaudit.rollout.vllm import VllmEngine, policy_name
+from plaudit.run.threads import begun
 from plaudit.train.run import Run
 
-T = TypeVar("T")
 ROLLOUT = "ppo/rollout"
 """The stream of the replies that are trained on."""
 
@@ -109,7 +108,7 @@ class Sampler:
         ahead = Ahead(question, policy, adapter, rows=self._known(question, policy))
         if ahead.rows is None:
             self._take(question)
-            ahead.coming = _in_a_thread(partial(self._mine, question))
+            ahead.coming = begun(partial(self._mine, question), "asking ahead")
         self.ahead = ahead
 
     def join(self) -> None:
@@ -200,17 +199,3 @@ def holding(parameters: Sequence[nn.Parameter], weights: Sequence[Tensor] | None
 def _put(parameters: Sequence[nn.Parameter], weights: Sequence[Tensor]) -> None:
     for parameter, weight in zip(parameters, weights, strict=True):
         parameter.copy_(weight)
-
-
-def _in_a_thread(call: Callable[[], T]) -> Future[T]:
-    """Of a thread that the process does not wait for when it ends."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="asking ahead").start()
-    return future

@@ -13,19 +13,19 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import typer
 
 from plaudit.errors import UserError
 from plaudit.label.db.writer import Busy
 from plaudit.label.quality.process import DATABASE
+from plaudit.run.threads import begun
 
 _COMMAND = (sys.executable, "-c", "from plaudit.cli.main import main; main()", "label")
 _SECONDS = 3600
 _BLOCK = 1 << 16
 _at_once = threading.Semaphore(2)
-T = TypeVar("T")
 
 
 def run(database: str, arguments: Sequence[str]) -> tuple[IO[bytes], str]:
@@ -65,20 +65,6 @@ def blocks(file: IO[bytes]) -> Iterator[bytes]:
             yield block
 
 
-def _begun(work: Callable[[], T]) -> "Future[T]":
-    """The work, begun in a thread of its own; whatever goes wrong, those who wait hear of it."""
-    going: Future[T] = Future()
-
-    def do() -> None:
-        try:
-            going.set_result(work())
-        except Exception as error:
-            going.set_exception(error)
-
-    threading.Thread(target=do, daemon=True).start()
-    return going
-
-
 class Jobs:
     """Commands that may take longer than a proxy waits: begun by the first who asks, and handed over when they are done
     to whoever asks with the same key again."""
@@ -94,7 +80,7 @@ class Jobs:
         with self._lock:
             self._tidy()
             if key not in self._going:
-                self._going[key] = time.monotonic(), _begun(partial(run, database, arguments))
+                self._going[key] = time.monotonic(), begun(partial(run, database, arguments), "aside")
             began, going = self._going[key]
         try:
             result = going.result(patience)
@@ -134,7 +120,7 @@ class Remembered:
             if self.value and time.monotonic() - self.made <= self.seconds:
                 return self.value
             if self._going is None or self._going.done():
-                self._going = _begun(self._make)
+                self._going = begun(self._make, "aside")
             going = self._going
         old = self.value
         try:
