@@ -309,13 +309,14 @@ def test_a_server_that_samples_an_older_policy_is_found_with_a_lag_too(
     trained: Path,
     server: FakeVllm,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """It says that it has the adapter, and answers with the SFT model: the check is against the policy that was to
     sample, so the lag is no excuse."""
     stale = FakeVllm(trained / "sft/model", server.name)
     engine = stale._engine
-    stale._engine = lambda name, *law: engine(stale.name, *law)  # type: ignore[method-assign]
+    monkeypatch.setattr(stale, "_engine", lambda name, *law: engine(stale.name, *law))
     code = from_ppo_on(recipe, run, tmp_path, f"rollout.urls=[{json.dumps(stale.url)}]")
     stale.stop()
     assert code == 3 and "stale or lost adapter" in capsys.readouterr().err

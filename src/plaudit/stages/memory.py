@@ -280,11 +280,9 @@ class Sums:
         full: int,
         passes: int = 1,
     ) -> Need:
-        size, shape = self.device.size, self.shape
+        size, shape, few_bits = self.device.size, self.shape, self.recipe.quantise is not None
         seen = longest if self.device.kind == "cpu" and longest <= LONGEST else 0
-        kept = (shape.checkpointed if recomputed else shape.kept)(
-            size, lora, seen, few_bits=self.recipe.quantise is not None
-        )
+        kept = (shape.checkpointed if recomputed else shape.kept)(size, lora, seen, few_bits=few_bits)
         one = tokens * (kept + shape.top(size))
         learnt = shape.weights if lora is None else passes * shape.adapted(lora)[0]
         number = full if lora is None else size
@@ -296,7 +294,7 @@ class Sums:
         back = {KEPT: passes * one, "working": tokens * shape.intermediate * size * 4.0}
         if lora is None:
             head["its gradient"] = back["the head's gradient"] = float(shape.vocabulary * shape.hidden * 4)
-        if self.recipe.quantise is not None:
+        if few_bits:
             back["a plain weight"] = float(shape.largest * size)
         phases = {"the head computes": head, "going backward": back, "stepping": step}
         if stage == "reward":
