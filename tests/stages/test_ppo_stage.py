@@ -779,7 +779,10 @@ def test_proof_b_no_reward_no_movement(
     folder = run_ppo(rewards=paid_by(changes, functions("nothing")), **told, **changes)
     first, last = read_metrics(folder / "evaluations.jsonl")
     assert first["kl"] == 0
-    assert abs(last["kl"]) < (0.3 if changes == OWN else 1e-12), "nats a reply"
+    assert abs(last["kl"]) < (0.1 if changes == OWN else 1e-12), "nats a reply"
+    if changes == OWN:  # Adam makes steps of noise, too, so what can be told here is that this critic has learned it
+        rows = list(read_metrics(folder / "metrics.jsonl"))
+        assert rows[-1]["l_vf"] < 0.05 * rows[0]["l_vf"]
 
 
 @pytest.mark.parametrize(
