@@ -119,6 +119,8 @@ def test_an_annotator_from_the_invitation_to_a_correction(browser: Any, service:
     page.get_by_label("Search in texts").fill("question 1?")
     page.keyboard.press("Enter")
     page.get_by_text("Question 2?").wait_for(state="detached")
+    entries.nth(1).wait_for(state="detached")
+    entries.nth(0).wait_for()  # found by the server
     assert entries.count() == 1
     page.get_by_role("button", name="Clear").click()
     page.get_by_text("Question 2?").first.wait_for()

