@@ -225,7 +225,7 @@ def load_tokenizer(source: str) -> Any:
 
 def load_chat(source: str, system: str | None = None, template: TemplateSettings = OWN) -> ChatFormat:
     """The chat format of a resolved source, whose replies end where its generation settings say too."""
-    with _loading(source), _ONE_AT_A_TIME:
+    with _loading(source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
         try:
             settings = GenerationConfig.from_pretrained(source).to_dict()
