@@ -226,6 +226,35 @@ def test_an_admin_invites_somebody_and_changes_the_project(browser: Any, service
     other.close()
 
 
+def test_an_admins_list_comes_once_however_often_it_is_asked_for(browser: Any, service: Any) -> None:
+    add_items(service.engine, [draft(number, "write") for number in range(4, 25)])
+    context = browser.new_context(**DESKTOP)
+    context.set_default_timeout(60000)
+    page = watched(context.new_page())
+    join(page, service.invited("mira", "admin"))
+    page.locator(".rooms").get_by_role("link", name="Items").click()
+    entries = page.locator("details.entry")
+    entries.nth(19).wait_for()
+    late: list[Any] = []
+    page.route("**/api/admin/items?after=*", lambda route: late.append(route))
+    page.get_by_role("button", name="Show more items").dblclick()
+    page.get_by_label("Search in texts").fill("question 2?")
+    page.keyboard.press("Enter")
+    entries.nth(19).wait_for(state="detached")
+    page.get_by_label("Search in texts").fill("")
+    page.keyboard.press("Enter")
+    entries.nth(19).wait_for()
+    assert len(late) == 1
+    late[0].continue_()  # for a list that was left, and came back
+    page.wait_for_load_state("networkidle")
+    assert entries.count() == 20
+    page.unroute("**/api/admin/items?after=*")
+    page.get_by_role("button", name="Show more items").click()
+    entries.nth(23).wait_for()
+    assert entries.count() == 24 and page.complaints == []
+    context.close()
+
+
 def test_an_admin_reads_what_everybody_said_of_an_item_and_acts_on_it(browser: Any, service: Any) -> None:
     for name, ranks in (("ann", (1, 2, 3)), ("bo", (3, 2, 1))):
         with writing(service.engine) as connection:

@@ -36,6 +36,7 @@ async function show() {
     await (kind === "run" ? VIEWS[rest[0]] ?? curves : overview)(place);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
+    if (left) return;
     view.replaceChildren();
     notice("bad", `${error.message}. ${error.fix}`);
   }

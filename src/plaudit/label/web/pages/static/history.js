@@ -20,6 +20,7 @@ let me = null;
 let kept = null;
 let filters = {};
 let open = null; // { form, entry, body } of the correction on the page
+let lists = 0; // asked for so far: only the last one's answer is shown, in whatever order answers come
 
 async function start() {
   me = await whoIsThere();
@@ -48,10 +49,16 @@ function asked({ search, since, until }) {
 }
 
 async function load(before) {
+  const list = ++lists;
+  older.hidden = true;
   const path = `/api/history?${new URLSearchParams({ ...filters, ...(before === null ? {} : { before }) })}`;
   const answer = await patiently(AWAY, (wait) => askUntilThere(path, undefined, wait));
   if (answer.signedOut) return signedOut();
-  if (answer.status !== 200) return explainRefusal(answer);
+  if (list !== lists) return undefined;
+  if (answer.status !== 200) {
+    older.hidden = before === null;
+    return explainRefusal(answer);
+  }
   if (before === null) entries.replaceChildren();
   const { labels, next } = answer.data;
   entries.append(...labels.map(entryOf));

@@ -20,6 +20,7 @@ const STRENGTHS = ["", "slightly", "clearly", "very clearly"];
 const list = el("div", { class: "found" });
 const more = button("Show more items", () => {}, { hidden: true });
 let asked = "";
+let lists = 0; // begun so far: what comes late for one that is left is not shown
 
 /** The room's parts; `enterItems` fills them. */
 export const itemsRoom = () => el("section", { class: "part", "data-room": "items" }, el("h2", {}, "Items and answers"), el("div", { class: "filters-of-items" }), list, el("p", {}, more));
@@ -29,10 +30,16 @@ export async function enterItems(query, people) {
   const place = document.querySelector(".filters-of-items");
   if (place.childElementCount && query === asked) return;
   asked = query;
+  const own = ++lists;
   const first = await fetched(query);
-  if (!first || query !== asked) return;
+  if (own !== lists) return;
+  if (!first) {
+    asked = null; // the next time it is asked again
+    return;
+  }
   place.replaceChildren(form(first.offers, people, Object.fromEntries(new URLSearchParams(query))));
-  await show(query, first, true);
+  list.replaceChildren();
+  await show(query, first, own);
 }
 
 function form({ flags, kinds, splits, tasks }, people, values) {
@@ -67,11 +74,16 @@ async function fetched(query) {
 }
 
 /** Put a page's items on the page. A search that takes long comes in parts, some of them empty. */
-async function show(query, page, anew = false) {
-  if (anew) list.replaceChildren();
+async function show(query, page, own) {
   more.hidden = true;
   list.append(...page.items.map(entryOf));
-  const next = () => fetched(`${query ? `${query}&` : ""}after=${page.next}`).then((data) => data && query === asked && show(query, data));
+  const next = async () => {
+    more.hidden = true; // pressed twice, the same items would come twice
+    const data = await fetched(`${query ? `${query}&` : ""}after=${page.next}`);
+    if (own !== lists) return;
+    if (data) await show(query, data, own);
+    else more.hidden = false;
+  };
   if (page.next !== null && !page.items.length) {
     notice("plain", "Still looking …");
     return next();
