@@ -1,6 +1,9 @@
 """The vLLM engine against a server that is really there and answers as vLLM does: replies, swaps, and what is lost."""
 
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +24,7 @@ from plaudit.models.rounding import Rounding
 from plaudit.rollout import vllm
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.rollout.vllm import DRAWS, SEEDS, VllmEngine, policy_name, served_name
+from plaudit.run.stopping import Interrupted, signals_heard
 
 FILES = {"sft/model/model.safetensors": "ab", "sft/model/config.json": "cd", "sft/model/tokenizer.json": "ef"}
 END = 2
@@ -159,6 +163,23 @@ def test_who_hangs_up_waits_for_no_reply(server: FakeVllm, tmp_path: Path) -> No
         with pytest.raises(EngineLost, match="hung up with 4 replies missing"):
             engine.generate(PROMPTS, UNIFORMS)
     assert server.sampled == [] and len(server.arrived) == len(PROMPTS)
+    server.open.set()
+
+
+def test_a_second_ctrl_c_waits_for_no_reply(server: FakeVllm, tmp_path: Path) -> None:
+    engine = engine_at(server, folder=tmp_path)
+    server.open.clear()
+
+    def press() -> None:
+        while len(server.arrived) < len(PROMPTS):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with signals_heard():
+        threading.Thread(target=press, daemon=True).start()
+        with pytest.raises(Interrupted):
+            engine.generate(PROMPTS, UNIFORMS)
+    assert server.sampled == [], "a minute later it would have answered"
     server.open.set()
 
 

@@ -172,14 +172,18 @@ class VllmEngine:
                 pool.submit(self._reply, self._servers[row % len(self._servers)], prompts[row], uniforms[row]): row
                 for row in missing
             }
-            for done in as_completed(asked):
-                answer = done.result()
-                if isinstance(answer, Failed):
-                    reason = answer.reason
-                    continue
-                found[asked[done]] = answer
-                if on_reply is not None:
-                    on_reply(asked[done], answer)
+            try:
+                for done in as_completed(asked):
+                    answer = done.result()
+                    if isinstance(answer, Failed):
+                        reason = answer.reason
+                        continue
+                    found[asked[done]] = answer
+                    if on_reply is not None:
+                        on_reply(asked[done], answer)
+            except BaseException:  # a second Ctrl-C, a wrong answer: the pool must not wait for all the others
+                self.hang_up()
+                raise
         return reason
 
     def _reply(self, server: _Server, prompt: Sequence[int], uniforms_N: np.ndarray) -> Sampled | Failed:
