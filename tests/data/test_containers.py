@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+import zipfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from plaudit.cli.data import commands
 from plaudit.data.audit.check import Audit
 from plaudit.data.formats.reader import Reader
 from plaudit.errors import UserError
-from plaudit.records import Demonstration, Ranking
+from plaudit.records import Demonstration, Prompt, Ranking
 
 PAIRS = [("Où est-il ?", "Là-bas, à gauche.", "Ici; non."), ('Say "oui"', "oui", "no\nway")]
 
@@ -46,6 +47,11 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         "'Prompt' read as 'prompt'; ' CHOSEN ' read as 'chosen'",
     ),
     "empty column": ("a.csv", sheet(header="prompt,chosen,rejected,,", more=",,").encode(), ""),
+    "row numbers of pandas": (
+        "a.csv",
+        ("," + sheet()).replace("\r\nOù", "\r\n0,Où").replace('\r\n"Say', '\r\n1,"Say').encode(),
+        "the first column, which has no name and numbers the rows, left out",
+    ),
     "empty rows": ("a.csv", (sheet() + ",,\r\n,,\r\n").encode(), "2 empty rows at the end left out"),
     "JSON lines from Windows": ("a.jsonl", "".join(json.dumps(o) + "\r\n" for o in OBJECTS).encode(UTF8), ""),
     "JSON lines in UTF-16": ("a.jsonl", "".join(json.dumps(o) + "\n" for o in OBJECTS).encode(UTF16), "UTF-16"),
@@ -187,6 +193,53 @@ def test_a_workbook_is_read_like_a_csv(tmp_path: Path) -> None:
     assert "Excel workbook, sheet 'Pairs'; 'Prompt' read as 'prompt'; 2 empty rows" in reader.describe()
     with pytest.raises(UserError, match=r"2 sheets with a header, 'One', 'Two'"):
         list(Reader(save({"One": lines, "Two": lines})))
+
+
+def patched_book(path: Path, rows: list[tuple[Any, ...]], *changes: tuple[str, str]) -> Path:
+    """A workbook whose first sheet says something else than openpyxl would write."""
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.worksheets[0].append(row)
+    hidden = book.create_sheet("Lists")
+    hidden.append(("better", "worse"))
+    hidden.sheet_state = "hidden"
+    book.save(path)
+    with zipfile.ZipFile(path) as packed:
+        parts = {name: packed.read(name).decode() for name in packed.namelist()}
+    for old, new in changes:
+        assert old in parts["xl/worksheets/sheet1.xml"]
+        parts["xl/worksheets/sheet1.xml"] = parts["xl/worksheets/sheet1.xml"].replace(old, new)
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, text in parts.items():
+            packed.writestr(name, text)
+    return path
+
+
+@pytest.mark.parametrize("said", ["A1", "A1:C2", "A1:B9"])
+def test_no_row_of_a_workbook_is_lost_where_its_size_is_said_too_small(said: str, tmp_path: Path) -> None:
+    lines = [("prompt", "chosen", "rejected", "kind"), *PAIRS]
+    path = patched_book(tmp_path / "a.xlsx", lines, ('<dimension ref="A1:D3" />', f'<dimension ref="{said}" />'))
+    assert texts(Reader(path)) == PAIRS
+
+
+def test_a_line_end_of_a_workbook_is_no_word(tmp_path: Path) -> None:
+    """Excel's file has `_x000D_` for a CR, and `_x005F_` before it where somebody has typed that."""
+    lines = [("prompt", "chosen", "rejected"), ("Why?", "So_x000D_\nit is.", "_x005F_x000D_")]
+    assert texts(Reader(patched_book(tmp_path / "a.xlsx", lines))) == [("Why?", "So\nit is.", "_x000D_")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n\n", "\n \n"])
+def test_empty_lines_at_the_end_of_a_table_are_left_out(end: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt\nWhy?\nWhat?" + end)
+    assert [record.text for _, record in Reader(tmp_path / "a.csv") if isinstance(record, Prompt)] == ["Why?", "What?"]
+    path = patched_book(tmp_path / "a.xlsx", [("prompt",), ("Why?",), ("What?",), (" ",), ("",)])
+    assert len(list(Reader(path))) == 2
+
+
+def test_a_first_column_without_a_name_must_number_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",prompt,completion\n0,Why?,So.\nnot this one,Who?,Me.\n")
+    with pytest.raises(UserError, match=r"a.csv:3: the first column has no name and holds 'not this one'; name it"):
+        list(Reader(tmp_path / "a.csv"))
 
 
 def test_a_damaged_workbook_is_refused_with_what_to_click(tmp_path: Path) -> None:

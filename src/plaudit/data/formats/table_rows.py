@@ -93,8 +93,9 @@ def table_rows(path: Path, table: Iterator[Line], columns: Columns) -> Iterator[
             names, header = cells, _header(place, cells, raw, problem, columns)
             continue
         number += 1
-        if problem is None and len(cells) > 1 and not any(cell.strip() for cell in cells):
-            empty.append(Row(place, number, None, f"{place}: the row is empty; delete it", raw))
+        if problem is None and not any(cell.strip() for cell in cells):
+            what = "row" if len(cells) > 1 else "line"
+            empty.append(Row(place, number, None, f"{place}: the {what} is empty; delete it", raw))
             continue
         yield from empty
         empty.clear()
@@ -111,11 +112,13 @@ def _header(place: str, cells: list[str], raw: bytes, problem: str | None, colum
         raise UserError(problem)
     names = _trimmed(cells, 0)
     _check_cells(place, names, names, raw)
-    if len(set(names)) != len(names) or not all(name.strip() for name in names):
+    if len(set(names)) != len(names) or not names or not all(name.strip() for name in names[1:]):
         raise UserError(
             f"{place}: the header has an empty name or one that stands twice: {shown(cells)}; name each column once "
             "(answer_a and answer_b, say), and delete what stands above the header"
         )
+    if not names[0].strip():  # what pandas writes unless it is told not to
+        columns.said.append("the first column, which has no name and numbers the rows, left out")
     return columns.names(place, tuple(names))
 
 
@@ -140,6 +143,8 @@ def _typed_cells(place: str, header: Sequence[str], cells: Sequence[str], raw: b
     cells = _trimmed(cells, len(header))
     _check_cells(place, header, cells, raw)
     value: dict[str, Any] = dict(zip(header, cells, strict=True))
+    if not header[0].strip() and (found := value.pop(header[0]).strip()) and not found.isdigit():
+        raise UserError(f"{place}: the first column has no name and holds {shown(found)}; name it, or delete it")
     for name in (name for name in _JSON_COLUMNS if name in value):
         try:
             value[name] = json_object(place, b'{"cell": ' + value[name].encode() + b"}")["cell"]
