@@ -1,7 +1,9 @@
 """Fused adapters and norms against PEFT and transformers: the same numbers and gradients, and only where they fit."""
 
 import copy
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -294,3 +296,23 @@ def test_roles_are_fused(
 ) -> None:
     roles = stirred(load(tiny_model("llama")), trained="policy")
     assert sum("forward" in vars(module) for module in roles.modules()) > 14
+
+
+def test_passes_of_two_threads_do_not_mix() -> None:
+    """Siblings fetch what the first of them left for their input, never what another thread's left meanwhile."""
+    model, inputs = model_of(), [(IDS + shift) % 300 for shift in range(2)]
+    fuse(model)
+
+    def states(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
+
+    expected = [states(ids) for ids in inputs]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(states, inputs * 200))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(torch.allclose(one, expected[place % 2], atol=1e-5) for place, one in enumerate(found))

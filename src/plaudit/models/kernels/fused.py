@@ -191,18 +191,18 @@ class _Family:
 
     def __init__(self, layers: list[nn.Module], base_first: bool):
         self.layers, self.base_first = layers, base_first
-        self.x: Tensor | None = None
-        self.outputs: tuple[Tensor, ...] = ()
+        # The input and its outputs are one object: a pass in another thread finds its own or none.
+        self.left: tuple[Tensor, tuple[Tensor, ...]] | None = None
         for place, layer in enumerate(layers):
             layer.forward = self._forward_of(place, layer, layer.forward)
 
     def _forward_of(self, place: int, layer: nn.Module, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if place > 0 and x is self.x:
-                found = self.outputs[place]
+            left = self.left
+            if place > 0 and left is not None and x is left[0]:
                 if place + 1 == len(self.layers):
-                    self.x, self.outputs = None, ()
-                return found
+                    self.left = None
+                return left[1][place]
             mine = None if args or kwargs else _parts(layer, x)
             if mine is None:
                 return own(x, *args, **kwargs)
@@ -211,10 +211,10 @@ class _Family:
             alike = [one for one in every if one is not None and one[1] == scaling and len(one[0]) == len(parts)]
             if len(alike) == 1 or len(alike) < len(every):
                 return _Lora.apply(x, scaling, self.base_first, 1, *parts)[0]
-            self.x = x
             each = chain(*zip(*(one[0] for one in alike), strict=True))
-            self.outputs = _Lora.apply(x, scaling, self.base_first, len(alike), *each)
-            return self.outputs[0]
+            outputs: tuple[Tensor, ...] = _Lora.apply(x, scaling, self.base_first, len(alike), *each)
+            self.left = x, outputs
+            return outputs[0]
 
         return forward
 
