@@ -156,6 +156,36 @@ def test_without_adapters_and_with_another_one() -> None:
     torch.testing.assert_close(found, plain["none"]["hidden"], rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("base_first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_adapter_changes_no_bit_of_a_layer_with_a_bias(dtype: torch.dtype, base_first: bool) -> None:
+    """Qwen 2's q, k and v have one; a library adds it before it rounds, and of 896 float32 products to the first."""
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({name: nn.Linear(896, 64, dtype=dtype) for name in ("q_proj", "k_proj", "other")})
+    settings = LoraConfig(r=4, target_modules=["q_proj", "k_proj"])
+    model = get_peft_model(layers, settings, autocast_adapter_dtype=False)
+    model.add_adapter("second", LoraConfig(r=4, target_modules=["k_proj"]), autocast_adapter_dtype=False)
+    plain, x = copy.deepcopy(model), torch.randn(3, 20, 896, dtype=dtype)
+
+    def read(one: PeftModel) -> list[Tensor]:
+        return [one.base_model.model[name](x) for name in layers]
+
+    library = [nn.functional.linear(x, layers[name].weight, layers[name].bias) for name in layers]
+    fuse(model, base_first=base_first)
+    fresh = read(model)
+    model.set_adapter("second")  # of which one layer has nothing
+    second = read(model)
+    with model.disable_adapter():
+        reference = read(model)
+    for found in (reference, second):
+        assert all(map(torch.equal, found, fresh))
+    torch.testing.assert_close(fresh, library, rtol=2e-2, atol=1e-2)
+    fuse(plain, plain_base=True)
+    with plain.disable_adapter():
+        assert all(map(torch.equal, read(plain), library))
+
+
 @pytest.mark.parametrize(
     ("lora", "count"),
     [

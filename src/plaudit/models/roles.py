@@ -91,7 +91,7 @@ class Roles(nn.Module):
         critic: Path | LoraSettings | None = None,
         value_gradient: bool = False,
         temperature: float = 1.0,
-        fused_norms: bool = True,
+        plain_base: bool = False,
         base_first: bool = False,
         under: Path | None = None,
     ):
@@ -102,8 +102,8 @@ class Roles(nn.Module):
         learns beside the policy, which may be a model of its own (`full.FullRoles`).
         `value_gradient` lets the value loss reach the policy's trunk; otherwise it trains the value head alone.
         `under` is the folder of an adapter that every role stands on: SFT's, where the base is quantised and could not
-        take it in. Without `fused_norms` those are left to the library, as they are in a model whose norms learn. With
-        `base_first` adapters are added as vLLM adds them (`fused.fuse`)."""
+        take it in. With `plain_base` the reference computes as a policy without adapters does, with `base_first`
+        adapters are added as vLLM adds them (`fused.fuse`)."""
         super().__init__()
         assert not (trained == "reward" and reward) and members >= 1
         assert critic is None or (trained != "reward" and not value_gradient)
@@ -150,7 +150,7 @@ class Roles(nn.Module):
             parameter.requires_grad_(bool(self.learning) and own)
         self.to(base.device)
         self.eval()
-        fuse(self.peft, norms=fused_norms, base_first=base_first)
+        fuse(self.peft, plain_base=plain_base, base_first=base_first)
 
     @property
     def bases(self) -> list[PreTrainedModel]:

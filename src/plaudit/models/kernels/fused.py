@@ -25,23 +25,25 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read one input, called in this order."""
 
 
-def fuse(model: nn.Module, *, norms: bool = True, base_first: bool = False) -> None:
-    """Let the LoRA layers, MLPs that are gated by SiLU and made of them and, with `norms`, the frozen RMS norms of
-    `model` compute in one step each. With `base_first` the base's product is rounded before the low-rank one is added,
-    as PEFT does it, and vLLM."""
+def fuse(model: nn.Module, *, plain_base: bool = False, base_first: bool = False) -> None:
+    """Let the LoRA layers, MLPs that are gated by SiLU and made of them and the frozen RMS norms of `model` compute in
+    one step each. A layer without its adapter rounds as one whose adapter is zero, so that a fresh policy is its
+    reference to the last bit; with `plain_base`, beside a policy without adapters, it and the norms are left to the
+    library. With `base_first` the base's product is rounded before the low-rank one is added, as PEFT does it, and
+    vLLM."""
     if libraries_only():
         return
     joined: set[nn.Module] = set()
     for module in list(model.modules()):  # parents come before their children
-        if norms and _is_rms_norm(module):
+        if not plain_base and _is_rms_norm(module):
             module.forward = _norm_forward(module)
         for names in SIBLINGS:
             layers = [child for name, child in module.named_children() if name in names and _is_lora(child)]
             if layers:
-                _Family(layers, base_first)
+                _Family(layers, base_first, plain_base)
                 joined.update(layers)
         if _is_lora(module) and module not in joined:
-            _Family([module], base_first)
+            _Family([module], base_first, plain_base)
     for module in model.modules():
         if _is_gated_mlp(module):
             module.forward = _mlp_forward(module, base_first)
@@ -189,8 +191,8 @@ class _Family:
     Where one of them cannot (another adapter, a variant of LoRA) each computes for itself, by PEFT if it must.
     """
 
-    def __init__(self, layers: list[nn.Module], base_first: bool):
-        self.layers, self.base_first = layers, base_first
+    def __init__(self, layers: list[nn.Module], base_first: bool, plain_base: bool):
+        self.layers, self.base_first, self.plain_base = layers, base_first, plain_base
         # The input and its outputs are one object: a pass in another thread finds its own or none.
         self.left: tuple[Tensor, tuple[Tensor, ...]] | None = None
         for place, layer in enumerate(layers):
@@ -205,7 +207,8 @@ class _Family:
                 return left[1][place]
             mine = None if args or kwargs else _parts(layer, x)
             if mine is None:
-                return own(x, *args, **kwargs)
+                bare = None if self.plain_base or args or kwargs else _bare(layer, x)
+                return own(x, *args, **kwargs) if bare is None else bare
             parts, scaling = mine
             every = [mine, *(_parts(other, x) for other in self.layers[1:])] if place == 0 else [mine]
             alike = [one for one in every if one is not None and one[1] == scaling and len(one[0]) == len(parts)]
@@ -217,6 +220,15 @@ class _Family:
             return outputs[0]
 
         return forward
+
+
+def _bare(layer: Any, x: Tensor) -> Tensor | None:
+    """x·Wᵀ + b of a layer with a bias and no adapter switched on, rounded where `_adapted` rounds: before the bias, which
+    a library adds first; None for any other layer."""
+    base, adapted = layer.get_base_layer(), any(name in layer.lora_A for name in layer.active_adapters)
+    if base.bias is None or layer.merged or (adapted and not layer.disable_adapters):
+        return None
+    return nn.functional.linear(x, base.weight).add_(base.bias)
 
 
 def _parts(layer: Any, x: Tensor) -> tuple[list[Tensor], float] | None:

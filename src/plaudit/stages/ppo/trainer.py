@@ -132,7 +132,7 @@ def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles
         served = run.rollout.engine == "vllm"
         common |= {"lora": run.lora, "seed": run.seed, "under": under, "base_first": served}
         return Roles(base, trained="policy", reward=reward, critic=critic, **common)
-    others = Roles(base, reward=reward, critic=critic, fused_norms=False, **common) if reward else None
+    others = Roles(base, reward=reward, critic=critic, plain_base=True, **common) if reward else None
     policy = copy.deepcopy(base) if moved else run.base()[0]
     return FullRoles(policy, base, others, away=CPU if config.offload_reference else None, **common)
 
