@@ -94,3 +94,41 @@ def test_what_we_write_is_read_as_it_was(text: str, tmp_path: Path) -> None:
         (pair,) = preferences_of(ranking)
         read = only(tmp_path, pair.as_json())[0]
         assert (read.prompt.messages, read.replies, read.ranks) == (prompt.messages, ranking.replies, (1, 2))
+
+
+@pytest.mark.parametrize("text", ["nan", "#REF!", "#BEZUG!", "#¡VALOR!", "#N/D"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": Q, "answer_a": "{}", "answer_b": CATS, "winner": "a"},
+        {"prompt": Q, "response_1": CATS, "response_2": "{}", "preference_strength": 1},
+    ],
+)
+def test_no_answer_of_a_comparison_is_a_cell_without_a_value(row: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"field '(answer_a|response_2)' .* stands for no text; write one or delete"):
+        only(tmp_path, {key: text if value == "{}" else value for key, value in row.items()})
+
+
+def test_a_system_message_may_be_none_but_no_failed_formula(tmp_path: Path) -> None:
+    record, said = only(tmp_path, {"system": "nan", "prompt": Q, "completion": CATS})
+    assert record.prompt.messages == (Message("user", Q),) and "'system' 'nan' read as none" in said
+    record, said = only(tmp_path, {"instruction": Q, "input": "<NA>", "output": CATS})
+    assert record.prompt.text == Q and "'input' '<NA>' read as none" in said
+    for row in ({"system": "#NAME?", "prompt": Q}, {"instruction": Q, "input": "#N/A", "output": CATS}):
+        with pytest.raises(UserError, match="stands for no text"):
+            only(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": Q, "chosen": f"['{SNAILS}']", "rejected": f'["{CATS}"]'},
+        {"prompt": f"['{Q}']", "completion": CATS},
+        {"prompt": json.dumps([Q])},
+    ],
+)
+def test_a_list_that_became_a_text_is_refused(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds a list of one text, written as text: .*take the text out of the list"):
+        only(tmp_path, row)
+    for meant in ({"chosen": "['a']", "rejected": "It is ['a']."}, {"completion": "['a']"}):  # code answers so
+        only(tmp_path, {"prompt": Q, **meant})

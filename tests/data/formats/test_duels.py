@@ -115,6 +115,8 @@ def test_conversations_of_other_forms(tmp_path: Path) -> None:
     assert "continue different prompts" in refusal(tmp_path, row)
     row["response_b"] = json.dumps([CATS])
     assert "'response_b' has 1 turns where 'prompt' has 2" in refusal(tmp_path, row)
+    for lost in (["Yes?", None], [None], []):  # the list itself would be learnt as the reply
+        assert "'response_b'" in refusal(tmp_path, {**row, "response_b": json.dumps(lost)})
 
 
 def test_a_conversation_keeps_the_turns_before_the_prompt(tmp_path: Path) -> None:

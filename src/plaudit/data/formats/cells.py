@@ -4,6 +4,7 @@ A cell of a table cannot hold a list, so programs write messages into it as JSON
 formula and a missing number leave a word. Read as texts all of them would be learnt.
 """
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -19,9 +20,12 @@ MARKED = re.compile(
     r"<\|(user|system|prompter)\|>|#{2,3} ?(Human|User|Instruction)|(USER|User|Human):)"
 )
 _SPOKEN = ("prompt", "chosen", "rejected", "completion")
-_TEXTS = (*_SPOKEN, "instruction", "output")
-_MISSING = {"nan", "<na>", "#n/a", "#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!"}
-"""What pandas and Excel write for nothing, and for a formula that failed."""
+_TEXTS = (*_SPOKEN, "instruction", "output", "input", "response_1", "response_2", "system")
+_MAY_BE_NONE = ("system", "input")
+_NOTHING = {"nan", "<na>"}
+"""What pandas writes for nothing."""
+_FAILED = re.compile(r"#(?:[¡¿]?[A-ZÀ-Þ0-9/_]+[!?]|N/A|N/D|NV)")
+"""What Excel writes for a formula that failed, in its languages: #NAME?, #BEZUG!, #¡REF!, #N/A."""
 _PRINTED = re.compile(r"(?:array\()?\[?\{'(?:role|content|from|value)'")
 Say = Callable[[str], None]
 
@@ -32,9 +36,10 @@ def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
     if isinstance(row.get("prompt"), list):
         return row
     for key in _TEXTS:
-        value = row.get(key)
-        if isinstance(value, str) and value.strip().lower() in _MISSING:
-            raise UserError(f"{place}: field {key!r} {shown(value)} stands for no text; write one or delete the row")
+        if key in _MAY_BE_NONE and str(row.get(key)).strip().lower() in _NOTHING:
+            say(f"{key!r} {shown(row[key])} read as none")
+            row = {name: value for name, value in row.items() if name != key}
+        refuse_missing(place, key, row.get(key))
     row = {**row, **{key: messages_in(place, key, row[key], say) for key in _SPOKEN if key in row}}
     if (asked := _dialogue(row.get("prompt"))) is None:
         return row
@@ -47,6 +52,23 @@ def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
     if isinstance(row.get("responses"), list):
         stripped["responses"] = [_stripped(one) for one in row["responses"]]
     return {**row, **stripped, "prompt": asked}
+
+
+def refuse_missing(place: str, key: str, value: Any) -> None:
+    """UserError for what a program writes where it has no text."""
+    if isinstance(value, str) and (value.strip().lower() in _NOTHING or _FAILED.fullmatch(value.strip())):
+        raise UserError(f"{place}: field {key!r} {shown(value)} stands for no text; write one or delete the row")
+
+
+def is_printed_list(value: Any) -> bool:
+    """Whether a text is a list of one text, as Python prints it into the cell of a table, or as JSON."""
+    if not isinstance(value, str) or not (text := value.strip()).startswith(("['", '["')) or not text.endswith("]"):
+        return False
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return isinstance(found, list) and len(found) == 1 and isinstance(found[0], str)
 
 
 def _stripped(reply: Any) -> Any:

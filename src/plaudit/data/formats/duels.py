@@ -8,7 +8,7 @@ import json
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from plaudit.data.formats.cells import messages_in
+from plaudit.data.formats.cells import messages_in, refuse_missing
 from plaudit.data.formats.key_words import ANSWERS, GRADES, SIDES, VERDICTS, WORSE, words_of
 from plaudit.data.formats.message_keys import content_of
 from plaudit.data.formats.rows import shown
@@ -104,10 +104,12 @@ def compared(place: str, row: dict[str, Any]) -> dict[str, Any]:
 def _apart(place: str, row: dict[str, Any], duel: Duel) -> tuple[Any, list[Any]]:
     """(the prompt, both answers); two conversations are taken apart into what they share and their last replies."""
     names, asked = (duel.first, duel.second), row.get("prompt")
+    for name in names:
+        refuse_missing(place, name, row[name])
     said = [messages_in(place, name, row[name]) for name in names]
     questions, *answers = (_list_in(value) for value in (asked, *said))
-    if questions and all(answers):
-        said = [_interleaved(place, name, questions, one) for name, one in zip(names, answers, strict=True) if one]
+    if questions and answers != [None, None]:
+        said = [_interleaved(place, name, questions, one or []) for name, one in zip(names, answers, strict=True)]
         asked = None
     if not all(isinstance(one, list) and one for one in said):
         return asked, said
@@ -131,18 +133,22 @@ def _apart(place: str, row: dict[str, Any], duel: Duel) -> tuple[Any, list[Any]]
     return before or given, [talk[-1]["content"] for talk in talks]
 
 
-def _list_in(value: Any) -> list[str] | None:
-    """The texts of a JSON list that stands in a text, one a turn."""
+def _list_in(value: Any) -> list[str | None] | None:
+    """The texts of a JSON list that stands in a text, one a turn; None for one that was never written."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return None
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) and found and all(isinstance(one, str) for one in found) else None
+    return found if isinstance(found, list) and all(isinstance(one, str | None) for one in found) else None
 
 
-def _interleaved(place: str, name: str, questions: list[str], answers: list[str]) -> list[dict[str, str]]:
+def _interleaved(
+    place: str, name: str, questions: list[str | None], answers: list[str | None]
+) -> list[dict[str, str | None]]:
+    if None in (*questions, *answers):
+        raise UserError(f"{place}: a turn of 'prompt' or {name!r} is null, which is no text; delete the row")
     if len(questions) != len(answers):
         raise UserError(f"{place}: field {name!r} has {len(answers)} turns where 'prompt' has {len(questions)}")
     turns = zip(questions, answers, strict=True)

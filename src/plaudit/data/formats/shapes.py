@@ -7,7 +7,7 @@ become ours.
 from collections.abc import Callable
 from typing import Any
 
-from plaudit.data.formats.cells import read_cells
+from plaudit.data.formats.cells import is_printed_list, read_cells
 from plaudit.data.formats.duels import duel_of
 from plaudit.data.formats.key_words import words_of
 from plaudit.data.formats.rows import shown
@@ -90,9 +90,16 @@ def shaped(place: str, row: dict[str, Any], say: Say, given: str | None = None) 
 
 
 def _check_replies(place: str, row: dict[str, Any]) -> None:
-    """UserError for replies that begin with their whole prompt: text of both that was joined."""
+    """UserError for replies that begin with their whole prompt, text of both that was joined, and for lists of texts
+    that became texts; a single reply may be one, as code answers."""
     asked = row.get("prompt")
     names = [key for key in ("chosen", "rejected", "completion") if isinstance(row.get(key), str)]
+    listed = [key for key in ("prompt", *names) if is_printed_list(row.get(key))]
+    if "prompt" in listed or listed == ["chosen", "rejected"]:
+        raise UserError(
+            f"{place}: field {listed[0]!r} holds a list of one text, written as text: {shown(row[listed[0]])}; take "
+            "the text out of the list, or name the format to leave it there"
+        )
     if not isinstance(asked, str) or len(asked.split()) < _FEW_WORDS or not names:
         return
     if all(row[key].lstrip().startswith(asked.strip()) and len(row[key].strip()) > len(asked.strip()) for key in names):
