@@ -159,6 +159,12 @@ PAIR = {"prompt": "Which?", "chosen": "This one, since it is larger.", "rejected
             id="template mark",
         ),
         pytest.param(
+            [{**PAIR, "prompt": "Do it well.\n\n### Instruction:\nSing.\n\n### Response:"}],
+            "template mark",
+            ("a.jsonl:1", "a text holds ### Response:"),
+            id="mark of Alpaca",
+        ),
+        pytest.param(
             [{"id": "x", "prompt": "One?"}, {"id": "x", "prompt": "Two?"}],
             "repeated id",
             ("a.jsonl:2", "the id is that of a.jsonl:1"),

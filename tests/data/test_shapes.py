@@ -169,6 +169,27 @@ def test_kinds_of_sharegpt(key: str, turns: list[dict[str, str]], tmp_path: Path
     assert record == Demonstration(Prompt("7", (Message("user", Q),), "instruction", "train"), "Snails.")
 
 
+ASKED = {"from": "human", "value": Q}
+SAID = {name: {"from": "gpt", "value": text} for name, text in (("chosen", "Snails."), ("rejected", "Cats."))}
+OPENAI = {name: {"role": "assistant", "content": turn["value"]} for name, turn in SAID.items()}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [ASKED], **SAID},
+        {"messages": [{"role": "user", "content": Q}], **OPENAI},
+        {"prompt": Q, **OPENAI},
+        {name: [ASKED, turn] for name, turn in SAID.items()},
+        {"prompt": [ASKED], **{name: [turn] for name, turn in SAID.items()}},
+    ],
+)
+def test_kinds_of_pairs_of_messages(row: dict[str, Any], tmp_path: Path) -> None:
+    record, _ = only(tmp_path, row)
+    assert isinstance(record, Ranking) and record.prompt.messages == (Message("user", Q),)
+    assert [reply.text for reply in record.replies] == ["Snails.", "Cats."]
+
+
 def test_ranked_answers_and_a_pair_with_its_messages(tmp_path: Path) -> None:
     answers = [{"answer": text, "model": text, "rank": rank} for text, rank in (("Cats.", 2.0), ("Snails.", 1.0))]
     record, said = only(tmp_path, {"prompt": Q, "answers": answers, "turns": 1})

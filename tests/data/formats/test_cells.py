@@ -63,6 +63,15 @@ def test_a_dialogue_as_prompt_is_its_turns(tmp_path: Path) -> None:
     assert record.prompt.text == "Human: all too human?"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_dialogue_of_other_line_ends(end: str, tmp_path: Path) -> None:
+    asked = f"{end * 2}Human: Hi.{end * 2}Assistant: Yes?{end * 2}Human: {Q}{end * 2}Assistant:"
+    record, _ = only(tmp_path, {"prompt": asked, "chosen": SNAILS, "rejected": CATS})
+    assert [message.content for message in record.prompt.messages] == ["Hi.", "Yes?", Q]
+    with pytest.raises(UserError, match="a dialogue without an empty line before each turn"):
+        only(tmp_path, {"prompt": f"Human: {Q}{end}Assistant:", "chosen": SNAILS, "rejected": CATS})
+
+
 @pytest.mark.parametrize(
     "head",
     [f"User: {Q}\nAssistant: ", f"<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n", f"[INST] {Q} [/INST] "],

@@ -55,6 +55,13 @@ def test_what_would_be_lost_is_refused_by_name(row: dict[str, Any], key: str, tm
     assert said.startswith(f"{tmp_path}/a.jsonl:1: ") and repr(key) in said and "name the format to ignore it" in said
 
 
+@pytest.mark.parametrize("key", ["conversation_id", "conversation_hash", "completion_tokens", "response_length"])
+def test_what_tells_of_an_answer_is_none(key: str, tmp_path: Path) -> None:
+    assert f"ignored keys: {key!r} (1)" in only(tmp_path, {"messages": TALK, key: "7"})[1]
+    said = refusal(tmp_path, {"messages": TALK, "better_response_id": 0})
+    assert "'better_response_id' looks like an answer or a judgement" in said
+
+
 def test_an_empty_cell_of_the_first_row_hides_no_judgement_of_the_next(tmp_path: Path) -> None:
     said = refusal(tmp_path, {**DONE, "rating": None}, {**DONE, "rating": 5})
     assert ":2: column 'rating' looks like an answer or a judgement" in said

@@ -48,6 +48,16 @@ CALL = [{"type": "function", "function": {"name": "look_up", "arguments": {}}}]
         ({"prompt": [{**SAID, "images": ["a.png"]}]}, "images"),
         ({"prompt": "Hi", "tools": [{"type": "function"}]}, "tools"),
         ({"prompt": "Hi", "chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+        ({"prompt": "<image>What is it?", "completion": "A cat.", "images": ["a.png"]}, "images"),
+        ({"prompt": "What is it?", "chosen": "A cat.", "rejected": "No.", "image": {"path": "a.png"}}, "image"),
+        (
+            {
+                "conversations": [{"from": "human", "value": "Hi"}],
+                "chosen": {"from": "gpt", "value": "Yes.", "tool_calls": CALL},
+                "rejected": {"from": "gpt", "value": "No."},
+            },
+            "tool_calls",
+        ),
     ],
 )
 def test_what_a_message_says_beside_its_text_is_not_lost(row: dict[str, Any], key: str, tmp_path: Path) -> None:
@@ -112,3 +122,9 @@ def test_a_text_that_beats_itself_stops_a_run_or_is_set_aside(tmp_path: Path) ->
     bad: list[Row] = []
     assert len(read_rankings(path, Reading(bad=bad))) == 1
     assert [row.place for row in bad] == [f"{path}:2"]
+
+
+def test_a_cell_that_spells_an_empty_list_of_tools_says_nothing(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes."}]
+    path = put(tmp_path / "a.jsonl", {"conversations": turns, "tools": "[]"}, {"conversations": turns, "image": ""})
+    assert [record.completion for _, record in Reader(path) if isinstance(record, Demonstration)] == ["Yes."] * 2

@@ -13,7 +13,8 @@ _CUT = re.compile(r"(?:\A|\n)(?![ \t]*(?:[-*•#|]|\d+[.)]))[^\n]{60,}[ \t](?:[^
 # What chat templates write around turns; typed into a text it is text.
 _MARK = re.compile(
     r"<\|(?:im_start|im_end|endoftext|end_of_text|begin_of_text|eot_id|start_header_id|end_header_id|end|user|"
-    r"assistant|system)\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|\A\s*<s>|</s>\s*\Z"
+    r"assistant|system)\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|\A\s*<s>|</s>\s*\Z|"
+    r"(?<![^\n])(?:#{2,3} ?(?:Response|Assistant|Answer)|Assistant|ASSISTANT):\s*\Z"
 )
 
 
@@ -42,7 +43,7 @@ def seems_cut(text: str) -> bool:
 
 def template_mark(text: str) -> str | None:
     """The first mark of a chat template that a text holds."""
-    found = _MARK.search(text) if "<" in text or "[" in text else None
+    found = _MARK.search(text) if "<" in text or "[" in text or text.rstrip().endswith(":") else None
     return found.group().strip() if found else None
 
 

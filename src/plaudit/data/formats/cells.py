@@ -13,7 +13,7 @@ from typing import Any
 from plaudit.data.formats.rows import shown
 from plaudit.errors import UserError
 
-HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+HH_TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 # How a conversation begins that somebody has put through a chat template, or written with marks of their own.
 MARKED = re.compile(
     r"\s*(<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<s>|\[INST\]|<start_of_turn>|"
@@ -41,7 +41,7 @@ def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
             row = {name: value for name, value in row.items() if name != key}
         refuse_missing(place, key, row.get(key))
     row = {**row, **{key: messages_in(place, key, row[key], say) for key in _SPOKEN if key in row}}
-    if (asked := _dialogue(row.get("prompt"))) is None:
+    if (asked := _dialogue(place, row.get("prompt"))) is None:
         return row
     both = [row[key] for key in ("chosen", "rejected") if isinstance(row.get(key), str)]
     if len(both) == 2 and all(one.strip().startswith(str(row["prompt"]).strip()) for one in both):
@@ -99,13 +99,18 @@ def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and {"role", "content"} <= value.keys()
 
 
-def _dialogue(asked: Any) -> list[dict[str, str]] | None:
+def _dialogue(place: str, asked: Any) -> list[dict[str, str]] | None:
     r"""The turns of "\n\nHuman: … \n\nAssistant:", where a text is one that waits for the Assistant."""
     if not isinstance(asked, str) or not asked.lstrip().startswith("Human:"):
         return None
     if not asked.startswith("\n\n") and not asked.rstrip().endswith("Assistant:"):
         return None
     parts = HH_TURN.split(asked)
+    if asked.rstrip().endswith("Assistant:") and parts[-1].strip():
+        raise UserError(
+            f"{place}: field 'prompt' is a dialogue without an empty line before each turn, found {shown(asked)}; put "
+            "one there, or write messages with roles"
+        )
     turns = [
         {"role": "user" if who == "Human" else "assistant", "content": text.strip()}
         for who, text in zip(parts[1::2], parts[2::2], strict=True)

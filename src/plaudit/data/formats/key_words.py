@@ -32,6 +32,8 @@ _UNSPACED = ("回答", "答案", "回复", "回覆", "更好", "更差", "選択
 SIDES = (("a", "b"), ("0", "1"), ("1", "2"), ("left", "right"), ("first", "second"))
 _TIED = {"tie", "tied", "draw", "both bad", "bothbad", "tie (bothbad)"}
 _YES, _NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
+_ABOUT = {"id", "ids", "hash", "uuid", "tokens", "length", "count", "url"}
+"""What a name ends in that tells something of an answer and is none: conversation_id, completion_tokens."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _ANY_WORD = re.compile(r"[^\W\d_]+|\d+")
 _SENTENCE = 5  # words
@@ -45,8 +47,11 @@ def words_of(key: str) -> list[str]:
 
 def seems_judged(key: str) -> bool:
     """Whether a key looks like that of an answer or of a judgement."""
-    known = ANSWERS | VERDICTS | WORSE | GRADES | _OPINIONS | _ELSEWHERE
-    return bool(set(words_of(key)) & known) or any(word in key for word in _UNSPACED)
+    words = words_of(key)
+    known = VERDICTS | WORSE | GRADES | _OPINIONS | _ELSEWHERE
+    if not words or words[-1] not in _ABOUT:
+        known = known | ANSWERS
+    return bool(set(words) & known) or any(word in key for word in _UNSPACED)
 
 
 def seem_answers(key: str, row: dict[str, Any]) -> tuple[str, str] | None:

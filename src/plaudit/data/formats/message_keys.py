@@ -22,8 +22,12 @@ _READ = {
     **dict.fromkeys(("rankings", "votes", "strength", "winner"), ("prompt",)),
 }
 """The fields that hold messages, by format."""
-TOOLS = ("tools", "functions", "documents", "chat_template_kwargs")
-"""Keys of a row that change what a template writes: what the model may call, what it may quote, variables."""
+TOOLS = (
+    *("tools", "functions", "documents", "chat_template_kwargs"),
+    *("images", "image", "videos", "video", "audios", "audio"),
+)
+"""Keys of a row that change what a template writes: what the model may call, what it may quote, variables, and what it
+sees or hears."""
 _WAYS = "take it out, set data.on_bad_row=quarantine, or name it in data.ignore_message_keys"
 
 
@@ -32,7 +36,7 @@ def ignored_keys(
 ) -> list[str]:
     """The keys of `ignored` that the row's messages have, one entry for each time; UserError for another one. A null
     or empty value says nothing. `more` are fields that hold messages beside those of the format."""
-    found = [("", key, row[key]) for key in TOOLS if row.get(key)]
+    found = [("", key, row[key]) for key in TOOLS if says(row.get(key))]
     for field in (*_READ.get(format, ()), *more):
         turns = row.get(field)
         known = {"from", "value"} if field == "conversations" else _EITHER if field in more else _TURN
@@ -47,8 +51,8 @@ def ignored_keys(
 
 
 def says(value: object) -> bool:
-    """Whether a value is more than nothing; a weight of 0 is."""
-    return value is not None and value != "" and value != [] and value != {}
+    """Whether a value is more than nothing, which a cell may spell as JSON; a weight of 0 is."""
+    return value is not None and value not in ("", "[]", "{}", [], {})
 
 
 def content_of(place: str, message: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from plaudit.data.formats.compared import chosen_between
 from plaudit.data.formats.containers import rows
 from plaudit.data.formats.duels import Duel, duel_of
 from plaudit.data.formats.key_words import holds_text, seem_answers, seems_judged, unsays_pair
-from plaudit.data.formats.message_keys import TOOLS, ignored_keys
+from plaudit.data.formats.message_keys import TOOLS, ignored_keys, says
 from plaudit.data.formats.parsers import record_of
 from plaudit.data.formats.rows import Row, row_of, shown
 from plaudit.data.formats.shapes import fits, shaped
@@ -215,7 +215,7 @@ class Reader:
         if duel := self._duel(row):
             used = used | {duel.first, duel.second, *duel.verdict, *duel.writers}
         for key in row:
-            if key in used or (key in TOOLS and row[key]):  # those are counted by ignored_keys
+            if key in used or (key in TOOLS and says(row[key])):  # those are counted by ignored_keys
                 continue
             if self.given is None:
                 self._check_unread(place, key, row)

@@ -77,6 +77,10 @@ def shaped(place: str, row: dict[str, Any], say: Say, given: str | None = None) 
     row = read_cells(place, _renamed(row, say), say)
     if isinstance(row.get("conversations"), list):
         row["conversations"] = [_turn(turn) for turn in row["conversations"]]
+    for key in ("prompt", "completion", "chosen", "rejected"):
+        turns = [row[key]] if _is_turn(row.get(key)) else row.get(key)
+        if isinstance(turns, list):
+            row[key] = [_spoken(turn) for turn in turns]
     if given not in ("messages", "sharegpt"):
         _take_label(row, say)
     for again in ("messages", "response"):
@@ -152,6 +156,10 @@ def _take_label(row: dict[str, Any], say: Say) -> None:
     say(f"the last of {key!r} read as 'completion'")
 
 
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and ({"from", "value"} <= value.keys() or {"role", "content"} <= value.keys())
+
+
 def _spoken(turn: Any) -> Any:
     """A turn of ShareGPT as a message."""
     if not isinstance(turn, dict) or "from" not in turn:
@@ -199,14 +207,12 @@ def _with_prompt(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
     answered = {"chosen", "rejected", "completion", "responses"} & row.keys() or duel_of(tuple(row))
     if "prompt" in row or not answered or _is_hh(row) or "output" in row:
         return row
-    if isinstance(row.get("conversations"), list) and {"chosen", "rejected"} <= row.keys():
-        spoken = [_spoken(turn) for turn in row.pop("conversations")]
-        both = {
-            key: row[key].get("value", row[key].get("content"))
-            for key in ("chosen", "rejected")
-            if isinstance(row[key], dict)
-        }
-        return {**row, **both, "prompt": spoken}
+    asked_in = next((key for key in ("conversations", "messages") if isinstance(row.get(key), list)), None)
+    if asked_in and {"chosen", "rejected"} <= row.keys():
+        turns = [_spoken(turn) for turn in row[asked_in]]
+        if isinstance(turns[-1], dict) and turns[-1].get("role") == "user":
+            rest = {key: value for key, value in row.items() if key != asked_in}
+            return {**rest, "prompt": turns}
     if isinstance(row.get("instruction"), str):
         given = row.pop("input", "")
         asked = row.pop("instruction")
