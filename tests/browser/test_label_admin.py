@@ -342,6 +342,6 @@ def test_the_login_says_what_is_wrong_and_keeps_the_name(browser: Any, fake: Fak
     page.get_by_role("button", name="Sign in").click()
     assert page.get_by_role("alert").inner_text() == "Name and password do not match."
     assert page.get_by_label("Name").input_value() == "ann"
-    page.wait_for_function("document.activeElement.id === 'password'")  # a browser gives it with the first drawing
+    page.locator("#password:focus").wait_for()  # a browser gives it with the first drawing
     assert json.dumps(page.complaints) == "[]"
     context.close()
