@@ -85,6 +85,10 @@ ONE_FILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a config": (lambda f: cut(f / "config.json", 99), f"/config.json: cannot be loaded: {AGAIN}"),
     "a config of a list": (lambda f: (f / "config.json").write_text("[]"), f"/config.json: .*{AGAIN}"),
     "a type from tomorrow": (lambda f: edit(f / "config.json", lambda v: v.update(model_type="new")), "`new` but Tran"),
+    "padding without a row": (
+        lambda f: edit(f / "config.json", lambda v: v.update(pad_token_id=9999)),
+        r"cannot be loaded \(AssertionError: Padding_idx must be within num_embeddings\); mend config\.json",
+    ),
     "weights cut short": (lambda f: cut(f / WEIGHTS, 60_000), f"/{WEIGHTS}: cannot be loaded: {AGAIN}"),
     "a header cut short": (lambda f: cut(f / WEIGHTS, 50), f"/{WEIGHTS}: cannot be loaded: {AGAIN}"),
     "empty weights": (lambda f: cut(f / WEIGHTS, 0), f"/{WEIGHTS}: cannot be loaded: {AGAIN}"),
@@ -177,6 +181,10 @@ NAMES: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         lambda found: {name: tensor for name, tensor in found.items() if not name.startswith(Q_PROJ)},
         rf"the weights lack {Q_PROJ}\.weight; transformers would make them up; copy the whole checkpoint again",
     ),
+    "a norm": (
+        lambda found: found | {"model.layers.1.self_attn.q_norm.weight": torch.ones(8)},
+        r"hold model\.layers\.1\.self_attn\.q_norm\.weight, and the model of config\.json has no such part",
+    ),
     "a bias": (
         lambda found: found | {f"{Q_PROJ}.bias": torch.ones(32)},
         rf"hold {Q_PROJ}\.bias, and in the model of config\.json that layer has no bias; give the config\.json",
@@ -192,6 +200,17 @@ def test_names_that_are_not_the_models(
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(UserError, match=said):
         load_model(str(folder), torch.float32, CPU)
+
+
+def test_a_tokenizer_of_a_vocabulary_and_merges_alone(tmp_path: Path) -> None:
+    """As GPT-2's was kept before tokenizer.json."""
+    whole = make_tokenizer()
+    model = json.loads(whole.backend_tokenizer.to_str())["model"]
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, model["merges"])]))
+    text = "What is the price of tea?"
+    assert load_tokenizer(str(tmp_path))(text)["input_ids"] == whole(text, add_special_tokens=False)["input_ids"]
 
 
 def test_what_else_a_file_holds_does_no_harm(whole: Path, tmp_path: Path) -> None:
@@ -270,7 +289,8 @@ def test_a_config_of_two_texts_is_looked_at_in_all_its_parts(tmp_path: Path) -> 
     parts = (T5Config(), EncodecConfig(), MusicgenDecoderConfig())
     config = MusicgenConfig(**dict(zip(("text_encoder", "audio_encoder", "decoder"), parts, strict=True)))
     config.save_pretrained(tmp_path / "plain")
-    check_config(tmp_path / "plain")
+    with pytest.raises(UserError, match=r"cannot be loaded \(AttributeError: 'MusicgenConfig'"):
+        check_config(tmp_path / "plain")
     config.decoder.quantization_config = {"quant_method": "gptq", "bits": 4}
     config.save_pretrained(tmp_path / "few")
     with pytest.raises(UserError, match="its weights are quantised"):

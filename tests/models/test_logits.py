@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import CPU
 from plaudit.errors import UserError
-from plaudit.models.kernels.logits import PLAIN, LogitShape, shape_of, shaped
+from plaudit.models.kernels.logits import PLAIN, LogitShape, learn_shape, shape_of, shaped
 from plaudit.models.load import load_model
 from plaudit.models.logprobs import completion_loss, token_logprobs
 from plaudit.models.roles import plain_logprobs, plain_loss
@@ -94,6 +94,17 @@ def test_in_bfloat16_the_same_is_found(saved: tuple[Path, PreTrainedModel, Logit
     """The probe reads what rounding leaves; numbers of the configuration are taken as they stand there."""
     folder, _, shape = saved
     assert shape_of(load_model(str(folder), torch.bfloat16, CPU)) == shape
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fix"), [(torch.bfloat16, "try dtype: float32"), (torch.float32, "architecture is not supported")]
+)
+def test_a_model_that_fails_in_a_format_is_sent_to_float32(dtype: torch.dtype, fix: str) -> None:
+    """Mamba's slow path multiplies float32 with bfloat16."""
+    model = of("llama")().to(dtype)
+    model.lm_head.register_forward_pre_hook(lambda head, args: (args[0].double(),))
+    with pytest.raises(UserError, match=rf"cannot be traced to its LM head \(RuntimeError.*{fix}$"):
+        learn_shape(model, "folder")
 
 
 def test_another_change_of_the_logits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ GGUF weights are converted once to safetensors in the user's cache folder (`$PLA
 """
 
 import contextlib
+import copy
 import io
 import os
 import shlex
@@ -241,7 +242,7 @@ def ids_in(setting: int | list[int] | None) -> list[int]:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any(folder.glob("tokenizer*"))
+    return any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "vocab.*", "*.model"))
 
 
 def load_model(
@@ -330,6 +331,9 @@ def check_config(source: Path) -> None:
             f"model: {source}: its weights are quantised (quantization_config), so adapters could not be merged into "
             "them; give the checkpoint it was made from, or one that is dequantised"
         )
+    fix = "; mend config.json: what it asks for is not there, or its settings do not fit each other"
+    with refusing(f"model: {source}: cannot be loaded", fix), torch.device("meta"):
+        AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
 def _loading(source: str) -> contextlib.AbstractContextManager[None]:

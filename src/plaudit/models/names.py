@@ -1,6 +1,6 @@
 """The names of a checkpoint's tensors beside those of the model of its config.json: none made up, none dropped."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from transformers import PreTrainedModel
 
@@ -30,6 +30,19 @@ def check_names(source: str, model: PreTrainedModel, missing: Iterable[str], une
             f"model: {source}: the weights hold {dropped[0]}, and in the model of config.json that layer has no bias; "
             "give the config.json that belongs to them"
         )
+    # Nor may a part of a layer go: the norms of Qwen 3's queries where config.json says that it is a Llama.
+    numbered = {place for place, _ in model.named_modules() if any(part.isdigit() for part in place.split("."))}
+    if other := [name for name in left if name.endswith(".weight") and not numbered.isdisjoint(_around(name))]:
+        raise UserError(
+            f"model: {source}: the weights hold {other[0]}, and the model of config.json has no such part of that "
+            "layer; give the config.json that belongs to them"
+        )
+
+
+def _around(name: str) -> Iterator[str]:
+    """The modules that a tensor of this name would be in."""
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 def _way(lost: list[str], left: list[str]) -> str:

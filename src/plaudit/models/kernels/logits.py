@@ -115,9 +115,9 @@ def learn_shape(model: PreTrainedModel, source: str) -> None:
         factor = SPAN / max(z.float().abs().max().item(), 1e-6)
         logits, hidden = _logits_and_states(model, ids, states)
     except DECLINES as error:
+        fix = "this architecture is not supported" if model.dtype == torch.float32 else "try dtype: float32"
         raise UserError(
-            f"model: {source}: its logits cannot be traced to its LM head ({type(error).__name__}: {error}); this "
-            "architecture is not supported"
+            f"model: {source}: its logits cannot be traced to its LM head ({type(error).__name__}: {error}); {fix}"
         ) from error
     finally:
         for handle in handles:
