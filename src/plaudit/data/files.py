@@ -51,7 +51,7 @@ class Reading:
             source, format=self.format, wanted=wanted, quarantine=aside, columns=self.columns, ignore=self.ignore
         )
         for row, record in reader:
-            problem = _undecided(row.place, record) if isinstance(record, Ranking) else None
+            problem = undecided(row.place, record) if isinstance(record, Ranking) else None
             if problem and self.bad is None:
                 raise UserError(problem)
             if record is not None and not problem:
@@ -68,7 +68,7 @@ class Reading:
         return prompt if isinstance(record, Prompt) else replace(record, prompt=prompt)
 
 
-def _undecided(place: str, ranking: Ranking) -> str | None:
+def undecided(place: str, ranking: Ranking) -> str | None:
     """What is wrong with a ranking in which a text beats itself."""
     for better, worse in ranking.pairs():
         if ranking.replies[better] == ranking.replies[worse]:

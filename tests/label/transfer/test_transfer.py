@@ -16,7 +16,8 @@ from sqlalchemy import Engine
 from plaudit.data.files import read_demonstrations, read_rankings
 from plaudit.errors import UserError
 from plaudit.label.db.database import snapshot
-from plaudit.label.db.ledger import read, standing
+from plaudit.label.db.ledger import ReplyRow, read, standing
+from plaudit.label.queue.items import has_items
 from plaudit.label.transfer.export import Filters, export, moment
 from plaudit.label.transfer.import_labels import import_labels
 from plaudit.records import Message
@@ -202,6 +203,16 @@ def test_dates() -> None:
         moment("yesterday")
 
 
+def test_no_export_holds_a_text_that_beats_itself() -> None:
+    """A pair does not say which of two equal texts was cut, and HH keeps no blanks at the end: both are left out."""
+    cut = item("i", replies=(ReplyRow("same", True, None), ReplyRow("same", False, None)))
+    blank = item("j", ["same", "same "])
+    book = ledger([cut, blank], [ANN], [label(cut, (1, 2)), label(blank, (1, 2))])
+    for format, rows in (("rankings", 2), ("pairs", 1), ("hh", 0)):
+        made = export(book, format)
+        assert (len(made.rows), made.left_out.get("pairs that say the same", 0)) == (rows, 2 - rows)
+
+
 def test_unknown_names_are_refused() -> None:
     book = ledger([], [], [])
     with pytest.raises(UserError, match="formats are"):
@@ -229,13 +240,16 @@ def rankings_file(draw: st.DrawFn) -> list[dict[str, Any]]:
     for number in range(draw(st.integers(1, 5))):
         count = draw(st.integers(2, 4))
         sourced = draw(st.booleans())
-        replies = []
+        replies: list[dict[str, Any]] = []
         for _ in range(count):
             reply = {
                 "text": draw(st.one_of(TEXT, st.sampled_from(["same", ""]))),
                 "rank": draw(st.integers(1, count)),
                 "finished": draw(st.booleans()),
             }
+            for other in replies:  # one text cannot beat itself
+                if (other["text"], other["finished"]) == (reply["text"], reply["finished"]):
+                    reply["rank"] = other["rank"]
             if sourced:
                 reply["source"] = draw(st.sampled_from(["sft", "ppo t=0.7"]))
             replies.append(reply)
@@ -355,6 +369,8 @@ def test_imported_labels_take_slots_but_never_more_than_there_are(
         ({"prompt": "Why?", "chosen": "a", "rejected": "b", "strength": 0.5}, "1, 2 or 3"),
         ({"prompt": "Why?", "completion": "x" * 200_001}, "200,001 characters"),
         ({"prompt": "Why?", "responses": [{"text": str(n), "rank": 1} for n in range(17)]}, "2 to 16"),
+        ({"prompt": "Why?", "completion": "So.", "label": True}, "liked or not is no answer.*preferences.unpaired"),
+        ({"prompt": "Why?", "chosen": "So.", "rejected": "So."}, "one text cannot beat itself"),
     ],
 )
 def test_a_row_that_is_no_label_stops_before_anything_is_written(
@@ -364,7 +380,7 @@ def test_a_row_that_is_no_label_stops_before_anything_is_written(
     with pytest.raises(UserError, match=words) as stopped:
         import_labels(engine, put(tmp_path / "a.jsonl", lines_of([row])))
     assert "a.jsonl:1" in str(stopped.value)
-    assert written(engine, "ledger") == ""
+    assert written(engine, "ledger") == "" and not has_items(engine)
 
 
 def test_an_export_sees_one_moment_while_people_label(database: Callable[[], Engine], tmp_path: Path) -> None:

@@ -122,6 +122,12 @@ def rows_of(rankings: Sequence[Ranking], format: Format, left_out: Counter[str])
     ties = sum(len(ranking.replies) * (len(ranking.replies) - 1) // 2 for ranking in rankings) - len(pairs)
     if ties:
         left_out["pairs that tie"] = ties
+    # Neither form says which of two equal texts was cut, and HH keeps no blanks: such a text would beat itself.
+    said = [[row[side][0]["content"] for side in ("chosen", "rejected")] for row in pairs]
+    alike = [a == b or (format == "hh" and a.strip() == b.strip()) for a, b in said]
+    if any(alike):
+        left_out["pairs that say the same"] = sum(alike)
+    pairs = [row for row, same in zip(pairs, alike, strict=True) if not same]
     return pairs if format == "pairs" else list(_as_hh(pairs, left_out))
 
 

@@ -21,8 +21,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
-from plaudit.data.files import read_rows
+from plaudit.data.files import read_rows, undecided
 from plaudit.data.formats.reader import Reader, prompt_of, replies_of
+from plaudit.data.formats.rows import shown
 from plaudit.data.hashes import sha256, sha256_json
 from plaudit.errors import UserError
 from plaudit.label.db import schema
@@ -92,13 +93,35 @@ def drafts(source: str | Path, *, task: str | None = None, gold: bool = False) -
     """
     for row, record in Reader(source):
         assert record is not None  # without quarantine a bad row is raised
+        if isinstance(record, Ranking) and not gold:
+            record = _distinct(row.place, record)
         yield draft_of(row.place, record, task, gold, Path(str(source)).name)
+
+
+def _distinct(place: str, ranking: Ranking) -> Ranking:
+    """The ranking without replies that say what an earlier one says: nobody could order them, and whoever ranks them
+    apart gives a label that no training takes."""
+    texts = [reply.text for reply in ranking.replies]
+    kept = [at for at, text in enumerate(texts) if text not in texts[:at]]
+    if len(kept) == 1:
+        raise UserError(f"{place}: all replies say {shown(texts[0])}, so nobody can order them; delete the row")
+    if len(kept) == len(texts):
+        return ranking
+    ranks, sources = [ranking.ranks[at] for at in kept], ranking.sources
+    return Ranking(
+        ranking.prompt,
+        tuple(ranking.replies[at] for at in kept),
+        tuple(ranks),
+        sources=None if sources is None else tuple(sources[at] for at in kept),
+    )
 
 
 def draft_of(place: str, record: Record, task: str | None, gold: bool, file: str) -> Draft:
     """A row as an item: see `drafts`."""
     if isinstance(record, Ranking):
         task = task or "rank"
+        if gold and (problem := undecided(place, record)):
+            raise UserError(problem)
         if task == "compare" and len(record.replies) != 2:
             raise UserError(f"{place}: {len(record.replies)} replies; a comparison needs two")
         if not 2 <= len(record.replies) <= MOST_REPLIES:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
+from plaudit.data.files import undecided
 from plaudit.data.formats.reader import Reader
 from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
@@ -29,7 +30,7 @@ from plaudit.label.kinds.shared import BadAnswer, canonical
 from plaudit.label.queue.items import Draft, add_items, draft_of
 from plaudit.label.queue.leases import SLOTS, recount
 from plaudit.label.transfer.export import unnamed
-from plaudit.records import Demonstration, Ranking
+from plaudit.records import Demonstration, Labelled, Ranking
 
 _AT_ONCE = 200
 
@@ -65,6 +66,8 @@ def import_labels(
     rows = list(_rows(source, compare, annotator))
     if not rows:
         raise UserError(f"{source}: holds no labels")
+    for row in rows:
+        _body(row)
     new, _ = add_items(engine, (row.draft for row in rows))
     seen: Counter[str] = Counter()
     added = 0
@@ -93,12 +96,19 @@ def _rows(source: str | Path, compare: bool, annotator: str | None) -> Iterator[
             yield _Said(row.place, draft, record.annotator or annotator, {"text": record.completion})
         elif isinstance(record, Ranking):
             yield _ranking(row.place, record, compare, annotator)
+        elif isinstance(record, Labelled):
+            raise UserError(
+                f"{row.place}: a reply that was liked or not is no answer to a task of this service; name the file in "
+                "preferences.unpaired of a recipe"
+            )
         else:
             fix = "`plaudit label serve` takes it as an item"
             raise UserError(f"{row.place}: a prompt without a reply is no label; {fix}")
 
 
 def _ranking(place: str, record: Ranking, compare: bool, annotator: str | None) -> _Said:
+    if problem := undecided(place, record):
+        raise UserError(problem)
     draft = draft_of(place, record, "compare" if compare else "rank", False, "import")
     if record.strength is not None and record.strength not in STRENGTHS:
         raise UserError(f"{place}: field 'strength' is {record.strength:g}; a label's is 1, 2 or 3: scale or remove it")
@@ -115,13 +125,17 @@ def _person(connection: Connection, name: str) -> int:
     return int(connection.execute(made.returning(person.c.id)).scalar_one())
 
 
-def _put(connection: Connection, row: _Said, who: int) -> bool:
-    """Whether the label is new."""
-    identity, replies = row.draft.id, range(len(row.draft.replies))
+def _body(row: _Said) -> str:
+    """What the ledger keeps of the answer."""
     try:
-        body = canonical(body_of(row.draft.task, replies, (), row.sent))
+        return canonical(body_of(row.draft.task, range(len(row.draft.replies)), (), row.sent))
     except BadAnswer as error:
         raise UserError(f"{row.place}: field {error.field!r}: {error.error}; {error.fix}") from error
+
+
+def _put(connection: Connection, row: _Said, who: int) -> bool:
+    """Whether the label is new."""
+    identity, body = row.draft.id, _body(row)
     client = sha256_text(f"import {identity} {who} {body}")
     if connection.execute(select(label.c.seq).where(label.c.client_id == client)).first() is not None:
         return False
