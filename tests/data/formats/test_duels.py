@@ -67,7 +67,7 @@ def test_the_verdict_is_read_as_it_is_meant(row: dict[str, Any], ranks: tuple[in
         ({**TWO, "verdict": "A is worse"}, "'verdict' must say which"),
         ({**TWO, "verdict": "a, no tie"}, "'verdict' must say which"),
         ({**TWO, "verdict": "tie (a)"}, "'verdict' must say which"),
-        ({**TWO, "verdict": "A>B"}, "'verdict' must say which"),
+        ({**TWO, "verdict": "A<B"}, "'verdict' must say which"),
         ({**ONE, "verdict": "2 is a better one"}, "'verdict' must say which"),
         ({**TWO, "winner": "b", "model_a": "b", "model_b": "a"}, "names one answer and says the other one"),
         ({"prompt": Q, "answer_1": "2", "answer_2": "1", "winner": "1"}, "names one answer and says the other one"),

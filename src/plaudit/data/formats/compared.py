@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from plaudit.data.formats.duels import duel_of
+from plaudit.data.formats.ranked import ranked_columns
 from plaudit.data.formats.rows import shown
 from plaudit.errors import UserError
 
@@ -24,7 +25,7 @@ _OF_PEOPLE = {"table": {"seq", "person", "verdict", "reply_1"}, "ledger": {"seq"
 
 def chosen_between(place: str, row: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """A task of Label Studio as a row of format votes, OpenAI's outputs as one of format pairs, a comparison of
-    summaries as one of format rankings; any other row as it is."""
+    summaries and answers with their ranks beside them as one of format rankings; any other row as it is."""
     if own := next((name for name, keys in _OF_PEOPLE.items() if keys <= row.keys()), None):
         raise UserError(
             f"{place}: this is what `plaudit label export --format {own}` writes, to be looked at; to train on the "
@@ -43,7 +44,7 @@ def chosen_between(place: str, row: dict[str, Any], say: Callable[[str], None]) 
         if keys <= row.keys():
             say(f"rows of {name}")
             return read(place, row)
-    return row
+    return ranked_columns(place, row, say)
 
 
 def _label_studio(place: str, row: dict[str, Any]) -> dict[str, Any]:
