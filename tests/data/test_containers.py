@@ -68,6 +68,16 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         json.dumps({"version": 1, "rows": OBJECTS}).encode(),
         "rows under the key 'rows'; not read beside them: 'version'",
     ),
+    "columns": (
+        "a.json",
+        json.dumps({key: [o[key] for o in OBJECTS] for key in OBJECTS[0]}).encode(),
+        "an object of columns",
+    ),
+    "columns of pandas": (
+        "a.json",
+        json.dumps({key: {str(at + 4): o[key] for at, o in enumerate(OBJECTS)} for key in OBJECTS[0]}).encode(),
+        "an object of columns",
+    ),
     "semicolons in a .txt": ("a.txt", sheet(";").encode(), "semicolon-separated"),
     "commas in a .txt": ("a.txt", sheet().encode(), "comma-separated"),
     "pretty under a key": ("a.json", json.dumps({"data": OBJECTS}, indent=1).encode(), "rows under the key 'data'"),
@@ -95,6 +105,21 @@ def test_one_object_a_line_stays_a_row(tmp_path: Path) -> None:
     assert [row.value for row, _ in Reader(path)] == [{"prompt": "x", "data": 3}]
     path.write_text('{"prompt": "x\n{"prompt": "y"}\n')
     assert [record is None for _, record in Reader(path, quarantine=True)] == [True, False]
+
+
+def test_an_object_of_lists_that_is_one_row_stays_one(tmp_path: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "Why?"}], "completion": [{"role": "assistant", "content": "So."}]}
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    assert [r.completion for _, r in Reader(tmp_path / "a.json") if isinstance(r, Demonstration)] == ["So."]
+    (tmp_path / "a.json").write_text(json.dumps({"prompt": ["Why?", "Who?"], "completion": ["So."]}))
+    with pytest.raises(UserError, match=r"a.json:1: "):
+        list(Reader(tmp_path / "a.json"))
+
+
+def test_a_header_is_no_prompt(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Prompt\nWhy?\n")
+    with pytest.raises(UserError, match=r"a.txt:1: 'Prompt' looks like the header of a table of one column; delete it"):
+        list(Reader(tmp_path / "a.txt"))
 
 
 def test_plain_text_has_a_prompt_a_line(tmp_path: Path) -> None:

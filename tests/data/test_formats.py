@@ -434,6 +434,20 @@ def test_lists_in_csv_are_json_and_empty_optional_cells_are_not_given(tmp_path: 
     assert records(as_csv(tmp_path / "a.csv", [{"id": "", "split": "", "messages": messages}]))[0] == [SHOWN]
 
 
+def test_who_judged_and_how_clearly_may_be_left_out_of_a_table(tmp_path: Path) -> None:
+    head = "prompt;chosen;rejected;annotator;strength\n"
+    (tmp_path / "a.csv").write_text(f"{head}a?;b;c;ann;2\nd?;e;f;;\ng?;h;i; ;1,5\n")
+    found = [(r.annotator, r.strength) for r in records(tmp_path / "a.csv")[0] if isinstance(r, Ranking)]
+    assert found == [("ann", 2.0), (None, None), (None, 1.5)]
+    (tmp_path / "a.csv").write_text(f"{head}a?;b;c;ann;much\n")
+    assert "'strength' must be a number, found 'much'" in refusal(tmp_path / "a.csv")
+    head = "prompt;response_1;response_2;preference_strength\n"
+    (tmp_path / "a.csv").write_text(f"{head}a?;b;c;-1,5\n")
+    assert [r.strength for r in records(tmp_path / "a.csv")[0] if isinstance(r, Ranking)] == [1.5]
+    (tmp_path / "a.csv").write_text(f"{head}a?;b;c;1,500\n")
+    assert "'preference_strength' must hold a number: '1,500'" in refusal(tmp_path / "a.csv")
+
+
 def test_messages_in_parquet_and_a_damaged_parquet(tmp_path: Path) -> None:
     path = as_parquet(tmp_path / "a.parquet", [{"messages": [user(P), assistant("It was boiled.")], "kind": None}])
     assert records(path)[0] == [SHOWN]

@@ -33,7 +33,7 @@ def rows(source: str | Path, columns: Columns | None = None) -> Iterator[Row]:
     if why := no_file(path):
         hub = "" if path.exists() else f"; a data set of the Hub is {HUB}OWNER/NAME"
         raise UserError(f"{path}: {why}{hub}")
-    suffix = path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if suffix in SHEETS:
         refuse_sheet(path)
     elif suffix in (".xlsx", ".xlsm"):

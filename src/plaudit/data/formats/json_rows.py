@@ -148,7 +148,7 @@ def _held_rows(path: Path, whole: dict[str, Any]) -> tuple[str, Iterator[Row]] |
     lists = [key for key, value in whole.items() if _are_rows(value)]
     held = [key for key in lists if key in _HOLDERS]
     if not held and not {*lists} & {*_PARTS}:
-        return None
+        return _column_rows(path, whole)
     if len(lists) > 1 or not held:
         raise UserError(
             f"{path}: rows stand under {', '.join(map(repr, lists))}; put each list into a file of its own, or "
@@ -159,6 +159,29 @@ def _held_rows(path: Path, whole: dict[str, Any]) -> tuple[str, Iterator[Row]] |
     return f"rows under the key {held[0]!r}" + (f"; not read beside them: {beside}" if beside else ""), (
         json_row(f"{path}:{held[0]}, element {number}", number, raw) for number, raw in enumerate(spelt, start=1)
     )
+
+
+def _column_rows(path: Path, whole: dict[str, Any]) -> tuple[str, Iterator[Row]] | None:
+    """The rows of an object of columns, each a list of values, or an object of them by row number, as pandas writes it
+    unless it is told otherwise; None for any other object, as one row with messages."""
+    numbers = [_numbers(column) for column in whole.values()]
+    if not numbers or numbers[0] is None or any(found != numbers[0] for found in numbers):
+        return None
+    columns = [column.values() if isinstance(column, dict) else column for column in whole.values()]
+    rows = [dict(zip(whole, values, strict=True)) for values in zip(*columns, strict=True)]
+    spelt = [json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") for row in rows]
+    return "an object of columns", (
+        json_row(f"{path}:row {number}", number, raw) for number, raw in enumerate(spelt, start=1)
+    )
+
+
+def _numbers(column: Any) -> list[str] | None:
+    """The row numbers of a column; None for what is none, such as a list of messages."""
+    if isinstance(column, dict):
+        return [*column] if column and all(key.isdigit() for key in column) else None
+    if not isinstance(column, list) or not column or any(isinstance(value, dict) for value in column):
+        return None
+    return [str(at) for at in range(len(column))]
 
 
 def _are_rows(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Several answers in columns of their own, with their ranks beside them, as people rank in a spreadsheet.
 
 `answer_a`, `answer_b`, `answer_c` with `rank_a`, `rank_b`, `rank_c`, or with one column `ranking` that says A > B = C:
-such a row becomes one of format rankings. The names are those of formats/duels.py, with any letter or number as the side.
+such a row becomes one of format rankings. The names are those of formats/duels.py, the side is any letter or number.
 """
 
 import re

@@ -78,7 +78,7 @@ def open_bytes(path: Path) -> Any:
 
 
 def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def first_bytes(path: Path, most: int) -> bytes:

@@ -16,10 +16,10 @@ from plaudit.errors import UserError
 
 # In CSV these columns hold JSON, because a cell cannot hold a list.
 _JSON_COLUMNS = ("messages", "conversations", "responses")
-_NUMBER_COLUMNS = ("preference_strength",)
+_NUMBER_COLUMNS = ("preference_strength", "strength")
 # In a table a cell that was left out is empty or null; in these columns that means "not given".
-_OPTIONAL = ("id", "kind", "split", "system", "input")
-
+_OPTIONAL = ("id", "kind", "split", "system", "input", "annotator", "strength")
+_DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d{1,2}\s*")  # a comma before three digits may part thousands
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _NOT_CSV = {
@@ -150,12 +150,15 @@ def _typed_cells(place: str, header: Sequence[str], cells: Sequence[str], raw: b
             value[name] = json_object(place, b'{"cell": ' + value[name].encode() + b"}")["cell"]
         except UserError as error:
             raise UserError(f"{place}: column {name!r} must hold JSON: {error}") from error
+    value = _given(value)
     for name in (name for name in _NUMBER_COLUMNS if name in value):
+        cell = value[name].replace(",", ".") if _DECIMAL_COMMA.fullmatch(value[name]) else value[name]
         try:
-            value[name] = float(value[name])
+            value[name] = float(cell)
         except ValueError as error:
-            raise UserError(f"{place}: column {name!r} must hold a number: {shown(value[name])}") from error
-    return _given(value)
+            if name not in _OPTIONAL:  # any format may have that one, and only rankings read it
+                raise UserError(f"{place}: column {name!r} must hold a number: {shown(cell)}") from error
+    return value
 
 
 def prompt_lines(path: Path) -> Iterator[Row]:
@@ -173,12 +176,17 @@ def prompt_lines(path: Path) -> Iterator[Row]:
 
 
 def _prompt_line(place: str, line: bytes) -> dict[str, Any]:
-    return {"prompt": text_of(place, line).strip()}
+    text = text_of(place, line).strip()
+    if place.endswith(":1") and text.lower() in ("prompt", "prompts"):
+        raise UserError(f"{place}: {shown(text)} looks like the header of a table of one column; delete it")
+    return {"prompt": text}
 
 
 def _given(value: dict[str, Any]) -> dict[str, Any]:
     """A table's row without the optional cells that are empty or null."""
-    return {key: cell for key, cell in value.items() if key not in _OPTIONAL or (cell is not None and cell != "")}
+    return {
+        key: cell for key, cell in value.items() if key not in _OPTIONAL or (cell is not None and str(cell).strip())
+    }
 
 
 def _table_row(place: str, number: int, value: dict[str, Any]) -> Row:
