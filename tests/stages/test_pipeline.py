@@ -183,6 +183,28 @@ def test_resume_skips_what_has_ended(which: str, whole: Path, undrawn: None) -> 
     assert tuple(json.loads((whole / "manifest.json").read_text())["stages"]) == STAGES
 
 
+def test_a_runs_own_recipe_is_of_the_folder_it_lies_in(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run begun as runs/mine, asked for from another working directory and after it was moved; and what was a run's
+    recipe, copied out of it, is a recipe like any other."""
+    run, moved = tmp_path / "runs/mine", tmp_path / "moved/mine"
+    run.mkdir(parents=True)
+    stated = yaml.safe_load((whole / "recipe.yaml").read_text()) | {"folder": "runs/mine"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(stated))
+    shutil.copy(whole / "environment.json", run)
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(Path("runs/mine/recipe.yaml")).run_folder == Path("runs/mine")
+    assert load_recipe(run / "recipe.yaml", ["folder=runs/other"]).run_folder == Path("runs/other")
+    monkeypatch.chdir(run)
+    assert load_recipe(Path("recipe.yaml")).run_folder == run
+    monkeypatch.chdir("/")
+    assert load_recipe(run / "recipe.yaml").run_folder == run
+    shutil.copytree(run, moved)
+    assert load_recipe(moved / "recipe.yaml").run_folder == moved
+    assert load_recipe(Path(shutil.copy(run / "recipe.yaml", tmp_path))).run_folder == Path("runs/mine")
+
+
 def test_the_resolved_recipe_has_every_default(whole: Path) -> None:
     resolved = yaml.safe_load((whole / "recipe.yaml").read_text())
     assert resolved["ppo"]["clip_range"] == 0.2

@@ -349,6 +349,18 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return _resolved(path.read_text(encoding="utf-8"))
 
 
+def at_home(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` of the recipe file `path`: a run's own recipe is of the folder it lies in, from wherever it is asked
+    for and whereto that was moved."""
+    home, stated = path.resolve().parent, values.get("folder")
+    there = isinstance(stated, str) and Path(stated).resolve() == home
+    return (
+        values
+        if there or path.name != RECIPE or not (home / ENVIRONMENT).is_file()
+        else {**values, "folder": str(home)}
+    )
+
+
 def _resolved(recipe: str) -> Any:
     """A recipe of every key, by the parser in C where PyYAML has it: a tenth of the time, and a run reads it often."""
     loader = (yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)(recipe)

@@ -21,6 +21,7 @@ from plaudit.errors import UserError, no_file
 from plaudit.models.config import LoraConfig, Quantise
 from plaudit.rewards.config import uses_trained
 from plaudit.rollout.config import RolloutConfig, SamplingConfig
+from plaudit.run.folder import at_home
 from plaudit.run.loggers.backends import LoggerName
 from plaudit.stages.dpo.config import DPOConfig
 from plaudit.stages.evaluate.config import EvaluateConfig
@@ -266,7 +267,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys; this file holds {values!r}")
-    return recipe_of(values, path.resolve().parent, overrides, path, _lines(path, node))
+    return recipe_of(at_home(path, values), path.resolve().parent, overrides, path, _lines(path, node))
 
 
 def recipe_of(
