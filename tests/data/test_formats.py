@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -446,6 +447,30 @@ def test_who_judged_and_how_clearly_may_be_left_out_of_a_table(tmp_path: Path) -
     assert [r.strength for r in records(tmp_path / "a.csv")[0] if isinstance(r, Ranking)] == [1.5]
     (tmp_path / "a.csv").write_text(f"{head}a?;b;c;1,500\n")
     assert "'preference_strength' must hold a number: '1,500'" in refusal(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": " ", "rejected": "b"},
+        {"answer_a": "", "answer_b": "b", "winner": "a"},
+        {"answer_a": "a", "answer_b": "\n", "winner": "b"},
+        {"response_1": "", "response_2": "b", "preference_strength": -1},
+        {"response_1": "a", "response_2": "", "preference_strength": 2},
+    ],
+)
+def test_an_answer_that_nobody_wrote_is_not_the_better_one(row: dict[str, Any], tmp_path: Path) -> None:
+    place = "(chosen|answer_a|answer_b|response_1|response_2)"
+    said = refusal(put(tmp_path / "a.jsonl", {"prompt": P, **row}))
+    assert re.search(f":1: field '{place}' has no reply, which cannot be the better one", said)
+    name = re.search(f"'{place}'", said)
+    assert name and not str(row[name[1]]).strip()
+
+
+def test_prompts_alone_as_messages_are_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", {"messages": [user(P)]})
+    assert "(prompts alone are named: columns prompt=messages)" in refusal(path)
+    assert [r.text for _, r in Reader(path, columns={"prompt": "messages"}) if isinstance(r, Prompt)] == [P]
 
 
 def test_messages_in_parquet_and_a_damaged_parquet(tmp_path: Path) -> None:

@@ -48,11 +48,26 @@ def refusal(path: Path, *rows: dict[str, Any], **options: Any) -> str:
         ({"frage": Q, "chosen": SNAILS, "rejected": "The cat eats it."}, "frage"),
         ({"dialogue": [{"role": "user", "content": Q}], "chosen": SNAILS, "rejected": "The cat eats it."}, "dialogue"),
         ({"prompt": "Be a pirate.", "messages": TALK}, "prompt"),
+        ({"prompt": "Be a pirate.", "question": "Why?", "chosen": SNAILS, "rejected": CATS}, "question"),
+        ({"prompt": "Name the season in which this is pruned.", "input": "rose"}, "input"),
     ],
 )
 def test_what_would_be_lost_is_refused_by_name(row: dict[str, Any], key: str, tmp_path: Path) -> None:
     said = refusal(tmp_path, row)
     assert said.startswith(f"{tmp_path}/a.jsonl:1: ") and repr(key) in said and "name the format to ignore it" in said
+
+
+def test_a_question_that_the_prompt_says_again_is_ignored(tmp_path: Path) -> None:
+    row = {"prompt": f"Answer in a word. {Q}", "question": Q, "chosen": SNAILS, "rejected": CATS}
+    assert "ignored keys: 'question' (1)" in only(tmp_path, row)[1]
+    row["prompt"] = [{"role": "user", "content": Q}]  # type: ignore[assignment]
+    assert "ignored keys: 'question' (1)" in only(tmp_path, row)[1]
+
+
+def test_a_pair_that_says_that_the_rejected_one_won_is_refused(tmp_path: Path) -> None:
+    pair = {"prompt": Q, "chosen": SNAILS, "rejected": CATS}
+    assert "'winner' 'rejected' says that 'chosen' is not" in refusal(tmp_path, {**pair, "winner": "rejected"})
+    assert "ignored keys: 'status' (1)" in only(tmp_path, {**pair, "status": "rejected"})[1]
 
 
 @pytest.mark.parametrize("key", ["conversation_id", "conversation_hash", "completion_tokens", "response_length"])

@@ -88,6 +88,7 @@ def compared(place: str, row: dict[str, Any]) -> dict[str, Any]:
         )
     won = _won(place, row, duel)
     asked, texts = _apart(place, row, duel)
+    refuse_blank_winner(place, {None: None, 0: duel.first, 1: duel.second}[won], texts, won)
     replies = [
         {"text": text, "rank": rank}
         for text, rank in zip(texts, {0: (1, 2), 1: (2, 1), None: (1, 1)}[won], strict=True)
@@ -96,6 +97,15 @@ def compared(place: str, row: dict[str, Any]) -> dict[str, Any]:
         reply["source"] = row[writer]
     used = {duel.first, duel.second, *duel.verdict, *duel.writers}
     return {**{key: row[key] for key in row if key not in used}, "prompt": asked, "responses": replies}
+
+
+def refuse_blank_winner(place: str, name: str | None, texts: list[Any], won: int | None) -> None:
+    """UserError where an answer that nobody wrote was preferred to one that somebody did."""
+    blank = [isinstance(text, str) and not text.strip() for text in texts]
+    if won is not None and blank[won] and not blank[1 - won]:
+        raise UserError(
+            f"{place}: field {name!r} has no reply, which cannot be the better one; write it or delete the row"
+        )
 
 
 # --- what was asked, and the two answers ---

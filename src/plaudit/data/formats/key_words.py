@@ -74,7 +74,12 @@ def unsays_pair(key: str, value: Any) -> bool:
     if said in _TIED and not set(words_of(key)) & {"source", "model", "dataset", "category", "id"}:
         return True
     words = set(words_of(key))
-    return bool(words & {"tie", "tied", "swap", "flipped"} and said in _YES) or (words == {"label"} and said in _NO)
+    other = bool(words & VERDICTS) and said == "rejected"
+    return (
+        other
+        or bool(words & {"tie", "tied", "swap", "flipped"} and said in _YES)
+        or (words == {"label"} and said in _NO)
+    )
 
 
 def holds_text(value: Any) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from plaudit.data.formats.cells import HH_TURN, MARKED
-from plaudit.data.formats.duels import compared
+from plaudit.data.formats.duels import compared, refuse_blank_winner
 from plaudit.data.formats.message_keys import content_of
 from plaudit.data.formats.rows import SPLITS, shown
 from plaudit.data.formats.shapes import LIKED, NOT_LIKED
@@ -81,6 +81,9 @@ def _in_turn(place: str, field: str, messages: list[Message], ends: str) -> tupl
     if turns[-1:] != [ends]:
         who = "a user" if ends == "user" else "an assistant"
         fix = "delete what stands after it" if ends in turns else "write one, or delete the row"
+        fix += (
+            f" (prompts alone are named: columns prompt={field})" if ends == "assistant" and turns == ["user"] else ""
+        )
         raise UserError(f"{place}: field {field!r} must end with {who} message; found {roles}; {fix}")
     if any(message.role == "system" for message in messages[1:]) or turns != expected:
         raise UserError(
@@ -182,10 +185,7 @@ def _pair(place: str, number: int, row: dict[str, Any]) -> Ranking:
         prompt = _prompt(place, number, row, heads[0])
     else:
         replies = (_reply(place, "chosen", chosen), _reply(place, "rejected", rejected))
-        if not replies[0].strip() and replies[1].strip():
-            raise UserError(
-                f"{place}: field 'chosen' has no reply, which cannot be the better one; write it or delete the row"
-            )
+        refuse_blank_winner(place, "chosen", [*replies], 0)
         if "prompt" in row:
             prompt = _asked(place, number, row)
         else:
@@ -321,8 +321,10 @@ def _votes(place: str, number: int, row: dict[str, Any]) -> Ranking:
 def _strength(place: str, number: int, row: dict[str, Any]) -> Ranking:
     strength = _number(place, row, "preference_strength")
     ranks = (1, 1) if strength == 0 else (1, 2) if strength < 0 else (2, 1)
-    replies = tuple(Completion(_reply(place, name, row.get(name))) for name in ("response_1", "response_2"))
-    return Ranking(_asked(place, number, row), replies, ranks, strength=abs(strength) or None)
+    texts = [_reply(place, name, row.get(name)) for name in ("response_1", "response_2")]
+    won = None if strength == 0 else int(strength > 0)
+    refuse_blank_winner(place, f"response_{1 + bool(won)}", texts, won)
+    return Ranking(_asked(place, number, row), tuple(map(Completion, texts)), ranks, strength=abs(strength) or None)
 
 
 def _winner(place: str, number: int, row: dict[str, Any]) -> Ranking:

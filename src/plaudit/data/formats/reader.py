@@ -63,6 +63,8 @@ _READ: dict[str, frozenset[str] | set[str]] = {
 """What each format reads of a row."""
 _ASKED_TOO = {"input", "context", "passage", "background"}
 """Keys that in other people's files stand beside a question and belong to it."""
+_ASKED_ALONE = {"question", "query"}
+"""Those that often say again what the prompt says."""
 _LOOKED_AT = 16  # rows whose commonest format a file with quarantine has
 
 
@@ -258,7 +260,8 @@ class Reader:
     def _check_text(self, place: str, key: str, row: dict[str, Any], kind: str) -> None:
         """What a text beside the fields that are read may be: a part of the prompt, or the answer."""
         value, lost = row[key], f"field {shown(key)} is not read by format {self.format!r} and would be lost"
-        if key in _ASKED_TOO and kind != "prompts" and self.wanted != "prompts":
+        asks_else = key in _ASKED_ALONE and "prompt" in row and isinstance(value, str) and not _is_asked(value, row)
+        if key in _ASKED_TOO or asks_else:
             raise UserError(f"{place}: {lost}; put it into the prompt, or name the format to ignore it")
         if key == "prompt" and self.format in ("messages", "sharegpt") and not _is_said(value, row):
             raise UserError(
@@ -284,6 +287,15 @@ def _is_said(text: Any, row: dict[str, Any]) -> bool:
     found = turns if isinstance(turns, list) else []
     said = (turn.get("content", turn.get("value")) for turn in found if isinstance(turn, dict))
     return any(isinstance(one, str) and one.strip() == str(text).strip() for one in said)
+
+
+def _is_asked(text: str, row: dict[str, Any]) -> bool:
+    """Whether the row's prompt has this text in it."""
+    asked = row["prompt"]
+    turns = (
+        [str(turn.get("content")) for turn in asked if isinstance(turn, dict)] if isinstance(asked, list) else [asked]
+    )
+    return any(text.strip() in str(turn) for turn in turns)
 
 
 def is_implicit(format: str | None, row: dict[str, Any] | None) -> bool:
