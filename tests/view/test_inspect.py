@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from plaudit.algo.worked import worked_example
@@ -125,6 +126,22 @@ def test_real_tokens_follow_the_formulas_in_plain_numbers(moved: Path) -> None:
         assert found.share == pytest.approx(total / tensors["mask_BT"].sum().item(), abs=1e-9)
         count += len(found.rows)
     assert count == found.update_tokens and cuts > 0
+
+
+def test_scores_of_several_sources_are_named(trained: Path, tmp_path: Path, plaudit: Callable[..., Any]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    tensors = load_file(folder / "ppo/rollouts/00002.safetensors")
+    raw = tensors["raw_scores_BM"][0].item()
+    assert f"Raw score {raw:.3f};" in plaudit("inspect", folder).out
+    tensors["raw_scores_BM"] = torch.cat(
+        [torch.full_like(tensors["raw_scores_BM"], 7), tensors["raw_scores_BM"]], dim=1
+    )
+    save_file(tensors, folder / "ppo/rollouts/00002.safetensors")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["ppo"]["rewards"] = [{"function": "a.py:f"}, {"trained": True}]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert f"Raw score function 7.000, trained {raw:.3f};" in plaudit("inspect", folder).out
 
 
 def test_the_tokens_spell_the_reply(trained: Path) -> None:

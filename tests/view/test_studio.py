@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 from studio_kit import browser, many_updates, served
@@ -19,7 +20,7 @@ from plaudit.view.inspect.whole import whole_reply
 from plaudit.view.names import NAMES, name_of
 from plaudit.view.studio import logs
 from plaudit.view.studio.findings import findings, healthy
-from plaudit.view.studio.replies import Replies
+from plaudit.view.studio.replies import Replies, disagreement
 from plaudit.view.studio.routes_ask import router as asking
 from plaudit.view.studio.server import router
 from plaudit.view.studio.session import Studio
@@ -222,6 +223,22 @@ def test_the_largest_critic_error_names_its_token(trained: Path) -> None:
         tokens = whole_reply(trained, 1, row["sample"])["rows"]
         errors = [abs(token["raw_advantage"]) for token in tokens]
         assert errors[row["critic_error_token"] - 1] == max(errors) == pytest.approx(row["critic_error"], rel=1e-5)
+
+
+def test_members_of_an_ensemble_disagree_and_other_sources_do_not(tmp_path: Path) -> None:
+    """Columns of a function, an ensemble of two and an endpoint; what is watched has none. The members' (3, 30) and
+    (1, 20) are (1, 1) and (0, 0.5) by their own moments: 0 and 0.25 apart from their mean."""
+    sources = [{"function": "a.py:f"}, {"model": "m", "watch": True}, {"trained": True}, {"endpoint": "http://x"}]
+    write_json(tmp_path / "reward/reward.json", {"mean": [1, 10], "std": [2, 20]})
+    raw = torch.tensor([[9.0, 3.0, 30.0, 0.0], [5.0, 1.0, 20.0, 7.0]])
+
+    def found(sources: list[dict[str, Any]], raw: torch.Tensor) -> dict[str, Any]:
+        write_json(tmp_path / "recipe.yaml", {"ppo": {"rewards": sources}})
+        return {name: column.tolist() for name, column in disagreement(tmp_path, raw).items()}
+
+    assert found(sources, raw) == found([], raw[:, 1:3]) == {"disagreement": [0.0, 0.25]}
+    assert found([{"trained": True}, {"function": "a.py:f"}], raw[:, :2]) == {}
+    assert found([{"function": "a.py:f"}, {"endpoint": "http://x"}], raw[:, :2]) == found([], raw[:, :1]) == {}
 
 
 def test_one_prompt_is_followed_over_all_updates(signed_in: TestClient, trained: Path) -> None:

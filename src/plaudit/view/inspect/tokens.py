@@ -62,6 +62,8 @@ class Inspection:
     reply: str
     finished: bool
     raw_scores: tuple[float, ...]
+    sources: tuple[str, ...]
+    """What each raw score is of; a model with several members is named as often."""
     score: float
     clip: tuple[float, float]
     dual_clip: float | None
@@ -116,6 +118,7 @@ def inspect_run(folder: Path, step: int | None = None, sample: int = 1) -> Inspe
         reply=tokenizer.decode(ids[start:], skip_special_tokens=True),
         finished=bool(tensors["finished_B"][sample - 1]),
         raw_scores=tuple(tensors["raw_scores_BM"][sample - 1].tolist()),
+        sources=sources_of(ppo, tensors["raw_scores_BM"].shape[1]),
         score=tensors["scores_B"][sample - 1].item(),
         clip=clip_bounds(ppo),
         dual_clip=ppo.get("dual_clip"),
@@ -130,6 +133,15 @@ def inspect_run(folder: Path, step: int | None = None, sample: int = 1) -> Inspe
         update_tokens=update_tokens,
         sampler=_sampler(*(Stored(n, read_rollout(files[n]), ppo, {}) for n in (min(files), update))),
     )
+
+
+def sources_of(ppo: Mapping[str, Any], columns: int) -> tuple[str, ...]:
+    """The kind of source that each column of `raw_scores_BM` is of, by the recipe's section `ppo`: the run's own reward
+    model has one a member, every other source one."""
+    paid = [source for source in ppo.get("rewards") or [{"trained": True}] if not source.get("watch")]
+    kinds = [next(kind for kind in ("trained", "function", "endpoint", "model") if source.get(kind)) for source in paid]
+    own = columns - sum(kind != "trained" for kind in kinds)
+    return tuple(name for kind in kinds for name in [kind] * (own if kind == "trained" else 1))
 
 
 def _sampler(first: Stored, stored: Stored) -> str:

@@ -13,12 +13,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from plaudit.algo.rewards import normalise
 from plaudit.data.chat import ChatFormat
 from plaudit.errors import UserError
 from plaudit.models.load import load_chat, quiet_libraries
+from plaudit.rewards.contract import CONTRACT
+from plaudit.rewards.sources import MOMENTS
 from plaudit.rollout.stored import read_rollout, stored_rollouts
-from plaudit.run.folder import read_recipe
+from plaudit.run.folder import read_json, read_recipe
 from plaudit.run.metrics import read_metrics
+from plaudit.view.inspect.tokens import sources_of
 
 SORTS = ("score", "kl", "length", "advantage", "critic_error", "disagreement", "gold", "update")
 MOST = 200
@@ -112,7 +116,8 @@ class Replies:
         ids = tensors["tokens_BT"].tolist()
         said = [row[start:end] for row, start, end in zip(ids, starts, ends, strict=True)]
         texts = chat.tokenizer.batch_decode(said, skip_special_tokens=True)
-        columns = {name: values.tolist() for name, values in per_reply(tensors).items()}
+        disagreed = disagreement(self.folder, tensors["raw_scores_BM"])
+        columns = {name: values.tolist() for name, values in (per_reply(tensors) | disagreed).items()}
         return [
             {
                 "source": "rollout",
@@ -138,8 +143,8 @@ def _of_look(update: int, file: Path) -> list[dict[str, Any]]:
 
 
 def per_reply(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Columns of the table, [B], of a rollout's tensors. The disagreement is the std of the scores over the reward
-    models; the advantage is the mean over its tokens, the critic's error the largest |return − value|."""
+    """Columns of the table, [B], of a rollout's tensors. The advantage is the mean over its tokens, the critic's error
+    the largest |return − value|."""
     mask_BT, lengths_B = tensors["mask_BT"], tensors["lengths_B"] - tensors["prompt_lengths_B"]
     found = {
         "score": tensors["scores_B"],
@@ -147,13 +152,23 @@ def per_reply(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "length": lengths_B,
         "advantage": tensors["advantages_BT"].sum(dim=1) / lengths_B,
     }
-    if tensors["raw_scores_BM"].shape[1] > 1:
-        found["disagreement"] = tensors["raw_scores_BM"].std(dim=1, unbiased=False)
     if "values_BT" in tensors and "returns_BT" in tensors:
         error_BT = torch.where(mask_BT, (tensors["returns_BT"] - tensors["values_BT"]).abs(), 0.0)
         found["critic_error"] = error_BT.max(dim=1).values
         found["critic_error_token"] = error_BT.argmax(dim=1) - tensors["prompt_lengths_B"] + 2
     return found
+
+
+def disagreement(folder: Path, raw_scores_BM: Tensor) -> dict[str, Tensor]:
+    """One more column, [B]: the std over the members of the run's own ensemble, each normalised by its own moments
+    as PPO does it. {} without an ensemble: scores of different sources have no common unit."""
+    own = [name == "trained" for name in sources_of(read_recipe(folder)["ppo"], raw_scores_BM.shape[1])]
+    if sum(own) < 2:
+        return {}
+    contract = read_json(folder / "reward" / CONTRACT)
+    members_BM = raw_scores_BM[:, torch.tensor(own)]
+    normalised_BM = normalise(members_BM, *(members_BM.new_tensor(contract[name]) for name in MOMENTS))
+    return {"disagreement": normalised_BM.std(dim=1, unbiased=False)}
 
 
 def _holds(row: Mapping[str, Any], wanted: str) -> bool:

@@ -57,7 +57,7 @@ function numbers(found) {
   const count = (test) => found.rows.filter(test).length;
   const one = (label, value, more) => el("span", {}, `${label} `, el("b", {}, value), ` ${more}`);
   return el("p", { class: "numbers" },
-    one("score that PPO used", decimal(found.score), `(raw ${found.raw_scores.map((score) => decimal(score)).join(", ")})`),
+    one("score that PPO used", decimal(found.score), `(raw ${found.raw_scores.map((score, n) => (found.raw_scores.length > 1 ? `${found.sources[n]} ` : "") + decimal(score)).join(", ")})`),
     one("KL", decimal(found.kl), `nats over ${found.rows.length} tokens`),
     one("mean L_CLIP", decimal(found.mean_l_clip, 3), `(adds ${decimal(found.share, 5)} to the update's)`),
     one("cut by the clip", String(count((row) => row.cut)), `of ${count((row) => row.side !== "inside")} that left the range`));
