@@ -41,6 +41,7 @@ def refusal(path: Path, row: dict[str, Any], **options: Any) -> str:
         ({**TWO, "winner": "B"}, (2, 1)),
         ({**TWO, "preferred": "answer_b"}, (2, 1)),
         ({**TWO, "preferred": "tie"}, (1, 1)),
+        ({**TWO, "preferred": "Antwort B"}, (2, 1)),
         ({**TWO, "winner": "tie (bothbad)"}, (1, 1)),
         ({**TWO, "better": "left"}, (1, 2)),
         ({**TWO, "chosen": "second"}, (2, 1)),
@@ -89,6 +90,10 @@ def test_true_and_false_of_spreadsheets_and_people(tmp_path: Path) -> None:
         "FALSCH": False,
         "Falso": False,
         "👎": False,
+        "SANT": True,
+        "YANLIŞ": False,
+        "IGAZ": True,
+        "EPÄTOSI": False,
     }
     rows = [{"prompt": Q, "completion": f"Snail {i}.", "label": label} for i, label in enumerate(said)]
     found = [one.label for _, one in Reader(put(tmp_path / "labels.jsonl", *rows)) if isinstance(one, Labelled)]

@@ -8,6 +8,7 @@ from plaudit.data.formats.reader import Reader
 from plaudit.errors import UserError
 from plaudit.records import Ranking
 
+_GERMAN = {"answer": "Antwort", "rank": "Rang"}
 Ranked = list[tuple[str, int]]
 
 
@@ -42,6 +43,13 @@ def test_fewer_answers_than_columns(tmp_path: Path) -> None:
     by_rank = "prompt,answer_a,answer_b,answer_c,rank_a,rank_b,rank_c\nQ?,x,y,,2,1,\n"
     by_order = "prompt,answer_a,answer_b,answer_c,ranking\nQ?,x,y,,B > A\n"
     assert ranked(tmp_path, by_rank) == ranked(tmp_path, by_order) == [[("x", 2), ("y", 1)]]
+
+
+def test_the_user_names_the_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Frage,Antwort A,Antwort B,Antwort C,Rang A,Rang B,Rang C\nQ?,x,y,z,2,3,1\n")
+    given = {f"{ours}_{side}": f"{theirs} {side.upper()}" for ours, theirs in _GERMAN.items() for side in "abc"}
+    ((_, row),) = Reader(tmp_path / "a.csv", columns={"prompt": "Frage", **given})
+    assert isinstance(row, Ranking) and row.ranks == (2, 3, 1)
 
 
 def test_who_wrote_the_answers_is_kept(tmp_path: Path) -> None:

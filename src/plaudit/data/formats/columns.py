@@ -3,6 +3,7 @@
 Nothing is renamed in silence: `said` tells what was taken for what.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ ALIASES = frozenset({"question", "query", "history", "items", "answers", "label"
 """Keys that other people's files have, which formats/shapes.py makes ours."""
 TEXTS = frozenset({"prompt", "completion", "messages", "conversations", "instruction", "output", "chosen", "rejected"})
 """Those that no row may have twice."""
-DUEL = ("answer_a", "answer_b", "answer_0", "answer_1", "answer_2", "winner")
+DUEL = ("answer_a", "answer_b", "answer_0", "answer_1", "answer_2", "winner", "ranking")
 """What a file of two answers and a verdict has, where the user says which columns these are."""
+_RANKED = re.compile(r"(answer|rank)_([a-p]|\d{1,2})")
+"""What a file of more answers and their ranks has."""
 
 
 class Columns:
@@ -32,7 +35,7 @@ class Columns:
     def __init__(self, source: str | Path, given: Mapping[str, str] | None = None):
         self.source, self.given = source, dict(given or {})
         for ours in self.given:
-            if ours not in OURS | ALIASES | {*DUEL}:
+            if ours not in OURS | ALIASES | {*DUEL} and not _RANKED.fullmatch(ours):
                 known = ", ".join(sorted({*OURS, *DUEL}))
                 raise UserError(f"columns {ours}={self.given[ours]}: {ours!r} is none of {known}")
         self.said: list[str] = []

@@ -18,6 +18,7 @@ _TIES = {"tie", "tied", "draw", "equal", "equally", "same", "both", "bothbad", "
 _BESIDE = ANSWERS | {
     *("model", "assistant", "text", "is", "are", "the", "and", "better", "best", "wins", "won", "winner", "preferred"),
     *("much", "slightly", "clearly", "significantly", "good", "bad", "side"),
+    *("antwort", "réponse", "reponse", "respuesta", "resposta", "risposta", "antwoord", "svar", "odpowiedź", "ответ"),
 }
 """What a verdict may say beside its side."""
 _NUMBERED = (("0", "1"), ("1", "2"))

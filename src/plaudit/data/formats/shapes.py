@@ -23,17 +23,16 @@ _FEW_WORDS = 3
 _OPTIONAL = {"id", "kind", "split", "system", "input", "history", "annotator", "strength", "label"}
 _SYSTEM = ("system_prompt", "system_message", "system_instruction")
 # What the true and false of spreadsheets are called in other languages is what such a program writes into a CSV.
-LIKED = {"true", "1", "1.0", "yes", "👍"} | {
-    "wahr",
-    "vrai",
-    "vero",
-    "verdadero",
-    "verdadeiro",
-    "waar",
-    "prawda",
-    "истина",
+LIKED = {
+    *("true", "1", "1.0", "yes", "👍"),
+    *("wahr", "vrai", "vero", "verdadero", "verdadeiro", "waar", "prawda", "истина"),
+    *("sant", "sand", "sann", "tosi", "pravda", "igaz", "doğru", "cert"),
 }
-NOT_LIKED = {"false", "0", "0.0", "no", "👎", "falsch", "faux", "falso", "onwaar", "fałsz", "ложь"}
+NOT_LIKED = {
+    *("false", "0", "0.0", "no", "👎"),
+    *("falsch", "faux", "falso", "onwaar", "fałsz", "ложь"),
+    *("falskt", "falsk", "usann", "epätosi", "nepravda", "hamis", "yanliş", "yanlış", "fals"),
+}
 Say = Callable[[str], None]
 
 
