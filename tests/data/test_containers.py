@@ -261,6 +261,28 @@ def test_empty_lines_at_the_end_of_a_table_are_left_out(end: str, tmp_path: Path
     assert len(list(Reader(path))) == 2
 
 
+@pytest.mark.parametrize("line", ['Why?, "So.", "No."', 'Why?, "So, yes."', '"Why?",\t"So.",No.'])
+def test_a_blank_before_a_quotation_mark_is_refused(line: str, tmp_path: Path) -> None:
+    """Read by the rules, the second one is the pair of ' "So' and ' yes."'."""
+    (tmp_path / "a.csv").write_text(f"prompt,chosen,rejected\n{line}\n")
+    with pytest.raises(UserError, match=r"a.csv:2: a blank stands before the quotation mark that opens a cell"):
+        list(Reader(tmp_path / "a.csv"))
+    meant = '"He said, ""No"", then left."," ""No."" "," no ""x"" "\n'
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n" + meant)
+    assert texts(Reader(tmp_path / "a.csv")) == [('He said, "No", then left.', ' "No." ', ' no "x" ')]
+
+
+def test_a_cell_that_excel_has_cut_is_refused(tmp_path: Path) -> None:
+    head, cut, whole = ("prompt", "chosen", "rejected"), "ü" * 32_767, "ü" * 32_766
+    sheet = patched_book(tmp_path / "a.xlsx", [head, ("Why?", whole, "No."), ("Why?", cut, "No.")])
+    (tmp_path / "a.csv").write_text(f"{','.join(head)}\nWhy?,{whole},No.\nWhy?,{cut},No.\n", encoding="utf-8")
+    for path in (sheet, tmp_path / "a.csv"):
+        reader = Reader(path, quarantine=True)
+        assert [record is None for _, record in reader] == [False, True]
+        with pytest.raises(UserError, match=r":3: a cell has 32,767 characters, which is where Excel cuts"):
+            list(Reader(path))
+
+
 def test_a_first_column_without_a_name_must_number_the_rows(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(",prompt,completion\n0,Why?,So.\nnot this one,Who?,Me.\n")
     with pytest.raises(UserError, match=r"a.csv:3: the first column has no name and holds 'not this one'; name it"):

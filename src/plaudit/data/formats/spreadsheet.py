@@ -8,7 +8,7 @@ from typing import Any
 
 from plaudit.data.formats.columns import Columns
 from plaudit.data.formats.rows import Row
-from plaudit.data.formats.table_rows import Line, table_rows
+from plaudit.data.formats.table_rows import Line, cut_by_excel, table_rows
 from plaudit.errors import UserError
 
 SHEETS = (".xls", ".xlsb", ".ods", ".numbers", ".docx", ".doc", ".pdf")
@@ -58,7 +58,9 @@ def _lines_of(path: Path, sheet: Any, unescape: Callable[[str], str]) -> Iterato
         cells = [_text(cell, unescape) for cell in line]
         width = width or len(cells)
         cells += [""] * (width - len(cells))
-        yield f"{path}:{at}", cells, json.dumps(cells).encode(), None
+        problem = cut_by_excel(f"{path}:{at}", cells)
+        cells = [cell.replace("\r\n", "\n") for cell in cells]
+        yield f"{path}:{at}", cells, json.dumps(cells).encode(), problem
 
 
 def _text(cell: Any, unescape: Callable[[str], str]) -> str:
@@ -67,7 +69,7 @@ def _text(cell: Any, unescape: Callable[[str], str]) -> str:
     if cell is None:
         return ""
     if isinstance(cell, str):
-        return unescape(cell).replace("\r\n", "\n")
+        return unescape(cell)
     if isinstance(cell, datetime) and cell.time() == time():
         return str(cell.date())
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

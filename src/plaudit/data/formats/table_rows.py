@@ -19,6 +19,7 @@ _JSON_COLUMNS = ("messages", "conversations", "responses")
 _NUMBER_COLUMNS = ("preference_strength", "strength")
 # In a table a cell that was left out is empty or null; in these columns that means "not given".
 _OPTIONAL = ("id", "kind", "split", "system", "input", "annotator", "strength")
+_EXCELS_MOST = 32_767
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d{1,2}\s*")  # a comma before three digits may part thousands
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -80,8 +81,30 @@ def _csv_lines(path: Path, delimiter: str, broken: list[Row]) -> Iterator[Line]:
             known = next((text for said, text in _NOT_CSV.items() if str(error).startswith(said)), None)
             problem = f"{place}: not valid CSV: {known or f'{error}; quote the field and double the quotes inside it'}"
         raw = b"".join(taken)
+        problem = problem or _loose_quote(place, cells, raw) or cut_by_excel(place, cells)
         if problem is not None or reader.line_num != 1 or not re.match(rb"sep=[,;\t|]\s*\Z", raw):
             yield place, cells, raw, problem
+
+
+def _loose_quote(place: str, cells: list[str], raw: bytes) -> str | None:
+    """The problem of a line with a blank before a quotation mark that was to open a cell: read by the rules, the mark
+    is text, and a comma inside parts the cell."""
+    text = raw.decode("utf-8", "surrogateescape")
+    marked = (cell for cell in cells if re.match(r'[ \t]+"', cell))
+    loose = next((cell for cell in marked if '"' + cell.replace('"', '""') + '"' not in text), None)
+    if loose is None:
+        return None
+    return f"{place}: a blank stands before the quotation mark that opens a cell, {shown(loose)}; take it out"
+
+
+def cut_by_excel(place: str, cells: Sequence[str]) -> str | None:
+    """The problem of a line with a cell that has just as many characters as Excel keeps of one."""
+    if all(len(cell) != _EXCELS_MOST for cell in cells):
+        return None
+    return (
+        f"{place}: a cell has {_EXCELS_MOST:,} characters, which is where Excel cuts: put the whole text there, or "
+        "delete the row"
+    )
 
 
 def table_rows(path: Path, table: Iterator[Line], columns: Columns) -> Iterator[Row]:
