@@ -453,6 +453,8 @@ def test_who_judged_and_how_clearly_may_be_left_out_of_a_table(tmp_path: Path) -
     "row",
     [
         {"chosen": " ", "rejected": "b"},
+        {"prompt": None, "chosen": "The month is", "rejected": "The month is May."},
+        {"prompt": None, "chosen": "Human: a\n\nAssistant: ", "rejected": "Human: a\n\nAssistant: b"},
         {"answer_a": "", "answer_b": "b", "winner": "a"},
         {"answer_a": "a", "answer_b": "\n", "winner": "b"},
         {"response_1": "", "response_2": "b", "preference_strength": -1},
@@ -461,10 +463,12 @@ def test_who_judged_and_how_clearly_may_be_left_out_of_a_table(tmp_path: Path) -
 )
 def test_an_answer_that_nobody_wrote_is_not_the_better_one(row: dict[str, Any], tmp_path: Path) -> None:
     place = "(chosen|answer_a|answer_b|response_1|response_2)"
-    said = refusal(put(tmp_path / "a.jsonl", {"prompt": P, **row}))
+    said = refusal(
+        put(tmp_path / "a.jsonl", {key: value for key, value in {"prompt": P, **row}.items() if value is not None})
+    )
     assert re.search(f":1: field '{place}' has no reply, which cannot be the better one", said)
     name = re.search(f"'{place}'", said)
-    assert name and not str(row[name[1]]).strip()
+    assert name and (row[name[1]].strip() in ("", "The month is", "Human: a\n\nAssistant:"))
 
 
 def test_prompts_alone_as_messages_are_named(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_what_hh_cannot_hold_is_left_out_and_counted() -> None:
     assert [row["rejected"] for row in found.rows] == ["\n\nHuman: Say something.\n\nAssistant: "]
     assert dict(found.left_out) == {
         "a system message, which HH cannot hold": 1,
-        "text that HH would read as turns": 1,
+        "text that HH cannot hold (marks of turns, an empty better reply)": 1,
     }
 
 

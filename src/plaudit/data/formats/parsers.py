@@ -185,13 +185,13 @@ def _pair(place: str, number: int, row: dict[str, Any]) -> Ranking:
         prompt = _prompt(place, number, row, heads[0])
     else:
         replies = (_reply(place, "chosen", chosen), _reply(place, "rejected", rejected))
-        refuse_blank_winner(place, "chosen", [*replies], 0)
         if "prompt" in row:
             prompt = _asked(place, number, row)
         else:
             shared = _shared_start(place, *replies)
             prompt = _prompt(place, number, row, conversation(place, "chosen", shared.strip(), "user"))
             replies = (replies[0][len(shared) :].strip(), replies[1][len(shared) :].strip())
+        refuse_blank_winner(place, "chosen", [*replies], 0)
     return Ranking(prompt, (Completion(replies[0]), Completion(replies[1])), (1, 2))
 
 
@@ -249,8 +249,9 @@ def _hh(place: str, number: int, row: dict[str, Any]) -> Ranking:
         sides.append(turns)
     if sides[0][:-1] != sides[1][:-1]:
         raise UserError(f"{place}: fields 'chosen' and 'rejected' differ before their last Assistant turn")
-    replies = (Completion(sides[0][-1].content), Completion(sides[1][-1].content))
-    return Ranking(_prompt(place, number, row, tuple(sides[0][:-1])), replies, (1, 2))
+    texts = [turns[-1].content for turns in sides]
+    refuse_blank_winner(place, "chosen", texts, 0)
+    return Ranking(_prompt(place, number, row, tuple(sides[0][:-1])), tuple(map(Completion, texts)), (1, 2))
 
 
 def _responses(place: str, row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -321,9 +322,8 @@ def _votes(place: str, number: int, row: dict[str, Any]) -> Ranking:
 def _strength(place: str, number: int, row: dict[str, Any]) -> Ranking:
     strength = _number(place, row, "preference_strength")
     ranks = (1, 1) if strength == 0 else (1, 2) if strength < 0 else (2, 1)
-    texts = [_reply(place, name, row.get(name)) for name in ("response_1", "response_2")]
-    won = None if strength == 0 else int(strength > 0)
-    refuse_blank_winner(place, f"response_{1 + bool(won)}", texts, won)
+    texts, won = [_reply(place, f"response_{at}", row.get(f"response_{at}")) for at in (1, 2)], int(strength > 0)
+    refuse_blank_winner(place, f"response_{1 + won}", texts, won if strength else None)
     return Ranking(_asked(place, number, row), tuple(map(Completion, texts)), ranks, strength=abs(strength) or None)
 
 

@@ -152,7 +152,7 @@ def _as_hh(rows: Sequence[dict[str, Any]], left_out: Counter[str]) -> Iterator[d
         if _reads_back(made, row):
             yield made
         else:
-            left_out["text that HH would read as turns"] += 1
+            left_out["text that HH cannot hold (marks of turns, an empty better reply)"] += 1
 
 
 def _reads_back(made: dict[str, Any], row: dict[str, Any]) -> bool:
