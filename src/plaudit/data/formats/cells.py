@@ -24,6 +24,7 @@ _TEXTS = (*_SPOKEN, "instruction", "output", "input", "response_1", "response_2"
 _MAY_BE_NONE = ("system", "input")
 _NOTHING = {"nan", "<na>"}
 """What pandas writes for nothing."""
+_SHORT = 32  # a longer text is not copied to be compared
 _FAILED = re.compile(r"#(?:[¡¿]?[A-ZÀ-Þ0-9/_]+[!?]|N/A|N/D|NV)")
 """What Excel writes for a formula that failed, in its languages: #NAME?, #BEZUG!, #¡REF!, #N/A."""
 _PRINTED = re.compile(r"(?:array\()?\[?\{'(?:role|content|from|value)'")
@@ -36,7 +37,7 @@ def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
     if isinstance(row.get("prompt"), list):
         return row
     for key in _TEXTS:
-        if key in _MAY_BE_NONE and str(row.get(key)).strip().lower() in _NOTHING:
+        if key in _MAY_BE_NONE and _is_nothing(row.get(key)):
             say(f"{key!r} {shown(row[key])} read as none")
             row = {name: value for name, value in row.items() if name != key}
         refuse_missing(place, key, row.get(key))
@@ -54,9 +55,15 @@ def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
     return {**row, **stripped, "prompt": asked}
 
 
+def _is_nothing(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < _SHORT and value.strip().lower() in _NOTHING
+
+
 def refuse_missing(place: str, key: str, value: Any) -> None:
     """UserError for what a program writes where it has no text."""
-    if isinstance(value, str) and (value.strip().lower() in _NOTHING or _FAILED.fullmatch(value.strip())):
+    if _is_nothing(value) or (
+        isinstance(value, str) and value.lstrip()[:1] == "#" and _FAILED.fullmatch(value.strip())
+    ):
         raise UserError(f"{place}: field {key!r} {shown(value)} stands for no text; write one or delete the row")
 
 

@@ -7,6 +7,7 @@ such a row becomes one of format rankings. The names are those of formats/duels.
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from plaudit.data.formats.cells import refuse_missing
@@ -23,18 +24,14 @@ Sides = dict[str, str]
 
 def ranked_columns(place: str, row: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """The row as one of format rankings; as it is where it has no ranks beside two answers or more."""
-    groups = _by_side(tuple(row))
-    answers = [sides for base, sides in groups.items() if set(base) & ANSWERS and not set(base) & _JUDGED]
-    if len(answers) != 1 or len(answers[0]) < 2:
+    if (found := _columns(tuple(row))) is None:
         return row
-    (texts,) = answers
-    beside = [sides for base, sides in groups.items() if set(base) & _RANKS and sides.keys() == texts.keys()]
-    orders = [key for key in row if words_of(key) and not set(words_of(key)) - _ORDERS and _says_order(row[key])]
+    texts, beside, writers, orders = found
+    orders = [key for key in orders if _says_order(row[key])]
     duel = duel_of(tuple(row))
     if len(beside) + len(orders) != 1 or (beside and duel is not None and duel.verdict):
         return row  # a verdict beside ranks is the answer
     given = {side: row[key] for side, key in beside[0].items()} if beside else _order(place, orders[0], row, texts)
-    writers = groups.get(("model",), {})
     if writers.keys() != texts.keys() or any(_is_blank(row[key]) for key in writers.values()):
         writers = {}
     responses = []
@@ -43,14 +40,14 @@ def ranked_columns(place: str, row: dict[str, Any], say: Callable[[str], None]) 
         if _is_blank(text) and _is_blank(rank):
             continue  # fewer answers than columns
         refuse_missing(place, key, text)
-        found = re.fullmatch(r"([1-9]\d*)(?:\.0+)?", str(rank).strip())
-        if _is_blank(text) or not found:
+        number = re.fullmatch(r"([1-9]\d*)(?:\.0+)?", str(rank).strip())
+        if _is_blank(text) or not number:
             raise UserError(
                 f"{place}: the answer in {key!r} needs a text and a rank, a whole number from 1 up, found "
                 f"{shown(text)} and {shown(rank)}"
             )
         source = {"source": row[writers[side]]} if writers else {}
-        responses.append({"text": text, "rank": int(found[1]), **source})
+        responses.append({"text": text, "rank": int(number[1]), **source})
     say("answers and their ranks read as 'responses'")
     used = {*texts.values(), *(beside[0].values() if beside else orders), *writers.values()}
     return {**{key: value for key, value in row.items() if key not in used}, "responses": responses}
@@ -58,6 +55,19 @@ def ranked_columns(place: str, row: dict[str, Any], say: Callable[[str], None]) 
 
 _JUDGED = VERDICTS | WORSE | GRADES | _RANKS
 _ORDERS = VERDICTS | {"order"}
+
+
+@lru_cache(maxsize=256)
+def _columns(keys: tuple[str, ...]) -> tuple[Sides, list[Sides], Sides, list[str]] | None:
+    """The answers, the ranks beside them, their writers, and the keys that may say an order; None without answers."""
+    groups = _by_side(keys)
+    answers = [sides for base, sides in groups.items() if set(base) & ANSWERS and not set(base) & _JUDGED]
+    if len(answers) != 1 or len(answers[0]) < 2:
+        return None
+    (texts,) = answers
+    beside = [sides for base, sides in groups.items() if set(base) & _RANKS and sides.keys() == texts.keys()]
+    orders = [key for key in keys if words_of(key) and not set(words_of(key)) - _ORDERS]
+    return texts, beside, groups.get(("model",), {}), orders
 
 
 def _by_side(keys: tuple[str, ...]) -> dict[tuple[str, ...], Sides]:
