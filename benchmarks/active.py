@@ -121,7 +121,7 @@ def compared(curves: dict[str, list[list[dict[str, float]]]]) -> list[dict[str, 
                 own = np.array([rows[step][name] for rows in of_seeds])
                 gain = own - np.array([rows[step][name] for rows in curves["random"]])
                 row[name] = float(own.mean())
-                row[f"{name}_gain"] = [float(gain.mean()), *bootstrap_interval(gain)]
+                row[f"{name}_gain"] = [float(gain.mean()), *(bootstrap_interval(gain) or [np.nan, np.nan])]
             found.append(row)
     return found
 

@@ -189,7 +189,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, golds in ends.items():
             share = np.array(golds) / peaks
             row |= {name: float(np.mean(golds)), f"{name}_share": float(share.mean())}
-            row[f"{name}_share_ci"] = list(bootstrap_interval(share))
+            row[f"{name}_share_ci"] = bootstrap_interval(share) or [np.nan, np.nan]
         row |= {hack: float(np.mean([r["final"] / r["peak"] for r in own if r["hack"] == hack])) for hack in HACKS}
         rows.append({**row, "kl": float(np.mean([run["looks"][-1]["kl"] for run in own])), "fits": fits(own)})
     return rows

@@ -76,7 +76,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = {n: [r for r in runs if (r["labels"], r["rounds"]) == (total, n)] for n in ROUNDS}
         one, three = (np.array([r["golds"][-1] - r["sft"] for r in own[n]]) for n in ROUNDS)
         row = {"labels": total, "one": float(one.mean()), "three": float(three.mean())}
-        row |= {"difference": float((three - one).mean()), "ci": list(bootstrap_interval(three - one))}
+        row |= {"difference": float((three - one).mean()), "ci": bootstrap_interval(three - one) or [np.nan, np.nan]}
         row |= {f"kl_{n}": float(np.mean([r["kl"] for r in own[n]])) for n in ROUNDS}
         rows.append({**row, "apart": np.mean([r["apart"] for r in own[3]], axis=0).tolist()})
     return rows

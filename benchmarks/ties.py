@@ -226,7 +226,9 @@ def measure(seeds: int, setting: Setting) -> dict[str, Any]:
                 "mean": round(float(np.mean(by_seed)), 5),
                 "by_seed": [round(value, 5) for value in by_seed],
                 "ci_seeds": [round(end, 5) for end in student_interval(by_seed)],
-                "ci_prompts": [round(end, 5) for end in bootstrap_interval(each[there], prompts[there])],
+                "ci_prompts": [
+                    round(end, 5) for end in bootstrap_interval(each[there], prompts[there]) or [np.nan, np.nan]
+                ],
             }
     return {
         "workload": "ties",

@@ -24,12 +24,16 @@ from plaudit.algo.statistics import (
 LN3, LN9 = math.log(3), math.log(9)
 
 
-def test_bootstrap_of_one_value_is_that_value() -> None:
-    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+def test_fewer_than_five_have_no_bootstrap_interval() -> None:
+    """Four values that happen to agree would have one without any width."""
+    assert bootstrap_interval([0.25]) is bootstrap_interval([1.0] * 4) is None
+    assert bootstrap_interval([1.0] * 40, ["a", "b", "c", "d"] * 10) is None
+    assert bootstrap_interval([1.0] * 5) == [1, 1]
+    assert bootstrap_gap([1.0, 0.0] * 20, [True, False] * 20, ["a", "b", "c", "d"] * 10) is None
 
 
 def test_bootstrap_of_equal_values_has_no_width() -> None:
-    assert bootstrap_interval([2.0] * 9) == (2.0, 2.0)
+    assert bootstrap_interval([2.0] * 9) == [2, 2]
 
 
 def test_bootstrap_of_a_fair_coin_has_the_width_of_theory() -> None:
@@ -65,15 +69,12 @@ def test_duplicated_clusters_do_not_shrink_the_interval() -> None:
     assert (naive_high - naive_low) / (high - low) == pytest.approx(0.5, rel=0.1)
 
 
-def test_a_single_cluster_has_nothing_to_vary() -> None:
-    assert bootstrap_interval([0.0, 1.0, 1.0, 1.0], ["a"] * 4) == (0.75, 0.75)
-
-
-def test_two_unequal_clusters_by_hand() -> None:
-    """Draws aa, ab or ba, bb have means 0, 1/4 and 1 (a cluster weighs what it holds), with odds ¼, ½, ¼."""
-    values, clusters = [0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"]
-    assert bootstrap_interval(values, clusters) == (0.0, 1.0)
-    assert bootstrap_interval(values, clusters, level=0.2) == (0.25, 0.25)
+def test_unequal_clusters_by_hand() -> None:
+    """Four clusters of three zeros and one of a single 1, which is drawn k of 5 times: the mean is k/(15 − 2k), since a
+    cluster weighs what it holds. k is 0, at most 1, at least 3, at least 4 with probability 0.33, 0.74, 0.06, 0.007."""
+    values, clusters = [0.0] * 12 + [1.0], [*"abcd" * 3, "e"]
+    assert bootstrap_interval(values, clusters) == pytest.approx([0, 3 / 9])
+    assert bootstrap_interval(values, clusters, level=0.2) == pytest.approx([1 / 13, 1 / 13])
 
 
 def test_clusters_are_a_partition_whatever_their_names_and_order() -> None:
@@ -188,11 +189,11 @@ def test_calibration_noise_shrinks_with_the_root_of_the_pairs() -> None:
 
 
 def test_gap_by_hand() -> None:
-    """Two clusters, each with a right pair in the group and a wrong one outside: every draw has gap 1."""
-    values, group = [1.0, 0.0, 1.0, 0.0], [True, False, True, False]
-    assert bootstrap_gap(values, group, ["a", "a", "b", "b"]) == (1.0, 1.0)
+    """Five clusters, each with a right pair in the group and a wrong one outside: every draw has gap 1."""
+    values, group = [1.0, 0.0] * 5, [True, False] * 5
+    assert bootstrap_gap(values, group, [*"aabbccddee"]) == [1, 1]
     with pytest.raises(ValueError, match="both groups"):
-        bootstrap_gap(values, [True] * 4, ["a"] * 4)
+        bootstrap_gap(values, [True] * 10, ["a"] * 10)
 
 
 def test_gap_of_two_coins_has_the_width_of_theory() -> None:

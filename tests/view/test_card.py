@@ -11,6 +11,7 @@ import pytest
 from plaudit.errors import UserError
 from plaudit.records import Completion, Message, Prompt, Ranking
 from plaudit.view.card.measures import report_card
+from plaudit.view.page import words
 
 LN3, LN9 = math.log(3), math.log(9)
 
@@ -430,3 +431,15 @@ def _scores_in_order(r: Ranking, both: Sequence[float], turned: bool) -> list[fl
 def test_few_pairs_are_said_to_be_few() -> None:
     rankings, scores = clean(12)
     assert "few pairs" in alarms(report_card(rankings, scores))
+
+
+def test_what_rests_on_an_interval_is_not_said_of_a_handful_of_prompts() -> None:
+    """Two prompts of many pairs each, all won by the longer reply, listed first: by chance, for all that is known."""
+    rankings = [ranking(n, ("aaaa", "aaa", "aa", "a"), (1, 2, 3, 4), annotator=who) for n in (0, 1) for who in "xy"]
+    rankings.append(ranking(0, ("b", "bb"), (2, 1)))
+    scores = [*([4.0, 3.0, 2.0, 1.0] * 4), 0.0, 1.0]
+    card = report_card(rankings, scores)
+    assert card["accuracy"] == 1 and card["accuracy_ci"] is card["position"]["accuracy_ci"] is None
+    assert alarms(card) == {"few pairs": "warning"}
+    assert "25 pairs of 2 prompts are too few for an interval" in card["alarms"][0]["says"]
+    assert "(too few prompts for an interval)" in words("card/card.txt.j2", "numbers", card)

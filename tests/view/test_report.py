@@ -374,7 +374,8 @@ def test_examples_are_spread_evenly_over_kinds_and_prompts() -> None:
 def test_gold_by_kind_by_hand() -> None:
     hostile, instruction = sorted(tables.gold_by_kind(reply_rows(gold=True)), key=lambda row: row["prompts"])
     assert (hostile["prompts"], hostile["sft"], hostile["ppo"], hostile["gain"]) == (4, 0.25, 0.375, 0.125)
-    assert (instruction["prompts"], instruction["gain"], instruction["gain_ci"]) == (6, 0.5, (0.5, 0.5))
+    assert hostile["gain_ci"] is None
+    assert (instruction["prompts"], instruction["gain"], instruction["gain_ci"]) == (6, 0.5, [0.5, 0.5])
     assert tables.gold_by_kind(reply_rows(gold=False)) == []
 
 
@@ -452,6 +453,7 @@ def test_missing_stage_is_named_and_nothing_is_written(written: Run) -> None:
         ({"gold_gain_ci": [0.01, 0.5]}, {}, "PPO made the replies better"),
         ({"gold_gain_ci": [-0.1, 0.5]}, {}, "No clear effect"),
         ({"gold_gain_ci": [-0.5, -0.01]}, {}, "PPO made the replies worse"),
+        ({"gold_gain_ci": None}, {}, "Too few test prompts (10) to say what PPO did"),
         ({}, {"kept_update": 0}, "No PPO update did better than the SFT model"),
     ],
 )
@@ -466,7 +468,9 @@ def test_verdict_follows_the_interval(evaluate: dict[str, Any], ppo: dict[str, A
     ("part", "change", "says"),
     [
         ("reward", {"accuracy_ci": [0.54, 0.8]}, "not clearly above what length alone reaches"),
+        ("reward", {"accuracy_ci": None}, "95 % interval too few prompts) is not clearly above"),
         ("evaluate", {"gold_gain_ci": [-0.1, 0.5]}, "gaming the reward model"),
+        ("evaluate", {"gold_gain_ci": None}, "gaming the reward model"),
         ("evaluate", {"kl": 10.5}, "over the budget of 10"),
         ("evaluate", {"length_ppo": 30.0}, "20.5 to 30.0 tokens"),
         ("evaluate", {"eos_ppo": 0.8}, "fell from 95.0\u00a0% to 80.0\u00a0%"),

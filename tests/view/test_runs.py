@@ -83,14 +83,19 @@ def test_two_runs_are_compared_prompt_by_prompt(tmp_path: Path, plaudit: Plaudit
     other = finished(tmp_path / "other", [0.5, 0.5, 0.5, 0.5], ["aaaa"] * 4)
     found = compare(one, other)
     assert found["recipe"] == ["ppo.kl_coef: 0.1 -> 0.4"]
-    # Prompt 0: 0.1 against 0.5; prompt 1: 0.5 against 0.5. Of two prompts the interval reaches from one to the other.
+    # Prompt 0: 0.1 against 0.5; prompt 1: 0.5 against 0.5. Two have no interval, six that differ alike have.
     gold = found["differences"]["gold score of PPO"]
-    assert gold["difference"] == pytest.approx(0.2) and gold["ci"] == pytest.approx([0.0, 0.4])
+    assert gold["difference"] == pytest.approx(0.2) and gold["ci"] is None
     assert found["differences"]["gold score gained over SFT"]["difference"] == pytest.approx(0.2)
     assert found["differences"]["characters a PPO reply"]["difference"] == pytest.approx((2.5 + 0.5) / 2)
-    assert found["differences"]["PPO's replies that end"] == {"difference": 0.0, "ci": [0.0, 0.0]}
+    assert found["differences"]["PPO's replies that end"] == {"difference": 0.0, "ci": None}
     done = plaudit("compare", one, other)
     assert done.code == 0 and "The second minus the first, on 2 test prompts of both" in done.out
+    six, others = (
+        finished(tmp_path / "six", [0.0, 0.2] * 6, ["a"] * 12),
+        finished(tmp_path / "7", [0.5] * 12, ["a"] * 12),
+    )
+    assert compare(six, others)["differences"]["gold score of PPO"]["ci"] == pytest.approx([0.4, 0.4])
 
 
 def test_runs_without_gold_or_without_an_end(tmp_path: Path, plaudit: Plaudit) -> None:

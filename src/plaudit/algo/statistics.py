@@ -8,10 +8,14 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 
+FEW_CLUSTERS = 5
+"""Fewer give no bootstrap interval: the draws are those few over again, and of one they are all the same."""
+
+
 def bootstrap_interval(
     values: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95, draws: int = 4000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` [n].
+) -> list[float] | None:
+    """Percentile bootstrap interval of the mean of `values` [n], its two ends; None of fewer than FEW_CLUSTERS.
 
     With `clusters` [n] whole clusters are drawn with replacement (pairs of one prompt are not independent), and the
     mean is taken over all values of the drawn clusters. The generator's seed is fixed: the same values give the same
@@ -20,9 +24,12 @@ def bootstrap_interval(
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         raise ValueError("an interval needs at least one value, got none")
-    means = _drawn_means(x, np.ones(x.size), np.arange(x.size) if clusters is None else clusters, draws)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    drawn = np.arange(x.size) if clusters is None else np.asarray(clusters)
+    if len(np.unique(drawn)) < FEW_CLUSTERS:
+        return None
+    means = _drawn_means(x, np.ones(x.size), drawn, draws)
+    ends: list[float] = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return ends
 
 
 def _drawn_means(x: Floats, counted: Floats, clusters: ArrayLike, draws: int = 4000) -> Floats:
@@ -233,18 +240,20 @@ def within_correlation(x: ArrayLike, y: ArrayLike, clusters: ArrayLike) -> float
     return correlation(*centred)
 
 
-def bootstrap_gap(values: ArrayLike, group: ArrayLike, clusters: ArrayLike) -> tuple[float, float]:
+def bootstrap_gap(values: ArrayLike, group: ArrayLike, clusters: ArrayLike) -> list[float] | None:
     """95 % percentile bootstrap interval of mean(`values` where `group`) − mean(those where not), whole clusters drawn.
 
     `values`, `group` (truth values) and `clusters` are [n]; both groups hold something. Draws that leave a group
-    empty are left out.
+    empty are left out; None of fewer than FEW_CLUSTERS.
     """
     x, g = np.asarray(values, dtype=np.float64), np.asarray(group, dtype=bool)
     if not g.any() or g.all():
         raise ValueError(f"a gap needs values in both groups, got {int(g.sum())} of {g.size} in the first")
+    if len(np.unique(np.asarray(clusters))) < FEW_CLUSTERS:
+        return None
     of, rest = (_drawn_means(x, side.astype(np.float64), clusters) for side in (g, ~g))
-    low, high = np.nanquantile(of - rest, [(1 - 0.95) / 2, (1 + 0.95) / 2])
-    return float(low), float(high)
+    ends: list[float] = np.nanquantile(of - rest, [(1 - 0.95) / 2, (1 + 0.95) / 2]).tolist()
+    return ends
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, clusters: ArrayLike) -> tuple[float, list[float]]:

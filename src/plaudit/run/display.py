@@ -110,6 +110,8 @@ def readable(name: str) -> str:
 
 def format_value(value: object) -> str:
     """Numbers as a person reads them: 3 decimals, intervals in brackets."""
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, (list, tuple)):

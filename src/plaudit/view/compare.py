@@ -68,7 +68,7 @@ def paired(one: Path, other: Path) -> dict[str, Any]:
         pairs = [(means[0][prompt][name], means[1][prompt][name]) for prompt in shared]
         gaps = [b - a for a, b in pairs if a is not None and b is not None]
         if gaps and len(gaps) == len(pairs):
-            found[name] = {"difference": float(np.mean(gaps)), "ci": list(bootstrap_interval(gaps))}
+            found[name] = {"difference": float(np.mean(gaps)), "ci": bootstrap_interval(gaps)}
     return {"prompts": len(shared), "differences": found}
 
 

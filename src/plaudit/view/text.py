@@ -21,7 +21,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 def interval(ends: Sequence[float] | None, digits: int = 2, *, share: bool = False) -> str:
     """'0.31 to 0.52', ready to stand after a number."""
     if ends is None:
-        return "–"
+        return "too few prompts"
     low, high = ends
     return f"{number(100 * low, 1)} to {percent(high)}" if share else f"{number(low, digits)} to {number(high, digits)}"
 
@@ -35,9 +35,10 @@ def plain_interval(ends: Sequence[float], unit: str = " %") -> str:
     return f"{plain_percent(ends[0], '')} to {plain_percent(ends[1], unit)}"
 
 
-def plain_points(gain: float, ends: Sequence[float]) -> str:
+def plain_points(gain: float, ends: Sequence[float] | None) -> str:
     """The difference of two shares with its interval: '+2.0 points (-1.0 to +5.0)'."""
-    return f"{100 * gain:+.1f} points ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
+    between = f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}" if ends else "too few prompts for an interval"
+    return f"{100 * gain:+.1f} points ({between})"
 
 
 def temperature(value: float) -> str:

@@ -223,8 +223,8 @@ class _Family:
 
 
 def _bare(layer: Any, x: Tensor) -> Tensor | None:
-    """x·Wᵀ + b of a layer with a bias and no adapter switched on, rounded where `_adapted` rounds: before the bias, which
-    a library adds first; None for any other layer."""
+    """x·Wᵀ + b of a layer with a bias and no adapter switched on, rounded where `_adapted` rounds: before the bias,
+    which a library adds first; None for any other layer."""
     base, adapted = layer.get_base_layer(), any(name in layer.lora_A for name in layer.active_adapters)
     if base.bias is None or layer.merged or (adapted and not layer.disable_adapters):
         return None

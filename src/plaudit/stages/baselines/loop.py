@@ -78,7 +78,7 @@ def compare(
     summary["methods"] = {name: _method(values, kl, sft, best, measure) for name, (values, kl) in found.items()}
     gaps = {name: found["ppo"][0][measure] - found[name][0][measure] for name in others}
     summary["ppo_over"] = {
-        name: {"difference": float(gap.mean()), "ci": list(bootstrap_interval(gap))} for name, gap in gaps.items()
+        name: {"difference": float(gap.mean()), "ci": bootstrap_interval(gap)} for name, gap in gaps.items()
     }
     _write(run, pool, others, test, config.replies)
     told = {name: f"{row[measure]:.3f} at {row['kl']:.2f} nats" for name, row in summary["methods"].items()}
@@ -161,7 +161,7 @@ def _method(values: Values, kl: float, sft: Values, best: dict[int, Values], mea
     """A method's row: its KL, means, gain over SFT, and the difference to best-of-n at the same KL, both by prompt."""
     gain = values[measure] - sft[measure]
     row: dict[str, Any] = {"kl": kl, **_means(values)}
-    row |= {"gain": float(gain.mean()), "gain_ci": list(bootstrap_interval(gain))}
+    row |= {"gain": float(gain.mean()), "gain_ci": bootstrap_interval(gain)}
     if best:
         there, at, n = at_kl(best, measure, kl)
         gap = values[measure] - there
@@ -169,7 +169,7 @@ def _method(values: Values, kl: float, sft: Values, best: dict[int, Values], mea
             "n": n,
             "kl": at,
             "difference": float(gap.mean()),
-            "ci": list(bootstrap_interval(gap)),
+            "ci": bootstrap_interval(gap),
         }
     return row
 

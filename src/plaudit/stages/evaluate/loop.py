@@ -110,9 +110,9 @@ def compare(
             "gold_sft": float(sft.gold.mean()),
             "gold_ppo": float(ppo.gold.mean()),
             "gold_gain": float(gain.mean()),
-            "gold_gain_ci": list(bootstrap_interval(gain, clusters)),
+            "gold_gain_ci": bootstrap_interval(gain, clusters),
             "win_rate": float(wins.mean()),
-            "win_rate_ci": list(bootstrap_interval(wins, clusters)),
+            "win_rate_ci": bootstrap_interval(wins, clusters),
         }
         for kind in sorted({prompt.kind for prompt in prompts}):
             chosen = np.array([prompt.kind == kind for prompt in prompts])

@@ -29,7 +29,11 @@ Alarm = dict[str, Any]
 
 
 def alarms(card: Card) -> list[Alarm]:
-    """{kind, level: alarm or warning, says, do, evidence}, alarms first."""
+    """{kind, level: alarm or warning, says, do, evidence}, alarms first. Of too few prompts for an interval that is
+    said, and what needs none."""
+    if card["accuracy_ci"] is None:
+        few = (_constant(card), _trained_prompts(card), _marks(card), _wide(card))
+        return sorted(filter(None, few), key=lambda alarm: alarm["level"] != "alarm")
     of_scores = (_constant(card), _chance(card))
     of_data = (_trained_prompts(card), _marks(card), _ceiling(card), _too_good(card))
     of_rest = (_length(card), _position(card), _calibration(card), _wide(card))
@@ -103,7 +107,7 @@ def _marks(card: Card) -> Alarm | None:
 
 def _ceiling(card: Card) -> Alarm | None:
     ceiling = card["ceiling"]
-    if not ceiling.get("pairs") or ceiling["accuracy_ci"][0] <= ceiling["agreement"]:
+    if not ceiling.get("accuracy_ci") or ceiling["accuracy_ci"][0] <= ceiling["agreement"]:
         return None
     level = "alarm" if ceiling["accuracy_ci"][0] > ceiling["best_accuracy"] else "warning"
     evidence = {name: ceiling[name] for name in ("accuracy_ci", "agreement", "best_accuracy")}
@@ -155,7 +159,7 @@ def _calibration(card: Card) -> Alarm | None:
 
 
 def _wide(card: Card) -> Alarm | None:
-    (low, high), counts = card["accuracy_ci"], card["counts"]
-    if high - low <= WIDE and counts["prompts"] >= 10:
+    ends, prompts = card["accuracy_ci"], card["counts"]["prompts"]
+    if ends is not None and ends[1] - ends[0] <= WIDE and prompts >= 10:
         return None
-    return _alarm("few pairs", "warning", card, {"accuracy_ci": [low, high], "prompts": counts["prompts"]})
+    return _alarm("few pairs", "warning", card, {"accuracy_ci": ends, "prompts": prompts})

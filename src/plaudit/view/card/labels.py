@@ -64,7 +64,7 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
         "compared": len(same),
         "annotators": len({name for given in several.values() for name in given}),
         "agreement": agreement,
-        "agreement_ci": list(bootstrap_interval(same, prompts)),
+        "agreement_ci": bootstrap_interval(same, prompts),
         "best_accuracy": best_accuracy(agreement),
         "alpha": alpha,
         "between": sorted(between, key=lambda row: -row["pairs"])[:_SHOWN],
@@ -73,7 +73,7 @@ def human_ceiling(rankings: Sequence[Ranking], pairs: Pairs, right: Sequence[flo
         there = [right[n] for n in judged]
         ceiling["pairs"] = len(there)
         ceiling["accuracy"] = float(np.mean(there))
-        ceiling["accuracy_ci"] = list(bootstrap_interval(there, pairs.clusters[judged]))
+        ceiling["accuracy_ci"] = bootstrap_interval(there, pairs.clusters[judged])
     return ceiling
 
 

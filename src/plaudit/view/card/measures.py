@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from plaudit.algo.preferences import fit_temperature
 from plaudit.algo.statistics import (
+    FEW_CLUSTERS,
     bootstrap_gap,
     bootstrap_interval,
     calibration,
@@ -35,8 +36,6 @@ MISTAKES = 20
 SUSPECTS = 20
 SLICES = 20
 """Kinds, or pairs of sources, that get a row of their own; the smaller ones share one."""
-FEW_PROMPTS = 5
-"""A row of fewer prompts gets no interval: there is nothing to draw from."""
 _GAP_EDGES = (0.5, 0.9, 1.1, 2.0)
 _GAP_NAMES = ["winner under half as long", "winner shorter", "about as long (±10 %)"]
 _GAP_NAMES += ["winner longer", "winner over twice as long"]
@@ -112,7 +111,7 @@ def _check_finite(scores: Floats, pairs: Pairs) -> None:
 
 def _mean(name: str, values: Floats, pairs: Pairs) -> dict[str, Any]:
     """Of one value a pair, with its interval."""
-    return {name: float(values.mean()), f"{name}_ci": list(bootstrap_interval(values, pairs.clusters))}
+    return {name: float(values.mean()), f"{name}_ci": bootstrap_interval(values, pairs.clusters)}
 
 
 def _counts(pairs: Pairs, train: Sequence[Ranking]) -> dict[str, int]:
@@ -156,7 +155,7 @@ def _length(pairs: Pairs, right: Floats, scores: Floats, train: Sequence[Ranking
         "score_correlation_within": within_correlation(scores, characters, prompts),
     }
     if (apart & longer_won).any() and (apart & ~longer_won).any():
-        found["gap_ci"] = list(bootstrap_gap(right[apart], longer_won[apart], pairs.clusters[apart]))
+        found["gap_ci"] = bootstrap_gap(right[apart], longer_won[apart], pairs.clusters[apart])
     return found
 
 
@@ -176,7 +175,7 @@ def _part(right: Floats, where: Any, pairs: Pairs) -> dict[str, Any]:
         "pairs": int(part.size),
         "prompts": prompts,
         "accuracy": float(part.mean()) if part.size else None,
-        "accuracy_ci": list(bootstrap_interval(part, clusters)) if prompts >= FEW_PROMPTS else None,
+        "accuracy_ci": bootstrap_interval(part, clusters) if part.size else None,
         "longer_won": float(pairs.longer_won[where].mean()) if part.size else None,
     }
 
@@ -241,7 +240,7 @@ def _calibration(pairs: Pairs, margins: Floats) -> dict[str, Any]:
         "temperature": None,
     }
     prompts = np.unique(pairs.clusters)
-    if len(prompts) < 2 * FEW_PROMPTS or not margins.any():
+    if len(prompts) < 2 * FEW_CLUSTERS or not margins.any():
         return found
     half = np.random.default_rng(0).permutation(prompts)[: len(prompts) // 2]
     in_half = np.isin(pairs.clusters, half)

@@ -34,7 +34,9 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _who(first: str, second: str, difference: float, ci: list[float], measure: str) -> str:
+def _who(first: str, second: str, difference: float, ci: list[float] | None, measure: str) -> str:
+    if ci is None:
+        return f"too few prompts to tell {first} from {second} ({measure} {number(difference, sign=True)})."
     told = f"{measure} {number(difference, sign=True)}, 95 % interval {interval(ci)}"
     if ci[0] <= 0 <= ci[1]:
         return f"no clear difference between {first} and {second} ({told})."

@@ -70,8 +70,8 @@ def reward_plots(rows: Rows, summary: dict[str, Any]) -> list[Plot]:
     def accuracy(axes: Axes) -> None:
         smoothed(axes, "accuracy", 0.5)
         if on_pairs:
-            (low, high), right = summary["accuracy_ci"], summary["accuracy"]
-            spread = [[right - low], [high - right]]
+            ends, right = summary["accuracy_ci"], summary["accuracy"]
+            spread = [[right - ends[0]], [ends[1] - right]] if ends else None
             axes.errorbar([steps[-1]], [right], spread, color=INK, fmt="o", capsize=3, zorder=5)
         in_percent(axes.yaxis)
 
