@@ -28,7 +28,10 @@ def ranked(path: Path, text: str) -> list[Ranked]:
         ("Prompt;Answer 1;Rank 1;Answer 2;Rank 2;Answer 3;Rank 3\nQ?;x;3;y;1;z;2\n", [[3, 1, 2]]),
         ("question,response_a,response_a_rank,response_b,response_b_rank\nQ?,x,2,y,1\n", [[2, 1]]),
         ("prompt,answer_a,answer_b,answer_c,ranking\nQ?,x,y,z,B > A = C\nQ?,x,y,z,C>B>A\n", [[2, 1, 2], [3, 2, 1]]),
-        ("prompt,answer_a,answer_b,winner\nQ?,x,y,A>B\nQ?,x,y,[[B>>A]]\nQ?,x,y,A=B\n", [[1, 2], [2, 1], [1, 1]]),
+        (
+            "prompt,answer_a,answer_b,winner\nQ?,x,y,A>B\nQ?,x,y,[[B>>A]]\nQ?,x,y,A=B\nQ?,x,y,tie\nQ?,x,y,b\n",
+            [[1, 2], [2, 1], [1, 1], [1, 1], [2, 1]],
+        ),
         ("prompt,response_1,response_2,ranking\nQ?,x,y,Response 2 > Response 1\n", [[2, 1]]),
     ],
 )
@@ -55,6 +58,13 @@ def test_the_user_names_the_columns(tmp_path: Path) -> None:
 def test_who_wrote_the_answers_is_kept(tmp_path: Path) -> None:
     (row,) = read(tmp_path, "prompt,answer_a,answer_b,rank_a,rank_b,model_a,model_b\nQ?,x,y,2,1,sft,ppo\n")
     assert row.sources == ("sft", "ppo")
+
+
+def test_a_verdict_that_is_the_answer_itself_is_no_order(tmp_path: Path) -> None:
+    rows = "prompt,answer_a,answer_b,winner\nQ?,3>2,2>3,2>3\nQ?,x=1,x=2,x=1\n"
+    assert [row.ranks for row in read(tmp_path, rows)] == [(2, 1), (1, 2)]
+    with pytest.raises(UserError, match="look like two answers"):
+        read(tmp_path, "prompt,answer_a,answer_b,answer_c,best\nQ?,3 > 2,2 > 3,1 > 2,3 > 2\n")
 
 
 def test_a_verdict_beside_ranks_counts(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ either answer is refused: a number where the answers are not numbered, and a nam
 """
 
 import json
+import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ _BESIDE = ANSWERS | {
     *("antwort", "réponse", "reponse", "respuesta", "resposta", "risposta", "antwoord", "svar", "odpowiedź", "ответ"),
 }
 """What a verdict may say beside its side."""
+_ORDERED = re.compile(r"\[*([^<>=]+)(>+|=)([^<>=\]]+)\]*")
+"""A > B, A = B, [[B>>A]]."""
 _NUMBERED = (("0", "1"), ("1", "2"))
 
 
@@ -210,6 +213,10 @@ def _side(place: str, duel: Duel, value: Any) -> int | None:
     key = duel.verdict[0]
     if (number := _number(value)) is not None:
         return _numbered(place, duel, value, number)
+    if order := _ORDERED.fullmatch(str(value).strip()):
+        said = tuple((words_of(order[at]) or [""])[-1] for at in (1, 3))
+        if said in (duel.sides, duel.sides[::-1]):
+            return None if order[2] == "=" else duel.sides.index(said[0])
     words = set(words_of(str(value)))
     able = [pair for pair in SIDES if pair not in _NUMBERED or pair == duel.sides]
     firsts, seconds = ({pair[at] for pair in able} & words for at in (0, 1))

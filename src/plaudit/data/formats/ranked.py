@@ -2,6 +2,7 @@
 
 `answer_a`, `answer_b`, `answer_c` with `rank_a`, `rank_b`, `rank_c`, or with one column `ranking` that says A > B = C:
 such a row becomes one of format rankings. The names are those of formats/duels.py, the side is any letter or number.
+Two answers and a verdict, A > B among them, are that file's business.
 """
 
 import re
@@ -27,7 +28,8 @@ def ranked_columns(place: str, row: dict[str, Any], say: Callable[[str], None]) 
     if (found := _columns(tuple(row))) is None:
         return row
     texts, beside, writers, orders = found
-    orders = [key for key in orders if _says_order(row[key])]
+    said = {str(row[key]) for key in texts.values()}
+    orders = [key for key in orders if _says_order(row[key]) and row[key] not in said] if len(texts) > 2 else []
     duel = duel_of(tuple(row))
     if len(beside) + len(orders) != 1 or (beside and duel is not None and duel.verdict):
         return row  # a verdict beside ranks is the answer
