@@ -51,6 +51,7 @@ from plaudit.models.quantised import quantise
 from plaudit.models.rounding import Rounding
 from plaudit.models.sources.adapters import ADAPTER, base_of, merge
 from plaudit.models.sources.files import check_settings, check_weights
+from plaudit.models.sources.gguf_file import settle
 from plaudit.models.sources.reasons import refusing
 from plaudit.run.display import console
 
@@ -93,7 +94,8 @@ def resolve(source: str) -> str:
     if source.lower().endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"model: {source}: no such GGUF file")
-        return str(_converted(path, cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}"))
+        # 2: what was converted before may lack rotary frequencies.
+        return str(_converted(path, cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}-2"))
     if path.is_dir():
         if _is_adapter(path):
             return str(_with_base(path))
@@ -201,10 +203,15 @@ def _converted(gguf: Path, folder: Path) -> Path:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     with refusing(f"model: {gguf}: cannot be converted", "; if it was cut short, copy it again"):
         with contextlib.redirect_stderr(io.StringIO()):  # a bare tqdm bar that no setting turns off
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                **where,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
             )
         tokenizer = AutoTokenizer.from_pretrained(**where)
+    check_names(str(gguf), model, info["missing_keys"], info["unexpected_keys"])
+    settle(gguf, model)
     # The weights are plain tensors now; a quantization record left behind would make every later load dequantise.
     for name, owner in (("quantization_config", model.config), ("hf_quantizer", model)):
         if hasattr(owner, name):
