@@ -224,9 +224,11 @@ def add(
     file = run_rankings(source) if (source / RECIPE).is_file() else source
     with engine.connect() as connection:
         who = 0 if name is None else _somebody(connection, name)
-    added, known = add_file(engine, file, task=task, gold=gold, assigned=who)
+    alike: list[str] = []
+    added, known = add_file(engine, file, task=task, gold=gold, assigned=who, alike=alike)
     there = f", {known:,} were there already" if known else ""
-    console.print(f"{file}: {added:,} new items{there}", soft_wrap=True)
+    same = f", {len(alike):,} rows say the same in every reply and need nobody ({alike[0]} …)" if alike else ""
+    console.print(f"{file}: {added:,} new items{there}{same}", soft_wrap=True)
 
 
 @label.command()

@@ -126,5 +126,9 @@ def test_a_text_that_beats_itself_stops_a_run_or_is_set_aside(tmp_path: Path) ->
 
 def test_a_cell_that_spells_an_empty_list_of_tools_says_nothing(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes."}]
-    path = put(tmp_path / "a.jsonl", {"conversations": turns, "tools": "[]"}, {"conversations": turns, "image": ""})
+    path = put(
+        tmp_path / "a.jsonl",
+        {"conversations": turns, "tools": "[]"},
+        {"conversations": turns, "image": "", "video": False},
+    )
     assert [record.completion for _, record in Reader(path) if isinstance(record, Demonstration)] == ["Yes."] * 2

@@ -36,7 +36,7 @@ def ignored_keys(
 ) -> list[str]:
     """The keys of `ignored` that the row's messages have, one entry for each time; UserError for another one. A null
     or empty value says nothing. `more` are fields that hold messages beside those of the format."""
-    found = [("", key, row[key]) for key in TOOLS if says(row.get(key))]
+    found = [("", key, row[key]) for key in TOOLS if row.get(key) and says(row[key])]
     for field in (*_READ.get(format, ()), *more):
         turns = row.get(field)
         known = {"from", "value"} if field == "conversations" else _EITHER if field in more else _TURN

@@ -217,7 +217,7 @@ class Reader:
         if duel := self._duel(row):
             used = used | {duel.first, duel.second, *duel.verdict, *duel.writers}
         for key in row:
-            if key in used or (key in TOOLS and says(row[key])):  # those are counted by ignored_keys
+            if key in used or (key in TOOLS and row[key] and says(row[key])):  # those are counted by ignored_keys
                 continue
             if self.given is None:
                 self._check_unread(place, key, row)

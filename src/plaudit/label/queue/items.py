@@ -23,7 +23,6 @@ from sqlalchemy import Connection, Engine, bindparam, func, insert, select, upda
 
 from plaudit.data.files import read_rows, undecided
 from plaudit.data.formats.reader import Reader, prompt_of, replies_of
-from plaudit.data.formats.rows import shown
 from plaudit.data.hashes import sha256, sha256_json
 from plaudit.errors import UserError
 from plaudit.label.db import schema
@@ -86,32 +85,35 @@ class Draft:
         }
 
 
-def drafts(source: str | Path, *, task: str | None = None, gold: bool = False) -> Iterator[Draft]:
-    """The rows of a data file as items. `task` None is the file's own: rank for rankings, else write.
+def drafts(
+    source: str | Path, *, task: str | None = None, gold: bool = False, alike: list[str] | None = None
+) -> Iterator[Draft]:
+    """The rows of a data file as items. `task` None is the file's own: rank for rankings, else write. Rows whose
+    replies all say the same need nobody: their places go into `alike`.
 
     UserError with the place for a row that cannot be read or cannot be that task.
     """
     for row, record in Reader(source):
         assert record is not None  # without quarantine a bad row is raised
         if isinstance(record, Ranking) and not gold:
-            record = _distinct(row.place, record)
+            record = _distinct(record)
+            if len(record.replies) == 1:
+                if alike is not None:
+                    alike.append(row.place)
+                continue
         yield draft_of(row.place, record, task, gold, Path(str(source)).name)
 
 
-def _distinct(place: str, ranking: Ranking) -> Ranking:
+def _distinct(ranking: Ranking) -> Ranking:
     """The ranking without replies that say what an earlier one says: nobody could order them, and whoever ranks them
     apart gives a label that no training takes."""
     texts = [reply.text for reply in ranking.replies]
     kept = [at for at, text in enumerate(texts) if text not in texts[:at]]
-    if len(kept) == 1:
-        raise UserError(f"{place}: all replies say {shown(texts[0])}, so nobody can order them; delete the row")
-    if len(kept) == len(texts):
-        return ranking
-    ranks, sources = [ranking.ranks[at] for at in kept], ranking.sources
+    sources = ranking.sources
     return Ranking(
         ranking.prompt,
         tuple(ranking.replies[at] for at in kept),
-        tuple(ranks),
+        tuple(ranking.ranks[at] for at in kept),
         sources=None if sources is None else tuple(sources[at] for at in kept),
     )
 
@@ -151,7 +153,13 @@ def add_items(engine: Engine, drafts: Iterable[Draft]) -> tuple[int, int]:
 
 
 def add_file(
-    engine: Engine, file: Path, *, task: str | None = None, gold: bool = False, assigned: int = 0
+    engine: Engine,
+    file: Path,
+    *,
+    task: str | None = None,
+    gold: bool = False,
+    assigned: int = 0,
+    alike: list[str] | None = None,
 ) -> tuple[int, int]:
     """Put a file's items in, all of them or, where a row is bad, none: see `add_items`. A file whose very bytes were
     added as the same task before is not read again. With `assigned` they are for this person and nobody else."""
@@ -161,7 +169,7 @@ def add_file(
         known = connection.execute(select(batch.c["items"]).where(*same)).scalar()
     if known is not None:
         return 0, known
-    for _ in drafts(file, task=task, gold=gold):
+    for _ in drafts(file, task=task, gold=gold, alike=alike):
         continue  # a bad row stops here, before anything is in the database
     made = drafts(file, task=task, gold=gold)
     if assigned:
