@@ -68,6 +68,8 @@ FILES: dict[str, tuple[str, bytes, str]] = {
         json.dumps({"version": 1, "rows": OBJECTS}).encode(),
         "rows under the key 'rows'; not read beside them: 'version'",
     ),
+    "JSON lines under .csv": ("a.csv", "".join(json.dumps(o) + "\n" for o in OBJECTS).encode(), ""),
+    "array under .csv": ("a.csv", json.dumps(OBJECTS).encode(), ""),
     "columns": (
         "a.json",
         json.dumps({key: [o[key] for o in OBJECTS] for key in OBJECTS[0]}).encode(),

@@ -61,6 +61,22 @@ def librechat(branch: bool = False) -> list[dict[str, Any]]:
     ]
 
 
+def test_what_a_model_thought_is_no_part_of_its_reply(tmp_path: Path) -> None:
+    """Open WebUI writes it into the text of the message, and what the model called likewise."""
+    row = open_webui()
+    messages = row["snapshot"]["chat"]["chat"]["history"]["messages"]
+    thought = '<details type="reasoning" done="true" duration="3">\n<summary>Thought</summary>\n&gt; Hm.\n</details>\n'
+    messages["m2"]["content"] = thought + "Hello!"
+    messages["m4"]["content"] = f"{thought}The Orne.{thought}"
+    (label,) = read_labels(written(tmp_path / "a.json", [row]))
+    assert label.completion == "The Orne." and label.prompt.messages[2].content == "Hello!"
+    messages["m3"]["content"] = thought  # a person may have asked about one
+    assert read_labels(written(tmp_path / "a.json", [row]))[0].prompt.messages[3].content == thought
+    messages["m4"]["content"] = '<details type="tool_calls" done="true">…</details>\nThe Orne.'
+    with pytest.raises(UserError, match=r'a message holds <details type="tool_calls".*take the row out'):
+        read_labels(written(tmp_path / "a.json", [row]))
+
+
 def test_open_webui(tmp_path: Path) -> None:
     path = written(tmp_path / "feedbacks.json", [open_webui(), open_webui(-1, "m5")])
     first, second = read_labels(path)

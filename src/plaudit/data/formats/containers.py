@@ -45,7 +45,7 @@ def rows(source: str | Path, columns: Columns | None = None) -> Iterator[Row]:
     refuse_other_kinds(path)
     if is_utf16(first_bytes(path, 2)):
         columns.said.append("UTF-16")
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv") and not _start(path).startswith((b"{", b"[")):
         yield from csv_rows(path, delimiter_of(path, "\t" if suffix == ".tsv" else ","), columns)
     elif suffix == ".txt" and not _start(path).startswith((b"{", b"[")):
         yield from _text_rows(path, columns)

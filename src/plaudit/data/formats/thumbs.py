@@ -11,6 +11,7 @@ The keys were read in these projects' own sources in November 2026.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from plaudit.errors import UserError
 LIBRECHAT = b'"isCreatedByUser"'
 """What a file of LibreChat's has among its first keys, and no other does."""
 _DIFY_CUTS = 500
+_REASONING = re.compile(r'<details type="reasoning".*?</details>\s*', re.DOTALL)
+_DONE = re.compile(r'<details type="[^"]*"')
+"""How Open WebUI writes what a model thought, and what it called, into the text of its message."""
 _OF_RATING = {"thumbsUp": True, "thumbsDown": False, "1": True, "-1": False, "like": True, "dislike": False}
 
 
@@ -59,11 +63,22 @@ def _open_webui(place: str, row: dict[str, Any]) -> dict[str, Any]:
     meta, data, history, params = map(_mapping, (row["meta"], row["data"], chat["history"], chat.get("params")))
     way = _way(place, _mapping(history.get("messages")), meta.get("message_id"), "parentId")
     system = params.get("system")
-    turns = [{"role": turn.get("role"), "content": turn.get("content")} for turn in way]
+    turns = [{"role": turn.get("role"), "content": _said(place, turn)} for turn in way]
     opening = [{"role": "system", "content": system}] if system else []
     return _row(
         place, row.get("id"), [*opening, *turns[:-1]], turns[-1]["content"], data.get("rating"), row.get("user_id")
     )
+
+
+def _said(place: str, turn: dict[str, Any]) -> Any:
+    """The content of a message; of the model's own without its thoughts, which are no part of the reply."""
+    text = turn.get("content")
+    if turn.get("role") != "assistant" or not isinstance(text, str):
+        return text
+    text = _REASONING.sub("", text)
+    if found := _DONE.search(text):
+        raise UserError(f"{place}: a message holds {found.group()}…>, which a text cannot hold; take the row out")
+    return text
 
 
 def _mapping(value: Any) -> dict[str, Any]:
