@@ -142,8 +142,8 @@ def watch_plot(validation: Rows, kept_update: int) -> Plot:
             axes.plot([distance[place]], [gains[place]], color=INK, marker="o", markersize=9, fillstyle="none")
 
     best = max(validation, key=lambda row: row["held_out_score"])
-    moved = change(best["held_out_score"], last["held_out_score"])
-    title = f"From its best look (after update {best['update']}) to the last the held-out score {moved}"
+    moved = change(*(row["held_out_score"] - first["held_out_score"] for row in (best, last)))
+    title = f"From its best look (after update {best['update']}) to the last the gain of the held-out score {moved}"
     if best is last:
         title = "The held-out score is at its best at the last look"
     keys = [("dot", "ppo", "paid by"), ("dot", "reward", "held-out"), ("ring", "ink", "kept"), ("dash", "sft", "SFT")]
