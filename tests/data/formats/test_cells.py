@@ -36,6 +36,33 @@ def test_messages_in_a_cell_are_messages(tmp_path: Path) -> None:
     assert isinstance(record, Demonstration) and (record.prompt.text, record.completion) == (Q, "[1, 2]")
 
 
+SHAREGPT = [{"from": "human", "value": Q}, {"from": "gpt", "value": SNAILS}]
+CHOSEN, REJECTED = ({"role": "assistant", "content": reply} for reply in (SNAILS, CATS))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": json.dumps(whole(SNAILS))},
+        {"conversations": json.dumps(SHAREGPT)},
+        {"prompt": Q, "completion": json.dumps(SHAREGPT[1])},
+        {"prompt": Q, "chosen": json.dumps(CHOSEN), "rejected": json.dumps(REJECTED)},
+        {"chosen": json.dumps(SHAREGPT), "rejected": json.dumps([SHAREGPT[0], REJECTED])},
+    ],
+)
+def test_any_messages_in_a_cell_are_messages(row: dict[str, str], tmp_path: Path) -> None:
+    record, said = only(tmp_path, row)
+    found = record.completion if isinstance(record, Demonstration) else record.replies[0].text
+    assert (record.prompt.messages, found) == ((Message("user", Q),), SNAILS) and "holds messages as JSON" in said
+
+
+def test_messages_in_a_field_of_texts_are_refused(tmp_path: Path) -> None:
+    both = {"response_1": json.dumps([CHOSEN]), "response_2": json.dumps([REJECTED])}
+    for row in ({"prompt": Q, **both, "preference_strength": 1}, {"instruction": Q, "output": json.dumps([CHOSEN])}):
+        with pytest.raises(UserError, match=r"field '(response_1|output)' must be a .*string, found \["):
+            only(tmp_path, row)
+
+
 @pytest.mark.parametrize("printed", [str(whole(SNAILS)), f"array({whole(SNAILS)}, dtype=object)", str(whole(CATS)[0])])
 def test_messages_as_python_prints_them_are_refused(printed: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'chosen' holds messages as Python prints them.*json.dumps"):

@@ -21,6 +21,7 @@ MARKED = re.compile(
 )
 _SPOKEN = ("prompt", "chosen", "rejected", "completion")
 _TEXTS = (*_SPOKEN, "instruction", "output", "input", "response_1", "response_2", "system")
+_MAY_HOLD = (*_SPOKEN, "messages", "conversations", "output", "response_1", "response_2")
 _MAY_BE_NONE = ("system", "input")
 _NOTHING = {"nan", "<na>"}
 """What pandas writes for nothing."""
@@ -41,7 +42,7 @@ def read_cells(place: str, row: dict[str, Any], say: Say) -> dict[str, Any]:
             say(f"{key!r} {shown(row[key])} read as none")
             row = {name: value for name, value in row.items() if name != key}
         refuse_missing(place, key, row.get(key))
-    row = {**row, **{key: messages_in(place, key, row[key], say) for key in _SPOKEN if key in row}}
+    row = {**row, **{key: messages_in(place, key, row[key], say) for key in _MAY_HOLD if key in row}}
     if (asked := _dialogue(place, row.get("prompt"))) is None:
         return row
     both = [row[key] for key in ("chosen", "rejected") if isinstance(row.get(key), str)]
@@ -96,14 +97,17 @@ def messages_in(place: str, key: str, value: Any, say: Say = lambda text: None) 
         found = json.loads(text)
     except (ValueError, RecursionError):
         return value
-    if not isinstance(found, list) or not found or not all(_is_message(one) for one in found):
+    if is_message(found):
+        found = [found]
+    if not isinstance(found, list) or not found or not all(is_message(one) for one in found):
         return value
     say(f"{key!r} holds messages as JSON")
     return found
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and {"role", "content"} <= value.keys()
+def is_message(value: Any) -> bool:
+    """Whether a value is a turn of OpenAI's or ShareGPT's keys."""
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
 
 
 def _dialogue(place: str, asked: Any) -> list[dict[str, str]] | None:

@@ -7,7 +7,7 @@ become ours.
 from collections.abc import Callable
 from typing import Any
 
-from plaudit.data.formats.cells import is_printed_list, read_cells
+from plaudit.data.formats.cells import is_message, is_printed_list, read_cells
 from plaudit.data.formats.duels import duel_of
 from plaudit.data.formats.key_words import words_of
 from plaudit.data.formats.rows import shown
@@ -77,7 +77,7 @@ def shaped(place: str, row: dict[str, Any], say: Say, given: str | None = None) 
     if isinstance(row.get("conversations"), list):
         row["conversations"] = [_turn(turn) for turn in row["conversations"]]
     for key in ("prompt", "completion", "chosen", "rejected"):
-        turns = [row[key]] if _is_turn(row.get(key)) else row.get(key)
+        turns = [row[key]] if is_message(row.get(key)) else row.get(key)
         if isinstance(turns, list):
             row[key] = [_spoken(turn) for turn in turns]
     if given not in ("messages", "sharegpt"):
@@ -153,10 +153,6 @@ def _take_label(row: dict[str, Any], say: Say) -> None:
     turns = [_spoken(turn) for turn in row.pop(key)]
     row["prompt"], row["completion"] = turns[:-1], turns[-1:]
     say(f"the last of {key!r} read as 'completion'")
-
-
-def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and ({"from", "value"} <= value.keys() or {"role", "content"} <= value.keys())
 
 
 def _spoken(turn: Any) -> Any:
