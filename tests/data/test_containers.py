@@ -124,6 +124,17 @@ def test_a_header_is_no_prompt(tmp_path: Path) -> None:
         list(Reader(tmp_path / "a.txt"))
 
 
+def test_a_table_of_other_names_is_no_list_of_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("Frage\tAntwort\r\nWozu?\tDarum.\r\n".encode(UTF16))
+    with pytest.raises(UserError, match=r"a.txt:1: the line has tabs, as the header of a table has"):
+        list(Reader(path))
+    found = [r for _, r in Reader(path, columns={"prompt": "Frage", "completion": "Antwort"})]
+    assert [(r.prompt.text, r.completion) for r in found if isinstance(r, Demonstration)] == [("Wozu?", "Darum.")]
+    path.write_text("Why?\nWhat\tthen?\n")
+    assert [r.text for _, r in Reader(path) if isinstance(r, Prompt)] == ["Why?", "What\tthen?"]
+
+
 def test_plain_text_has_a_prompt_a_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Où ?\r\n\r\n Why, then? \r\n".encode(UTF8))
     reader = Reader(tmp_path / "a.txt")

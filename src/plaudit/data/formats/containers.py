@@ -121,5 +121,10 @@ def _text_rows(path: Path, columns: Columns) -> Iterator[Row]:
     ours = OURS & {name.strip().strip('"').lower() for name in names}
     if len(names) > 1 and (columns.given or ours) and (delimiter == "\t" or len(ours) > 1 or columns.given):
         return csv_rows(path, delimiter, columns)
+    if b"\t" in first.strip():
+        raise UserError(
+            f"{path}:1: the line has tabs, as the header of a table has, but no column of ours: name them with columns "
+            "prompt=THEIRS; of prompts alone, a prompt a line, take the tabs out of the first one"
+        )
     columns.said.append("plain text, a prompt a line")
     return prompt_lines(path)
