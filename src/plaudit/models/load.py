@@ -327,6 +327,11 @@ def check_config(source: Path) -> None:
     with _loading(str(source)):
         # Without a word of it transformers would ask at the terminal whether the model's own code may run.
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"model: {source}: it is an encoder-decoder, whose decoder has learnt to write beside what an encoder read; "
+            "give a causal language model"
+        )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"model: {source}: transformers has no causal language model for the type {config.model_type!r}; of a "
@@ -338,7 +343,7 @@ def check_config(source: Path) -> None:
             f"model: {source}: its weights are quantised (quantization_config), so adapters could not be merged into "
             "them; give the checkpoint it was made from, or one that is dequantised"
         )
-    fix = "; mend config.json: what it asks for is not there, or its settings do not fit each other"
+    fix = "; install what it asks for, or mend its config.json"
     with refusing(f"model: {source}: cannot be loaded", fix), torch.device("meta"):
         AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
