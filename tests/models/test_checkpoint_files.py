@@ -301,7 +301,7 @@ def test_an_encoder_decoder_is_refused(config: PreTrainedConfig, tmp_path: Path)
     """transformers takes Whisper's decoder for a language model, and drops the encoder beside which it learnt; which of
     MusicGen's texts is *the* text, it refuses to say."""
     config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="it is an encoder-decoder, .*; give a causal language model"):
+    with pytest.raises(UserError, match=r"it is an encoder-decoder, .*; give a causal language model"):
         check_config(tmp_path)
 
 

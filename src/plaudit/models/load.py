@@ -329,8 +329,8 @@ def check_config(source: Path) -> None:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
-            f"model: {source}: it is an encoder-decoder, whose decoder has learnt to write beside what an encoder read; "
-            "give a causal language model"
+            f"model: {source}: it is an encoder-decoder, whose decoder has learnt to write beside what an encoder "
+            "read; give a causal language model"
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
