@@ -413,6 +413,7 @@ def test_labels_by_place_are_named_but_not_where_the_file_names_the_winner_first
     listed = [pair(n, *_in_order(r), turned=n % 5 == 0) for n, r in enumerate(rankings)]
     flat = [x for n, r in enumerate(rankings) for x in _scores_in_order(r, scores[2 * n : 2 * n + 2], n % 5 == 0)]
     assert alarms(report_card(listed, flat)) == {"position": "warning"}
+    assert alarms(report_card(listed, flat, seen_in_order=False)) == {}
     listed = [pair(n, *_in_order(r)) for n, r in enumerate(rankings)]
     flat = [x for n, r in enumerate(rankings) for x in _scores_in_order(r, scores[2 * n : 2 * n + 2], False)]
     card = report_card(listed, flat)

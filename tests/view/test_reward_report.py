@@ -97,6 +97,7 @@ def test_a_run_judges_its_held_out_rankings_and_knows_its_training_prompts(
     assert done.code == 0, done.err
     card = json.loads(done.out)
     own = json.loads((trained / "reward/card.json").read_text(encoding="utf-8"))
+    assert own["position"]["listed"] == "replies in an order that nobody saw"
     assert card["data"]["judged"] == "held-out rows (test, validation)"
     for name in ("accuracy", "accuracy_ci", "length", "by_kind"):
         numbers = [found[name]["accuracy"] if name == "length" else found[name] for found in (card, own)]

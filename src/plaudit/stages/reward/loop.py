@@ -122,9 +122,10 @@ def train(config: RewardConfig, run: Run) -> dict[str, Any]:
     gap = export(run, chat, model, contract, temperatures, folder)
     contract = _with_hashes(contract, run, folder)
     contract.save(folder)
-    simulated = run.rankings is None and all(ranking.annotator is None for ranking in rankings)
     ruler = None if anchors is None else told(contract, reference_BM, anchors)
-    summary, cards = judge(folder, contract, raw_BM, (learnt, learnt_labels), (test, test_labels), simulated, ruler)
+    summary, cards = judge(
+        folder, contract, raw_BM, (learnt, learnt_labels), (test, test_labels), run.rankings is None, ruler
+    )
     files = [folder / name for name in contract.files]
     summary |= {
         "loss": config.loss if test else "logistic",
@@ -169,11 +170,12 @@ def judge(
     raw_BM: Tensor,
     learnt: Rows,
     test: Rows,
-    simulated: bool,
+    own: bool,
     ruler: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(the summary, the cards) of the raw scores of the held-out rankings' replies, then of the labels' ones; writes
-    the cards and the scores. `ruler` is what there is to tell of the anchors, after round 1."""
+    the cards and the scores. `own`: the rankings are of the run's own replies. `ruler` is what there is to tell of the
+    anchors, after round 1."""
     rankings, labels = test
     each = raw_BM.split([*(len(ranking.replies) for ranking in rankings), len(labels)])
     summary: dict[str, Any] = {}
@@ -184,7 +186,7 @@ def judge(
     ]
     if rankings:
         of_rankings = raw_BM[: len(raw_BM) - len(labels)]
-        summary, card = held_out_card(of_rankings, contract, learnt[0], rankings, simulated=simulated)
+        summary, card = held_out_card(of_rankings, contract, learnt[0], rankings, own=own)
         if ruler is not None:
             card = with_anchors(card, ruler)
             summary |= {"anchors_off": ruler["off"], "anchors_correlation": ruler["correlation"]}

@@ -50,13 +50,15 @@ def report_card(
     members_NM: ArrayLike | None = None,
     train: Sequence[Ranking] = (),
     simulated: bool = False,
+    seen_in_order: bool = True,
 ) -> dict[str, Any]:
     """The card of raw scores [N], one a reply of `rankings` in order.
 
     `members_NM` [N, M] are those of an ensemble's members, which name the suspects. With `train`, the rankings that the
     model was trained on, the length baseline learns its direction there and their prompts are looked for among the
-    judged ones. `simulated` says that a program ranked, so that no human limit holds. UserError without a strict pair
-    and for a score that is not finite.
+    judged ones. `simulated` says that a program ranked, so that no human limit holds, and `seen_in_order` that
+    the order of the replies may be that in which they were ranked. UserError without a strict pair and for a score that
+    is not finite.
     """
     pairs = Pairs(rankings)
     scores = np.asarray(scores_N, dtype=np.float64)
@@ -75,7 +77,7 @@ def report_card(
         "counts": _counts(pairs, train),
         **_mean("accuracy", right, pairs),
         "length": _length(pairs, right, scores, train),
-        "position": _position(pairs),
+        "position": _position(pairs, seen_in_order),
         "by_kind": _by_name(pairs, right, [pair.ranking.prompt.kind for pair in pairs.items]),
         "by_source": _by_name(pairs, right, [_sources(pair) for pair in pairs.items]),
         "by_length_gap": _by_length_gap(pairs, right),
@@ -159,10 +161,11 @@ def _length(pairs: Pairs, right: Floats, scores: Floats, train: Sequence[Ranking
     return found
 
 
-def _position(pairs: Pairs) -> dict[str, Any]:
+def _position(pairs: Pairs, seen_in_order: bool) -> dict[str, Any]:
     """What "the reply listed first wins" reaches. A model of single replies cannot see it; a labeller can."""
     first = np.array([float(pair.winner < pair.loser) for pair in pairs.items])
     listed = "winner first" if first.all() else "winner last" if not first.any() else "either way"
+    listed = listed if seen_in_order else "replies in an order that nobody saw"
     return {**_mean("accuracy", first, pairs), "listed": listed}
 
 

@@ -91,10 +91,14 @@ def reward_report(
 
 
 def held_out_card(
-    raw_BM: Tensor, contract: RewardContract, train: Sequence[Ranking], test: Sequence[Ranking], *, simulated: bool
+    raw_BM: Tensor, contract: RewardContract, train: Sequence[Ranking], test: Sequence[Ranking], *, own: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the reward stage's summary, the report card) of the members' raw scores of the replies of `test` in order."""
-    card = report_card(test, card_scores(raw_BM, contract), members_NM=raw_BM, train=train, simulated=simulated)
+    """(the reward stage's summary, the report card) of the members' raw scores of the replies of `test` in order.
+    `own`: the rankings are of the run's own replies, which are shown to people in an order drawn for each."""
+    simulated = own and all(ranking.annotator is None for ranking in (*train, *test))
+    card = report_card(
+        test, card_scores(raw_BM, contract), members_NM=raw_BM, train=train, simulated=simulated, seen_in_order=not own
+    )
     length = card["length"]
     summary = {
         "pairs_train": card["counts"]["train_pairs"],
