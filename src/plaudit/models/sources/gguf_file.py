@@ -30,7 +30,8 @@ def settle(gguf: Path, model: PreTrainedModel) -> None:
     aside = ASIDE | ({"output.weight"} if model.config.tie_word_embeddings else set())
     held = sum(size for name, size in sizes.items() if name not in aside)
     read = sum({tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}.values())
-    if held != read:
+    # Layers that share another's keys and values (Gemma 4) have weights of their own in a file, which nothing reads.
+    if held != read and not getattr(model.config, "num_kv_shared_layers", 0):
         raise UserError(
             f"model: {gguf}: it holds {held:,} numbers, and the {model.config.model_type} that transformers makes of "
             f"it has {read:,}, so some would be left out; {FIX}"
@@ -43,7 +44,7 @@ def _keep_frequencies(gguf: Path, model: PreTrainedModel, reader: Any, names: se
     rope = getattr(config, "rope_parameters", None) or {}
     kind = reader.fields.get(f"{reader.fields['general.architecture'].contents()}.rope.scaling.type")
     said = None if kind is None else kind.contents()
-    if rope.get("rope_type", "default") != "default" or not (names & ASIDE or said not in {None, "none"}):
+    if rope.get("rope_type") != "default" or not (names & ASIDE or said not in {None, "none"}):
         return
     if FACTORS in names:
         factors = torch.tensor(np.array(next(one.data for one in reader.tensors if one.name == FACTORS)).ravel())
