@@ -176,7 +176,7 @@ def test_one_stage_whose_processes_were_started_anew_goes_on_alone() -> None:
     ("flags", "trained", "finished", "lines"),
     [
         (RUN, True, "", ()),
-        (RESUME, True, "", ()),
+        (RESUME, True, "", ("Nothing to resume in runs/a: the run begins at sft",)),
         (RESUME, True, "sft preferences", ("Resuming at reward: sft, preferences had ended",)),
         (from_("ppo"), True, ALL, ()),
         (from_("ppo"), False, ALL, ()),

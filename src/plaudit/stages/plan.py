@@ -128,6 +128,8 @@ def plan_of(recipe: Recipe, finished: Set[str], checkpoints: Set[str], flags: Fl
         stages, checked = needed[first:], needed[:first]
         if checked:
             lines.append(f"Resuming at {stages[0]}: {', '.join(checked)} had ended")
+        elif stages[0] not in checkpoints:
+            lines.append(f"Nothing to resume in {recipe.run_folder}: the run begins at {stages[0]}")
     if flags.until is not None:
         begins, last = stages[0], ORDER.index(flags.until)
         stages = tuple(name for name in stages if ORDER.index(name) <= last)
