@@ -30,8 +30,8 @@ def settle(gguf: Path, model: PreTrainedModel) -> None:
     aside = ASIDE | ({"output.weight"} if model.config.tie_word_embeddings else set())
     held = sum(size for name, size in sizes.items() if name not in aside)
     read = sum({tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}.values())
-    # What a model has beside it, buffers or made-up tensors, is told by names. Layers that share another's keys and values
-    # (Gemma 4) have weights of their own in a file, which nothing reads.
+    # What a model has beside the file, buffers or made-up tensors, is told by names. Layers that share another's keys
+    # and values (Gemma 4) have weights of their own in a file, which nothing reads.
     if held > read and not getattr(model.config, "num_kv_shared_layers", 0):
         raise UserError(
             f"model: {gguf}: it holds {held:,} numbers, and the {model.config.model_type} that transformers makes of "
