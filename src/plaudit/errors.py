@@ -9,7 +9,10 @@ traceback.
 
 import errno
 import os
+import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -67,11 +70,30 @@ _SAYS = {
     errno.ENFILE: "this machine has too many open files; close some programs",
 }
 
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
 
 def path_of(error: OSError) -> Path | None:
     """The path that the system names: of two, the one that was meant; of an open file, none."""
     named = error.filename2 or error.filename
     return Path(os.fsdecode(named)) if isinstance(named, str | bytes | os.PathLike) else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that takes no more, or fails, in the block is told of with `path`: of an open file the system names none,
+    and libraries in Rust (safetensors, tokenizers) raise what is no OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_DISKS and path_of(error) is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if told and (code := int(told[1])) in _OF_DISKS:
+            raise OSError(code, os.strerror(code), str(path)) from error
+        raise
 
 
 def system_says(error: OSError) -> str:

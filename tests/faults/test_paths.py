@@ -2,21 +2,30 @@
 
 import errno
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from conftest import tiny_rows, write_lines
+from conftest import make_tokenizer, tiny_rows, write_lines
 from plaudit.algo import worked
 from plaudit.data import files
 from plaudit.data.cache import cache_folder
-from plaudit.data.files import write_text
-from plaudit.errors import UserError
+from plaudit.data.files import whole_folder, write_text
+from plaudit.data.table import DemonstrationTable
+from plaudit.errors import UserError, system_says, writing
 from plaudit.guard import doctor
+from plaudit.records import Demonstration, Message, Prompt
+from plaudit.run.checkpoint import Checkpoints
+from plaudit.run.metrics import Metrics
 from plaudit.run.stopping import Interrupted
 from plaudit.stages import pipeline
 
@@ -227,3 +236,52 @@ def test_a_data_file_that_is_a_folder_and_a_folder_that_is_a_file(odd: Path, pla
     assert plaudit("run", odd / "folder").err.startswith(
         f"Error: {odd / 'folder'}: is a folder, where a file is needed"
     )
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """`ulimit -f`: what a full disk does, by a limit that needs no disk of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def log_rows(path: Path) -> None:
+    with Metrics(path) as log:
+        log.log(text="x" * 2000)
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "text": lambda path: write_text(path, "x" * 2000),
+    "log": log_rows,
+    "checkpoint": lambda path: Checkpoints(path, 1, print).save(1, [("state.json", b"x" * 2000)]),
+    "tokenizer": lambda path: save(path, make_tokenizer().save_pretrained),
+    "tensors": lambda path: save(path, lambda part: save_file({"weight": torch.zeros(1000)}, part / "m.safetensors")),
+    "demonstrations": lambda path: DemonstrationTable.of([Demonstration(PROMPT, "x" * 20_000)]),
+}
+PROMPT = Prompt("a", (Message("user", "hello"),), "kind", "train")
+
+
+def save(path: Path, write: Callable[[Path], Any]) -> None:
+    with whole_folder(path) as part:
+        write(part)
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_what_takes_no_more_is_named_whoever_writes_it(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "some"))
+    with pytest.raises(OSError, match="File too large") as found, files_of_at_most(1000):
+        WRITERS[what](tmp_path / "some")
+    assert system_says(found.value).startswith(str(tmp_path / "some"))
+    assert system_says(found.value).endswith(FULL[errno.EFBIG])
+
+
+def test_a_connection_that_breaks_while_a_file_is_written_is_not_said_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionResetError) as found, writing(tmp_path):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    assert system_says(found.value) == "Connection reset by peer"

@@ -269,9 +269,9 @@ def test_a_flipped_byte_is_named_and_the_checkpoint_before_it_is_used(
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        (errno.ENOSPC, "No space left on device"),
-        (errno.EIO, "Error: the disk fails to read or write it"),
-        (errno.EROFS, "Error: a file is on a disk that can only be read"),
+        (errno.ENOSPC, "/state.json: No space left on device"),
+        (errno.EIO, "/state.json: the disk fails to read or write it"),
+        (errno.EROFS, "/state.json: is on a disk that can only be read"),
     ],
 )
 def test_a_disk_that_fails_stops_the_run_and_the_old_checkpoint_stays(

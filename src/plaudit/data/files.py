@@ -4,6 +4,7 @@ Reads prompts, demonstrations and rankings, of any format in any container (data
 whole or not at all.
 """
 
+import io
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from plaudit.data.formats.json_rows import json_lines
 from plaudit.data.formats.reader import Reader, prompt_of
 from plaudit.data.formats.rows import Row, shown
 from plaudit.data.table import DemonstrationTable
-from plaudit.errors import UserError, no_file
+from plaudit.errors import UserError, no_file, writing
 from plaudit.records import Demonstration, Labelled, Message, Prompt, Ranking, Record
 
 
@@ -127,6 +128,18 @@ def read_labels(path: Path, reading: Reading = _STRICT) -> list[Labelled]:
     return [record for _, record in reading.records(path, "labels") if isinstance(record, Labelled)]
 
 
+class _Named(io.FileIO):
+    """A file whose name is in what the disk says while it is written; what its writer reads meanwhile is not."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w")
+        self._path = path
+
+    def write(self, data: Any) -> Any:
+        with writing(self._path):
+            return super().write(data)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that is at `path` when the block has ended, flushed to disk, replacing what was there; an error leaves
@@ -136,10 +149,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as handle:
+        with io.BufferedWriter(_Named(part)) as handle:
             yield handle
             handle.flush()
-            os.fsync(handle.fileno())
+            with writing(part):
+                os.fsync(handle.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -155,7 +169,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        yield part
+        with writing(part):
+            yield part
         _open_to_readers(part)
         if path.exists():
             path.replace(gone)  # at no moment is there a half-deleted folder of this name

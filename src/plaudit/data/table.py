@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit.data.cache import cache_folder
+from plaudit.errors import writing
 from plaudit.records import Demonstration, Message, Prompt, messages_as_json
 
 
@@ -63,9 +64,11 @@ class DemonstrationTable(Sequence[Demonstration]):
             splits.append(known.setdefault(row.prompt.split, row.prompt.split))
             packed = [row.prompt.id, messages_as_json(row.prompt.messages), row.completion]
             line = json.dumps(packed, ensure_ascii=False).encode()
-            starts.append(starts[-1] + file.write(line))
+            with writing(cache_folder()):
+                starts.append(starts[-1] + file.write(line))
             whole.update(line + f"{kinds[-1]}\0{splits[-1]}\n".encode())
-        file.flush()
+        with writing(cache_folder()):
+            file.flush()
         columns = [np.array(column, dtype=object) for column in (kinds, splits)]
         return cls(_Stored(file, np.array(starts), whole.hexdigest()), np.arange(len(kinds)), *columns)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from plaudit.data.files import clear_halves, whole_folder
 from plaudit.data.hashes import sha256, sha256_json
+from plaudit.errors import writing
 
 MANIFEST = "manifest.json"
 BLOCK = 1 << 20
@@ -142,10 +143,11 @@ def _manifest(step: int, listed: dict[str, dict[str, Any]]) -> bytes:
 def _write_file(path: Path, contents: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        view = memoryview(contents)
-        while view:
-            view = view[os.write(handle, view[:BLOCK]) :]
-        os.fsync(handle)
+        with writing(path):
+            view = memoryview(contents)
+            while view:
+                view = view[os.write(handle, view[:BLOCK]) :]
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -153,6 +155,7 @@ def _write_file(path: Path, contents: bytes) -> None:
 def _flush_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with writing(path):
+            os.fsync(handle)
     finally:
         os.close(handle)

@@ -25,7 +25,7 @@ import yaml
 
 from plaudit.data.files import clear_halves, write_json, write_text
 from plaudit.data.hashes import sha256
-from plaudit.errors import UserError
+from plaudit.errors import UserError, writing
 from plaudit.run.checkpoint import WAIT
 from plaudit.run.provenance import differences, environment, is_among
 from plaudit.run.stopping import Interrupted
@@ -311,8 +311,8 @@ def _take_lock(lock: IO[str], path: Path) -> None:
             fix = "wait for it or give another folder"
             raise UserError(f"{path} is in use by another process ({owner}); {fix}") from error
     lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {platform.node()}")
-    lock.flush()
+    with writing(path / LOCK):
+        print(f"pid {os.getpid()} on {platform.node()}", end="", file=lock, flush=True)
 
 
 def finished_stages(folder: Path) -> dict[str, Any]:

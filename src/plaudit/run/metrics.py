@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plaudit.errors import UserError
+from plaudit.errors import UserError, writing
 
 TAIL = 1 << 14
 """Bytes of a log's end that are read at a time."""
@@ -45,7 +45,8 @@ class Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._handle.close()
+        with writing(self.path):
+            self._handle.close()
 
     def log(self, **row: Any) -> None:
         """One row; every number in it must be finite (a NaN in a log is a run that should have stopped)."""
@@ -54,13 +55,15 @@ class Metrics:
                 json.dumps(value, allow_nan=False)
             except ValueError as error:
                 raise FloatingPointError(f"metric {name!r} is {value} in {row}") from error
-        self._handle.write((json.dumps(row) + "\n").encode("utf-8"))
-        self._handle.flush()
+        with writing(self.path):
+            self._handle.write((json.dumps(row) + "\n").encode("utf-8"))
+            self._handle.flush()
 
     def end(self) -> int:
         """Bytes so far, all of them on the disk."""
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
+        with writing(self.path):
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
         return self._handle.tell()
 
 

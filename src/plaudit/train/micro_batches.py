@@ -10,7 +10,7 @@ from plaudit.config import AutoOrCount
 from plaudit.data.files import write_json
 from plaudit.data.packing import balanced, by_length
 from plaudit.dist.memory import halving, too_large
-from plaudit.errors import RunStopped
+from plaudit.errors import RunStopped, writing
 from plaudit.run.display import console
 from plaudit.train.run import Run
 
@@ -70,7 +70,8 @@ class MicroBatches:
             self.halvings += 1
             key = f"{self._key} (tokens)" if self._auto else self._key
             row = {"where": where, key: now // 2, "why": told}
-            with (self._folder / "memory.jsonl").open("a", encoding="utf-8") as handle:
+            path = self._folder / "memory.jsonl"
+            with writing(path), path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
             console.print(f"{where}: out of memory; going on with {key}={now // 2}", soft_wrap=True)
 

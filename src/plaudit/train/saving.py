@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from plaudit.errors import UserError
+from plaudit.errors import UserError, writing
 from plaudit.run.checkpoint import Checkpoint, Checkpoints
 from plaudit.run.display import console
 from plaudit.run.folder import CHECKPOINTS, RECIPE
@@ -156,7 +156,8 @@ class Saver(ExitStack[bool | None]):
         written = self._checkpoints.save(step, self._files(state))
         row = {"stage": self._stage, "step": step, "bytes": written.bytes, "seconds": round(written.seconds, 3)}
         # A history of what was written, by every process of the run: it is not cut when the stage goes on.
-        with (self._run / SAVES).open("a", encoding="utf-8") as handle:
+        path = self._run / SAVES
+        with writing(path), path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
         self._saved, self._cost, self._since = step, written.seconds, time.monotonic()
 
