@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from plaudit.data.files import read_prompts, read_rankings
 from plaudit.errors import UserError
-from plaudit.label.db.database import connect, open_project, snapshot
+from plaudit.label.db.database import connect, open_project, snapshot, writing
 from plaudit.label.db.ledger import read
+from plaudit.label.quality.dashboard import dashboard
+from plaudit.label.queue.again import another_opinion
 from plaudit.label.queue.items import add_items, rank_draft
 from plaudit.records import Completion
 from plaudit.run.metrics import read_metrics
@@ -186,6 +188,97 @@ def test_the_overlap_can_be_raised_while_the_run_waits(
     rankings = read_rankings(tmp_path / "run" / "preferences" / "rankings.jsonl")
     by_name = [sum(ranking.annotator == name for ranking in rankings) for name in ("ann", "bo")]
     assert by_name[0] == by_name[1] > 0
+
+
+def test_a_lowered_overlap_counts_the_places_that_are_filled(
+    run_again: Callable[..., list[str]],
+    plaudit: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What more people said of an item than it has places now does not stand for an item that nobody ranked; the run,
+    `status` and the dashboard say the same."""
+    run = tmp_path / "run"
+    path = run / "label/labels.sqlite"
+    with monkeypatch.context() as stopped:
+
+        def stop(_: float) -> None:
+            raise Interrupted(signal.SIGINT)
+
+        stopped.setattr(preferences_people.time, "sleep", stop)
+        assert plaudit(*run_again("preferences", "overlap=2")).code == 130
+        engine = connect(path)
+        for who in (join(engine, "ann"), join(engine, "bo")):
+            for _ in range(4):
+                assert label_next(engine, who, shorter_is_better)
+        with snapshot(engine) as connection:
+            book = read(connection)
+        assert len({one.item for one in book.labels}) == 4 and len(book.labels) == 8
+        again = plaudit(*run_again("preferences", "overlap=1"))
+    count = len(book.items)
+    assert again.code == 130 and f"4 of {count} labels are in" in again.out
+    with snapshot(engine) as connection:
+        seen = dashboard(read(connection), 0.0)["progress"]
+    assert (seen["given"], seen["wanted"]) == (4, count)
+    (found,) = json.loads(plaudit("status", run, "--json").out)
+    assert (found["now"], found["progress"]) == ("preferences", f"waits for people, 4 of {count} labels are in")
+    with labelling(path, shorter_is_better, ["cleo"]):
+        assert plaudit(*run_again("preferences", "overlap=1")).code == 0
+    engine.dispose()
+    rankings = read_rankings(run / "preferences/rankings.jsonl")
+    assert len({ranking.prompt.id for ranking in rankings}) == count and len(rankings) == count + 4
+
+
+def test_one_person_more_whom_an_admin_asks_for_is_waited_for(
+    run_again: Callable[..., list[str]],
+    plaudit: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "run/label/labels.sqlite"
+    with monkeypatch.context() as stopped:
+
+        def stop(_: float) -> None:
+            raise Interrupted(signal.SIGINT)
+
+        stopped.setattr(preferences_people.time, "sleep", stop)
+        assert plaudit(*run_again("preferences")).code == 130
+        engine = connect(path)
+        with writing(engine) as connection:
+            which = read(connection).items[0].id
+            assert another_opinion(connection, which)
+        assert plaudit(*run_again("preferences")).code == 130  # stopped and gone on, it is asked for still
+    with labelling(path, shorter_is_better, ["ann", "bo"]):
+        assert plaudit(*run_again("preferences")).code == 0
+    with snapshot(engine) as connection:
+        assert sum(one.item == which for one in read(connection).labels) == 2
+    engine.dispose()
+
+
+def test_a_label_that_comes_while_the_run_looks_is_not_lost(
+    run_again: Callable[..., list[str]],
+    plaudit: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last one, just after the labels were read for the first time."""
+    run, looked = tmp_path / "run", preferences_people._labels
+
+    def slow(engine: Any, ids: set[str]) -> Any:
+        read_before = looked(engine, ids)
+        who = join(engine, f"ann {len(read_before[1])}")
+        while label_next(engine, who, shorter_is_better):
+            continue
+        return read_before
+
+    monkeypatch.setattr(preferences_people, "_labels", slow)
+    done = plaudit(*run_again("preferences"))
+    assert done.code == 0, done.err
+    prompts = {row.prompt.id for row in read_rankings(run / "preferences/rankings.jsonl")}
+    engine = connect(run / "label/labels.sqlite")
+    with snapshot(engine) as connection:
+        assert prompts == {row.prompt_id for row in read(connection).items}
+    engine.dispose()
 
 
 def test_more_labels_than_there_can_be_are_refused_before_anybody_is_asked(

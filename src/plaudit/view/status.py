@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from plaudit.errors import UserError
+from plaudit.label.extra import missing_packages
 from plaudit.run.branch import rounds_of
 from plaudit.run.display import console
 from plaudit.run.folder import (
@@ -21,6 +22,10 @@ from plaudit.run.folder import (
     stages_beside,
 )
 from plaudit.run.metrics import last_rows
+
+SAMPLED = "label/sampled.json"
+DATABASE = "label/labels.sqlite"
+"""Of a run that waits for people: what it sampled for them, in each round's folder, and their labels, in the run's."""
 
 _COUNTED = {"ppo": ("update", "updates"), "sft": ("step", None), "reward": ("step", None)}
 """What the stages' metrics count, and the key of the recipe that says how many there will be."""
@@ -60,9 +65,13 @@ def status_of(folder: Path) -> dict[str, Any]:
     """One run: how far it is, what it takes of the disk, and what came out."""
     rounds = rounds_of(folder)[1:]
     files = [file for file in folder.rglob("*") if file.is_file() and not {*file.parents} & {*rounds}]
+    recipe = read_recipe(folder)
+    how_far = progress_of(folder, recipe)
+    if how_far["now"] == "preferences" and (folder / SAMPLED).is_file():
+        how_far["progress"] = _labels(folder, recipe)
     found: dict[str, Any] = {
         "run": str(folder),
-        **progress_of(folder, read_recipe(folder)),
+        **how_far,
         "bytes": sum(file.stat().st_size for file in files),
         "changed": max(file.stat().st_mtime for file in files),
     }
@@ -76,6 +85,25 @@ def _progress(folder: Path, stage: str, recipe: Mapping[str, Any]) -> str:
     counted, key = _COUNTED[stage]
     total = recipe.get(stage, {}).get(key)
     return f"{counted} {rows[0][counted]}" + (f" of {total}" if total else "")
+
+
+def _labels(folder: Path, recipe: Mapping[str, Any]) -> str:
+    """That a run waits for people, and how many labels are in now, whether it runs or not."""
+    home = folder.parent if folder in rounds_of(folder.parent) else folder
+    config = recipe.get("preferences", {})
+    where = config.get("database") or home / DATABASE
+    waits = "waits for people"
+    if missing_packages():
+        return waits
+    from plaudit.label.db.database import open_as_it_is, snapshot
+    from plaudit.label.quality.places import filled_of_run
+
+    try:
+        with snapshot(open_as_it_is(where)) as connection:
+            had, wanted = filled_of_run(connection, home.resolve().name)
+    except UserError:  # whether a run waits is known without its database
+        return waits
+    return f"{waits}, {had:,} of {config.get('labels') or wanted:,} labels are in"
 
 
 def _result(summary: Mapping[str, Any]) -> str:

@@ -349,6 +349,38 @@ def test_a_changed_mind_is_a_correction_and_the_old_row_stays(database: Callable
     assert [row.ranks for row in standing(labels)] == [(2, 1, 1)]
 
 
+def test_each_annotator_of_a_label_studio_task_gives_a_label(database: Callable[[], Engine], tmp_path: Path) -> None:
+    """Ann by her address, 7 by the number, one by nothing; who changed their mind, and who said nothing."""
+
+    def annotation(side: str | None, who: Any) -> dict[str, Any]:
+        result = [{"from_name": "better", "value": {"selected": side}}] if side else []
+        return {"completed_by": who, "was_cancelled": False, "result": result}
+
+    ann = {"id": 3, "email": "ann@example.org"}
+    said = [annotation("left", ann), annotation("right", 7), annotation("left", None), annotation(None, 8)]
+    tasks = [
+        {"id": 1, "data": {"prompt": "A tree?", "answer1": "Oak.", "answer2": "Ivy."}, "annotations": said},
+        {
+            "id": 2,
+            "data": {"prompt": "A bird?", "answer1": "Owl.", "answer2": "Bat."},
+            "annotations": [annotation("right", ann), annotation("left", ann)],
+        },
+    ]
+    path = put(tmp_path / "export.json", json.dumps(tasks))
+    engine = database()
+    found = import_labels(engine, path)
+    assert (found.items, found.labels) == (2, 5)
+    rows = [json.loads(row) for row in written(engine, "rankings").splitlines()]
+    given = [(row["responses"][0]["text"], row["responses"][0]["rank"], row.get("annotator")) for row in rows]
+    assert given == [
+        ("Oak.", 1, "ann@example.org"),
+        ("Oak.", 2, "7"),
+        ("Oak.", 1, None),
+        ("Owl.", 1, "ann@example.org"),
+    ]
+    assert import_labels(engine, path).labels == 0
+
+
 def test_imported_labels_take_slots_but_never_more_than_there_are(
     database: Callable[[], Engine], tmp_path: Path
 ) -> None:

@@ -55,15 +55,7 @@ def _label_studio(place: str, row: dict[str, Any]) -> dict[str, Any]:
             f"{place}: a task of Label Studio whose field 'data' has not two answers (as answer1 and answer2) is not "
             "read; export the project as CSV and name its columns with columns: prompt=THEIRS,completion=THEIRS"
         )
-    votes, asked = [0, 0], set[str]()
-    for annotation in annotations:
-        results = annotation.get("result") if isinstance(annotation, dict) else None
-        for result in results if isinstance(results, list) and not annotation.get("was_cancelled") else ():
-            value = result.get("value") if isinstance(result, dict) else None
-            side = value.get("selected") if isinstance(value, dict) else None
-            if side in _SIDES:
-                votes[_SIDES[side]] += 1
-                asked.add(str(result.get("from_name")))
+    votes, asked = _votes(annotations)
     if len(asked) > 1:
         raise UserError(
             f"{place}: the task asks {len(asked)} questions, {', '.join(sorted(map(repr, asked)))}, whose answers "
@@ -74,6 +66,42 @@ def _label_studio(place: str, row: dict[str, Any]) -> dict[str, Any]:
     both = (duel.first, duel.second)
     responses = [{"text": data[key], "votes": count} for key, count in zip(both, votes, strict=True)]
     return {**{key: value for key, value in data.items() if key not in both}, "responses": responses}
+
+
+def _votes(annotations: list[Any]) -> tuple[list[int], set[str]]:
+    """(votes for the left and the right answer, the questions that were asked)."""
+    votes, asked = [0, 0], set[str]()
+    for annotation in annotations:
+        results = annotation.get("result") if isinstance(annotation, dict) else None
+        for result in results if isinstance(results, list) and not annotation.get("was_cancelled") else ():
+            value = result.get("value") if isinstance(result, dict) else None
+            side = value.get("selected") if isinstance(value, dict) else None
+            if side in _SIDES:
+                votes[_SIDES[side]] += 1
+                asked.add(str(result.get("from_name")))
+    return votes, asked
+
+
+def an_annotation_each(place: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A task of Label Studio as one task for each annotation that chose, with who gave it; any other row as it is.
+    UserError for a task that cannot be read."""
+    if not {"data", "annotations"} <= row.keys():
+        return [row]
+    _label_studio(place, row)
+    parts = []
+    for one in row["annotations"]:
+        if any(_votes([one])[0]):
+            who = _completed_by(one.get("completed_by"))
+            data = row["data"] | ({"annotator": who} if who else {})
+            parts.append({**row, "data": data, "annotations": [one]})
+    return parts
+
+
+def _completed_by(who: Any) -> str | None:
+    """Who gave an annotation: Label Studio writes a number, or an object with the address."""
+    if isinstance(who, dict):
+        return str(who.get("email") or who.get("id") or "") or None
+    return None if who is None else str(who)
 
 
 def _outputs(place: str, row: dict[str, Any]) -> dict[str, Any]:

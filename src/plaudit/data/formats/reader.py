@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.data.formats.columns import OURS, Columns
-from plaudit.data.formats.compared import chosen_between
+from plaudit.data.formats.compared import an_annotation_each, chosen_between
 from plaudit.data.formats.containers import rows
 from plaudit.data.formats.duels import Duel, duel_of
 from plaudit.data.formats.key_words import holds_text, seem_answers, seems_judged, unsays_pair
@@ -73,7 +73,8 @@ class Reader:
 
     `wanted` is the kind of records that the caller can use (any, if None). It gives (row, record); with `quarantine` a
     bad row comes with None and says its problem, without it the first one is raised. Keys of messages that `ignore`
-    names are counted, any other than role and content makes a bad row.
+    names are counted, any other than role and content makes a bad row. With `by_person` a row that tells what several
+    people said is one for each of them.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Reader:
         quarantine: bool = False,
         columns: Mapping[str, str] | None = None,
         ignore: Collection[str] = (),
+        by_person: bool = False,
     ):
         if format is not None and format not in FORMATS:
             near = difflib.get_close_matches(format, FORMATS, n=1)
@@ -97,7 +99,7 @@ class Reader:
         self.rows = self.bad = 0
         self.ignored: dict[str, int] = {}
         self._harmless: set[str] = set()
-        self.ignore = ignore
+        self.ignore, self.by_person = ignore, by_person
         self.ignored_in_messages: Counter[str] = Counter()
 
     def describe(self) -> str:
@@ -117,6 +119,8 @@ class Reader:
 
     def __iter__(self) -> Iterator[tuple[Row, Record | None]]:
         stream = rows(self.source, self.columns)
+        if self.by_person:
+            stream = chain.from_iterable(map(_by_person, stream))
         if self.format is None:
             looked_at = list(islice(stream, _LOOKED_AT if self.quarantine else 1))
             self._settle([self._shaped(row) for row in looked_at])
@@ -279,6 +283,12 @@ class Reader:
         lists = {"responses", "messages", "conversations"} if isinstance(row[key], str) else set()
         numbered = set() if key[-1:].isdigit() else {"response_1", "response_2"}
         return difflib.get_close_matches(key, OURS - row.keys() - lists - numbered, n=1, cutoff=0.85)
+
+
+def _by_person(row: Row) -> list[Row]:
+    if row.value is None:
+        return [row]
+    return [row._replace(value=own) for own in an_annotation_each(row.place, row.value)]
 
 
 def _is_said(text: Any, row: dict[str, Any]) -> bool:

@@ -90,7 +90,7 @@ def put_label(engine: Engine, draft: Draft, annotator: str, sent: dict[str, Any]
 
 
 def _rows(source: str | Path, compare: bool, annotator: str | None) -> Iterator[_Said]:
-    for row, record in Reader(source):
+    for row, record in Reader(source, by_person=True):
         if isinstance(record, Demonstration):
             draft = Draft("write", record.prompt, (), (), source_file="import")
             yield _Said(row.place, draft, record.annotator or annotator, {"text": record.completion})

@@ -21,6 +21,7 @@ from plaudit.label.db.database import open_project, snapshot, writing
 from plaudit.label.db.ledger import Ledger, counting, read, standing
 from plaudit.label.db.schema import item, label
 from plaudit.label.quality.agreement import agreement
+from plaudit.label.quality.places import EARLIER, filled, origin_of
 from plaudit.label.queue.items import Draft, add_items, rank_draft, set_priorities
 from plaudit.label.queue.leases import recount
 from plaudit.label.queue.left import any_open
@@ -45,13 +46,12 @@ Sample = Callable[[], tuple[list[Group], float]]
 def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tuple[list[Ranking], dict[str, Any]]:
     """The rankings of people, one a person and item, and what the summary says of them."""
     home = run_of(run.folder.path, run.rounds.number)
-    origin = f"preferences of {home.name}"  # what the database says of the items of all rounds; runs may share one
+    origin = origin_of(home.name)
     drafts, text_changed = _drafts(config, run, sample, origin)
     (home / "label").mkdir(parents=True, exist_ok=True)
-    wanted = config.labels if config.labels is not None else len(drafts) * config.overlap
-    if wanted > len(drafts) * config.overlap:
+    if config.labels is not None and config.labels > len(drafts) * config.overlap:
         raise UserError(
-            f"preferences.labels={wanted}: {len(drafts)} items for {config.overlap} people each give at most "
+            f"preferences.labels={config.labels}: {len(drafts)} items for {config.overlap} people each give at most "
             f"{len(drafts) * config.overlap} labels; raise preferences.overlap or train_prompts, or lower labels"
         )
     where = config.database or str(home / "label" / "labels.sqlite")
@@ -59,8 +59,8 @@ def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tup
     try:
         add_items(engine, drafts)
         ids = {draft.id for draft in drafts}
-        _settle(engine, ids, origin, config.overlap)
-        ledger, rankings = _wait(engine, where, run.folder.path, ids, wanted)
+        _settle(engine, ids, origin, config.overlap, run.folder.path / "label" / SAMPLED)
+        ledger, rankings = _wait(engine, where, run.folder.path, ids, config.labels)
     finally:
         engine.dispose()
     agreed = agreement([own for own in ledger.labels if own.item in ids])
@@ -112,54 +112,66 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) ->
     return found, stored["text_changed"]
 
 
-def _settle(engine: Engine, ids: set[str], origin: str, overlap: int) -> None:
-    """The items go to as many people as the recipe says now.
+def _settle(engine: Engine, ids: set[str], origin: str, overlap: int, sampled: Path) -> None:
+    """The items go to as many people as the recipe says now; where it says what it said before, those that an admin
+    asks one person more of are left so.
 
     Those of this run's earlier samplings stay, and so do their labels; but they come after these.
     """
     with snapshot(engine) as connection:
         ledger = read(connection)
-    other = [row.id for row in ledger.items if row.id in ids and row.overlap != overlap]
-    for start in range(0, len(other), AT_ONCE):
-        with writing(engine) as connection:
-            for which in other[start : start + AT_ONCE]:
-                connection.execute(update(item).where(item.c.id == which).values(overlap=overlap))
-                recount(connection, which)
-    old = {
-        row.id: -1.0 for row in ledger.items if row.source_file == origin and row.id not in ids and row.priority > -1
-    }
-    set_priorities(engine, old)
+    stored = json.loads(sampled.read_text(encoding="utf-8"))
+    if stored.get("overlap") != overlap:
+        other = [row.id for row in ledger.items if row.id in ids and row.overlap != overlap]
+        for start in range(0, len(other), AT_ONCE):
+            with writing(engine) as connection:
+                for which in other[start : start + AT_ONCE]:
+                    connection.execute(update(item).where(item.c.id == which).values(overlap=overlap))
+                    recount(connection, which)
+        write_json(sampled, stored | {"overlap": overlap})
+    mine = [row for row in ledger.items if row.source_file == origin and row.id not in ids]
+    set_priorities(engine, {row.id: EARLIER for row in mine if row.priority > EARLIER})
 
 
-def _wait(engine: Engine, where: str, folder: Path, ids: set[str], wanted: int) -> tuple[Ledger, list[Ranking]]:
-    """Until so many rankings are in, or no more can come: every slot is filled, or everybody there had the item."""
+def _wait(engine: Engine, where: str, folder: Path, ids: set[str], labels: int | None) -> tuple[Ledger, list[Ranking]]:
+    """Until so many places have a ranking (None: all), or no more can come: every slot is filled, or everybody there
+    had the item."""
+    seen, more = _now(engine, ids)  # before the labels are read, so that none is missed that comes meanwhile
     ledger, rankings = _labels(engine, ids)
-    if len(rankings) < wanted:
+    had, wanted = _filled(ledger, ids, labels)
+    if had < wanted:
         console.print(
-            f"{len(rankings)} of {wanted} labels are in. Let people rank the replies; this prints the link:\n\n"
+            f"{had} of {wanted} labels are in. Let people rank the replies; this prints the link:\n\n"
             f"    plaudit label serve --database {where}\n\n"
             "The run goes on by itself. It may be stopped with Ctrl-C meanwhile: "
             f"`plaudit run {folder / RECIPE} --resume` goes on waiting.",
             soft_wrap=True,
         )
     with progress("Labels", wanted, "label") as advance:
-        advance(count=min(len(rankings), wanted))
-        seen, more = _now(engine, ids)
-        while len(rankings) < wanted and more:
+        shown = min(had, wanted)
+        advance(count=shown)
+        while had < wanted and more:
             time.sleep(POLL_SECONDS)
             before = seen
             seen, more = _now(engine, ids)
             if seen == before and more:
                 continue
-            had = len(rankings)
             ledger, rankings = _labels(engine, ids)
-            advance(count=max(0, min(len(rankings), wanted) - min(had, wanted)))
-    if len(rankings) < wanted:
-        _say_what_is_missing(where, ledger, ids, f"{len(rankings)} of {wanted} labels are in")
+            had, wanted = _filled(ledger, ids, labels)
+            advance(count=max(0, min(had, wanted) - shown))
+            shown = max(shown, min(had, wanted))
+    if had < wanted:
+        _say_what_is_missing(where, ledger, ids, f"{had} of {wanted} labels are in")
     if not rankings:
         fix = f"invite somebody else (`plaudit label invite NAME --database {where}`), then --resume this run"
         raise UserError(f"preferences: nobody who is there ranked any of the {len(ids)} items; {fix}")
     return ledger, rankings
+
+
+def _filled(ledger: Ledger, ids: set[str], labels: int | None) -> tuple[int, int]:
+    """(places of these items that have a ranking, how many are waited for), withdrawn items aside."""
+    places = {row.id: row.overlap or ledger.overlap for row in ledger.items if row.id in ids}
+    return filled(ledger.labels, places), sum(places.values()) if labels is None else labels
 
 
 def _now(engine: Engine, ids: set[str]) -> tuple[int, bool]:
