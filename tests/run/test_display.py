@@ -21,7 +21,7 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
         (-2.0, "-2.000"),
         (7, "7"),
         ("text", "text"),
-        (None, "None"),
+        (None, "-"),
         ([0.1, 0.25], "[0.100, 0.250]"),
         ((1, 0.5), "[1, 0.500]"),
         ([], "[]"),
