@@ -5,15 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from conftest import CPU
 from plaudit import rng
 from plaudit.models.load import load_model
+from plaudit.records import Completion
 from plaudit.rollout.inprocess import InProcessEngine
 from plaudit.run.folder import CHECKPOINTS
 from plaudit.run.metrics import Metrics
+from plaudit.stages.evaluate.loop import Judged
 from plaudit.train.config import CheckpointConfig
 from plaudit.train.run import Run
 from plaudit.train.sampling import sample_in_batches
@@ -67,3 +71,13 @@ def test_sampling_that_was_killed_goes_on_with_the_same_replies(
     found, began = sampled(run)
     assert began == 2
     assert found == expected
+
+
+def test_a_single_reply_of_the_model_that_is_its_own_reference_is_kept(tmp_path: Path) -> None:
+    """One held-out prompt: its log-probability under the model and under the reference is one array."""
+    own, other = np.array([-3.5]), np.array([0.25])
+    judged = Judged([Completion("So.")], [[5, 6]], other, None, own, own, -own, np.array([2]))
+    (tmp_path / "state").write_bytes(save(dict(judged.as_state().tensors)))
+    back = Judged.before(State(load_file(tmp_path / "state"), judged.as_state().values))
+    assert back is not None and back.gold is None and back.replies == judged.replies
+    assert (back.logprob_sum, back.ref_logprob_sum, back.ref_nll_sum) == ([-3.5], [-3.5], [3.5])

@@ -57,7 +57,8 @@ class Scored:
         """What a checkpoint keeps of it."""
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         replies = [reply.as_json() for reply in self.replies]
-        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        # Copies: the SFT model is its own reference, and a file holds no two names of one array.
+        tensors = {name: torch.tensor(value) for name, value in arrays.items()}
         return State(tensors, {"replies": replies, "ids": self.ids})
 
 

@@ -160,10 +160,12 @@ class PPOConfig(StrictConfig):
         """UserError when some of `count` processes would have nothing to do in any step."""
         size = 1 if self.micro_batch_size == "auto" else self.micro_batch_size
         if self.micro_batch_tokens is None and (parts := self.minibatch_size // size) < count:
+            most = self.minibatch_size // count
+            fix = f"ppo.micro_batch_size to at most {most}" if most else f"ppo.minibatch_size to at least {count}"
             raise UserError(
                 f"ppo.micro_batch_size={self.micro_batch_size} makes {parts} micro-batches of "
-                f"ppo.minibatch_size={self.minibatch_size}, and {count} processes are to share them: set "
-                f"ppo.micro_batch_size to at most {self.minibatch_size // count or 1}, or start fewer processes"
+                f"ppo.minibatch_size={self.minibatch_size}, and {count} processes are to share them: set {fix}, or "
+                "start fewer processes"
             )
 
     @model_validator(mode="after")
