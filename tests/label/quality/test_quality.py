@@ -313,6 +313,46 @@ def test_a_correction_is_no_second_label_of_its_day() -> None:
     assert [day["labels"] for day in days[-2:]] == [1, 0]
 
 
+def test_the_pace_is_that_of_places_filled_here_and_a_correction_is_no_work_of_its_week() -> None:
+    """Ann gave four labels in two days, a month ago; yesterday she corrected one, could not judge an item and imported
+    what others had said. This week nothing was filled, so nobody knows how many days are left."""
+    items = [item(f"i{number}", "ab") for number in range(8)]
+    month = NOW - 30 * 86400
+    labels = [label(one, (1, 2), seq=1 + at, created=month + at * 43200) for at, one in enumerate(items[:4])]
+    labels += [label(items[0], (2, 1), seq=11, supersedes=1, created=NOW - 86400)]
+    labels += [label(items[4], None, seq=12, verdict="cannot_judge", created=NOW - 86400)]
+    labels += [label(items[5], (1, 2), seq=13, person=2, created=NOW - 86400, seconds=0.0, order=())]
+    people = [person(1, "ann"), person(2, "(not named)", active=False)]
+    found = dashboard(ledger(items, people, labels), NOW)
+    assert (found["progress"]["given"], found["progress"]["days_left"]) == (5, None)
+    assert [(row["labels"], row["week"]) for row in found["people"]] == [(5, 1), (1, 1)]  # ann's is "cannot judge"
+    # One more, now: 3 are still wanted, at one in a day.
+    more = dashboard(ledger(items, people, [*labels, label(items[6], (1, 2), seq=14, created=NOW)]), NOW)
+    assert more["progress"]["days_left"] == pytest.approx(2 * 7)
+
+
+def test_every_answer_is_of_one_sort() -> None:
+    """ "All bad" with an order is no second answer "ranked"; the table and the filters call it the same."""
+    one, text = item("i", "ab"), item("w", "a", task="write")
+    said = [label(one, (1, 2), 1), label(one, (1, 2), 2, verdict="all_bad"), label(one, None, 3, verdict="all_bad")]
+    said += [label(one, None, 4, verdict="cannot_judge"), label(text, None, 1, text="Good.")]
+    people = [person(number, f"n{number}") for number in range(1, 5)]
+    found = dashboard(ledger([one, text], people, said), NOW)["verdicts"]
+    assert found == {"ranked": 1, "all_bad": 2, "cannot_judge": 1, "written": 1}
+
+
+def test_bias_is_measured_on_what_was_asked_as_usual() -> None:
+    """Where the gold answers are the longer replies, whoever knows them is not biased to length for it."""
+    usual = [item(f"i{number}", ["long one", "short"]) for number in range(4)]
+    known = [item(f"g{number}", ["long one", "short"], gold=(1, 2)) for number in range(4)]
+    labels = [label(one, (2, 1)) for one in usual] + [label(one, (1, 2), purpose="gold") for one in known]
+    labels += [label(usual[0], (1, 2), purpose="consistency"), label(usual[1], (1, 2), 2, late=True)]
+    rows = {row["name"]: row for row in dashboard(ledger([*usual, *known], [person(1, "ann")], labels), NOW)["people"]}
+    for measure in ("longer_wins", "earlier_wins", "first_is_best"):
+        assert (rows["ann"][measure]["share"], rows["ann"][measure]["n"]) == (0.0, 4)
+    assert (rows["ann"]["gold"]["share"], rows["ann"]["self"]["share"]) == (1.0, 0.0)
+
+
 def test_the_alarm_of_no_second_person_says_what_is_still_to_be_done() -> None:
     """80 labels of one person: with an overlap of 2 there is nothing to be set any more."""
     items = [item(f"i{number}", "ab") for number in range(80)]

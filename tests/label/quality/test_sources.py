@@ -111,6 +111,18 @@ def test_a_prompt_counts_when_its_labels_are_all_in() -> None:
     assert found is not None and found["complete"] == 2
 
 
+def test_a_prompt_is_one_value_however_many_labels_it_has() -> None:
+    """SFT wins nineteen prompts; of the twentieth, which an admin had more people asked about, all 21 prefer PPO. That
+    is one prompt in twenty, and not 21 labels in forty, which lie outside of their own interval."""
+    items = [item(f"i{n}", ["as long", "as many"], ["sft", "ppo"]) for n in range(20)]
+    said = [label(one, (1, 2)) for one in items[:19]] + [label(items[19], (2, 1), person=who) for who in range(21)]
+    found = win_rate(items, said, "ppo", "sft")
+    assert found is not None
+    assert (found["win_rate"], found["labels"], found["prompts"]) == (pytest.approx(0.05), 40, 20)
+    assert found["low"] < 0.05 < found["high"] < 0.5 and found["enough"] == "sft"
+    assert found["at_equal_length"]["win_rate"] == pytest.approx(0.05, abs=0.01)  # they are as long
+
+
 def test_enough_labels() -> None:
     """Of 100 prompts PPO wins so many; ties only are no difference; few labels say how many more it may take."""
     items = [item(f"i{n}", ["short", "rather long"], ["sft", "ppo"]) for n in range(100)]

@@ -96,6 +96,18 @@ def test_a_lease_that_ran_out_goes_to_somebody_else_and_a_late_answer_is_kept_ap
     assert do(leases.claim, cy, now=9000.0) is None and do(leases.claim, ann, now=9000.0) is None
 
 
+def test_who_left_an_item_open_last_week_is_not_at_work_on_it(
+    engine: Engine, add: Add, person: Make, do: Callable[..., Any]
+) -> None:
+    add(draft(1), draft(2))
+    assert do(leases.claim, person("ann"), now=1000.0) and do(leases.claim, person("bo"), now=1060.0)
+    with snapshot(engine) as connection:
+        assert ledger.read(connection).open_leases == 0
+    do(leases.claim, person("cy"))
+    with snapshot(engine) as connection:
+        assert ledger.read(connection).open_leases == 1
+
+
 def test_late_is_late_though_nobody_took_the_slot_which_then_is_free(
     engine: Engine, add: Add, person: Make, do: Callable[..., Any]
 ) -> None:

@@ -5,6 +5,7 @@ They are pure functions of a `Ledger`, so they need no database to be tested, an
 """
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -134,7 +135,8 @@ def read(connection: Connection, *, labelled: bool = False) -> Ledger:
     are (and those that stand beside labelled ones in a comparison), since their texts are most of a large database."""
     settings = project(connection)
     lease = schema.lease.c
-    count = select(func.count()).select_from(schema.lease).where(lease.state == "open")
+    count = select(func.count()).select_from(schema.lease)
+    count = count.where(lease.state == "open", lease.expires_at > time.time())
     skipped = select(lease.item, lease.person).join(schema.item, schema.item.c.id == lease.item)
     skipped = skipped.where(lease.state == "released", ~lease.late, ~schema.item.c.withdrawn)
     compares = connection.execute(select(exists().where(lease.task == "compare"))).scalar_one()

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from plaudit.label.kinds.rank import COMPARE, RANK
+from plaudit.label.db.ledger import Label
+from plaudit.label.kinds.rank import COMPARE, RANK, VERDICTS
 from plaudit.label.kinds.shared import BadAnswer, Body, quoted
 from plaudit.label.kinds.write import WRITE
 
 KINDS = {"rank": RANK, "compare": COMPARE, "write": WRITE}
+SAID = ("ranked", *VERDICTS, "written")
 _PARTS = {"ranks", "verdict", "strength", "reason", "flags", "text"}
 
 
@@ -16,3 +18,8 @@ def body_of(task: str, order: Sequence[int], flags: Sequence[str], sent: Body) -
     if unknown:
         raise BadAnswer(quoted(min(unknown)), "not a part of an answer", "see docs/label-api.md")
     return KINDS[task].body(order, flags, sent)
+
+
+def said_by(label: Label) -> str:
+    """One of `SAID`: a verdict, or what was given without one."""
+    return label.verdict or ("ranked" if label.text is None else "written")

@@ -38,12 +38,12 @@ is from 0 to 1. Sources stand here for the admin only; annotators never get this
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plaudit.label.db.ledger import ItemRow, Label, Ledger, counting, standing
-from plaudit.label.kinds.rank import VERDICTS
+from plaudit.label.kinds import SAID, said_by
 from plaudit.label.quality.agreement import agreement, asked, ranked
 from plaudit.label.quality.alarms import alarms
 from plaudit.label.quality.annotator import doubtful_gold, person_quality
@@ -62,10 +62,11 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     agreed = agreement(labels)
     for row in agreed["between"]:
         row["first"], row["second"] = names[row["first"]], names[row["second"]]
-    people = _people(ledger, items, labels, now)
+    begun = _begun(ledger.labels)
+    people = _people(ledger, items, labels, begun, now)
     comparing = [label for label in asked(labels) if items[label.item].task == "compare"]
-    progress = _progress(ledger, labels, now)
-    said = Counter(label.verdict for label in labels)
+    progress = _progress(ledger, labels, begun, now)
+    said = Counter(said_by(label) for label in labels)
     return {
         "name": ledger.name,
         "generated": now,
@@ -73,11 +74,7 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
         "days": _days([label for label in ledger.labels if label.supersedes is None], now),
         "people": people,
         "agreement": agreed,
-        "verdicts": {
-            "ranked": sum(label.ranks is not None for label in labels),
-            **{verdict: said[verdict] for verdict in VERDICTS},
-            "written": sum(label.text is not None for label in labels),
-        },
+        "verdicts": {verdict: said[verdict] for verdict in SAID},
         "flags": _flags(labels),
         "alarms": alarms(people, agreed, progress, doubtful_gold(items, labels)),
         "sources": source_table(ledger.items, ranked(labels)),
@@ -87,7 +84,15 @@ def dashboard(ledger: Ledger, now: float) -> dict[str, Any]:
     }
 
 
-def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, Any]:
+def _begun(labels: Sequence[Label]) -> dict[int, float]:
+    """When each label was given for the first time: a correction of last month's is no work of this week."""
+    begun: dict[int | None, float] = {}
+    for label in sorted(labels, key=lambda row: row.seq):
+        begun[label.seq] = begun.get(label.supersedes, label.created)
+    return {seq: at for seq, at in begun.items() if seq is not None}
+
+
+def _progress(ledger: Ledger, labels: Sequence[Label], begun: Mapping[int, float], now: float) -> dict[str, Any]:
     normal = [label for label in labels if label.purpose == "normal" and not label.late]
     given: dict[str, set[int]] = defaultdict(set)
     for label in normal:
@@ -112,8 +117,9 @@ def _progress(ledger: Ledger, labels: Sequence[Label], now: float) -> dict[str, 
         for task, own in sorted(counts.items())
     ]
     total = {name: sum(row[name] for row in tasks) for name in ("items", "wanted", "given", "done")}
-    week = sum(now - label.created < 7 * _DAY for label in normal)
-    first = min((label.created for label in labels), default=now)
+    # The pace is that of what fills places here: imported labels, which took no time, were given elsewhere.
+    paced = [begun[label.seq] for label in normal if label.seconds > 0 and label.verdict != "cannot_judge"]
+    week, first = sum(now - at < 7 * _DAY for at in paced), min(paced, default=now)
     a_day = week / max(1.0, min(7.0, (now - first) / _DAY))
     left = total["wanted"] - total["given"]
     return {
@@ -135,7 +141,9 @@ def _days(labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
     return [{"day": day, "labels": len(who[day]), "people": len(set(who[day]))} for day in days]
 
 
-def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], now: float) -> list[dict[str, Any]]:
+def _people(
+    ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], begun: Mapping[int, float], now: float
+) -> list[dict[str, Any]]:
     measured = person_quality(items, labels, [person.id for person in ledger.people])
     rows = []
     for person in ledger.people:
@@ -147,7 +155,7 @@ def _people(ledger: Ledger, items: dict[str, ItemRow], labels: Sequence[Label], 
                 "role": person.role,
                 "active": person.active,
                 "labels": len(own),
-                "week": sum(now - label.created < 7 * _DAY for label in own),
+                "week": sum(now - begun[label.seq] < 7 * _DAY for label in own),
                 "late": sum(label.late for label in own),
                 "corrected": sum(label.supersedes is not None for label in own),
                 "skipped": sum(who == person.id for _, who in ledger.skipped),

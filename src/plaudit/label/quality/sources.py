@@ -115,46 +115,46 @@ def win_rate(
     """How often replies of source `first` were ranked above those of `second` (ties half); None when nobody compared
     the two. `labels` hold those without ranks too; `overlap` people label an item that does not say otherwise.
 
-    `low` and `high` are of a confidence sequence: they hold after every label at once, so that looking and stopping is
-    allowed. A prompt is one value of it, the mean of its labels, when the last one wanted is in, since labels of one
-    prompt are not independent. `enough` says who is preferred (or `neither`) once they tell, and `more` how many more
-    labels that may take if the rate stays. `at_equal_length` is the rate if both wrote as much, its interval that of
-    one look.
+    A prompt is one value, the mean of its labels, since labels of one prompt are not independent and contested prompts
+    get more of them. `low` and `high` are of a confidence sequence of the prompts whose last label wanted is in: they
+    hold after every label at once, so that looking and stopping is allowed. `enough` says who is preferred (or
+    `neither`) once they tell, and `more` how many more labels that may take if the rate stays. `at_equal_length` is the
+    rate if both wrote as much, its interval that of one look.
     """
-    lengths: list[float] = []
-    rows: list[tuple[float, str]] = []
+    lengths: dict[str, list[float]] = defaultdict(list)
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for item, one, other, share in _meetings(items, labels):
         if {one, other} == {first, second}:
-            rows.append((share if one == first else 1 - share, item.prompt_id))
-            by_prompt[item.prompt_id].append(rows[-1][0])
+            by_prompt[item.prompt_id].append(share if one == first else 1 - share)
             length = {reply.source: len(reply.text) for reply in item.replies}
-            lengths.append(length[first] - length[second])
-    if not rows:
+            lengths[item.prompt_id].append(length[first] - length[second])
+    if not by_prompt:
         return None
-    shares, prompts = zip(*rows, strict=True)
+    shares = [share for own in by_prompt.values() for share in own]
+    rates = {prompt: float(np.mean(own)) for prompt, own in by_prompt.items()}
     given = Counter(label.item for label in labels)
     waiting = {
         item.prompt_id
         for item in items
         if {first, second} <= {reply.source for reply in item.replies} and given[item.id] < (item.overlap or overlap)
     }
-    values = [float(np.mean(own)) for prompt, own in by_prompt.items() if prompt not in waiting]
+    values = [rate for prompt, rate in rates.items() if prompt not in waiting]
     low, high = confidence_sequence(values)
-    at, interval, _ = length_controlled(shares, lengths, prompts)
+    longer = [float(np.mean(own)) for own in lengths.values()]
+    at, interval, _ = length_controlled(list(rates.values()), longer, list(rates))
     enough, more = _enough(values, first, second, low, high)
     return {
         "first": first,
         "second": second,
-        "win_rate": float(np.mean(shares)),
+        "win_rate": float(np.mean(list(rates.values()))),
         "low": low,
         "high": high,
         "ties": float(np.mean([share == 0.5 for share in shares])),
-        "labels": len(rows),
+        "labels": len(shares),
         "prompts": len(by_prompt),
         "complete": len(values),
         "enough": enough,
-        "more": None if more is None else round(more * len(rows) / len(by_prompt)),
+        "more": None if more is None else round(more * len(shares) / len(by_prompt)),
         "at_equal_length": {"win_rate": at, "low": interval[0], "high": interval[1]},
     }
 

@@ -25,12 +25,12 @@ from typing import Any, get_args
 
 from plaudit.errors import UserError
 from plaudit.label.db.ledger import ItemRow, Label, Ledger, counting, standing
-from plaudit.label.kinds import KINDS
+from plaudit.label.kinds import KINDS, SAID, said_by
 from plaudit.label.kinds.rank import dense, labelled_ranking, ranking_of, rows_of
 from plaudit.label.kinds.shared import Aggregate, Format
 from plaudit.label.quality.agreement import item_agreement, judged_pairs, middle_ranks, strict
 from plaudit.label.quality.reliability import log_odds, mean_ranks, reliabilities
-from plaudit.label.transfer.table import SAID, csv_lines, label_rows, said_by
+from plaudit.label.transfer.table import csv_lines, label_rows
 from plaudit.records import Demonstration, Ranking
 
 FORMATS: tuple[Format, ...] = get_args(Format)

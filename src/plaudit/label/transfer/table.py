@@ -7,16 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from plaudit.label.db.ledger import ItemRow, Label
-from plaudit.label.kinds.rank import VERDICTS
+from plaudit.label.kinds import said_by
 
-SAID = ("ranked", *VERDICTS, "written")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection")."""
-
-
-def said_by(label: Label) -> str:
-    """One of `SAID`: a verdict, or what was given without one."""
-    return label.verdict or ("ranked" if label.text is None else "written")
 
 
 def label_rows(
