@@ -324,7 +324,7 @@ def _address(engine: Any, url: str | None) -> str:
 
 def _somebody(connection: Any, name: str) -> int:
     """Whose name it is; UserError for nobody's."""
-    from plaudit.label.people import known_person
+    from plaudit.label.db.names import known_person
 
     who = known_person(connection, name)
     if who is None:

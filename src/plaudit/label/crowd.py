@@ -14,8 +14,9 @@ from sqlalchemy import Connection, insert, select, update
 
 from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
+from plaudit.label.db.names import known_person, tidy_name
 from plaudit.label.db.schema import person, project
-from plaudit.label.people import begin_session, caller_of, is_name, known_person, tidy_name
+from plaudit.label.people import begin_session, caller_of, is_name
 
 WORKER = ("worker", "PROLIFIC_PID", "workerId")
 """Under which names platforms put the worker's id into an address."""

@@ -14,8 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, exists, insert, select, update
 
 from plaudit.data.hashes import sha256_text
+from plaudit.label.db.names import known_person, tidy_name
 from plaudit.label.db.schema import identity, invite, person
-from plaudit.label.people import begin_session, end_session, is_name, known_person, open_invite, tidy_name
+from plaudit.label.people import begin_session, end_session, is_name, open_invite
 
 
 @dataclass(frozen=True)

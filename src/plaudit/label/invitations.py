@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from plaudit.errors import UserError
-from plaudit.label.people import known_person, make_invite
+from plaudit.label.db.names import known_person
+from plaudit.label.people import make_invite
 from plaudit.label.queue.allowances import read_fields, set_allowance
 from plaudit.label.transfer.table import csv_lines
 

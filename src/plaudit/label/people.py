@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, i
 
 from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
+from plaudit.label.db.names import known_person, tidy_name
 from plaudit.label.db.schema import LIVE, ROLES, identity, invite, lease, login_attempt, person, session
 from plaudit.label.queue.leases import end_open, recount
 
@@ -44,11 +45,6 @@ class Caller:
     name: str
     role: str
     csrf: str
-
-
-def tidy_name(name: str) -> str:
-    """A name as it is kept and looked for: in Unicode's composed form, without blanks at its ends or twice within."""
-    return " ".join(part for part in unicodedata.normalize("NFC", name).split(" ") if part)
 
 
 def is_name(name: str) -> bool:
@@ -80,12 +76,6 @@ def password_fits(stored: str | None, password: str) -> bool:
         except VerifyMismatchError:
             return False
     return stored is not None
-
-
-def known_person(connection: Connection, name: str) -> Row[Any] | None:
-    """Who has this name, in capitals or not."""
-    rows = connection.execute(select(person)).all()
-    return next((one for one in rows if one.name.casefold() == tidy_name(name).casefold()), None)
 
 
 # --- invites ---

@@ -381,6 +381,21 @@ def test_each_annotator_of_a_label_studio_task_gives_a_label(database: Callable[
     assert import_labels(engine, path).labels == 0
 
 
+def test_a_name_in_capitals_is_the_same_person(database: Callable[[], Engine], tmp_path: Path) -> None:
+    """As where they sign in: otherwise Ann had two voices, and agreed with herself."""
+    engine = database()
+
+    def row(name: str, ranks: tuple[int, int]) -> str:
+        replies = [{"text": text, "rank": rank} for text, rank in zip("ab", ranks, strict=True)]
+        return json.dumps({"prompt": "A tree?", "responses": replies, "annotator": name}) + "\n"
+
+    import_labels(engine, put(tmp_path / "one.jsonl", row("ann", (1, 2))))
+    again = import_labels(engine, put(tmp_path / "two.jsonl", row("Ann", (1, 2)) + row(" ANN", (2, 1))))
+    assert (again.labels, again.known) == (1, 1)  # said before, and a correction
+    (kept,) = [json.loads(line) for line in written(engine, "rankings").splitlines()]
+    assert (kept["annotator"], [reply["rank"] for reply in kept["responses"]]) == ("ann", [2, 1])
+
+
 def test_imported_labels_take_slots_but_never_more_than_there_are(
     database: Callable[[], Engine], tmp_path: Path
 ) -> None:

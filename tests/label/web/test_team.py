@@ -7,7 +7,8 @@ from label_kit import PASSWORD, World, cookie_of, draft, form_token, free_of
 
 from plaudit.label.db import ledger
 from plaudit.label.db.database import open_project, snapshot
-from plaudit.label.people import is_name, tidy_name
+from plaudit.label.db.names import tidy_name
+from plaudit.label.people import is_name
 from plaudit.label.queue.items import add_items
 
 

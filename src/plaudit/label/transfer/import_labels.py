@@ -23,6 +23,7 @@ from plaudit.data.formats.reader import Reader
 from plaudit.data.hashes import sha256_text
 from plaudit.errors import UserError
 from plaudit.label.db.database import writing
+from plaudit.label.db.names import known_person
 from plaudit.label.db.schema import LIVE, item, label, lease, person, project
 from plaudit.label.kinds import body_of
 from plaudit.label.kinds.rank import STRENGTHS, dense
@@ -118,9 +119,9 @@ def _ranking(place: str, record: Ranking, compare: bool, annotator: str | None) 
 
 
 def _person(connection: Connection, name: str) -> int:
-    known = connection.execute(select(person.c.id).where(person.c.name == name)).scalar()
-    if known is not None:
-        return int(known)
+    """Whose this name is, in capitals or not, as where people sign in: otherwise somebody agrees with themselves."""
+    if (known := known_person(connection, name)) is not None:
+        return int(known.id)
     made = insert(person).values(name=name, role="annotator", password_hash=None, active=False, created=time.time())
     return int(connection.execute(made.returning(person.c.id)).scalar_one())
 

@@ -15,6 +15,7 @@ from plaudit.errors import UserError
 from plaudit.label import people
 from plaudit.label.db import ledger, schema
 from plaudit.label.db.database import open_project, writing
+from plaudit.label.db.names import known_person
 from plaudit.label.web.app import create_app
 from plaudit.label.web.entrance.oidc import Provider
 
@@ -122,7 +123,7 @@ def test_an_invitation_is_taken_by_signing_in_whatever_the_address(world: World,
     assert me(again) == "cleo"
     world.join("dan")
     with writing(world.engine) as connection:
-        cleo, dan = (people.known_person(connection, name) for name in ("cleo", "dan"))
+        cleo, dan = (known_person(connection, name) for name in ("cleo", "dan"))
         assert cleo is not None and dan is not None
         people.merge(connection, cleo.id, dan.id)
     sign_in(again, provider, sub="s-cleo")

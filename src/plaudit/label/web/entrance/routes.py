@@ -7,6 +7,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from plaudit.errors import UserError
 from plaudit.label import crowd, people
+from plaudit.label.db.names import tidy_name
 from plaudit.label.web.entrance.front import form, form_is_ours, front_of, welcome
 from plaudit.label.web.shared.service import address_of, caller_of, service_of
 
@@ -26,7 +27,7 @@ def login_page(request: Request) -> Response:
 
 @login_routes.post("/login")
 def login(request: Request, name: Text = "", password: Text = "", csrf: Text = "") -> Response:
-    front, name = front_of(request), people.tidy_name(name)
+    front, name = front_of(request), tidy_name(name)
     known = people.is_name(name)
     name = name if known else ""
     if not form_is_ours(request, csrf):
@@ -81,7 +82,7 @@ def join_page(request: Request, token: str) -> Response:
     if not service_of(request).read(crowd.is_open, token):
         return form(request, "", "crowd.closed", 404, page="join", token=token)
     worker = next((request.query_params[name] for name in crowd.WORKER if name in request.query_params), "")
-    name = people.tidy_name(worker)
+    name = tidy_name(worker)
     if not people.is_name(name):
         return form(request, "", "crowd.no_worker", 422, page="join", token=token)
     return form(request, name, page="join", token=token)
