@@ -14,14 +14,16 @@ from transformers import PreTrainedModel
 
 from conftest import tiny_stage
 from plaudit.errors import UserError
+from plaudit.models import roles as roles_module
 from plaudit.models.full import FullRoles
 from plaudit.models.kernels.trunk import trunk_of
 from plaudit.models.roles import plain_logprobs
+from plaudit.models.tokens import Tokens
 from plaudit.run.metrics import Clock, read_metrics
 from plaudit.stages.ppo import loop as ppo
 from plaudit.stages.ppo.config import PPOConfig
 from plaudit.stages.ppo.rollout import picked
-from plaudit.stages.ppo.trainer import Trainer, layout, start_from_last
+from plaudit.stages.ppo.trainer import Trainer, by_micro_batch, layout, start_from_last
 from plaudit.stages.ppo.update import gradient
 from plaudit.train.config import CheckpointConfig, RoundsConfig
 from plaudit.train.run import Run
@@ -83,6 +85,29 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
     ppo.train(config, replace(run, resume=True))
     for name in ("metrics.jsonl", "evaluations.jsonl", "model/model.safetensors", "value_head/head.safetensors"):
         assert (run.folder.path / "ppo" / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def test_the_first_scores_are_computed_as_all_later_ones(
+    tmp_path: Path, tiny_run: Callable[..., Run], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run begins with a trainer that nothing was asked of yet: its scores must round as the other's do."""
+    changes = {"replies_per_prompt": 4, "minibatch_size": 4, "micro_batch_size": 4}
+    trainer = Trainer(*on(tmp_path, tiny_run, trained, "float32", **changes))
+    prompts, rows = picked(trainer, trainer.run.split("train"), 0), list[int]()
+    tokens, _, _ = trainer.sampler.sample(prompts, "ppo/rollout", 0)
+    pack = roles_module.pack_tokens
+
+    def counted(tokens: Tokens) -> Any:
+        rows.append(len(tokens.lengths_B))
+        return pack(tokens)
+
+    monkeypatch.setattr(roles_module, "pack_tokens", counted)
+    first = by_micro_batch(trainer, tokens, 0, "reward")["scores_BM"]
+    packed = [*rows]
+    by_micro_batch(trainer, tokens, 0, "reference")
+    rows.clear()
+    assert torch.equal(by_micro_batch(trainer, tokens, 0, "reward")["scores_BM"], first)
+    assert packed == rows == [4]
 
 
 def update(trainer: Trainer) -> Any:

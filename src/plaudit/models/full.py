@@ -119,11 +119,22 @@ class FullRoles(nn.Module):
         """The plain models that it runs on."""
         return [self.policy, self.reference]
 
+    @property
+    def packs(self) -> bool:
+        """See `Roles.packs`. The adapters on the reference are asked past these roles too, so they have it at once: a
+        reward that packs only once the reference was asked rounds otherwise in the first pass after a resumption."""
+        return self._packs
+
+    @packs.setter
+    def packs(self, packs: bool) -> None:
+        self._packs = packs
+        if self.others is not None:
+            self.others.packs = packs
+
     def forward(self, tokens: Tokens | Batch, role: Role, need: frozenset[Need]) -> RoleOutput:
         """See `Roles.forward`; scores are asked of `others`."""
         self._fetch(here=role != "policy")
         if role != "policy" and self.others is not None:
-            self.others.packs = self.packs
             return self.others(tokens, role, need)
         assert role in ("policy", "reference"), role
         model = self.policy if role == "policy" else self.reference
