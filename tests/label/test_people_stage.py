@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from annotators import join, label_next, labelling
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 
 from plaudit.data.files import read_prompts, read_rankings
 from plaudit.errors import UserError
@@ -19,7 +20,7 @@ from plaudit.label.db.database import connect, open_project, snapshot, writing
 from plaudit.label.db.ledger import read
 from plaudit.label.quality.dashboard import dashboard
 from plaudit.label.queue.again import another_opinion
-from plaudit.label.queue.items import add_items, rank_draft
+from plaudit.label.queue.items import add_items, rank_draft, set_priorities
 from plaudit.records import Completion
 from plaudit.run.metrics import read_metrics
 from plaudit.run.stopping import Interrupted
@@ -281,6 +282,41 @@ def test_a_label_that_comes_while_the_run_looks_is_not_lost(
     engine.dispose()
 
 
+def test_a_run_waits_on_while_the_database_is_away(
+    run_again: Callable[..., list[str]],
+    plaudit: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once when it looks whether anything is new, and once when it reads what is."""
+    away = {"_now": 2, "_labels": 2}  # which call of each finds nobody there; the first ones are before it waits
+
+    def flaky(name: str) -> Callable[..., Any]:
+        whole = getattr(preferences_people, name)
+
+        def found(*arguments: Any) -> Any:
+            away[name] -= 1
+            if away[name] == 0:
+                raise OperationalError("SELECT 1", {}, Exception("the server has gone"))
+            return whole(*arguments)
+
+        return found
+
+    for name in away:
+        monkeypatch.setattr(preferences_people, name, flaky(name))
+    path = tmp_path / "run/label/labels.sqlite"
+    with labelling(path, shorter_is_better, ["ann"]):
+        done = plaudit(*run_again("preferences", "overlap=1"))
+    assert done.code == 0, done.err
+    assert done.out.count("the labels cannot be read (the server has gone); trying again") in (1, 2)
+    assert max(away.values()) < 0
+    engine = connect(path)
+    with snapshot(engine) as connection:
+        count = len(read(connection).items)
+    engine.dispose()
+    assert len(read_rankings(tmp_path / "run/preferences/rankings.jsonl")) == count
+
+
 def test_more_labels_than_there_can_be_are_refused_before_anybody_is_asked(
     run_again: Callable[..., list[str]], plaudit: Callable[..., SimpleNamespace]
 ) -> None:
@@ -406,11 +442,16 @@ def test_items_come_in_the_order_of_the_reward_models_doubt(
     engine = connect(database)
     with snapshot(engine) as connection:
         items = read(connection).items
-    engine.dispose()
     assert all(0 < item.priority <= 1 for item in items)
     assert len({item.priority for item in items}) > 1
+    # What a run sampled before, and uses no more, stays behind.
+    set_priorities(engine, {items[0].id: -1.0})
+    assert plaudit("label", "order", trained, "--database", database).code == 0
+    with snapshot(engine) as connection:
+        assert [item.priority < 0 for item in read(connection).items] == [True, *[False] * (len(items) - 1)]
     assert plaudit("label", "order", trained, "--database", database, "--by", "length").code == 0
     assert plaudit("label", "order", trained, "--database", database, "--by", "age").code == 2
+    engine.dispose()
 
 
 def test_people_and_files_of_rankings_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from plaudit import rng
 from plaudit.dist.machine import choose_machine, release_memory
 from plaudit.errors import UserError
 from plaudit.label.db.ledger import Ledger, standing
+from plaudit.label.quality.places import EARLIER
 from plaudit.label.queue.active import By, priority
 from plaudit.label.queue.items import Draft, rank_draft
 from plaudit.models.load import load_chat, load_model, quiet_libraries
@@ -114,7 +115,8 @@ def _voices(folder: Path, sampling: Sampling) -> list[Voice]:
 
 
 def priorities(folder: Path, ledger: Ledger, by: By) -> dict[str, float]:
-    """Item -> priority by the run's reward model, for every rank item that nobody has labelled yet.
+    """Item -> priority by the run's reward model, for every rank item that nobody has labelled yet, but for those of a
+    run's earlier sampling: they stay behind, since no run uses their labels.
 
     UserError when the run has no reward model.
     """
@@ -123,7 +125,8 @@ def priorities(folder: Path, ledger: Ledger, by: By) -> dict[str, float]:
     if not (folder / "reward" / "reward.json").is_file():
         raise UserError(f"{folder}: no reward model is here; stage 'reward' makes it, and without one items keep order")
     labelled = {label.item for label in standing(ledger.labels)}
-    items = [item for item in ledger.items if item.task == "rank" and item.gold is None and item.id not in labelled]
+    waiting = [item for item in ledger.items if item.gold is None and item.id not in labelled]
+    items = [item for item in waiting if item.task == "rank" and item.priority > EARLIER]
     machine = choose_machine(recipe.dtype)
     reward = load_reward_model(folder / "reward", machine.dtype, machine.device)
     texts = [

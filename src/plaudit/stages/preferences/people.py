@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, func, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from plaudit import rng
 from plaudit.data.files import write_json
@@ -148,15 +149,23 @@ def _wait(engine: Engine, where: str, folder: Path, ids: set[str], labels: int |
             soft_wrap=True,
         )
     with progress("Labels", wanted, "label") as advance:
-        shown = min(had, wanted)
+        shown, away = min(had, wanted), False
         advance(count=shown)
         while had < wanted and more:
             time.sleep(POLL_SECONDS)
             before = seen
-            seen, more = _now(engine, ids)
-            if seen == before and more:
+            try:
+                seen, more = _now(engine, ids)
+                if seen == before and more:
+                    continue
+                ledger, rankings = _labels(engine, ids)
+            except (OperationalError, InterfaceError) as error:
+                # Days are waited here: a server that begins anew, or a locked file, may be back the next time.
+                if not away:
+                    console.print(f"{where}: the labels cannot be read ({error.orig}); trying again", soft_wrap=True)
+                seen, more, away = before, True, True
                 continue
-            ledger, rankings = _labels(engine, ids)
+            away = False
             had, wanted = _filled(ledger, ids, labels)
             advance(count=max(0, min(had, wanted) - shown))
             shown = max(shown, min(had, wanted))
