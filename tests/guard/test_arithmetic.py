@@ -63,6 +63,26 @@ def test_rounding_that_a_group_of_nearly_equal_returns_blows_up_is_no_fault(apar
     assert arithmetic.advantages(rollout({"advantages": "grpo", "whiten_advantages": False}, rewards_BT)) is None
 
 
+def endings(finished: list[bool]) -> str | None:
+    """What is said of four replies, 10 to 13, 6, 11 12 13 14 7 and 10 11 6, of which `finished` are said to have ended;
+    6 and 7 end a turn."""
+    rows = [[1, 2, 10, 11, 12, 13], [1, 6, 6], [1, 2, 11, 12, 13, 14, 7], [1, 2, 10, 11, 6]]
+    tokens_BT = torch.tensor([row + [0] * (8 - len(row)) for row in rows])
+    tensors = {"tokens_BT": tokens_BT, "finished_B": torch.tensor(finished)}
+    tensors |= {"prompt_lengths_B": torch.full((4,), 2), "lengths_B": torch.tensor([len(row) for row in rows])}
+    found = arithmetic.endings(Stored(3, tensors, {}, {}))
+    return None if found is None else found.evidence.rpartition("; ")[2]
+
+
+def test_a_model_may_end_its_replies_with_several_tokens_and_only_at_their_end() -> None:
+    assert endings([False, True, True, True]) is None
+    assert endings([False, False, False, False]) is None
+    # The third reply has the 13 that the first one is said to end with amid its text.
+    assert endings([True, True, True, True]) == "1 do not end at a token that ends others"
+    # The last one is said to be cut, with the 6 that ends the second.
+    assert endings([False, True, True, False]) == "1 do not end at a token that ends others"
+
+
 def test_what_the_doctor_measures_of_a_rollout() -> None:
     """Replies 1 nat likelier than under the reference in each of their tokens: KL 4, 1, 5, 3; of one token repeated."""
     stored = rollout({"advantages": "rloo", "whiten_advantages": False})

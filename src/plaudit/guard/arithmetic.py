@@ -113,15 +113,22 @@ def mask(stored: Stored) -> Finding | None:
 
 
 def endings(stored: Stored) -> Finding | None:
-    """Replies that ended end with one and the same token; the others were cut at the limit."""
-    ended_B, lengths_B = stored["finished_B"], stored["lengths_B"] - stored["prompt_lengths_B"]
-    final_B = stored["tokens_BT"][np.arange(len(lengths_B)), stored["lengths_B"] - 1]
-    limit, ids = stored.ppo.get("max_new_tokens"), np.unique(final_B[ended_B])
-    early = 0 if limit is None else int((~ended_B & (lengths_B < limit)).sum())
-    if len(ids) <= 1 and not early:
+    """A token that ends a reply (a model may have several) stands at the end of those that ended and nowhere else; the
+    others were cut at the limit."""
+    ended_B, tokens_BT, first_B, beyond_B = (
+        stored[name] for name in ("finished_B", "tokens_BT", "prompt_lengths_B", "lengths_B")
+    )
+    ids = np.unique(tokens_BT[np.arange(len(ended_B)), beyond_B - 1][ended_B])
+    t = np.arange(tokens_BT.shape[1])
+    # The tokens behind which a reply went on, or was cut.
+    open_BT = (t >= first_B[:, None]) & (t < (beyond_B - ended_B)[:, None])
+    passed = int((np.isin(tokens_BT, ids) & open_BT).any(axis=1).sum())
+    limit = stored.ppo.get("max_new_tokens")
+    early = 0 if limit is None else int((~ended_B & (beyond_B - first_B < limit)).sum())
+    if not passed and not early:
         return None
     cut = f"{early} replies count as cut below the limit of {limit} tokens"
-    return stored.fault("wrong end of turn", f"{cut}; those that ended do so with {len(ids)} ids")
+    return stored.fault("wrong end of turn", f"{cut}; {passed} do not end at a token that ends others")
 
 
 def kl(stored: Stored) -> Finding | None:
