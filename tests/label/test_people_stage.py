@@ -19,6 +19,7 @@ from plaudit.errors import UserError
 from plaudit.label.db.database import connect, open_project, snapshot, writing
 from plaudit.label.db.ledger import read
 from plaudit.label.quality.dashboard import dashboard
+from plaudit.label.quality.places import filled_of_run
 from plaudit.label.queue.again import another_opinion
 from plaudit.label.queue.items import add_items, rank_draft, set_priorities
 from plaudit.records import Completion
@@ -32,6 +33,7 @@ from plaudit.stages.preferences import people as preferences_people
 from plaudit.stages.preferences.config import PreferencesConfig
 from plaudit.stages.recipe import load_recipe
 from plaudit.view.report.write import compared_by_people
+from plaudit.view.status import status_of
 
 
 def shorter_is_better(shown: list[str]) -> dict[str, Any]:
@@ -131,12 +133,37 @@ def test_another_sampling_is_sampled_anew_and_served_first(
     assert done.code == 0, done.err
     with snapshot(engine) as connection:
         book = read(connection)
-    engine.dispose()
     assert {item.priority for item in book.items if item.id in old} == {-1.0}
     assert min(item.priority for item in book.items if item.id not in old) >= 0
     assert len({item.id for item in book.items}) > len(old)
     rankings = read_rankings(tmp_path / "run" / "preferences" / "rankings.jsonl")
     assert {ranking.annotator for ranking in rankings} == {"bo"}  # the labels of the first sampling are kept, not used
+    # The settings of before: what was put up then comes first again, with its labels.
+    assert plaudit(*run_again("preferences", "labels=6")).code == 0
+    with snapshot(engine) as connection:
+        assert {row.id for row in read(connection).items if row.priority >= 0} == old
+        assert filled_of_run(connection, "run")[1] == len(old)
+    engine.dispose()
+    rankings = read_rankings(tmp_path / "run" / "preferences" / "rankings.jsonl")
+    assert sum(ranking.annotator == "ann" for ranking in rankings) >= 6
+
+
+def test_labels_follow_a_prompt_into_its_new_split(
+    run_again: Callable[..., list[str]], plaudit: Callable[..., SimpleNamespace], trained: Path, tmp_path: Path
+) -> None:
+    """The same replies to prompts that are held out now: the database knows the items by what they say."""
+    path, prompts = tmp_path / "run/label/labels.sqlite", tmp_path / "prompts.jsonl"
+    with labelling(path, shorter_is_better, ["ann"]):
+        assert plaudit(*run_again("preferences")).code == 0
+    before = {row.prompt.id: row.prompt.split for row in read_rankings(tmp_path / "run/preferences/rankings.jsonl")}
+    rows = [prompt.as_json() for prompt in read_prompts(trained.parent / "prompts.jsonl")]
+    moved = {"validation": "test", "test": "validation", "train": "train"}
+    prompts.write_text("".join(json.dumps(row | {"split": moved[row["split"]]}) + "\n" for row in rows))
+    with labelling(path, shorter_is_better, ["bo"]):
+        done = plaudit(*run_again("preferences"), f"data.prompts={prompts}")
+    assert done.code == 0, done.err
+    after = {row.prompt.id: row.prompt.split for row in read_rankings(tmp_path / "run/preferences/rankings.jsonl")}
+    assert after == {identity: moved[split] for identity, split in before.items()}
 
 
 def test_people_rank_the_replies_of_a_later_round(
@@ -161,6 +188,7 @@ def test_people_rank_the_replies_of_a_later_round(
         stopped.setattr(preferences_people.time, "sleep", stop)
         with pytest.raises(Interrupted):
             run_pipeline(second, Flags(only=("preferences",)))
+    assert status_of(home / "round-2")["progress"] == "waits for people, 0 of 6 labels are in"
     monkeypatch.setattr(preferences, "sampled", lambda *_: pytest.fail("it sampled again"))
     with labelling(home / "label/labels.sqlite", shorter_is_better, ["ann"]):
         folder = run_pipeline(second, Flags(only=("preferences",)))

@@ -8,7 +8,8 @@ time: run again, it goes on waiting.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tup
     engine = open_project(where)
     try:
         add_items(engine, drafts)
-        ids = {draft.id for draft in drafts}
+        ids = {draft.id: draft for draft in drafts}
         _settle(engine, ids, origin, config.overlap, run.folder.path / "label" / SAMPLED)
         ledger, rankings = _wait(engine, where, run.folder.path, ids, config.labels)
     finally:
@@ -113,11 +114,12 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) ->
     return found, stored["text_changed"]
 
 
-def _settle(engine: Engine, ids: set[str], origin: str, overlap: int, sampled: Path) -> None:
+def _settle(engine: Engine, ids: Mapping[str, Draft], origin: str, overlap: int, sampled: Path) -> None:
     """The items go to as many people as the recipe says now; where it says what it said before, those that an admin
     asks one person more of are left so.
 
-    Those of this run's earlier samplings stay, and so do their labels; but they come after these.
+    Those of this run's earlier samplings stay, and so do their labels; but they come after these, of which some may be
+    of a sampling before that.
     """
     with snapshot(engine) as connection:
         ledger = read(connection)
@@ -131,10 +133,14 @@ def _settle(engine: Engine, ids: set[str], origin: str, overlap: int, sampled: P
                     recount(connection, which)
         write_json(sampled, stored | {"overlap": overlap})
     mine = [row for row in ledger.items if row.source_file == origin and row.id not in ids]
-    set_priorities(engine, {row.id: EARLIER for row in mine if row.priority > EARLIER})
+    behind = {row.id: EARLIER for row in mine if row.priority > EARLIER}
+    again = [row.id for row in ledger.items if row.id in ids and row.priority <= EARLIER]
+    set_priorities(engine, behind | {which: ids[which].priority for which in again})
 
 
-def _wait(engine: Engine, where: str, folder: Path, ids: set[str], labels: int | None) -> tuple[Ledger, list[Ranking]]:
+def _wait(
+    engine: Engine, where: str, folder: Path, ids: Mapping[str, Draft], labels: int | None
+) -> tuple[Ledger, list[Ranking]]:
     """Until so many places have a ranking (None: all), or no more can come: every slot is filled, or everybody there
     had the item."""
     seen, more = _now(engine, ids)  # before the labels are read, so that none is missed that comes meanwhile
@@ -177,20 +183,20 @@ def _wait(engine: Engine, where: str, folder: Path, ids: set[str], labels: int |
     return ledger, rankings
 
 
-def _filled(ledger: Ledger, ids: set[str], labels: int | None) -> tuple[int, int]:
+def _filled(ledger: Ledger, ids: Collection[str], labels: int | None) -> tuple[int, int]:
     """(places of these items that have a ranking, how many are waited for), withdrawn items aside."""
     places = {row.id: row.overlap or ledger.overlap for row in ledger.items if row.id in ids}
     return filled(ledger.labels, places), sum(places.values()) if labels is None else labels
 
 
-def _now(engine: Engine, ids: set[str]) -> tuple[int, bool]:
+def _now(engine: Engine, ids: Collection[str]) -> tuple[int, bool]:
     """The number of the ledger's newest row, which tells cheaply whether anything is new, and whether more can come."""
     with snapshot(engine) as connection:
         last = connection.execute(select(func.coalesce(func.max(label.c.seq), 0))).scalar_one()
         return int(last), any_open(connection, ids)
 
 
-def _say_what_is_missing(where: str, ledger: Ledger, ids: set[str], begin: str) -> None:
+def _say_what_is_missing(where: str, ledger: Ledger, ids: Collection[str], begin: str) -> None:
     """Why the run goes on with fewer labels than were wanted."""
     missing = without_ranking(ledger, ids) | {"skipped": sum(which in ids for which, _ in ledger.skipped)}
     counts = ", ".join(f"{count} {what}" for what, count in missing.items() if count)
@@ -212,7 +218,12 @@ def without_ranking(ledger: Ledger, ids: Collection[str]) -> dict[str, int]:
     }
 
 
-def _labels(engine: Engine, ids: set[str]) -> tuple[Ledger, list[Ranking]]:
+def _labels(engine: Engine, ids: Mapping[str, Draft]) -> tuple[Ledger, list[Ranking]]:
+    """What the database holds, and the rankings of these items. Their prompts are the run's: the database keeps an item
+    with the split and kind that its prompt had when it was put up first."""
     with snapshot(engine) as connection:
         ledger = counting(read(connection))
+    rows = ((row, ids[row.id].prompt if row.id in ids else row.prompt) for row in ledger.items)
+    items = tuple(replace(row, prompt_id=own.id, kind=own.kind, split=own.split) for row, own in rows)
+    ledger = replace(ledger, items=items)
     return ledger, rankings_of(ledger, only=ids)
