@@ -131,7 +131,7 @@ def serve(
     need_extra()
     from plaudit.label.db.database import open_project, writing
     from plaudit.label.queue.items import has_items, rankings_path
-    from plaudit.label.queue.settings import gold_rate_of, settle
+    from plaudit.label.queue.settings import gold_rate_of, not_of_overlap, settle
     from plaudit.label.web import serve as service
     from plaudit.label.web.shared import aside
     from plaudit.label.web.text.pictures import with_pictures
@@ -153,6 +153,9 @@ def serve(
                 text = with_pictures(connection, text, guidelines.parent)
             given = {"overlap": overlap, "lease_minutes": lease_minutes, "guidelines": text, "plain_text": plain_text}
             settle(connection, given | rates | {"language": language})
+        if overlap is not None and (others := not_of_overlap(engine, overlap)):
+            said = f"--overlap {overlap} leaves {others:,} items as they are, for as many people as was asked for them"
+            error_console.print(f"{said}; those of a run have its preferences.overlap", soft_wrap=True)
         # A run whose annotators are people has put its replies in itself, and has no rankings before they labelled.
         waits = source is not None and (source / RECIPE).is_file() and not rankings_path(source).is_file()
         if source is not None and not (waits and has_items(engine)):

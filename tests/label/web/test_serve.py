@@ -15,11 +15,12 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from label_kit import PASSWORD, form_token
+from sqlalchemy import update
 
 from plaudit.cli.label import database_of
 from plaudit.errors import UserError
-from plaudit.label.db import ledger
-from plaudit.label.db.database import connect, open_project, snapshot
+from plaudit.label.db import ledger, schema
+from plaudit.label.db.database import connect, open_project, snapshot, writing
 from plaudit.label.queue import items
 from plaudit.label.web.serve import Place, listen
 
@@ -290,6 +291,12 @@ def test_a_run_that_waits_for_its_people_is_served_as_it_is(
     assert plaudit("label", "serve", str(run), *anywhere, "--lease-minutes", "5").code == 0
     with snapshot(connect(default_database(run))) as connection:
         assert ledger.project(connection).lease_minutes == 5 and len(list(ledger.items(connection))) == 20
+    # Items with a number of people of their own keep it, and whoever asks for another one is told.
+    assert "items as they are" not in plaudit("label", "serve", str(run), *anywhere, "--overlap", "3").err
+    with writing(connect(default_database(run))) as connection:
+        connection.execute(update(schema.item).where(schema.item.c.number <= 6).values(overlap=2))
+    told = plaudit("label", "serve", str(run), *anywhere, "--overlap", "3").err
+    assert "--overlap 3 leaves 6 items as they are" in told and "preferences.overlap" in told
 
 
 def test_a_project_is_called_after_its_file_and_never_after_us(

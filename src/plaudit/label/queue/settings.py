@@ -50,6 +50,13 @@ def settle(
         connection.execute(change.values(free=case((left > 0, left), else_=0)))
 
 
+def not_of_overlap(engine: Engine, overlap: int) -> int:
+    """How many items go to another number of people than the project's `overlap`, since they have one of their own."""
+    query = select(func.count()).where(item.c.overlap != overlap, item.c.gold.is_(None), ~item.c.withdrawn)
+    with engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
 def gold_rate_of(engine: Engine) -> float:
     """The share of gold items among what is served."""
     with engine.connect() as connection:
