@@ -478,6 +478,16 @@ def test_without_a_reward_models_adapter_the_critic_starts_fresh_and_learns(
         assert any(p.any() for name, p in trainer.roles.trainable().items() if "lora_B.critic" in name)
 
 
+def test_a_reward_model_that_is_only_watched_has_no_part_in_the_critic(
+    build: Callable[..., Trainer], functions: Callable[[str], dict[str, Any]]
+) -> None:
+    trainer = build(**OWN, rewards=[functions("share"), {"trained": True, "watch": True}])
+    tokens = trainer.sampler.sample(picked(trainer, trainer.run.split("train"), 0), "ppo/rollout", 0)[0]
+    values_BT = trainer.roles(tokens, "critic", frozenset({"values"})).values_BT
+    assert values_BT is not None and not values_BT.any()
+    assert not any(p.any() for name, p in trainer.roles.trainable().items() if "lora_B.critic" in name)
+
+
 @pytest.mark.parametrize("changes", [{}, {"critic": "head"}, OWN])
 def test_while_the_critic_warms_up_the_policy_stands_still(
     changes: dict[str, Any], build: Callable[..., Trainer]

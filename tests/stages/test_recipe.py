@@ -485,7 +485,8 @@ def test_a_stage_reads_a_shared_section_with_its_own_exceptions(tmp_path: Path) 
 def test_beside_a_full_policy_a_critic_of_its_own_needs_the_reward_models_adapter(tmp_path: Path) -> None:
     path, full = put(tmp_path), ("ppo.critic=own", "lora.stages.ppo=null")
     assert load_recipe(path, full).lora.of("ppo") is None
-    for without in ("lora.stages.reward=null", "ppo.rewards=[{function: 'scores.py:nothing'}]"):
+    watched = "ppo.rewards=[{function: 'scores.py:nothing'}, {trained: true, watch: true}]"
+    for without in ("lora.stages.reward=null", "ppo.rewards=[{function: 'scores.py:nothing'}]", watched):
         assert "is the adapter of the run's reward model, and there is none" in refusal(path, *full, without)
 
 

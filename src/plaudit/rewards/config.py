@@ -111,8 +111,13 @@ def pays(source: RewardSource) -> bool:
 
 
 def uses_trained(sources: Sequence[RewardSource]) -> bool:
-    """Whether the run's own reward model pays; without any source it alone does."""
+    """Whether the run's own reward model is asked for anything; without any source it alone pays."""
     return not sources or any(source.trained for source in sources)
+
+
+def earns_by_trained(sources: Sequence[RewardSource]) -> bool:
+    """Whether what a reply earns depends on it: not where it is only watched."""
+    return not sources or any(source.trained and not source.watch for source in sources)
 
 
 def names_of(sources: Sequence[RewardSource]) -> list[str]:

@@ -19,7 +19,7 @@ from plaudit.data.formats.rows import is_hub
 from plaudit.dist.config import DistributedConfig
 from plaudit.errors import UserError, no_file
 from plaudit.models.config import LoraConfig, Quantise
-from plaudit.rewards.config import uses_trained
+from plaudit.rewards.config import earns_by_trained, uses_trained
 from plaudit.rollout.config import RolloutConfig, SamplingConfig
 from plaudit.run.folder import at_home
 from plaudit.run.loggers.backends import LoggerName
@@ -90,11 +90,11 @@ class Recipe(StrictConfig):
                 f"reward.members={self.reward.members} are adapters on one base; full fine-tuning "
                 "(lora.stages.reward=null) has one"
             )
-        adapted = self.lora.of("reward") is not None and uses_trained(self.ppo.rewards)
+        adapted = self.lora.of("reward") is not None and earns_by_trained(self.ppo.rewards)
         if self.ppo.critic == "own" and self.lora.of("ppo") is None and not adapted:
             raise ValueError(
                 "ppo.critic=own beside full fine-tuning (lora.stages.ppo=null) is the adapter of the run's reward "
-                "model, and there is none here; set ppo.critic=policy"
+                "model, and there is none here that pays; set ppo.critic=policy"
             )
         full = [stage for stage in ("sft", "reward", "ppo") if self.lora.of(stage) is None]
         if self.quantise is not None and full:

@@ -27,6 +27,7 @@ from plaudit.models.rounding import Rounding
 from plaudit.models.sharded import shard
 from plaudit.models.tokens import Tokens
 from plaudit.records import Prompt
+from plaudit.rewards.config import earns_by_trained
 from plaudit.rewards.saved import trained_reward
 from plaudit.rewards.sources import RewardSources, Scores
 from plaudit.rollout.batch import minibatches
@@ -85,7 +86,8 @@ class Trainer:
                 recompute_activations(base)
         # On a GPU padded rows were faster (docs/benchmarks.md).
         self.roles.packs = shares
-        if config.critic == "own" and reward is not None and isinstance(reward.model, Roles):
+        learnt = config.critic == "own" and earns_by_trained(config.rewards)
+        if learnt and reward is not None and isinstance(reward.model, Roles):
             reward.model.start_critic(reward.contract.mean[0], reward.contract.std[0])
         if isinstance(self.roles, Roles):
             shard(self.roles, self.roles.bases[0], run.ranks)
@@ -121,8 +123,9 @@ def _roles(config: PPOConfig, run: Run, reward: list[Path]) -> Roles | FullRoles
     """The roles on the run's SFT model, with the adapters `reward` of its reward model; or on the policy of the round
     before, where that is the reference."""
     moved = run.rounds.moves_reference
-    # A critic of its own starts from the trained reward model's adapter; where there is none, from a fresh one.
-    critic = None if config.critic != "own" else reward[0] if reward else run.lora
+    # A critic of its own starts from the adapter of the reward model that pays; where there is none, from a fresh one.
+    # A score that is only watched must have no part in what is learnt.
+    critic = None if config.critic != "own" else reward[0] if reward and earns_by_trained(config.rewards) else run.lora
     common: dict[str, Any] = {"value_gradient": config.critic == "policy", "temperature": run.sampling.temperature}
     base, under = (
         (load_model(str(run.last_policy), run.machine.dtype, run.machine.device), None) if moved else run.base()
