@@ -20,6 +20,7 @@ from plaudit.label.db.database import connect, open_project, snapshot, writing
 from plaudit.label.db.ledger import read
 from plaudit.label.quality.dashboard import dashboard
 from plaudit.label.quality.places import filled_of_run
+from plaudit.label.queue import leases
 from plaudit.label.queue.again import another_opinion
 from plaudit.label.queue.items import add_items, rank_draft, set_priorities
 from plaudit.records import Completion
@@ -39,6 +40,10 @@ from plaudit.view.status import status_of
 def shorter_is_better(shown: list[str]) -> dict[str, Any]:
     lengths = [len(text) for text in shown]
     return {"ranks": [1 + sum(other < own for other in lengths) for own in lengths]}
+
+
+def longer_is_better(shown: list[str]) -> dict[str, Any]:
+    return {"ranks": [1 + sum(len(other) > len(own) for other in shown) for own in shown]}
 
 
 @pytest.fixture
@@ -308,6 +313,34 @@ def test_a_label_that_comes_while_the_run_looks_is_not_lost(
     with snapshot(engine) as connection:
         assert prompts == {row.prompt_id for row in read(connection).items}
     engine.dispose()
+
+
+def test_what_was_taken_back_is_no_disagreement(
+    run_again: Callable[..., list[str]],
+    plaudit: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ann ranked an item the wrong way round, and then said that she could not judge it; Bo agrees with all else."""
+    with monkeypatch.context() as stopped:
+
+        def stop(_: float) -> None:
+            raise Interrupted(signal.SIGINT)
+
+        stopped.setattr(preferences_people.time, "sleep", stop)
+        assert plaudit(*run_again("preferences", "overlap=2", "labels=3")).code == 130
+    engine = connect(tmp_path / "run/label/labels.sqlite")
+    ann, bo = join(engine, "ann"), join(engine, "bo")
+    assert label_next(engine, ann, longer_is_better)
+    with writing(engine) as connection:
+        (first,) = read(connection).labels
+        leases.correct(connection, ann, first.seq, "client-again", {"verdict": "cannot_judge"})
+    for who in (ann, bo, bo):
+        assert label_next(engine, who, shorter_is_better)
+    engine.dispose()
+    assert plaudit(*run_again("preferences", "overlap=2", "labels=3")).code == 0
+    summary = json.loads((tmp_path / "run/preferences/summary.json").read_text())
+    assert (summary["rankings"], summary["without_ranking"], summary["agreement"]) == (3, 1, 1.0)
 
 
 def test_a_run_waits_on_while_the_database_is_away(

@@ -65,7 +65,7 @@ def ranked_by_people(config: PreferencesConfig, run: Run, sample: Sample) -> tup
         ledger, rankings = _wait(engine, where, run.folder.path, ids, config.labels)
     finally:
         engine.dispose()
-    agreed = agreement([own for own in ledger.labels if own.item in ids])
+    agreed = agreement([own for own in standing(ledger.labels) if own.item in ids])
     pairs = agreed["pairs"]
     return rankings, {
         "people": len({ranking.annotator for ranking in rankings}),
