@@ -87,6 +87,11 @@ def test_a_critic_has_ten_updates_to_explain_something() -> None:
 def test_a_clip_that_never_binds_is_said_after_ten_updates() -> None:
     assert symptoms(rows(18, clip_fraction=0.0)) == []
     assert names(symptoms(rows(20, clip_fraction=0.0))) == ["clip fraction zero"]
+    one_step = {"epochs": 1, "batch_size": 8, "minibatch_size": 8}
+    assert symptoms(rows(20, clip_fraction=0.0, approx_kl=0.0), None, one_step) == []
+    assert names(symptoms(rows(20, clip_fraction=0.0), None, {**one_step, "minibatch_size": 4})) == [
+        "clip fraction zero"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -261,10 +261,12 @@ def learning_rate(log: Log) -> Finding | None:
 
 
 def stands_still(log: Log) -> Finding | None:
-    """Ratios that stay 1 over several epochs, and a clip that never binds."""
-    warm = log.rows[log.ppo.get("critic_warmup", 0) :]
-    found = STANDS_STILL(replace(log, rows=warm)) if log.ppo.get("epochs", 2) > 1 else None
-    if found is not None or _last(warm, "clip_fraction", LONG) != 0:
+    """Ratios that stay 1 over several epochs, and a clip that never binds; neither where an update is one step, before
+    which every ratio is 1."""
+    warm, epochs = log.rows[log.ppo.get("critic_warmup", 0) :], log.ppo.get("epochs", 2)
+    found = STANDS_STILL(replace(log, rows=warm)) if epochs > 1 else None
+    one_step = epochs == 1 and log.ppo.get("batch_size", 32) == log.ppo.get("minibatch_size", 16)
+    if found is not None or one_step or _last(warm, "clip_fraction", LONG) != 0:
         return found
     return Finding(
         "clip fraction zero",
