@@ -77,6 +77,8 @@ def test_the_command_of_the_page(both: tuple[Path, str], trained: Path) -> None:
     run, out = both
     assert tuple(finished_stages(run)) == STAGES
     assert "2 processes share the work of sft, preferences, reward, ppo, evaluate; the first does the rest" in out
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert f"cpu, float32, {max(1, cores // 2)} threads" in out  # a rank's part of the machine
     assert out.count("Report: ") == 1
     for log in LOGS:
         rows, expected = read_metrics(run / log), read_metrics(trained / log)

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from plaudit.data.files import free_folder, read_json, write_json
 from plaudit.errors import UserError
-from plaudit.run.folder import RunFolder, finished_model, free_folder, read_recipe
+from plaudit.run.folder import RunFolder, finished_model, finished_stages, read_recipe
 from plaudit.run.provenance import environment, versions
 
 STAGES = ("sft", "preferences", "reward", "ppo", "evaluate", "report")
@@ -53,6 +54,7 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
 def made(path: Path) -> Path:
     """A run whose first stage has begun."""
     with RunFolder.open(path, text(RECIPE), resume=False) as run:
+        run.begin("sft")
         (run.stage("sft") / "metrics.jsonl").touch()
     return path
 
@@ -429,3 +431,29 @@ def test_an_environment_without_git_says_so(monkeypatch: pytest.MonkeyPatch, tmp
     assert environment()["git"] is None
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert environment()["git"] is None
+
+
+# --- what was cut short ---
+
+
+@pytest.mark.parametrize("end", [0, -3])
+@pytest.mark.parametrize("name", ["manifest.json", "recipe.yaml", "some.json"])
+def test_a_file_of_a_run_that_was_cut_short_is_named(tmp_path: Path, name: str, end: int) -> None:
+    path = made(tmp_path)
+    write_json(path / "some.json", {"a": "b" * 50})
+    reading = {"manifest.json": finished_stages, "recipe.yaml": read_recipe}.get(
+        name, lambda run: read_json(run / name)
+    )
+    reading(path)
+    (path / name).write_text((path / name).read_text()[:end])
+    with pytest.raises(UserError, match=rf"{name} is cut short or damaged.*; put it back"):
+        reading(path)
+
+
+def test_a_run_without_its_manifest_does_not_begin_again_over_what_it_made(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    (path / "manifest.json").unlink()
+    assert "manifest.json is missing, and nothing else says which stages ended" in refusal(
+        path, text(RECIPE), resume=True
+    )
+    assert (path / "sft/metrics.jsonl").is_file()

@@ -11,6 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from conftest import CPU, END, EOS, leave_plots_undrawn
+from plaudit.errors import UserError
 from plaudit.rewards.saved import load_reward_model
 from plaudit.stages.export import export_role
 from plaudit.stages.pipeline import run_pipeline
@@ -94,3 +95,14 @@ def test_a_card_says_what_it_is_and_how_it_was_judged(role: str, task: str, run:
 @pytest.mark.parametrize("role", ["policy", "reward"])
 def test_every_file_may_be_read(role: str, exported: Path) -> None:
     assert {file.stat().st_mode & 0o444 for file in (exported / role).rglob("*")} == {0o444}
+
+
+@pytest.mark.parametrize("role", ["policy", "reward"])
+def test_a_model_that_was_cut_short_is_not_exported(role: str, run: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    weights = damaged / role.replace("policy", "ppo") / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        export_role(damaged, role, tmp_path / "to")
+    assert not (tmp_path / "to").exists()

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from plaudit.data.files import read_json
 from plaudit.dist.machine import choose_machine
 from plaudit.errors import UserError
 from plaudit.models.load import quiet_libraries
@@ -16,7 +17,7 @@ from plaudit.records import Completion, Prompt
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.saved import load_reward_model
 from plaudit.rewards.texts.answers import ScoreItem
-from plaudit.run.folder import ORDER, SUMMARY, read_json, read_recipe
+from plaudit.run.folder import ORDER, SUMMARY, read_recipe
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.pipeline import run_pipeline
 from plaudit.stages.plan import Flags

@@ -32,7 +32,7 @@ def _run(recipe: "Recipe", *flags: "Flags") -> None:
 @commands.command()
 def demo(overrides: Overrides = None) -> None:
     """Run the whole pipeline on the embedded default (on one core 6 minutes with bfloat16 products, 25 without)."""
-    from plaudit.run.folder import free_folder
+    from plaudit.data.files import free_folder
     from plaudit.stages.recipe import load_recipe
 
     with as_file(files("plaudit.recipes")) as home:

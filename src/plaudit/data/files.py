@@ -195,6 +195,14 @@ def _open_to_readers(folder: Path) -> None:
             file.chmod(file.stat().st_mode | mode)
 
 
+def free_folder(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist yet."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
 def clear_halves(folder: Path) -> None:
     """Delete what a killed process left half-written or half-deleted in a folder and below."""
     for one in sorted([*folder.rglob("*.part*"), *folder.rglob("*.gone")]):
@@ -217,6 +225,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. UserError where it was cut short or damaged since, for it is written whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is cut short or damaged ({error}); put it back, or make it again: what a stage left with --from "
+            "STAGE, a run's own files in another folder"
+        ) from error
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

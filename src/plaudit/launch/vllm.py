@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from plaudit.data.files import read_json
 from plaudit.errors import EngineLost, UserError
 from plaudit.rollout import server
 from plaudit.rollout.vllm import DRAWS, SEEDS, served_name
 from plaudit.run.display import console
-from plaudit.run.folder import finished_model, read_json, sft_files
+from plaudit.run.folder import finished_model, sft_files
 from plaudit.stages.recipe import Recipe
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -7,7 +7,6 @@ model, a Python function, an HTTP endpoint, or a reward model made elsewhere. Fo
 mean and std over replies of the SFT model to training prompts, measured before the first update (or stated).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from plaudit.algo.rewards import normalise, weighted_scores
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import write_json
+from plaudit.data.files import read_json, write_json
 from plaudit.dist.machine import Machine
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import RunStopped, UserError
@@ -206,7 +205,7 @@ class RewardSources:
     def load(self, folder: Path) -> None:
         """Take the moments that `save` wrote to folder/rewards.json; UserError when they are of other sources."""
         path = folder / REWARDS
-        rows = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.is_file() else []
+        rows = read_json(path)["sources"] if path.is_file() else []
         now = [(n, getattr(s, s.kind), s.weight, s.watch) for n, s in self.sources.items()]
         then = [(r["name"], r.get(r["name"].partition("_")[0]), r["weight"], r.get("watch", False)) for r in rows]
         if self.named and now != then:

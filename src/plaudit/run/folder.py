@@ -9,7 +9,6 @@ own (train/saving.py); they go when it has ended.
 """
 
 import fcntl
-import json
 import os
 import platform
 import shutil
@@ -23,7 +22,7 @@ from typing import IO, Any
 
 import yaml
 
-from plaudit.data.files import clear_halves, write_json, write_text
+from plaudit.data.files import clear_halves, read_json, write_json, write_text
 from plaudit.data.hashes import sha256
 from plaudit.errors import UserError, writing
 from plaudit.run.checkpoint import WAIT
@@ -168,17 +167,6 @@ class RunFolder:
         """Delete those of a stage that ended: what it leaves is enough."""
         shutil.rmtree(self.path / name / CHECKPOINTS, ignore_errors=True)
 
-    def check(self, name: str, inputs: Iterable[str]) -> None:
-        """UserError when a file that stage `name` left among `inputs` (files, or folders with all that is in them) is
-        gone or changed."""
-        for file, known in self.finished().get(name, {}).get("files", {}).items():
-            if not any(file == one or file.startswith(f"{one}/") for one in inputs):
-                continue
-            path = self.path / file
-            if not path.is_file() or sha256(path) != known:
-                what = "has changed since" if path.is_file() else "is missing:"
-                raise UserError(f"{path} {what} stage {name!r} made it; put it back, or run --from {name}")
-
     def end(self, name: str, seconds: float, peaks: Mapping[str, float]) -> None:
         """Enter a stage that ended into the manifest, with the hash of every file in its folder but checkpoints, and
         its `peaks` of memory (`dist.machine.peaks`)."""
@@ -255,6 +243,11 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
             f"{path} already holds this run; continue it with --resume, go from the first stage whose rows have "
             "changed with --from auto, or give folder=PATH"
         )
+    if not (path / MANIFEST).is_file():
+        raise UserError(
+            f"{path / MANIFEST} is missing, and nothing else says which stages ended: the run would begin again, over "
+            "what they left; put it back, or give another folder with folder=PATH"
+        )
 
 
 def _holds_work(folder: Path) -> bool:
@@ -318,9 +311,20 @@ def _take_lock(lock: IO[str], path: Path) -> None:
 def finished_stages(folder: Path) -> dict[str, Any]:
     """See `RunFolder.finished`; empty for a folder that is not there yet."""
     manifest = folder / MANIFEST
-    ended = json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.is_file() else {}
+    ended = read_json(manifest)["stages"] if manifest.is_file() else {}
     moved = [name for name in ended if (folder / BEFORE / name).is_dir() and not (folder / name).is_dir()]
     return {name: entry for name, entry in ended.items() if name not in moved}
+
+
+def check_left(folder: Path, name: str, inputs: Iterable[str]) -> None:
+    """UserError when a file that stage `name` of the run in `folder` left among `inputs` (files, or folders with all
+    that is in them) is gone or changed."""
+    for file, known in finished_stages(folder).get(name, {}).get("files", {}).items():
+        if any(file == one or file.startswith(f"{one}/") for one in inputs):
+            path = folder / file
+            if not path.is_file() or sha256(path) != known:
+                what = "has changed since" if path.is_file() else "is missing:"
+                raise UserError(f"{path} {what} stage {name!r} made it; put it back, or run --from {name}")
 
 
 def sft_files(folder: Path) -> dict[str, str]:
@@ -346,7 +350,14 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     if not path.is_file():
         raise UserError(f"{folder}: no run of Plaudit is here ({RECIPE} is missing)")
-    return _resolved(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    try:
+        found = _resolved(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not text.endswith("\n"):  # it is written whole
+        raise UserError(f"{path} is cut short or damaged; put it back")
+    return found
 
 
 def at_home(path: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -370,11 +381,6 @@ def _resolved(recipe: str) -> Any:
         loader.dispose()
 
 
-def read_json(path: Path) -> Any:
-    """A file that a stage left."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def stage_settings(recipe: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """Of a resolved recipe: the section of a stage, with what the sections that stages share say for it."""
     found: dict[str, Any] = {}
@@ -390,11 +396,3 @@ def judged_by_people(recipe: Mapping[str, Any]) -> bool:
     """Of a resolved recipe: whether people judged, not a simulated annotator."""
     chosen = recipe["preferences"]
     return bool(chosen["rankings"] or chosen.get("unpaired")) or chosen["annotator"] == "human"
-
-
-def free_folder(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that does not exist yet."""
-    candidate, number = path, 2
-    while candidate.exists():
-        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return candidate

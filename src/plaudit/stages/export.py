@@ -14,7 +14,7 @@ from plaudit.models.rounding import Rounding
 from plaudit.rewards.contract import RewardContract
 from plaudit.rewards.export import export_classifier
 from plaudit.rewards.saved import adapter_name, check_files, with_heads
-from plaudit.run.folder import finished_model, read_recipe
+from plaudit.run.folder import check_left, finished_model, read_recipe
 from plaudit.stages.model_card import write_card
 
 MODELS = {"policy": "ppo/model", "reward": "reward/model"}
@@ -30,6 +30,8 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
     if role == "reward" and (folder / "reward" / "reward.json").is_file() and not (folder / MODELS[role]).exists():
         return _export_adapter(folder, to)
     sources = [finished_model(folder, MODELS[role])]
+    if role == "policy":  # a reward model's contract has the hashes of its files
+        check_left(folder, "ppo", [MODELS[role]])
     if role == "reward":
         sources += sorted(sources[0].parent.glob("model_*"), key=lambda path: int(path.name.removeprefix("model_")))
     with whole_folder(to) as part:
@@ -47,6 +49,8 @@ def export_role(folder: Path, role: str, to: Path) -> Path:
 def _export_adapter(folder: Path, to: Path) -> Path:
     """A reward model that no classifier can hold: adapters and heads, with the model they stand on beside them."""
     names = [*RewardContract.load(folder / "reward").files, "reward.json", "README.md"]
+    check_left(folder, "sft", ["sft/model"])
+    check_left(folder, "reward", [f"reward/{name}" for name in names])
     with whole_folder(to) as part:
         shutil.copytree(finished_model(folder, "sft/model"), part / "sft/model")
         for name in names:

@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
-from plaudit.data.files import write_json
+from plaudit.data.files import read_json, write_json
 from plaudit.data.hashes import sha256, sha256_json, sha256_rows
 from plaudit.data.table import DemonstrationTable
 from plaudit.errors import UserError
@@ -171,7 +171,7 @@ def changed_inputs(stage: str, recipe: Recipe, rows: Rows, folder: Path, *, made
     path = folder / stage / INPUTS
     if not path.is_file():
         return []
-    then, now = json.loads(path.read_text(encoding="utf-8")), inputs_of(stage, recipe, rows, folder)
+    then, now = read_json(path), inputs_of(stage, recipe, rows, folder)
     now = json.loads(json.dumps(now))
     keys = differences(then["recipe"], now["recipe"])
     found = [text for key, text in keys.items() if not is_among(key, MAY_CHANGE)]
@@ -237,7 +237,7 @@ def refuse_changed(stages: Sequence[str], recipe: Recipe, rows: Rows, folder: Pa
 
 
 def _read(folder: Path, stage: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / stage / INPUTS).read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(folder / stage / INPUTS)
     return found
 
 

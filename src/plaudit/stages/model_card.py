@@ -4,13 +4,12 @@ The header is what the Hugging Face Hub reads. It names no licence: that of the 
 know. Nor does the card name a path of this machine.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from plaudit.data.files import write_text
+from plaudit.data.files import read_json, write_text
 from plaudit.run.folder import judged_by_people, read_recipe, stage_settings
 
 STEPS = {
@@ -108,7 +107,7 @@ def _use(run: Path, recipe: dict[str, Any], role: str) -> str:
 
 def _numbers(path: Path) -> dict[str, str]:
     """The numbers of a stage's summary, rounded for reading; empty where there is none."""
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    summary = read_json(path) if path.is_file() else {}
     return {name: shown for name, value in summary.items() if (shown := _shown(value)) is not None}
 
 

@@ -18,7 +18,7 @@ from plaudit.errors import UserError
 from plaudit.rewards.config import uses_trained
 from plaudit.run.branch import begin_round, branch, round_folder, rounds_of, run_of
 from plaudit.run.display import console
-from plaudit.run.folder import CHECKPOINTS, ORDER, RECIPE, finished_stages, needed_stages, read_recipe
+from plaudit.run.folder import CHECKPOINTS, ORDER, RECIPE, check_left, finished_stages, needed_stages, read_recipe
 from plaudit.run.loggers.follow import Loggers
 from plaudit.stages.baselines import loop as baselines
 from plaudit.stages.dpo import loop as dpo
@@ -116,7 +116,7 @@ def _run_round(recipe: Recipe, flags: Flags, ranks: Ranks, *, later: bool = Fals
     to = recipe.loggers if ranks.first else ()
     with run.folder, Loggers(run.folder.path, to, recipe.model_dump(mode="json")) as loggers:
         for name in plan.checked if ranks.first else ():
-            run.folder.check(name, READ_LATER)
+            check_left(run.folder.path, name, READ_LATER)
         for name in plan.stages:
             if ranks.first or name in divided(recipe):
                 loggers.begin(name, resume=name == plan.from_checkpoint)

@@ -25,6 +25,7 @@ NEEDS = {
 READ_LATER = (
     "sft/model",
     "sft/summary.json",
+    "sft/metrics.jsonl",
     "preferences/rankings.jsonl",
     "preferences/earlier.jsonl",
     "preferences/unpaired.jsonl",
@@ -33,6 +34,9 @@ READ_LATER = (
     "ppo/model",
     "ppo/rewards.json",
     "ppo/summary.json",
+    "ppo/metrics.jsonl",
+    "ppo/evaluations.jsonl",
+    "ppo/validation",
     "evaluate",
     "rejection/model",
     "rejection/summary.json",

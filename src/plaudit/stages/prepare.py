@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from plaudit.data.chat import ChatFormat
-from plaudit.data.files import write_json, write_rows
+from plaudit.data.files import read_json, write_json, write_rows
 from plaudit.data.hashes import sha256_text
-from plaudit.dist.machine import Machine, choose_machine, describe, release_memory, unused_device
+from plaudit.dist.machine import Machine, choose_machine, describe, release_memory, unused_device, use_threads
 from plaudit.dist.ranks import ALONE, Ranks
 from plaudit.errors import Mistakes, UserError
 from plaudit.label.extra import missing_packages
@@ -23,7 +23,7 @@ from plaudit.models.shapes import shape_of
 from plaudit.records import Completion, Prompt
 from plaudit.rewards.sources import check_sources
 from plaudit.run.display import console
-from plaudit.run.folder import STAGES, FollowedFolder, RunFolder, check_room, read_json, refuse_another_run
+from plaudit.run.folder import STAGES, FollowedFolder, RunFolder, check_room, refuse_another_run
 from plaudit.run.loggers.backends import opener
 from plaudit.run.provenance import code_sha256, differences, is_among, versions
 from plaudit.stages.inputs import refuse_changed
@@ -148,6 +148,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None, ranks: Ranks = ALONE, data
             may_change=plan.may_change,
             need_mb=found.need_mb,
         )
+    machine = replace(machine, threads=use_threads(ranks.local))  # from here on the other ranks compute too
     console.print(f"Run folder {folder.path}, {machine.device.type}, {machine.dtype_name}, {machine.threads} threads")
     if ranks.count > 1:
         shared = ", ".join(name for name in divided(recipe) if name in plan.stages)

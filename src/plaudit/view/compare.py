@@ -10,9 +10,10 @@ import numpy as np
 from rich.table import Table
 
 from plaudit.algo.statistics import bootstrap_interval
+from plaudit.data.files import read_json
 from plaudit.errors import UserError
 from plaudit.run.display import console, format_value, readable
-from plaudit.run.folder import SUMMARY, read_json, read_recipe
+from plaudit.run.folder import SUMMARY, read_recipe
 from plaudit.run.metrics import read_metrics
 from plaudit.run.provenance import differences
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from plaudit.data.files import read_json
 from plaudit.errors import UserError
 from plaudit.label.extra import missing_packages
 from plaudit.run.branch import rounds_of
@@ -17,7 +18,6 @@ from plaudit.run.folder import (
     finished_stages,
     is_locked,
     needed_stages,
-    read_json,
     read_recipe,
     stages_beside,
 )

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from plaudit.data.files import write_json
+from plaudit.data.files import read_json, write_json
 from plaudit.errors import UserError
 from plaudit.run.display import console
-from plaudit.run.folder import ORDER, SUMMARY, read_json, stages_after
+from plaudit.run.folder import ORDER, SUMMARY, stages_after
 from plaudit.run.loggers.backends import Logger, LoggerName, Opened, opener
 from plaudit.run.metrics import is_number
 

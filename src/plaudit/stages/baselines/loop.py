@@ -20,13 +20,13 @@ import numpy as np
 
 from plaudit.algo.statistics import Floats, best_of_n, best_of_n_kl, bootstrap_interval
 from plaudit.data.annotator import Annotator
-from plaudit.data.files import write_rows
+from plaudit.data.files import read_json, write_rows
 from plaudit.errors import UserError
 from plaudit.records import Prompt
 from plaudit.rewards.config import RewardSource
 from plaudit.rewards.sources import RewardSources
 from plaudit.run.display import progress
-from plaudit.run.folder import CHECKPOINTS, read_json
+from plaudit.run.folder import CHECKPOINTS
 from plaudit.run.metrics import read_metrics
 from plaudit.stages.evaluate.config import EvaluateConfig
 from plaudit.stages.evaluate.judging import SAMPLED

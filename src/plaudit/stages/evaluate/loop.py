@@ -8,7 +8,6 @@ Leaves evaluate/replies.jsonl and evaluate/summary.json.
     plaudit evaluate RECIPE
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.annotator import Annotator, declines
-from plaudit.data.files import write_rows
+from plaudit.data.files import read_json, write_rows
 from plaudit.guard.monitors import distinct_bigrams, repeated_trigrams
 from plaudit.models.load import load_model
 from plaudit.records import Completion, Prompt
@@ -99,7 +98,7 @@ def compare(
         else:
             advance(count=2 * len(prompts))
         # Where no update was better than the SFT model, that is the policy: it is not sampled a second time.
-        kept = json.loads((policy.parent / "summary.json").read_text(encoding="utf-8"))["kept_update"]
+        kept = read_json(policy.parent / "summary.json")["kept_update"]
         kept = kept or run.rounds.goes_on
         ppo = judge("ppo", policy, batches + 1, sft.as_state()) if kept else sft
     clusters = [prompt.id for prompt in prompts]

@@ -6,7 +6,6 @@ time: run again, it goes on waiting.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from plaudit import rng
-from plaudit.data.files import write_json
+from plaudit.data.files import read_json, write_json
 from plaudit.errors import UserError
 from plaudit.label.db.database import open_project, snapshot, writing
 from plaudit.label.db.ledger import Ledger, counting, read, standing
@@ -88,7 +87,7 @@ def _drafts(config: PreferencesConfig, run: Run, sample: Sample, origin: str) ->
     if run.before:
         decide += [run.rounds.model_dump(exclude={"count"}), voice_hashes(run)]
     name = hashlib.sha256(repr(decide).encode()).hexdigest()[:24]
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored = read_json(path) if path.is_file() else {}
     if stored.get("sampling") != name:
         groups, text_changed = sample()
         rows = [
@@ -123,7 +122,7 @@ def _settle(engine: Engine, ids: Mapping[str, Draft], origin: str, overlap: int,
     """
     with snapshot(engine) as connection:
         ledger = read(connection)
-    stored = json.loads(sampled.read_text(encoding="utf-8"))
+    stored = read_json(sampled)
     if stored.get("overlap") != overlap:
         other = [row.id for row in ledger.items if row.id in ids and row.overlap != overlap]
         for start in range(0, len(other), AT_ONCE):

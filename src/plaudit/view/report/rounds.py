@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
+from plaudit.data.files import read_json
 from plaudit.run.display import console, format_value
-from plaudit.run.folder import SUMMARY, read_json
+from plaudit.run.folder import SUMMARY
 from plaudit.view.compare import paired
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit.algo.statistics import bootstrap_interval
-from plaudit.data.files import write_json, write_text
+from plaudit.data.files import read_json, write_json, write_text
 from plaudit.guard.limits import KL_BUDGET
 from plaudit.run.branch import run_of
 from plaudit.run.display import console, format_value, stage_table
@@ -24,7 +24,6 @@ from plaudit.run.folder import (
     SUMMARY,
     judged_by_people,
     needed_stages,
-    read_json,
     read_recipe,
     stage_settings,
     stages_beside,

@@ -10,8 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from plaudit.data.files import read_json
 from plaudit.run.branch import rounds_of
-from plaudit.run.folder import MANIFEST, ORDER, RECIPE, SUMMARY, is_locked, read_json, read_recipe
+from plaudit.run.folder import MANIFEST, ORDER, RECIPE, SUMMARY, is_locked, read_recipe
 from plaudit.run.metrics import is_number, last_rows
 from plaudit.view.status import progress_of
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from plaudit.algo.rewards import normalise
 from plaudit.data.chat import ChatFormat
+from plaudit.data.files import read_json
 from plaudit.errors import UserError
 from plaudit.models.load import load_chat, quiet_libraries
 from plaudit.rewards.contract import CONTRACT
 from plaudit.rewards.sources import MOMENTS
 from plaudit.rollout.stored import read_rollout, stored_rollouts
-from plaudit.run.folder import read_json, read_recipe
+from plaudit.run.folder import read_recipe
 from plaudit.run.metrics import read_metrics
 from plaudit.view.inspect.tokens import sources_of
 
