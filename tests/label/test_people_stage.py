@@ -21,7 +21,7 @@ from plaudit.label.db.ledger import read
 from plaudit.label.quality.dashboard import dashboard
 from plaudit.label.quality.places import filled_of_run
 from plaudit.label.queue import leases
-from plaudit.label.queue.again import another_opinion
+from plaudit.label.queue.again import another_opinion, ask_others
 from plaudit.label.queue.items import add_items, rank_draft, set_priorities
 from plaudit.records import Completion
 from plaudit.run.metrics import read_metrics
@@ -485,6 +485,17 @@ def test_the_report_tells_what_people_preferred(
     assert (people["win_rate"], people["ties"]) == (0.5, 1.0)
     assert "people prefer PPO" in done.out
     assert "People prefer PPO" in (folder / "report.html").read_text(encoding="utf-8")
+    # Ann's answers are set aside: they count no more, here as on the dashboard.
+    engine = connect(folder / "label" / "labels.sqlite")
+    bo = join(engine, "bo")
+    with writing(engine) as connection:
+        ask_others(connection, who)
+    assert compared_by_people(run) is None
+    while label_next(engine, bo, lambda shown: {"ranks": [1, 1]}, "compare"):
+        continue
+    engine.dispose()
+    again = compared_by_people(run)
+    assert again is not None and again["labels"] == people["labels"]
     # Replies of another evaluation were compared: those labels say nothing of this one.
     rows = read_metrics(folder / "evaluate" / "replies.jsonl")
     changed = [{**row, "ppo": {**row["ppo"], "text": row["ppo"]["text"] + " And more."}} for row in rows]

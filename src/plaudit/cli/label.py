@@ -9,6 +9,7 @@ from rich.table import Table
 
 from plaudit.errors import UserError, no_file
 from plaudit.label.extra import SIGN_IN, missing_packages
+from plaudit.run.branch import label_database
 from plaudit.run.display import console, error_console
 from plaudit.run.folder import RECIPE
 
@@ -22,7 +23,7 @@ Database = Annotated[
     str | None,
     typer.Option(
         envvar="PLAUDIT_LABEL_DATABASE",
-        help="A file (SQLite) or postgresql+psycopg://USER@HOST/NAME; by default beside the run or file.",
+        help="A file (SQLite) or postgresql+psycopg://USER@HOST/NAME; by default that of the run, or beside the file.",
     ),
 ]
 Task = Annotated[
@@ -48,13 +49,13 @@ def need_extra() -> None:
 
 
 def database_of(source: Path | None, database: str | None) -> str:
-    """The database that is meant: the one named, else RUN/label/labels.sqlite or FILE.labels.sqlite."""
+    """The database that is meant: the one named, else that of the run or FILE.labels.sqlite."""
     if database is not None:
         return database
     if source is None:
         raise UserError("which database? Give a run folder, a data file, or --database")
     run = (source / RECIPE).is_file()
-    return str(source / "label" / "labels.sqlite" if run else source.with_name(f"{source.name}.labels.sqlite"))
+    return label_database(source) if run else str(source.with_name(f"{source.name}.labels.sqlite"))
 
 
 def provider_of(issuer: str | None, client: str | None, domains: list[str] | None) -> Any:

@@ -53,6 +53,17 @@ def rounds_of(run: Path) -> list[Path]:
     return [run, *(round_folder(run, number) for number in later if (round_folder(run, number) / RECIPE).is_file())]
 
 
+def home_of(folder: Path) -> Path:
+    """The run that a folder is of: its own, or that of the round which lies in it."""
+    return folder.parent if folder in rounds_of(folder.parent) else folder
+
+
+def label_database(folder: Path) -> str:
+    """Where people's labels of the run in `folder` are: the database that its recipe names, else that of all rounds."""
+    named = (read_recipe(folder).get("preferences") or {}).get("database")
+    return named or str(home_of(folder) / "label" / "labels.sqlite")
+
+
 def rounds_before(folder: Path, number: int) -> list[Path]:
     """Of the folder of round `number`: those of the rounds before it."""
     return [round_folder(run_of(folder, number), earlier) for earlier in range(1, number)]

@@ -10,7 +10,7 @@ from rich.table import Table
 from plaudit.data.files import read_json
 from plaudit.errors import UserError
 from plaudit.label.extra import missing_packages
-from plaudit.run.branch import rounds_of
+from plaudit.run.branch import home_of, label_database, rounds_of
 from plaudit.run.display import console
 from plaudit.run.folder import (
     RECIPE,
@@ -24,8 +24,7 @@ from plaudit.run.folder import (
 from plaudit.run.metrics import last_rows
 
 SAMPLED = "label/sampled.json"
-DATABASE = "label/labels.sqlite"
-"""Of a run that waits for people: what it sampled for them, in each round's folder, and their labels, in the run's."""
+"""What a run has sampled for the people whom it waits for, in each round's folder."""
 
 _COUNTED = {"ppo": ("update", "updates"), "sft": ("step", None), "reward": ("step", None)}
 """What the stages' metrics count, and the key of the recipe that says how many there will be."""
@@ -68,7 +67,7 @@ def status_of(folder: Path) -> dict[str, Any]:
     recipe = read_recipe(folder)
     how_far = progress_of(folder, recipe)
     if how_far["now"] == "preferences" and (folder / SAMPLED).is_file():
-        how_far["progress"] = _labels(folder, recipe)
+        how_far["progress"] = _labels(folder, (recipe.get("preferences") or {}).get("labels"))
     found: dict[str, Any] = {
         "run": str(folder),
         **how_far,
@@ -87,11 +86,8 @@ def _progress(folder: Path, stage: str, recipe: Mapping[str, Any]) -> str:
     return f"{counted} {rows[0][counted]}" + (f" of {total}" if total else "")
 
 
-def _labels(folder: Path, recipe: Mapping[str, Any]) -> str:
-    """That a run waits for people, and how many labels are in now, whether it runs or not."""
-    home = folder.parent if folder in rounds_of(folder.parent) else folder
-    config = recipe.get("preferences", {})
-    where = config.get("database") or home / DATABASE
+def _labels(folder: Path, wanted: int | None) -> str:
+    """That a run waits for people, and how many labels are in now, whether it runs or not; None waits for all."""
     waits = "waits for people"
     if missing_packages():
         return waits
@@ -99,11 +95,11 @@ def _labels(folder: Path, recipe: Mapping[str, Any]) -> str:
     from plaudit.label.quality.places import filled_of_run
 
     try:
-        with snapshot(open_as_it_is(where)) as connection:
-            had, wanted = filled_of_run(connection, home.resolve().name)
+        with snapshot(open_as_it_is(label_database(folder))) as connection:
+            had, places = filled_of_run(connection, home_of(folder).resolve().name)
     except UserError:  # whether a run waits is known without its database
         return waits
-    return f"{waits}, {had:,} of {config.get('labels') or wanted:,} labels are in"
+    return f"{waits}, {had:,} of {wanted or places:,} labels are in"
 
 
 def _result(summary: Mapping[str, Any]) -> str:

@@ -162,6 +162,12 @@ def test_each_run_and_file_has_a_database_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "run" / "recipe.yaml").write_text("{}", encoding="utf-8")
     assert default_database(tmp_path / "run") == tmp_path / "run" / "label" / "labels.sqlite"
     assert default_database(tmp_path / "x.jsonl") == tmp_path / "x.jsonl.labels.sqlite"
+    # All rounds have that of their run, and a recipe may name another.
+    (tmp_path / "run/round-2").mkdir()
+    (tmp_path / "run/round-2/recipe.yaml").write_text("{}", encoding="utf-8")
+    assert default_database(tmp_path / "run/round-2") == tmp_path / "run" / "label" / "labels.sqlite"
+    (tmp_path / "run/recipe.yaml").write_text("preferences: {database: /srv/our.sqlite}", encoding="utf-8")
+    assert default_database(tmp_path / "run") == Path("/srv/our.sqlite")
     with pytest.raises(UserError, match="--database"):
         default_database(None)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from plaudit.algo.statistics import bootstrap_interval
 from plaudit.data.files import read_json, write_json, write_text
 from plaudit.guard.limits import KL_BUDGET
-from plaudit.run.branch import run_of
+from plaudit.run.branch import label_database
 from plaudit.run.display import console, format_value, stage_table
 from plaudit.run.folder import (
     ENVIRONMENT,
@@ -100,20 +100,19 @@ def gather(run: Run) -> dict[str, Any]:
 
 
 def labels_of(run: Run) -> "Ledger | None":
-    """What people said on the labelling page of this run; None where there is no database."""
-    home = run_of(run.folder.path, run.rounds.number)
-    where = read_recipe(run.folder.path)["preferences"]["database"] or str(home / "label" / "labels.sqlite")
+    """What people said on the labelling page of this run, as far as it counts; None where there is no database."""
+    where = label_database(run.folder.path)
     if "://" not in where and not Path(where).is_file():
         return None
     # Here, because it needs the extra `label`, which a run without people does not.
     from plaudit.label.db.database import open_as_it_is, snapshot
-    from plaudit.label.db.ledger import read
+    from plaudit.label.db.ledger import counting, read
 
     engine = open_as_it_is(where)
     with snapshot(engine) as connection:
         ledger = read(connection)
     engine.dispose()
-    return ledger
+    return counting(ledger)
 
 
 def compared_by_people(run: Run) -> dict[str, Any] | None:
