@@ -299,8 +299,14 @@ def random_gguf(desk: Desk) -> None:
 
 
 MODELS: dict[str, tuple[Callable[[Desk], None], tuple[str, ...]]] = {
-    "missing folder": (lambda desk: desk.edit(model="./nowhere"), ("./nowhere", "neither a folder")),
-    "missing gguf": (lambda desk: desk.edit(model="nowhere.gguf"), ("nowhere.gguf", "no such GGUF file")),
+    "missing folder": (
+        lambda desk: desk.edit(model="./nowhere"),
+        ("./nowhere", "neither a folder", f"at {Path.cwd() / 'nowhere'}"),
+    ),
+    "missing gguf": (
+        lambda desk: desk.edit(model="nowhere.gguf"),
+        ("nowhere.gguf", "no such GGUF file", f"at {Path.cwd() / 'nowhere.gguf'}"),
+    ),
     "a name": (lambda desk: desk.edit(model="llama"), ("llama", "OWNER/NAME")),
     "a hub id out of reach": (lambda desk: desk.edit(model="no-one/no-model"), ("no-one/no-model", "cannot be loaded")),
     "unknown wheel": (

@@ -63,7 +63,7 @@ def test_a_clean_file_has_no_problem_and_its_numbers_are_right(tmp_path: Path) -
         True,
     )
     assert file["kinds"] == {"safety": 7, "domain": 3}
-    assert file["splits"] == {"train": 10}
+    assert file["splits"] == {}  # no row names one, so a run divides them by a hash
     assert file["roles"] == {"user": 10, "assistant": 10}
     # "Tell me about amber amber." has 5 words, the reply 9; every word of the list has 5 letters.
     assert file["words"]["prompt"]["p50"] == 5 and file["words"]["reply"]["p100"] == 9
@@ -180,6 +180,13 @@ def test_a_planted_fault_is_named_with_its_lines(
     level, fix = LEVELS[kind]
     assert report["problems"][0]["level"] == level and report["problems"][0]["fix"] == fix
     assert (report["errors"], report["warnings"]) == ((1, 0) if level == "error" else (0, 1))
+
+
+def test_splits_are_counted_where_a_row_of_any_file_names_one(tmp_path: Path) -> None:
+    """As a run takes them: those of rows that name none are train then."""
+    one, other = demonstration(1, split="test"), demonstration(2)
+    files = check(put(tmp_path / "a.jsonl", one, other), put(tmp_path / "b.jsonl", demonstration(3)))["files"]
+    assert [file["splits"] for file in files] == [{"train": 1, "test": 1}, {"train": 1}]
 
 
 def test_a_leak_between_files_is_found(tmp_path: Path) -> None:

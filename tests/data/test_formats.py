@@ -227,6 +227,7 @@ def test_a_named_format_ignores_a_key_that_looks_misspelt(tmp_path: Path) -> Non
 def test_keys_of_no_format_are_named(tmp_path: Path) -> None:
     message = refusal(put(tmp_path / "a.jsonl", {"question": "x", "answer": "y"}))
     assert "a.jsonl:1: no known format has the keys 'question', 'answer'" in message and "alpaca" in message
+    assert "prompt=THEIRS (prompts alone)" in message
 
 
 def test_an_unknown_format_has_its_nearest_name(tmp_path: Path) -> None:

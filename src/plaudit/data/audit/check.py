@@ -76,7 +76,9 @@ class Audit:
                 on_rows(reader.rows)
             if record is not None:
                 self._row(file, row.place, record)
-                self._scored(row.place, row.value or {})
+                said = row.value or {}
+                file.names_split |= bool(said.get("split"))
+                self._scored(row.place, said)
                 if is_implicit(reader.format, row.value) and len(prompt_of(record).text.split()) < _FEW_WORDS:
                     text = f"the prompt is {shown(prompt_of(record).text)}"
                     self._problems.add("short shared prompt", row.place, text)
@@ -161,6 +163,8 @@ class Audit:
                 self._problems.add("one annotator", str(file.reader.source), text)
         counts = zip(self._files, repeated, nearly, strict=True)
         files = [file.summary(same, near, self._near.sample) for file, same, near in counts]
+        if not any(file.names_split for file in self._files):
+            files = [{**file, "splits": {}} for file in files]  # a run divides the rows (data/splits.py)
         problems = self._problems.as_json()
         errors, warnings = (sum(p["count"] for p in problems if p["level"] == level) for level in ("error", "warning"))
         overlaps = self._overlaps()

@@ -49,6 +49,8 @@ class Counts:
     last: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
+    names_split: bool = False
+    """Whether a row of the file says its split; one that does not counts as train."""
     roles: Counter[str] = field(default_factory=Counter)
     characters: Lengths = field(default_factory=Lengths)
     words: Lengths = field(default_factory=Lengths)

@@ -203,8 +203,9 @@ class Reader:
             self._check_keys(place, row)
             raise UserError(
                 f"{place}: no known format has the keys {keys}; the formats are {', '.join(FORMATS)}; columns of other "
-                "names are named with columns: prompt=THEIRS,completion=THEIRS (ideal answers), or prompt=THEIRS,"
-                "answer_a=THEIRS,answer_b=THEIRS,winner=THEIRS (two answers, and which is better)"
+                "names are named with columns: prompt=THEIRS (prompts alone), prompt=THEIRS,completion=THEIRS (ideal "
+                "answers), or prompt=THEIRS,answer_a=THEIRS,answer_b=THEIRS,winner=THEIRS (two answers, and which is "
+                "better)"
             )
         # A row that lacks the format's own key is left to the format's parser, which names the missing field.
         lacking = not names or names == ["prompts"] or (self.format == "hh" and names == ["pairs"])
