@@ -35,6 +35,7 @@ from plaudit.stages.preferences.config import PreferencesConfig
 from plaudit.stages.recipe import load_recipe
 from plaudit.view.report.write import compared_by_people
 from plaudit.view.status import status_of
+from plaudit.view.studio.logs import card
 
 
 def shorter_is_better(shown: list[str]) -> dict[str, Any]:
@@ -193,6 +194,7 @@ def test_people_rank_the_replies_of_a_later_round(
         stopped.setattr(preferences_people.time, "sleep", stop)
         with pytest.raises(Interrupted):
             run_pipeline(second, Flags(only=("preferences",)))
+    assert card("run", home / "round-2")["progress"] == "waits for people"
     assert status_of(home / "round-2")["progress"] == "waits for people, 0 of 6 labels are in"
     monkeypatch.setattr(preferences, "sampled", lambda *_: pytest.fail("it sampled again"))
     with labelling(home / "label/labels.sqlite", shorter_is_better, ["ann"]):

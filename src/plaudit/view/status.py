@@ -23,6 +23,7 @@ from plaudit.run.folder import (
 )
 from plaudit.run.metrics import last_rows
 
+WAITS = "waits for people"
 SAMPLED = "label/sampled.json"
 """What a run has sampled for the people whom it waits for, in each round's folder."""
 
@@ -66,8 +67,8 @@ def status_of(folder: Path) -> dict[str, Any]:
     files = [file for file in folder.rglob("*") if file.is_file() and not {*file.parents} & {*rounds}]
     recipe = read_recipe(folder)
     how_far = progress_of(folder, recipe)
-    if how_far["now"] == "preferences" and (folder / SAMPLED).is_file():
-        how_far["progress"] = _labels(folder, (recipe.get("preferences") or {}).get("labels"))
+    if how_far["progress"] == WAITS:
+        how_far["progress"] += _labels(folder, (recipe.get("preferences") or {}).get("labels"))
     found: dict[str, Any] = {
         "run": str(folder),
         **how_far,
@@ -79,6 +80,8 @@ def status_of(folder: Path) -> dict[str, Any]:
 
 
 def _progress(folder: Path, stage: str, recipe: Mapping[str, Any]) -> str:
+    if stage == "preferences" and (folder / SAMPLED).is_file():
+        return WAITS
     if stage not in _COUNTED or not (rows := last_rows(folder / stage / "metrics.jsonl", 1)):
         return ""
     counted, key = _COUNTED[stage]
@@ -87,19 +90,19 @@ def _progress(folder: Path, stage: str, recipe: Mapping[str, Any]) -> str:
 
 
 def _labels(folder: Path, wanted: int | None) -> str:
-    """That a run waits for people, and how many labels are in now, whether it runs or not; None waits for all."""
-    waits = "waits for people"
+    """How many of the labels are in that a run waits for (None: all), whether it runs or not; nothing where its
+    database cannot be read."""
     if missing_packages():
-        return waits
+        return ""
     from plaudit.label.db.database import open_as_it_is, snapshot
     from plaudit.label.quality.places import filled_of_run
 
     try:
         with snapshot(open_as_it_is(label_database(folder))) as connection:
             had, places = filled_of_run(connection, home_of(folder).resolve().name)
-    except UserError:  # whether a run waits is known without its database
-        return waits
-    return f"{waits}, {had:,} of {wanted or places:,} labels are in"
+    except UserError:
+        return ""
+    return f", {had:,} of {wanted or places:,} labels are in"
 
 
 def _result(summary: Mapping[str, Any]) -> str:

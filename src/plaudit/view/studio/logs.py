@@ -14,7 +14,7 @@ from plaudit.data.files import read_json
 from plaudit.run.branch import rounds_of
 from plaudit.run.folder import MANIFEST, ORDER, RECIPE, SUMMARY, is_locked, read_recipe
 from plaudit.run.metrics import is_number, last_rows
-from plaudit.view.status import progress_of
+from plaudit.view.status import SAMPLED, progress_of
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 
@@ -35,7 +35,8 @@ def known_runs(folders: Iterable[Path]) -> dict[str, Path]:
 def mark_of(folder: Path) -> tuple[Any, ...]:
     """What changes when the card of a run does, from a few looks at its files: a page asks every other second, and
     what it costs is taken from the trainer beside it."""
-    files = (folder / MANIFEST, folder / SUMMARY, *(folder / stage / "metrics.jsonl" for stage in ORDER))
+    own = (folder / name for name in (MANIFEST, SUMMARY, SAMPLED))
+    files = (*own, *(folder / stage / "metrics.jsonl" for stage in ORDER))
     stats = (file.stat() if file.is_file() else None for file in files)
     return is_locked(folder), len(rounds_of(folder)), *(one and (one.st_size, one.st_mtime_ns) for one in stats)
 
