@@ -306,7 +306,7 @@ def test_check_prints_a_table_and_ends_with_0_or_1(tmp_path: Path, plaudit: Plau
     good = put(tmp_path / "good.jsonl", *(demonstration(i) for i in range(5)), demonstration(0))
     done = plaudit("data", "check", good)
     assert done.code == 0 and done.err == ""
-    for part in ("good.jsonl", "prompt-completion", "(detected)", "train 6", "distinct-1", "0 errors, 1 warnings"):
+    for part in ("good.jsonl", "prompt-completion", "(detected)", "none named", "distinct-1", "0 errors, 1 warnings"):
         assert part in done.out
     assert f"{good}:6: the same as {good}:1" in done.out
     bad = put(tmp_path / "bad.jsonl", demonstration(1), '{"prompt": "x"}')
