@@ -59,7 +59,8 @@ def test_the_cases_are_what_they_claim(case: str, both: Path) -> None:
     """Ragged replies, several steps an update, numbers that move: else the test above would show little."""
     run = both / "one" / case / "run/ppo"
     batches = [load_file(file) for file in sorted((run / "rollouts").iterdir())]
-    assert all(len(set((batch["lengths_B"] - batch["prompt_lengths_B"]).tolist())) > 1 for batch in batches)
+    ragged = [len(set((batch["lengths_B"] - batch["prompt_lengths_B"]).tolist())) > 1 for batch in batches]
+    assert sum(ragged) >= 2, "the last few updates of a policy that learns to go on may have none"
     metrics = read_metrics(run / "metrics.jsonl")
     assert len({row["score"] for row in metrics}) == 3
     config = two_ranks.config_of(case, both / "one")
