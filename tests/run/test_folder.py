@@ -453,6 +453,7 @@ def test_a_file_of_a_run_that_was_cut_short_is_named(tmp_path: Path, name: str, 
 def test_a_run_without_its_manifest_does_not_begin_again_over_what_it_made(tmp_path: Path) -> None:
     path = made(tmp_path)
     (path / "manifest.json").unlink()
+    (path / "sft/inputs.json").write_text("{}\n")  # a stage began here; without, somebody put rows there by hand
     assert "manifest.json is missing, and nothing else says which stages ended" in refusal(
         path, text(RECIPE), resume=True
     )

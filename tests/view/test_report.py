@@ -518,7 +518,7 @@ def test_a_constraint_is_not_told_as_a_weight(written: Run) -> None:
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     held = {"function": "own.py:polite", "at_least": "sft + 0.1", "of_kind": "safety"}
     values["ppo"]["rewards"] = [{"trained": True, "weight": 2.0}, held, {"function": "own.py:short", "watch": True}]
-    recipe.write_text(Recipe(**values).model_dump_json(), encoding="utf-8")
+    recipe.write_text(Recipe(**values).model_dump_json() + "\n", encoding="utf-8")
     write.write_report(written)
     text = page_of(written).text
     assert "the reward model of this run, weight 2" in text

@@ -243,7 +243,8 @@ def refuse_another_run(path: Path, recipe_yaml: str, *, resume: bool, may_change
             f"{path} already holds this run; continue it with --resume, go from the first stage whose rows have "
             "changed with --from auto, or give folder=PATH"
         )
-    if not (path / MANIFEST).is_file():
+    begun = any((path / name / INPUTS).is_file() for name in ORDER)  # else its rows were put there by hand
+    if begun and not (path / MANIFEST).is_file():
         raise UserError(
             f"{path / MANIFEST} is missing, and nothing else says which stages ended: the run would begin again, over "
             "what they left; put it back, or give another folder with folder=PATH"
@@ -356,7 +357,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     except yaml.YAMLError:
         found = None
     if not isinstance(found, dict) or not text.endswith("\n"):  # it is written whole
-        raise UserError(f"{path} is cut short or damaged; put it back")
+        raise UserError(f"{path} is cut short or damaged: no mapping that ends with a line break; put it back")
     return found
 
 

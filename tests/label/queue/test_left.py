@@ -19,7 +19,7 @@ from plaudit.label.db.database import open_project, snapshot, writing
 from plaudit.label.db.ledger import read
 from plaudit.label.quality.dashboard import dashboard
 from plaudit.label.queue import leases
-from plaudit.label.queue.items import add_items
+from plaudit.label.queue.items import Draft, add_items
 from plaudit.label.queue.left import any_open
 from plaudit.stages.preferences import people as stage
 
@@ -49,7 +49,7 @@ def act(engine: Engine, who: int, what: str) -> bool:
         return True
 
 
-def waited_for(engine: Engine, ids: set[str], wanted: int) -> list[Any]:
+def waited_for(engine: Engine, ids: dict[str, Draft], wanted: int) -> list[Any]:
     """What the stage's wait gives; it may not sleep, since nobody comes any more."""
     return stage._wait(engine, "labels.sqlite", Path("run"), ids, wanted)[1]
 
@@ -75,7 +75,7 @@ def test_a_run_with_people_ends_in_every_combination_of_skips_and_verdicts(
             connection.execute(delete(table))
     drafts = [draft(number, overlap=overlap) for number in range(3)]
     add_items(engine, drafts)
-    ids = {one.id for one in drafts}
+    ids = {one.id: one for one in drafts}
     names = [join(engine, name) for name in "abc"[: overlap + more_people]]
     ranked = 0
     while True:

@@ -159,14 +159,14 @@ def test_an_address_of_the_browsers_that_is_none(url: str) -> None:
 
 def test_each_run_and_file_has_a_database_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text("{}", encoding="utf-8")
+    (tmp_path / "run" / "recipe.yaml").write_text("{}\n", encoding="utf-8")
     assert default_database(tmp_path / "run") == tmp_path / "run" / "label" / "labels.sqlite"
     assert default_database(tmp_path / "x.jsonl") == tmp_path / "x.jsonl.labels.sqlite"
     # All rounds have that of their run, and a recipe may name another.
     (tmp_path / "run/round-2").mkdir()
-    (tmp_path / "run/round-2/recipe.yaml").write_text("{}", encoding="utf-8")
+    (tmp_path / "run/round-2/recipe.yaml").write_text("{}\n", encoding="utf-8")
     assert default_database(tmp_path / "run/round-2") == tmp_path / "run" / "label" / "labels.sqlite"
-    (tmp_path / "run/recipe.yaml").write_text("preferences: {database: /srv/our.sqlite}", encoding="utf-8")
+    (tmp_path / "run/recipe.yaml").write_text("preferences: {database: /srv/our.sqlite}\n", encoding="utf-8")
     assert default_database(tmp_path / "run") == Path("/srv/our.sqlite")
     with pytest.raises(UserError, match="--database"):
         default_database(None)
@@ -291,7 +291,7 @@ def test_a_run_that_waits_for_its_people_is_served_as_it_is(
     anywhere = ("--port", "0")
     run = tmp_path / "run"
     run.mkdir()
-    (run / "recipe.yaml").write_text("{}", encoding="utf-8")
+    (run / "recipe.yaml").write_text("{}\n", encoding="utf-8")
     assert plaudit("label", "serve", str(run), *anywhere).code == 2  # nothing was sampled yet
     items.add_items(open_project(default_database(run)), items.drafts(rankings(tmp_path / "rankings.jsonl")))
     assert plaudit("label", "serve", str(run), *anywhere, "--lease-minutes", "5").code == 0
