@@ -132,7 +132,8 @@ def run_of(home: Path, case: str, ranks: Ranks) -> Run:
     path, served = home / case / "run", home / "served.json"
     if ranks.first:
         (path / "recipe.yaml").write_text("name: tiny\n")
-        (path / "manifest.json").write_text('{"stages": {}}')  # as a run that has begun
+        if not (path / "manifest.json").is_file():
+            (path / "manifest.json").write_text('{"stages": {}}')  # as a run that has begun
         folder = RunFolder.open(path, "name: tiny\n", resume=True)
     else:
         folder = FollowedFolder(path)
