@@ -58,9 +58,9 @@ def test_what_would_be_lost_is_refused_by_name(row: dict[str, Any], key: str, tm
 
 
 def test_a_question_that_the_prompt_says_again_is_ignored(tmp_path: Path) -> None:
-    row = {"prompt": f"Answer in a word. {Q}", "question": Q, "chosen": SNAILS, "rejected": CATS}
+    row: dict[str, Any] = {"prompt": f"Answer in a word. {Q}", "question": Q, "chosen": SNAILS, "rejected": CATS}
     assert "ignored keys: 'question' (1)" in only(tmp_path, row)[1]
-    row["prompt"] = [{"role": "user", "content": Q}]  # type: ignore[assignment]
+    row["prompt"] = [{"role": "user", "content": Q}]
     assert "ignored keys: 'question' (1)" in only(tmp_path, row)[1]
 
 

@@ -20,6 +20,7 @@ from plaudit.errors import UserError
 from plaudit.guard.arithmetic import BEHAVIOUR, Stored, sampler_slope
 from plaudit.guard.sampler import sampler_gap
 from plaudit.models.load import load_tokenizer, quiet_libraries
+from plaudit.rewards.config import KINDS
 from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.run.folder import read_recipe
 
@@ -118,7 +119,7 @@ def inspect_run(folder: Path, step: int | None = None, sample: int = 1) -> Inspe
         reply=tokenizer.decode(ids[start:], skip_special_tokens=True),
         finished=bool(tensors["finished_B"][sample - 1]),
         raw_scores=tuple(tensors["raw_scores_BM"][sample - 1].tolist()),
-        sources=sources_of(ppo, tensors["raw_scores_BM"].shape[1]),
+        sources=kinds_of_scores(ppo, tensors["raw_scores_BM"].shape[1]),
         score=tensors["scores_B"][sample - 1].item(),
         clip=clip_bounds(ppo),
         dual_clip=ppo.get("dual_clip"),
@@ -135,11 +136,11 @@ def inspect_run(folder: Path, step: int | None = None, sample: int = 1) -> Inspe
     )
 
 
-def sources_of(ppo: Mapping[str, Any], columns: int) -> tuple[str, ...]:
+def kinds_of_scores(ppo: Mapping[str, Any], columns: int) -> tuple[str, ...]:
     """The kind of source that each column of `raw_scores_BM` is of, by the recipe's section `ppo`: the run's own reward
     model has one a member, every other source one."""
     paid = [source for source in ppo.get("rewards") or [{"trained": True}] if not source.get("watch")]
-    kinds = [next(kind for kind in ("trained", "function", "endpoint", "model") if source.get(kind)) for source in paid]
+    kinds = [next(kind for kind in KINDS if source.get(kind)) for source in paid]
     own = columns - sum(kind != "trained" for kind in kinds)
     return tuple(name for kind in kinds for name in [kind] * (own if kind == "trained" else 1))
 

@@ -23,7 +23,7 @@ from plaudit.rewards.sources import MOMENTS
 from plaudit.rollout.stored import read_rollout, stored_rollouts
 from plaudit.run.folder import read_recipe
 from plaudit.run.metrics import read_metrics
-from plaudit.view.inspect.tokens import sources_of
+from plaudit.view.inspect.tokens import kinds_of_scores
 
 SORTS = ("score", "kl", "length", "advantage", "critic_error", "disagreement", "gold", "update")
 MOST = 200
@@ -163,7 +163,7 @@ def per_reply(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def disagreement(folder: Path, raw_scores_BM: Tensor) -> dict[str, Tensor]:
     """One more column, [B]: the std over the members of the run's own ensemble, each normalised by its own moments
     as PPO does it. {} without an ensemble: scores of different sources have no common unit."""
-    own = [name == "trained" for name in sources_of(read_recipe(folder)["ppo"], raw_scores_BM.shape[1])]
+    own = [name == "trained" for name in kinds_of_scores(read_recipe(folder)["ppo"], raw_scores_BM.shape[1])]
     if sum(own) < 2:
         return {}
     contract = read_json(folder / "reward" / CONTRACT)
